@@ -1,0 +1,47 @@
+/* What the files of the agent share. */
+#ifndef PC_AGENT_H
+#define PC_AGENT_H
+
+#include "identity.h"
+#include "plan.h"
+#include "wire.h"
+
+#define PC_MAX_EXECS 4096
+
+struct pc_process
+{
+  i32 pid;       /* of the command, or of its supervisor */
+  u32 id;
+  i32 channel;   /* where the caller waits, or -1 once answered */
+  i32 *command;  /* under a supervisor: where that keeps the command's pid, else NULL */
+};
+
+struct pc_agent
+{
+  const struct pc_security *security;
+  int terminals; /* /dev/pts of this container, or -1 */
+  struct pc_process processes[PC_MAX_EXECS];
+  u32 count;
+  i32 *commands; /* shared with the supervisors */
+};
+
+struct pc_kernel_usage
+{
+  i64 user_seconds;
+  i64 user_micros;
+  i64 system_seconds;
+  i64 system_micros;
+  i64 peak_kib;
+  i64 rest[13];
+};
+
+void pc_start_exec (struct pc_agent *agent, const struct pc_exec *exec, struct pc_fds *fds);
+/* A free place in the table that supervisors share with the agent. */
+i32 *pc_command_slot (struct pc_agent *agent);
+/* The supervisor of one exec: its orphans come to it, and it ends when the last of them does. */
+_Noreturn void pc_supervise (i32 *command, int channel);
+/* Kill every descendant of root until none is left. */
+void pc_kill_tree (i32 root);
+void pc_exited_record (struct pc_record *record, i32 status, const struct pc_kernel_usage *usage);
+
+#endif

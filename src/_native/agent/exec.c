@@ -1,0 +1,210 @@
+/* Start one process of the guest: its leaf, its streams, its controls, its execve. */
+#include "agent.h"
+
+#include <linux/errno.h>
+#include <linux/fcntl.h>
+#include <linux/sched.h>
+
+#define TIOCSCTTY_ 0x540E
+#define TIOCSWINSZ_ 0x5414
+#define TIOCGPTPEER_ 0x5441
+#define TIOCSPTLCK_ 0x40045431
+
+static void
+answer_failure (int channel, u32 step, word error)
+{
+  struct pc_record record = {
+    .kind = PC_RECORD_FAILED,
+    .step = step,
+    .error = (i32) -error,
+    .op = -1,
+  };
+  (void) pc_send_record (channel, &record, -1);
+}
+
+struct streams
+{
+  int stdio[3];
+  int cgroup;
+  int tasks[16];
+  int terminal; /* the master's fd of a pty */
+  int peer;
+};
+
+static int
+open_terminal (const struct pc_agent *agent, const struct pc_exec *exec, struct streams *streams)
+{
+  i32 unlocked = 0;
+  u16 size[4] = { exec->rows, exec->columns, 0, 0 };
+
+  if (agent->terminals < 0)
+    return -ENODEV;
+  streams->terminal
+      = (int) sys_openat (agent->terminals, "ptmx", O_RDWR | O_NOCTTY | O_NOFOLLOW | O_CLOEXEC, 0);
+  if (streams->terminal < 0)
+    return streams->terminal;
+  word error = raw3 (__NR_ioctl, streams->terminal, TIOCSPTLCK_, &unlocked);
+  if (error < 0)
+    return (int) error;
+  /* The peer comes from the master itself: no path of the guest is walked. */
+  streams->peer = (int) raw3 (__NR_ioctl, streams->terminal, TIOCGPTPEER_, O_RDWR | O_NOCTTY | O_CLOEXEC);
+  if (streams->peer < 0)
+    return streams->peer;
+  return (int) raw3 (__NR_ioctl, streams->terminal, TIOCSWINSZ_, size);
+}
+
+static int
+assign_streams (const struct pc_exec *exec, const struct pc_fds *fds, struct streams *streams)
+{
+  static const u32 bits[] = { PC_EXEC_STDIN, PC_EXEC_STDOUT, PC_EXEC_STDERR };
+  u32 next = 1; /* the channel is first */
+
+  for (u32 i = 0; i < 3; i++)
+    {
+      streams->stdio[i] = -1;
+      if (exec->flags & bits[i])
+        {
+          if (next >= fds->count)
+            return -EBADF;
+          streams->stdio[i] = fds->fd[next++];
+        }
+    }
+  streams->cgroup = -1;
+  if (exec->flags & PC_EXEC_CGROUP)
+    {
+      if (next >= fds->count)
+        return -EBADF;
+      streams->cgroup = fds->fd[next++];
+    }
+  if (exec->tasks_count > COUNT (streams->tasks) || exec->tasks_count > fds->count - next)
+    return -EBADF;
+  for (u32 i = 0; i < exec->tasks_count; i++)
+    streams->tasks[i] = fds->fd[next++];
+  return 0;
+}
+
+_Noreturn static void
+fail_child (int channel, u32 step, word error)
+{
+  answer_failure (channel, step, error);
+  sys_exit (127);
+}
+
+static int
+take_streams (struct streams *streams, int pty)
+{
+  int fds[3];
+
+  for (u32 i = 0; i < 3; i++)
+    {
+      int fd = pty ? streams->peer : streams->stdio[i];
+      if (fd < 0)
+        fd = (int) sys_openat (AT_FDCWD_, "/dev/null", O_RDWR | O_NOFOLLOW | O_CLOEXEC, 0);
+      if (fd < 0)
+        return fd;
+      /* Above 2, so that no dup3 of another stream overwrites it. */
+      fds[i] = (int) raw3 (__NR_fcntl, fd, F_DUPFD_CLOEXEC, 3);
+      if (fds[i] < 0)
+        return fds[i];
+    }
+  return pc_set_stdio (fds);
+}
+
+_Noreturn static void
+run_child (const struct pc_agent *agent, const struct pc_exec *exec, struct streams *streams,
+           int channel)
+{
+  struct pc_failure failure = { 0, 0 };
+  int pty = exec->flags & PC_EXEC_PTY ? 1 : 0;
+  word error;
+
+  for (u32 i = 0; i < exec->tasks_count; i++)
+    if ((error = sys_write (streams->tasks[i], "0", 1)) < 0)
+      fail_child (channel, PC_STEP_CGROUP, error);
+  if ((error = raw0 (__NR_setsid)) < 0)
+    fail_child (channel, PC_STEP_SESSION, error);
+  if (pty && (error = raw3 (__NR_ioctl, streams->peer, TIOCSCTTY_, 0)) < 0)
+    fail_child (channel, PC_STEP_TERMINAL, error);
+  if ((error = take_streams (streams, pty)) < 0)
+    fail_child (channel, PC_STEP_STDIO, error);
+  pc_become_guest (agent->security, exec, &failure);
+  fail_child (channel, failure.step, -failure.error);
+}
+
+static word
+clone_into (int cgroup)
+{
+  struct clone_args args = { .exit_signal = 17 };
+
+  if (cgroup >= 0)
+    {
+      args.flags |= CLONE_INTO_CGROUP;
+      args.cgroup = (u64) cgroup;
+    }
+  return raw2 (__NR_clone3, &args, sizeof args);
+}
+
+_Noreturn static void
+run_supervisor (const struct pc_agent *agent, const struct pc_exec *exec, struct streams *streams,
+                int channel, i32 *command)
+{
+  /* Set before the command exists: its first orphan must come here. */
+  word error = sys_prctl (36 /* PR_SET_CHILD_SUBREAPER */, 1, 0);
+  if (error < 0)
+    fail_child (channel, PC_STEP_SESSION, error);
+  word pid = clone_into (-1);
+  if (pid == 0)
+    run_child (agent, exec, streams, channel);
+  if (pid < 0)
+    fail_child (channel, PC_STEP_CLONE, pid);
+  *command = (i32) pid;
+  pc_supervise (command, channel);
+}
+
+void
+pc_start_exec (struct pc_agent *agent, const struct pc_exec *exec, struct pc_fds *fds)
+{
+  struct streams streams = { .terminal = -1, .peer = -1 };
+  i32 *command = NULL;
+
+  if (fds->count == 0)
+    return;
+  int channel = fds->fd[0];
+  int error = assign_streams (exec, fds, &streams);
+  if (error == 0 && agent->count == PC_MAX_EXECS)
+    error = -EAGAIN;
+  if (error < 0)
+    {
+      answer_failure (channel, PC_STEP_STDIO, error);
+      return;
+    }
+  if (exec->flags & PC_EXEC_PTY && (error = open_terminal (agent, exec, &streams)) < 0)
+    {
+      pc_close_fd (&streams.terminal);
+      answer_failure (channel, PC_STEP_TERMINAL, error);
+      return;
+    }
+  if (agent->security->flags & PC_SECURITY_SUPERVISE)
+    command = pc_command_slot (agent);
+  word pid = clone_into (streams.cgroup);
+  if (pid == 0 && command != NULL)
+    run_supervisor (agent, exec, &streams, channel, command);
+  if (pid == 0)
+    run_child (agent, exec, &streams, channel);
+  pc_close_fd (&streams.peer);
+  if (pid < 0)
+    {
+      pc_close_fd (&streams.terminal);
+      answer_failure (channel, PC_STEP_CLONE, pid);
+      return;
+    }
+  struct pc_record started = { .kind = PC_RECORD_STARTED, .value = (i32) pid };
+  (void) pc_send_record (channel, &started, streams.terminal);
+  pc_close_fd (&streams.terminal);
+  agent->processes[agent->count++] = (struct pc_process){
+    .pid = (i32) pid,
+    .id = exec->id,
+    .channel = pc_steal_fd (&fds->fd[0]),
+    .command = command,
+  };
+}

@@ -1,0 +1,256 @@
+/* The agent: PID 1 of a container.  It reaps, starts processes on request, and ends with its caller.
+ *
+ * It is not dumpable, holds no directory of the host, and trusts nothing that
+ * comes from the guest: its only input is the control socket, which no guest holds.
+ */
+#include "agent.h"
+
+#include <linux/errno.h>
+#include <linux/fcntl.h>
+#include <linux/openat2.h>
+#include <linux/poll.h>
+#include <linux/prctl.h>
+
+#define SIGKILL_ 9
+
+static struct pc_agent agent;
+static u8 buffer[PC_MAX_MESSAGE] __attribute__ ((aligned (16)));
+static u8 security_copy[64 * 1024] __attribute__ ((aligned (16)));
+
+void
+pc_exited_record (struct pc_record *record, i32 status, const struct pc_kernel_usage *usage)
+{
+  memset (record, 0, sizeof *record);
+  record->kind = PC_RECORD_EXITED;
+  record->value = status;
+  record->cpu_user = (u64) (usage->user_seconds * 1000000 + usage->user_micros);
+  record->cpu_system = (u64) (usage->system_seconds * 1000000 + usage->system_micros);
+  record->peak_rss = (u64) usage->peak_kib * 1024;
+}
+
+static void
+process_ended (i32 pid, i32 status, const struct pc_kernel_usage *usage)
+{
+  for (u32 i = 0; i < agent.count; i++)
+    {
+      struct pc_process *process = &agent.processes[i];
+      if (process->pid != pid)
+        continue;
+      if (process->command != NULL)
+        {
+          /* A supervisor that was killed leaves its tree to us, unknown among others: end them all. */
+          if (status != 0 && (status & 0x7f) != 0)
+            raw2 (__NR_kill, -1, SIGKILL_);
+        }
+      else
+        {
+          struct pc_record record;
+          pc_exited_record (&record, status, usage);
+          (void) pc_send_record (process->channel, &record, -1);
+        }
+      pc_close_fd (&process->channel);
+      *process = agent.processes[--agent.count];
+      return;
+    }
+}
+
+static word
+reap (int flags)
+{
+  word pid;
+  for (;;)
+    {
+      i32 status = 0;
+      struct pc_kernel_usage usage;
+      pid = raw4 (__NR_wait4, -1, &status, flags, &usage);
+      if (pid <= 0)
+        return pid;
+      process_ended ((i32) pid, status, &usage);
+    }
+}
+
+static struct pc_process *
+find (u32 id)
+{
+  for (u32 i = 0; i < agent.count; i++)
+    if (agent.processes[i].id == id)
+      return &agent.processes[i];
+  return NULL;
+}
+
+static void
+answer_gone (struct pc_fds *fds)
+{
+  struct pc_record gone = { .kind = PC_RECORD_GONE };
+  if (fds->count > 0)
+    (void) pc_send_record (fds->fd[0], &gone, -1);
+}
+
+static void
+serve_open (struct pc_fds *fds, const char *path, int flags)
+{
+  struct pc_record record = { .kind = PC_RECORD_OPENED };
+  struct open_how how = {
+    .flags = (u64) (flags | O_CLOEXEC | O_NOCTTY | O_NONBLOCK),
+    .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+  };
+  if (fds->count == 0)
+    return;
+  cleanup_fd int root = (int) sys_openat (AT_FDCWD_, "/", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+  cleanup_fd int fd = (int) raw4 (__NR_openat2, root, path, &how, sizeof how);
+  if (fd < 0)
+    record.error = -fd;
+  (void) pc_send_record (fds->fd[0], &record, fd);
+}
+
+static void
+serve_exec (const struct pc_request *request, usize received, struct pc_fds *fds)
+{
+  const u8 *exec = buffer + sizeof *request;
+  usize size = request->size;
+  word map = 0;
+
+  if (request->flags & PC_REQUEST_IN_MEMFD)
+    {
+      if (fds->count < 2 || size == 0 || size > (16u << 20))
+        return;
+      map = raw6 (__NR_mmap, 0, (word) size, 1, 2, fds->fd[0], 0);
+      sys_close (fds->fd[0]);
+      fds->count--;
+      for (u32 i = 0; i < fds->count; i++)
+        fds->fd[i] = fds->fd[i + 1];
+      if (map < 0 && map > -4096)
+        return;
+      exec = (const u8 *) map;
+    }
+  else if (received != sizeof *request + size)
+    return;
+  if (agent.security != NULL && pc_exec_check (exec, size) == 0)
+    pc_start_exec (&agent, (const struct pc_exec *) (const void *) exec, fds);
+  if (map != 0)
+    raw2 (__NR_munmap, map, size);
+}
+
+static void
+serve_security (const struct pc_request *request, usize received)
+{
+  struct pc_record ready = { .kind = PC_RECORD_READY };
+  usize size = request->size;
+
+  if (agent.security != NULL || size > sizeof security_copy || received != sizeof *request + size
+      || pc_security_check (buffer + sizeof *request, size) < 0)
+    {
+      ready.kind = PC_RECORD_FAILED;
+      ready.step = PC_STEP_AGENT;
+      ready.error = EINVAL;
+    }
+  else
+    {
+      memcpy (security_copy, buffer + sizeof *request, size);
+      agent.security = (const struct pc_security *) (const void *) security_copy;
+    }
+  (void) pc_send_record (PC_AGENT_CONTROL_FD, &ready, -1);
+}
+
+static void
+serve_kill_tree (const struct pc_request *request, struct pc_fds *fds)
+{
+  struct pc_process *process = find (request->id);
+  if (process != NULL && process->command != NULL)
+    pc_kill_tree (process->pid);
+  else if (process != NULL)
+    raw2 (__NR_kill, process->pid, SIGKILL_);
+  reap (1 /* WNOHANG */);
+  answer_gone (fds);
+}
+
+static void
+serve_kill_all (struct pc_fds *fds)
+{
+  raw2 (__NR_kill, -1, SIGKILL_);
+  /* All but PID 1 are dying and belong to us by now or soon: wait for the last. */
+  while (reap (0) >= 0)
+    continue;
+  answer_gone (fds);
+}
+
+static void
+serve_signal (const struct pc_request *request)
+{
+  struct pc_process *process = find (request->id);
+  if (process == NULL)
+    return;
+  i32 pid = process->command != NULL ? *process->command : process->pid;
+  if (pid > 0)
+    raw2 (__NR_kill, pid, request->value);
+}
+
+static void
+serve (void)
+{
+  struct pc_fds fds;
+  const struct pc_request *request = (const struct pc_request *) (const void *) buffer;
+  word received = pc_receive (PC_AGENT_CONTROL_FD, buffer, sizeof buffer - 1, &fds, 0);
+
+  if (received <= 0)
+    sys_exit (0); /* the caller is gone, and with PID 1 goes everything */
+  buffer[received] = '\0';
+  if ((usize) received >= sizeof *request)
+    switch (request->kind)
+      {
+      case PC_REQUEST_SECURITY:
+        serve_security (request, (usize) received);
+        break;
+      case PC_REQUEST_EXEC:
+        serve_exec (request, (usize) received, &fds);
+        break;
+      case PC_REQUEST_SIGNAL:
+        serve_signal (request);
+        break;
+      case PC_REQUEST_KILL_TREE:
+        serve_kill_tree (request, &fds);
+        break;
+      case PC_REQUEST_KILL_ALL:
+        serve_kill_all (&fds);
+        break;
+      case PC_REQUEST_OPEN:
+        serve_open (&fds, (const char *) buffer + sizeof *request, request->value);
+        break;
+      default:
+        break;
+      }
+  pc_close_fds (&fds);
+}
+
+_Noreturn void
+pc_main (word *stack)
+{
+  u64 blocked = ~0ull;
+  u64 child = 1ull << (17 - 1);
+  u8 info[128];
+  (void) stack;
+
+  sys_prctl (PR_SET_DUMPABLE, 0, 0);
+  raw4 (__NR_rt_sigprocmask, 2, &blocked, 0, 8);
+  int signals = (int) raw4 (__NR_signalfd4, -1, &child, 8, 0x80000 | 0x800);
+  raw3 (__NR_fcntl, PC_AGENT_CONTROL_FD, F_SETFD, FD_CLOEXEC);
+  agent.terminals
+      = (int) sys_openat (AT_FDCWD_, "/dev/pts", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+
+  for (;;)
+    {
+      struct pollfd polled[2] = {
+        { .fd = PC_AGENT_CONTROL_FD, .events = POLLIN },
+        { .fd = signals, .events = POLLIN },
+      };
+      raw5 (__NR_ppoll, polled, 2, 0, 0, 8);
+      if (polled[1].revents != 0)
+        {
+          while (sys_read (signals, info, sizeof info) > 0)
+            continue;
+          reap (1);
+        }
+      if (polled[0].revents != 0)
+        serve ();
+    }
+}

@@ -1,0 +1,162 @@
+/* Thin calls that Python's standard library lacks. */
+#define _GNU_SOURCE
+#include "extension.h"
+#include "../include/plan.h"
+#include "../include/steps.h"
+
+#undef NULL
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/mount.h>
+#include <linux/openat2.h>
+#include <sched.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define RECURSIVE 0x8000
+
+static int
+result_of (long value)
+{
+  return value < 0 ? -errno : (int) value;
+}
+
+const char *
+pcx_step_name (unsigned int step)
+{
+  static const char *const names[] = {
+#define NAME(name, text) text,
+    PC_STEPS (NAME)
+#undef NAME
+  };
+  return step < PC_STEP_COUNT ? names[step] : NULL;
+}
+
+int
+pcx_open_tree (const char *path, int recursive)
+{
+  return result_of (syscall (SYS_open_tree, AT_FDCWD, path,
+                             OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (recursive ? RECURSIVE : 0)));
+}
+
+int
+pcx_clone_mount (const char *type)
+{
+  int fs = result_of (syscall (SYS_fsopen, type, FSOPEN_CLOEXEC));
+  if (fs < 0)
+    return fs;
+  int result = result_of (syscall (SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0));
+  if (result >= 0)
+    result = result_of (syscall (SYS_fsmount, fs, FSMOUNT_CLOEXEC, 0));
+  close (fs);
+  return result;
+}
+
+int
+pcx_openat2 (int directory, const char *path, uint64_t flags, uint64_t resolve)
+{
+  struct open_how how = { .flags = flags, .resolve = resolve };
+  return result_of (syscall (SYS_openat2, directory, path, &how, sizeof how));
+}
+
+int
+pcx_setns (int fd, int type)
+{
+  return result_of (setns (fd, type));
+}
+
+int
+pcx_unshare (int flags)
+{
+  return result_of (unshare (flags));
+}
+
+int
+pcx_pivot_root (const char *new_root)
+{
+  int fd = open (new_root, O_PATH | O_DIRECTORY | O_CLOEXEC);
+  int result = fd < 0 ? -errno : result_of (fchdir (fd));
+  if (result >= 0)
+    result = result_of (syscall (SYS_pivot_root, ".", "."));
+  if (result >= 0)
+    result = result_of (syscall (SYS_umount2, ".", 2 /* MNT_DETACH */));
+  if (result >= 0)
+    result = result_of (chdir ("/"));
+  if (fd >= 0)
+    close (fd);
+  return result;
+}
+
+int
+pcx_landlock_abi (void)
+{
+  return result_of (syscall (SYS_landlock_create_ruleset, NULL, 0, 1U));
+}
+
+int
+pcx_plan_check (const char *buffer, size_t size)
+{
+  return pc_plan_check (buffer, size);
+}
+
+int
+pcx_exec_check (const char *buffer, size_t size)
+{
+  return pc_exec_check (buffer, size);
+}
+
+int
+pcx_security_check (const char *buffer, size_t size)
+{
+  return pc_security_check (buffer, size);
+}
+
+/* Growth in a process with threads waits for a grace period: pay once, while there are none. */
+int
+pcx_grow_descriptor_table (int fd)
+{
+  int high = fcntl (0, F_DUPFD_CLOEXEC, fd);
+  if (high < 0)
+    return -errno;
+  close (high);
+  return 0;
+}
+
+int
+pcx_write_file (int directory, const char *path, const char *data, size_t size)
+{
+  int fd = openat (directory, path, O_WRONLY | O_CLOEXEC);
+  if (fd < 0)
+    return -errno;
+  ssize_t written = write (fd, data, size);
+  int error = errno;
+  close (fd);
+  return written < 0 ? -error : 0;
+}
+
+int
+pcx_reflect_layout (const char *name)
+{
+  static const struct
+  {
+    const char *name;
+    size_t value;
+  } layout[] = {
+    { "pc_plan", sizeof (struct pc_plan) },
+    { "pc_source", sizeof (struct pc_source) },
+    { "pc_op", sizeof (struct pc_op) },
+    { "pc_security", sizeof (struct pc_security) },
+    { "pc_exec", sizeof (struct pc_exec) },
+    { "pc_plan.store", offsetof (struct pc_plan, store) },
+    { "pc_plan.command", offsetof (struct pc_plan, command) },
+    { "pc_security.seccomp", offsetof (struct pc_security, seccomp) },
+    { "pc_exec.argv", offsetof (struct pc_exec, argv) },
+    { "pc_op.data", offsetof (struct pc_op, data) },
+  };
+  for (size_t i = 0; i < sizeof layout / sizeof *layout; i++)
+    if (strcmp (layout[i].name, name) == 0)
+      return (int) layout[i].value;
+  return -ENOENT;
+}

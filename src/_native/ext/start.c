@@ -1,0 +1,146 @@
+/* Start a launcher from sealed memory.  Between vfork and execveat only system calls happen. */
+#define _GNU_SOURCE
+#include "extension.h"
+#include "programs.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#ifndef MFD_EXEC
+#define MFD_EXEC 0x10U
+#endif
+
+#define SEALS (F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
+#define ABOVE_STDIO 16
+
+static int
+sealed (const char *name, const char *data, size_t size, unsigned int exec_flag)
+{
+  int fd = memfd_create (name, MFD_CLOEXEC | MFD_ALLOW_SEALING | exec_flag);
+  if (fd < 0 && errno == EINVAL) /* before 6.3 every memfd may be executed */
+    fd = memfd_create (name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  if (fd < 0)
+    return -errno;
+  for (size_t done = 0; done < size;)
+    {
+      ssize_t n = write (fd, data + done, size - done);
+      if (n < 0)
+        {
+          int error = errno;
+          close (fd);
+          return -error;
+        }
+      done += (size_t) n;
+    }
+  if (fcntl (fd, F_ADD_SEALS, SEALS) < 0)
+    {
+      int error = errno;
+      close (fd);
+      return -error;
+    }
+  return fd;
+}
+
+int
+pcx_sealed_memory (const char *name, const char *data, size_t size)
+{
+  return sealed (name, data, size, 0);
+}
+
+struct start_fds
+{
+  int socket;
+  int launcher;
+  int agent;
+  int null;
+};
+
+static void
+close_start_fds (struct start_fds *fds)
+{
+  int all[] = { fds->socket, fds->launcher, fds->agent, fds->null };
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+    if (all[i] >= 0)
+      close (all[i]);
+}
+
+/* Above the numbers that the child assigns, so that no dup3 overwrites one still needed. */
+static int
+lift (int fd)
+{
+  if (fd < 0)
+    return fd;
+  int lifted = fcntl (fd, F_DUPFD_CLOEXEC, ABOVE_STDIO);
+  int error = errno;
+  close (fd);
+  return lifted < 0 ? -error : lifted;
+}
+
+_Noreturn static void
+become_launcher (const struct start_fds *fds, int plain_user)
+{
+  char name[] = "pycontain-launcher";
+  char mode[] = "plain";
+  char *argv[] = { name, plain_user ? mode : NULL, NULL };
+  char *env[] = { NULL };
+
+  syscall (SYS_setsid);
+  for (int i = 0; i < 3; i++)
+    syscall (SYS_dup3, fds->null, i, 0);
+  syscall (SYS_dup3, fds->socket, 3, 0);
+  syscall (SYS_dup3, fds->agent, 4, O_CLOEXEC);
+  syscall (SYS_close_range, 5, ~0U, 4 /* CLOSE_RANGE_CLOEXEC */);
+  syscall (SYS_execveat, fds->launcher, "", argv, env, AT_EMPTY_PATH);
+  _exit (127);
+}
+
+int
+pcx_start_launcher (int plain_user, int *socket_out, int *pidfd_out)
+{
+  int pair[2];
+  sigset_t all, before;
+  struct start_fds fds = { -1, -1, -1, -1 };
+
+  if (socketpair (AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+    return -errno;
+  fds.socket = lift (pair[1]);
+  fds.launcher = lift (sealed ("pycontain-launcher", pcx_launcher_start,
+                               (size_t) (pcx_launcher_end - pcx_launcher_start), MFD_EXEC));
+  fds.agent = lift (sealed ("pycontain-agent", pcx_agent_start,
+                            (size_t) (pcx_agent_end - pcx_agent_start), MFD_EXEC));
+  fds.null = lift (open ("/dev/null", O_RDWR | O_CLOEXEC));
+  if (fds.socket < 0 || fds.launcher < 0 || fds.agent < 0 || fds.null < 0)
+    {
+      close_start_fds (&fds);
+      close (pair[0]);
+      return -EMFILE;
+    }
+  /* A handler of the caller's must not run in the child, whose memory is the caller's own. */
+  sigfillset (&all);
+  pthread_sigmask (SIG_SETMASK, &all, &before);
+  pid_t pid = vfork ();
+  if (pid == 0)
+    become_launcher (&fds, plain_user);
+  int error = errno;
+  pthread_sigmask (SIG_SETMASK, &before, NULL);
+  close_start_fds (&fds);
+  if (pid < 0)
+    {
+      close (pair[0]);
+      return -error;
+    }
+  *pidfd_out = (int) syscall (SYS_pidfd_open, pid, 0);
+  if (*pidfd_out < 0)
+    {
+      error = errno;
+      close (pair[0]);
+      return -error;
+    }
+  *socket_out = pair[0];
+  return (int) pid;
+}

@@ -1,0 +1,30 @@
+/* The mount API's calls and the constants that older headers lack. */
+#ifndef PC_MOUNTAPI_H
+#define PC_MOUNTAPI_H
+
+#include "raw.h"
+
+#include <linux/fcntl.h>
+#include <linux/mount.h>
+#include <linux/openat2.h>
+#include <linux/sched.h>
+
+#define sys_open_tree(dir, path, flags) raw3 (__NR_open_tree, dir, path, flags)
+#define sys_move_mount(from, to) raw5 (__NR_move_mount, from, "", to, "", 0x4 | 0x40)
+#define sys_fsopen(type) raw2 (__NR_fsopen, type, FSOPEN_CLOEXEC)
+#define sys_fsconfig(fd, command, key, value, aux) raw5 (__NR_fsconfig, fd, command, key, value, aux)
+#define sys_fsmount(fd, attributes) raw3 (__NR_fsmount, fd, FSMOUNT_CLOEXEC, attributes)
+#define sys_mount_setattr(fd, flags, attr) raw5 (__NR_mount_setattr, fd, "", (flags) | AT_EMPTY_PATH, attr, sizeof (struct mount_attr))
+#define sys_openat2(dir, path, how) raw4 (__NR_openat2, dir, path, how, sizeof (struct open_how))
+#define sys_unshare(flags) raw1 (__NR_unshare, flags)
+#define sys_setns(fd, type) raw2 (__NR_setns, fd, type)
+
+#define CLONE_TREE (OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
+#define AT_RECURSIVE_ 0x8000
+
+/* Mount a new file system detached; options is "key=value,flag"; the mount's fd or a negative errno. */
+int pc_new_filesystem (const char *type, const char *options, usize size, u64 attributes);
+/* pivot_root into the mount that fd shows and let go of the old tree. */
+int pc_pivot (int fd);
+
+#endif

@@ -1,0 +1,185 @@
+/* The plan: what Python decided, as one flat buffer that C walks.
+ *
+ * Offsets count from the start of the buffer.  A reference always points at
+ * bytes that are followed by a NUL inside the buffer, so that the receiver can
+ * use it as a path without copying; pc_plan_check() proves that once.
+ */
+#ifndef PC_PLAN_H
+#define PC_PLAN_H
+
+#include "raw.h"
+
+#define PC_PLAN_MAGIC 0x4e4c5050u /* "PPLN" */
+#define PC_EXEC_MAGIC 0x43455850u /* "PXEC" */
+#define PC_SECURITY_MAGIC 0x43455350u /* "PSEC" */
+#define PC_VERSION 1u
+#define PC_NO_FD 0xffffffffu
+#define PC_MAX_MESSAGE (128u * 1024)
+#define PC_MAX_FDS 200u
+
+struct pc_ref
+{
+  u32 offset;
+  u32 size;
+};
+
+enum pc_op_kind
+{
+  PC_OP_UPPER = 1, /* make and hold the upper and work directories; data: tmpfs options or empty for disk */
+  PC_OP_FILE,      /* write a file into the held upper directory; target, data, mode */
+  PC_OP_OVERLAY,   /* mount an overlay of the next `count` sources over the held upper at target */
+  PC_OP_MOUNT,     /* attach source at target */
+  PC_OP_FILESYSTEM,/* mount a new file system: data is "type\0key=value,flag" */
+  PC_OP_DEV,       /* attach the launcher's device tree at target */
+  PC_OP_MASK,      /* hide target behind an empty file or directory, if it exists */
+  PC_OP_READONLY,  /* make target read-only, if it exists */
+  PC_OP_SEAL,      /* make the root mount read-only */
+  PC_OP_KIND_COUNT
+};
+
+enum
+{
+  PC_OP_NOFOLLOW = 1 << 0, /* no symbolic link may stand on the target's path */
+  PC_OP_IS_FILE = 1 << 1,  /* the target is a file */
+  PC_OP_IDMAP = 1 << 2,    /* source is shown through the container's id map */
+  PC_OP_IDMAP_OPTIONAL = 1 << 3, /* go on without where the file system cannot */
+  PC_OP_RECURSIVE = 1 << 4,
+};
+
+struct pc_source
+{
+  u32 fd;           /* index into the fds sent with the plan, or PC_NO_FD: open path */
+  u32 flags;        /* PC_OP_IDMAP, PC_OP_IDMAP_OPTIONAL, PC_OP_RECURSIVE */
+  struct pc_ref path;
+  u64 device;       /* what path must be, as the caller saw it */
+  u64 inode;
+  u64 attributes;   /* MOUNT_ATTR_* to set */
+};
+
+struct pc_op
+{
+  u16 kind;
+  u16 flags;
+  u32 mode;
+  u32 source;       /* first source */
+  u32 count;        /* number of sources */
+  u64 attributes;   /* MOUNT_ATTR_* of a new mount */
+  struct pc_ref target;
+  struct pc_ref data;
+};
+
+struct pc_join
+{
+  u32 fd;
+  u32 type;         /* CLONE_NEW* */
+};
+
+struct pc_plan
+{
+  u32 magic;
+  u32 version;
+  u32 size;
+  u32 flags;
+  u64 namespaces;   /* CLONE_NEW* to create */
+  u32 control_fd;   /* fd indexes */
+  u32 exit_fd;
+  u32 cgroup_fd;    /* v2 directory to be born in, or PC_NO_FD */
+  u32 store_fd;     /* detached mount of this container's directory, or PC_NO_FD */
+  u32 tasks_fd;     /* first v1 tasks file */
+  u32 tasks_count;
+  struct pc_source store; /* used where store_fd is PC_NO_FD and path is set */
+  struct pc_ref uid_map;
+  struct pc_ref gid_map;
+  struct pc_ref hostname;
+  struct pc_ref ops;      /* array of struct pc_op */
+  struct pc_ref sources;  /* array of struct pc_source */
+  struct pc_ref joins;    /* array of struct pc_join */
+  struct pc_ref security; /* struct pc_security with its own offsets */
+  struct pc_ref command;  /* struct pc_exec where the command is PID 1, or empty */
+};
+
+enum
+{
+  PC_PLAN_DENY_SETGROUPS = 1 << 0,
+  PC_PLAN_LOOPBACK = 1 << 1,
+  PC_PLAN_COMMAND_IS_INIT = 1 << 2,
+};
+
+struct pc_rlimit
+{
+  u32 resource;
+  u32 pad;
+  u64 soft;
+  u64 hard;
+};
+
+enum
+{
+  PC_SECURITY_NO_NEW_PRIVS = 1 << 0,
+  PC_SECURITY_KEYRING = 1 << 1,
+  PC_SECURITY_SUPERVISE = 1 << 2, /* no cgroup tells the trees of execs apart: supervise each */
+};
+
+/* Offsets inside count from the start of this structure. */
+struct pc_security
+{
+  u32 magic;
+  u32 version;
+  u32 size;
+  u32 flags;
+  u64 capabilities;     /* bounding, permitted and effective set of guest processes */
+  u32 securebits;
+  u32 landlock_abi;     /* 0: none */
+  u64 landlock_fs;      /* handled file-system rights */
+  u64 landlock_scoped;
+  u64 landlock_root;    /* rights below / */
+  u64 landlock_dev;     /* rights below /dev */
+  struct pc_ref rlimits; /* array of struct pc_rlimit */
+  struct pc_ref seccomp; /* struct sock_filter array */
+};
+
+enum
+{
+  PC_EXEC_STDIN = 1 << 0, /* fds follow in this order when the bit is set */
+  PC_EXEC_STDOUT = 1 << 1,
+  PC_EXEC_STDERR = 1 << 2,
+  PC_EXEC_CGROUP = 1 << 3,
+  PC_EXEC_PTY = 1 << 4,
+};
+
+/* Offsets inside count from the start of this structure. */
+struct pc_exec
+{
+  u32 magic;
+  u32 version;
+  u32 size;
+  u32 flags;
+  u32 id;
+  u32 tasks_count;
+  u32 uid;
+  u32 gid;
+  u32 argc;
+  u32 envc;
+  u16 rows;
+  u16 columns;
+  u32 umask;
+  struct pc_ref argv;   /* argc strings, each NUL-terminated */
+  struct pc_ref env;    /* envc strings */
+  struct pc_ref workdir;
+  struct pc_ref search; /* PATH for a command without a slash */
+  struct pc_ref groups; /* array of u32 */
+  struct pc_ref rlimits;
+};
+
+/* 0, or a negative errno when any reference leaves the buffer. */
+int pc_plan_check (const void *buffer, usize size);
+int pc_security_check (const void *buffer, usize size);
+int pc_exec_check (const void *buffer, usize size);
+
+static inline const void *
+pc_at (const void *base, struct pc_ref ref)
+{
+  return (const u8 *) base + ref.offset;
+}
+
+#endif

@@ -1,0 +1,59 @@
+/* Messages between caller, launcher and agent.  All sockets are SOCK_SEQPACKET. */
+#ifndef PC_PROTOCOL_H
+#define PC_PROTOCOL_H
+
+#include "raw.h"
+
+#define PC_AGENT_CONTROL_FD 3
+#define PC_LAUNCHER_FD 3
+#define PC_AGENT_IMAGE_FD 4
+
+enum pc_request_kind
+{
+  PC_REQUEST_SPAWN = 1, /* caller to launcher: a plan */
+  PC_REQUEST_MAPS,      /* caller to launcher: the id maps of its own namespace stand */
+  PC_REQUEST_REMOVE,    /* caller to launcher: remove a tree below the directory sent; name */
+  PC_REQUEST_SECURITY,  /* caller to agent */
+  PC_REQUEST_EXEC,
+  PC_REQUEST_SIGNAL,    /* to the exec `id`, signal `value` */
+  PC_REQUEST_KILL_TREE, /* every process of the exec `id` */
+  PC_REQUEST_KILL_ALL,  /* every process but the agent */
+  PC_REQUEST_OPEN,      /* open a path beneath the root and send the fd back */
+};
+
+struct pc_request
+{
+  u32 kind;
+  u32 size;  /* bytes that follow; when PC_REQUEST_IN_MEMFD they stand in the first fd */
+  u32 flags;
+  u32 id;
+  i32 value;
+  u32 pad;
+};
+
+#define PC_REQUEST_IN_MEMFD 1u
+
+enum pc_record_kind
+{
+  PC_RECORD_READY = 1,
+  PC_RECORD_FAILED,  /* step, error, op */
+  PC_RECORD_STARTED, /* value: pid inside */
+  PC_RECORD_EXITED,  /* value: wait status, and the usage of the waited-for tree */
+  PC_RECORD_GONE,    /* PC_REQUEST_KILL_*: every process is dead */
+  PC_RECORD_OPENED,
+};
+
+struct pc_record
+{
+  u32 kind;
+  u32 step;
+  i32 error;
+  i32 op;
+  i32 value;
+  u32 flags;
+  u64 cpu_user;   /* microseconds */
+  u64 cpu_system; /* microseconds */
+  u64 peak_rss;   /* bytes */
+};
+
+#endif

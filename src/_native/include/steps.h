@@ -1,0 +1,56 @@
+/* The ordered controls of a start and of an exec, declared once.
+ *
+ * The order here is the order in which they happen; Python reads the names
+ * through the extension.  A step names what failed in a record.
+ */
+#ifndef PC_STEPS_H
+#define PC_STEPS_H
+
+#define PC_STEPS(X)                                                           \
+  X (NONE, "none")                                                            \
+  X (PLAN, "plan")                                                            \
+  X (LAUNCHER, "launcher")                                                    \
+  X (CLONE, "clone")                                                          \
+  X (CGROUP, "cgroup")                                                        \
+  X (JOIN, "join")                                                            \
+  X (NETWORK, "network")                                                      \
+  X (HOSTNAME, "hostname")                                                    \
+  X (IDMAP, "id map")                                                         \
+  X (SOURCE, "mount source")                                                  \
+  X (MOUNT_IDMAP, "mount id map")                                             \
+  X (SYNC, "sync")                                                            \
+  X (IDENTITY, "identity")                                                    \
+  X (NAMESPACES, "namespaces")                                                \
+  X (UPPER, "upper directory")                                                \
+  X (FILE, "file")                                                            \
+  X (OVERLAY, "overlay")                                                      \
+  X (MOUNT, "mount")                                                          \
+  X (MASK, "masked path")                                                     \
+  X (READONLY, "read-only path")                                              \
+  X (PIVOT, "pivot_root")                                                     \
+  X (KEYRING, "session keyring")                                              \
+  X (LANDLOCK, "landlock")                                                    \
+  X (AGENT, "agent")                                                          \
+  X (STDIO, "stdio")                                                          \
+  X (TERMINAL, "terminal")                                                    \
+  X (SESSION, "session")                                                      \
+  X (RLIMIT, "rlimit")                                                        \
+  X (GROUPS, "groups")                                                        \
+  X (BOUNDING, "bounding set")                                                \
+  X (SECUREBITS, "securebits")                                                \
+  X (USER, "user")                                                            \
+  X (CAPABILITIES, "capabilities")                                            \
+  X (WORKDIR, "chdir")                                                        \
+  X (NO_NEW_PRIVS, "no_new_privs")                                            \
+  X (SECCOMP, "seccomp")                                                      \
+  X (EXEC, "execve")
+
+enum pc_step
+{
+#define PC_STEP_ENUM(name, text) PC_STEP_##name,
+  PC_STEPS (PC_STEP_ENUM)
+#undef PC_STEP_ENUM
+  PC_STEP_COUNT
+};
+
+#endif

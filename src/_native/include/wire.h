@@ -1,0 +1,56 @@
+/* Small pieces that both static programs need: memory, strings, messages with fds. */
+#ifndef PC_WIRE_H
+#define PC_WIRE_H
+
+#include "protocol.h"
+#include "raw.h"
+#include "steps.h"
+
+#define AT_FDCWD_ (-100)
+#define cleanup_fd __attribute__ ((cleanup (pc_close_fd)))
+
+void *memcpy (void *to, const void *from, usize n);
+void *memset (void *to, int byte, usize n);
+int memcmp (const void *a, const void *b, usize n);
+usize pc_strlen (const char *text);
+int pc_streq (const char *a, const char *b);
+/* Decimal digits of value at out, which holds at least 21 bytes; the length. */
+usize pc_decimal (char *out, u64 value);
+
+static inline void
+pc_close_fd (int *fd)
+{
+  if (*fd >= 0)
+    sys_close (*fd);
+  *fd = -1;
+}
+
+static inline int
+pc_steal_fd (int *fd)
+{
+  int taken = *fd;
+  *fd = -1;
+  return taken;
+}
+
+struct pc_fds
+{
+  int fd[256];
+  u32 count;
+};
+
+/* Bytes received, 0 at the end of the stream, or a negative errno; fds are close-on-exec. */
+word pc_receive (int socket, void *buffer, usize size, struct pc_fds *fds, int flags);
+int pc_send (int socket, const void *buffer, usize size, const int *fds, u32 count, int flags);
+int pc_send_record (int socket, const struct pc_record *record, int fd);
+void pc_close_fds (struct pc_fds *fds);
+/* Write a whole small file; the path is relative to dir. */
+int pc_write_file (int dir, const char *path, const void *data, usize size);
+
+/* Where start.c hands the initial stack; argc stands first. */
+_Noreturn void pc_main (word *stack);
+
+/* Give fd the number `to`, with the flags of dup3; the new number or a negative errno. */
+int pc_move_fd (int fd, int to, int flags);
+
+#endif

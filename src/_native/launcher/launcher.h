@@ -1,0 +1,43 @@
+/* What the files of the launcher share. */
+#ifndef PC_LAUNCHER_H
+#define PC_LAUNCHER_H
+
+#include "identity.h"
+#include "plan.h"
+#include "wire.h"
+
+struct pc_launcher
+{
+  int socket;
+  int agent;       /* the agent's image */
+  int host_mounts; /* namespace in which paths of a plain user's caller resolve, or -1 */
+  int own_mounts;
+  int dev;         /* detached /dev template, or -1 when it stays attached at /dev */
+  int old_layers;  /* overlay takes no detached mounts here: attach, then name by path */
+};
+
+struct pc_child_fds
+{
+  int control;
+  int sync;
+  int store;
+  int dev;
+  int sources[COUNT (((struct pc_fds *) 0)->fd)];
+  u32 source_count;
+};
+
+int pc_prepare_namespace (struct pc_launcher *launcher, int plain_user, struct pc_record *failure);
+/* Start what the plan says; the reply names the pid, or the step that failed. */
+int pc_spawn (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fds *fds,
+              struct pc_record *reply);
+_Noreturn void pc_child (const struct pc_launcher *launcher, const struct pc_plan *plan,
+                         const struct pc_fds *fds, int control, int sync);
+/* Fill the root with what the plan's operations say; returns the root's fd, or -1 and *op, *failure. */
+int pc_build_root (const struct pc_launcher *launcher, const struct pc_plan *plan,
+                   struct pc_child_fds *fds, i32 *op, struct pc_failure *failure);
+/* Remove what stands at name below dir, whatever its depth; 0 or a negative errno. */
+int pc_remove_tree (int dir, const char *name);
+void pc_watch_child (i32 pid, int exit_fd);
+void pc_reap_children (void);
+
+#endif

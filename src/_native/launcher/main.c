@@ -1,0 +1,224 @@
+/* The launcher: one thread, no libc, a tiny address space from which containers are born.
+ *
+ * It is started by the extension from a sealed memfd, speaks one socket pair,
+ * and is gone when that closes; the containers' PID 1 die with it.
+ */
+#include "launcher.h"
+
+#include <linux/errno.h>
+#include <linux/poll.h>
+#include <linux/prctl.h>
+#include <linux/signal.h>
+
+#define SIG_BLOCK_ALL (~0ull)
+#define MAX_CHILDREN 16384
+
+struct child
+{
+  i32 pid;
+  i32 exit_fd;
+};
+
+static struct child children[MAX_CHILDREN];
+static u32 child_count;
+static u8 buffer[PC_MAX_MESSAGE] __attribute__ ((aligned (16)));
+
+void
+pc_watch_child (i32 pid, int exit_fd)
+{
+  if (child_count == MAX_CHILDREN)
+    {
+      sys_close (exit_fd);
+      return;
+    }
+  children[child_count++] = (struct child){ .pid = pid, .exit_fd = exit_fd };
+}
+
+struct kernel_usage
+{
+  i64 user_seconds;
+  i64 user_micros;
+  i64 system_seconds;
+  i64 system_micros;
+  i64 peak_kib;
+  i64 rest[13];
+};
+
+static void
+report_exit (i32 pid, i32 status, const struct kernel_usage *usage)
+{
+  for (u32 i = 0; i < child_count; i++)
+    {
+      if (children[i].pid != pid)
+        continue;
+      struct pc_record record = {
+        .kind = PC_RECORD_EXITED,
+        .value = status,
+        .cpu_user = (u64) (usage->user_seconds * 1000000 + usage->user_micros),
+        .cpu_system = (u64) (usage->system_seconds * 1000000 + usage->system_micros),
+        .peak_rss = (u64) usage->peak_kib * 1024,
+      };
+      (void) pc_send (children[i].exit_fd, &record, sizeof record, NULL, 0, 0x40 /* MSG_DONTWAIT */);
+      sys_close (children[i].exit_fd);
+      children[i] = children[--child_count];
+      return;
+    }
+}
+
+void
+pc_reap_children (void)
+{
+  for (;;)
+    {
+      i32 status = 0;
+      struct kernel_usage usage;
+      word pid = raw4 (__NR_wait4, -1, &status, 1 /* WNOHANG */, &usage);
+      if (pid <= 0)
+        return;
+      report_exit ((i32) pid, status, &usage);
+    }
+}
+
+static const void *
+payload (const struct pc_request *request, struct pc_fds *fds, usize received, usize *size)
+{
+  *size = request->size;
+  if (!(request->flags & PC_REQUEST_IN_MEMFD))
+    return received == sizeof *request + request->size ? buffer + sizeof *request : NULL;
+  if (fds->count == 0 || request->size == 0 || request->size > (16u << 20))
+    return NULL;
+  word map = raw6 (__NR_mmap, 0, request->size, 1 /* PROT_READ */, 2 /* MAP_PRIVATE */, fds->fd[0], 0);
+  sys_close (fds->fd[0]);
+  fds->count--;
+  for (u32 i = 0; i < fds->count; i++)
+    fds->fd[i] = fds->fd[i + 1];
+  return map < 0 && map > -4096 ? NULL : (const void *) map;
+}
+
+static void
+serve_spawn (struct pc_launcher *launcher, const struct pc_request *request, usize received,
+             struct pc_fds *fds)
+{
+  struct pc_record reply = { .kind = PC_RECORD_FAILED, .step = PC_STEP_PLAN, .error = EINVAL };
+  int pidfd = -1;
+  usize size;
+  const void *plan = payload (request, fds, received, &size);
+
+  if (plan != NULL && pc_plan_check (plan, size) == 0)
+    pidfd = pc_spawn (launcher, plan, fds, &reply);
+  (void) pc_send_record (launcher->socket, &reply, pidfd);
+  pc_close_fd (&pidfd);
+  if (plan != NULL && (request->flags & PC_REQUEST_IN_MEMFD))
+    raw2 (__NR_munmap, plan, size);
+}
+
+static void
+serve_remove (struct pc_launcher *launcher, const struct pc_request *request, usize received,
+              struct pc_fds *fds)
+{
+  struct pc_record reply = { .kind = PC_RECORD_GONE };
+  const char *name = (const char *) buffer + sizeof *request;
+
+  if (fds->count != 1 || received >= sizeof buffer || received <= sizeof *request)
+    reply.error = EINVAL;
+  else
+    {
+      buffer[received] = '\0';
+      reply.error = -pc_remove_tree (fds->fd[0], name);
+    }
+  (void) pc_send_record (launcher->socket, &reply, -1);
+}
+
+static int
+serve (struct pc_launcher *launcher)
+{
+  struct pc_fds fds;
+  const struct pc_request *request = (const struct pc_request *) buffer;
+  word received = pc_receive (launcher->socket, buffer, sizeof buffer, &fds, 0);
+
+  if (received <= 0)
+    return -1;
+  if ((usize) received >= sizeof *request)
+    {
+      if (request->kind == PC_REQUEST_SPAWN)
+        serve_spawn (launcher, request, (usize) received, &fds);
+      else if (request->kind == PC_REQUEST_REMOVE)
+        serve_remove (launcher, request, (usize) received, &fds);
+    }
+  pc_close_fds (&fds);
+  return 0;
+}
+
+static int
+prepare_signals (void)
+{
+  struct
+  {
+    void *handler;
+    u64 flags;
+    void *restorer;
+    u64 mask;
+  } defaults = { 0 };
+  u64 mask = SIG_BLOCK_ALL;
+  u64 child = 1ull << (17 - 1);
+
+  /* A caller may ignore SIGPIPE or SIGCHLD; neither may reach a guest or hide an exit. */
+  for (word number = 1; number <= 64; number++)
+    raw4 (__NR_rt_sigaction, number, &defaults, 0, 8);
+  raw4 (__NR_rt_sigprocmask, 2, &mask, 0, 8);
+  return (int) raw4 (__NR_signalfd4, -1, &child, 8, 0x80000 | 0x800 /* CLOEXEC, NONBLOCK */);
+}
+
+static void
+raise_descriptor_limit (void)
+{
+  u64 limit[2];
+  if (raw4 (__NR_prlimit64, 0, 7 /* RLIMIT_NOFILE */, 0, limit) == 0)
+    {
+      limit[0] = limit[1];
+      raw4 (__NR_prlimit64, 0, 7, limit, 0);
+    }
+}
+
+_Noreturn void
+pc_main (word *stack)
+{
+  char **argv = (char **) (stack + 1);
+  struct pc_launcher launcher = {
+    .socket = PC_LAUNCHER_FD,
+    .agent = PC_AGENT_IMAGE_FD,
+    .host_mounts = -1,
+    .own_mounts = -1,
+    .dev = -1,
+  };
+  struct pc_record ready = { .kind = PC_RECORD_READY };
+  int signals = prepare_signals ();
+
+  raise_descriptor_limit ();
+  if (pc_prepare_namespace (&launcher, stack[0] > 1 && pc_streq (argv[1], "plain"), &ready) < 0)
+    {
+      ready.kind = PC_RECORD_FAILED;
+      (void) pc_send_record (launcher.socket, &ready, -1);
+      sys_exit (1);
+    }
+  ready.flags = (u32) launcher.old_layers;
+  (void) pc_send_record (launcher.socket, &ready, -1);
+
+  for (;;)
+    {
+      struct pollfd polled[2] = {
+        { .fd = launcher.socket, .events = POLLIN },
+        { .fd = signals, .events = POLLIN },
+      };
+      raw5 (__NR_ppoll, polled, 2, 0, 0, 8);
+      if (polled[1].revents != 0)
+        {
+          u8 info[128];
+          while (sys_read (signals, info, sizeof info) > 0)
+            continue;
+          pc_reap_children ();
+        }
+      if (polled[0].revents != 0 && serve (&launcher) < 0)
+        sys_exit (0);
+    }
+}

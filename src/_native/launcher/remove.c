@@ -1,0 +1,135 @@
+/* Remove a tree that a guest wrote: any depth, any mode, a bounded number of fds. */
+#include "launcher.h"
+#include "mountapi.h"
+
+#include <linux/errno.h>
+
+#define AT_REMOVEDIR_ 0x200
+#define DT_DIR_ 4
+
+struct entry
+{
+  u64 inode;
+  i64 offset;
+  u16 size;
+  u8 type;
+  char name[];
+};
+
+static char listing[32768] __attribute__ ((aligned (8)));
+static u64 moved;
+
+static int
+open_directory (int dir, const char *name)
+{
+  int fd = (int) sys_openat (dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+  if (fd != -EACCES)
+    return fd;
+  /* A guest may take its owner's rights away; a link in its place cannot be followed by NOFOLLOW above. */
+  raw3 (__NR_fchmodat, dir, name, 0700);
+  return (int) sys_openat (dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+}
+
+static int
+is_dots (const char *name)
+{
+  return pc_streq (name, ".") || pc_streq (name, "..");
+}
+
+/* Hang the directory child of `from` below the top under a name of ours: depth becomes width. */
+static int
+flatten (int from, const char *name, int top)
+{
+  char fresh[32] = ".pyc-";
+  pc_decimal (fresh + 5, moved++);
+  word error = raw5 (__NR_renameat2, from, name, top, fresh, 0);
+  if (error == -EACCES)
+    {
+      raw3 (__NR_fchmodat, from, name, 0700);
+      error = raw5 (__NR_renameat2, from, name, top, fresh, 0);
+    }
+  return (int) error;
+}
+
+/* One pass over a directory; its subdirectories are moved to top unless it is top itself. */
+static int
+empty_directory (int fd, int top, u32 *left)
+{
+  word got;
+  while ((got = raw3 (__NR_getdents64, fd, listing, sizeof listing)) > 0)
+    for (word at = 0; at < got;)
+      {
+        struct entry *entry = (struct entry *) (void *) (listing + at);
+        at += entry->size;
+        if (is_dots (entry->name))
+          continue;
+        word error = raw3 (__NR_unlinkat, fd, entry->name, 0);
+        if (error == -EISDIR || error == -EPERM)
+          error = raw3 (__NR_unlinkat, fd, entry->name, AT_REMOVEDIR_);
+        if (error == -ENOTEMPTY && fd != top)
+          error = flatten (fd, entry->name, top);
+        if (error == -ENOTEMPTY)
+          (*left)++;
+        else if (error < 0 && error != -ENOENT)
+          return (int) error;
+      }
+  return (int) got;
+}
+
+/* Empty the first directory found below top, whose own children go to top. */
+static int
+empty_children (int top)
+{
+  word got;
+  cleanup_fd int reader = open_directory (top, ".");
+  static char names[32768] __attribute__ ((aligned (8)));
+
+  if (reader < 0)
+    return reader;
+  while ((got = raw3 (__NR_getdents64, reader, names, sizeof names)) > 0)
+    for (word at = 0; at < got;)
+      {
+        struct entry *entry = (struct entry *) (void *) (names + at);
+        at += entry->size;
+        if (is_dots (entry->name))
+          continue;
+        cleanup_fd int child = open_directory (top, entry->name);
+        if (child < 0)
+          continue;
+        u32 left = 0;
+        int error = empty_directory (child, top, &left);
+        if (error < 0)
+          return error;
+      }
+  return (int) got;
+}
+
+int
+pc_remove_tree (int dir, const char *name)
+{
+  if (name[0] == '\0' || is_dots (name))
+    return -EINVAL;
+  for (const char *at = name; *at != '\0'; at++)
+    if (*at == '/')
+      return -EINVAL;
+  cleanup_fd int top = open_directory (dir, name);
+  if (top == -ENOENT)
+    return 0;
+  if (top < 0)
+    return top;
+  raw2 (__NR_fchmod, top, 0700);
+  for (;;)
+    {
+      u32 left = 0;
+      raw3 (__NR_lseek, top, 0, 0);
+      int error = empty_directory (top, top, &left);
+      if (error < 0)
+        return error;
+      if (left == 0)
+        break;
+      error = empty_children (top);
+      if (error < 0)
+        return error;
+    }
+  return (int) raw3 (__NR_unlinkat, dir, name, AT_REMOVEDIR_);
+}

@@ -1,0 +1,279 @@
+/* The launcher's side of a start: clone, id maps, mount sources, reply. */
+#include "launcher.h"
+#include "mountapi.h"
+
+#include <linux/errno.h>
+#include <linux/sched.h>
+#include <linux/stat.h>
+
+#define CLONED_NAMESPACES                                                                          \
+  (CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS)
+#define SIGKILL_ 9
+
+static int
+failed (struct pc_record *reply, u32 step, word error, i32 op)
+{
+  reply->kind = PC_RECORD_FAILED;
+  reply->step = step;
+  reply->error = (i32) -error;
+  reply->op = op;
+  return -1;
+}
+
+static int
+write_map (word pid, const char *file, const void *text, usize size)
+{
+  char path[64] = "/proc/";
+  usize n = 6 + pc_decimal (path + 6, (u64) pid);
+  memcpy (path + n, file, pc_strlen (file) + 1);
+  return pc_write_file (AT_FDCWD_, path, text, size);
+}
+
+static int
+write_maps (const struct pc_plan *plan, word pid)
+{
+  int error = 0;
+  if (plan->flags & PC_PLAN_DENY_SETGROUPS)
+    error = write_map (pid, "/setgroups", "deny", 4);
+  if (error >= 0)
+    error = write_map (pid, "/uid_map", pc_at (plan, plan->uid_map), plan->uid_map.size);
+  if (error >= 0)
+    error = write_map (pid, "/gid_map", pc_at (plan, plan->gid_map), plan->gid_map.size);
+  return error;
+}
+
+/* The caller's path must still be what the caller saw: its mounts may have changed since. */
+static int
+same_file (int fd, const struct pc_source *source)
+{
+  struct statx seen;
+  word error = raw5 (__NR_statx, fd, "", AT_EMPTY_PATH, STATX_INO, &seen);
+  if (error < 0)
+    return (int) error;
+  u64 device = ((u64) seen.stx_dev_major << 32) | seen.stx_dev_minor;
+  return device == source->device && seen.stx_ino == source->inode ? 0 : -ESTALE;
+}
+
+static int
+open_source (const struct pc_launcher *launcher, const struct pc_plan *plan,
+             const struct pc_source *source, const struct pc_fds *fds)
+{
+  u32 recursive = source->flags & PC_OP_RECURSIVE ? AT_RECURSIVE_ : 0;
+  if (source->fd != PC_NO_FD)
+    {
+      if (source->fd >= fds->count)
+        return -EBADF;
+      return (int) raw3 (__NR_fcntl, fds->fd[source->fd], F_DUPFD_CLOEXEC, 3);
+    }
+  word error = sys_setns (launcher->host_mounts, CLONE_NEWNS);
+  if (error < 0)
+    return (int) error;
+  int fd = (int) sys_open_tree (AT_FDCWD_, pc_at (plan, source->path), CLONE_TREE | recursive);
+  error = sys_setns (launcher->own_mounts, CLONE_NEWNS);
+  if (error == 0 && fd >= 0)
+    error = same_file (fd, source);
+  if (error < 0)
+    {
+      pc_close_fd (&fd);
+      return (int) error;
+    }
+  return fd;
+}
+
+static int
+set_attributes (int fd, const struct pc_source *source, int user_namespace)
+{
+  struct mount_attr attributes = { .attr_set = source->attributes };
+  u32 recursive = source->flags & PC_OP_RECURSIVE ? AT_RECURSIVE_ : 0;
+
+  if ((source->flags & PC_OP_IDMAP) && user_namespace >= 0)
+    {
+      attributes.attr_set |= MOUNT_ATTR_IDMAP;
+      attributes.userns_fd = (u64) user_namespace;
+    }
+  if (attributes.attr_set == 0)
+    return 0;
+  word error = sys_mount_setattr (fd, recursive, &attributes);
+  if (error == -EINVAL && (source->flags & PC_OP_IDMAP_OPTIONAL))
+    {
+      attributes.attr_set = source->attributes;
+      attributes.userns_fd = 0;
+      error = attributes.attr_set == 0 ? 0 : sys_mount_setattr (fd, recursive, &attributes);
+    }
+  return (int) error;
+}
+
+static int
+send_sources (const struct pc_launcher *launcher, const struct pc_plan *plan,
+              const struct pc_fds *fds, word pid, int sync, struct pc_record *reply)
+{
+  struct pc_fds out = { .count = 0 };
+  const struct pc_source *sources = pc_at (plan, plan->sources);
+  u32 count = plan->sources.size / sizeof *sources;
+  u32 head[2] = { 0, 0 };
+  char path[64] = "/proc/";
+  usize n = 6 + pc_decimal (path + 6, (u64) pid);
+  memcpy (path + n, "/ns/user", 9);
+  cleanup_fd int user = plan->namespaces & CLONE_NEWUSER
+                            ? (int) sys_openat (AT_FDCWD_, path, O_RDONLY | O_CLOEXEC, 0)
+                            : -1;
+  int result = -1;
+
+  if (plan->namespaces & CLONE_NEWUSER && user < 0)
+    return failed (reply, PC_STEP_MOUNT_IDMAP, user, -1);
+  if (count > PC_MAX_FDS)
+    return failed (reply, PC_STEP_PLAN, -E2BIG, -1);
+  if (plan->store_fd != PC_NO_FD || plan->store.path.size > 0)
+    {
+      struct pc_source store = plan->store;
+      store.fd = plan->store_fd;
+      int fd = open_source (launcher, plan, &store, fds);
+      if (fd < 0)
+        return failed (reply, PC_STEP_UPPER, fd, -1);
+      out.fd[out.count++] = fd;
+      head[0] = 1;
+    }
+  int dev = (int) sys_open_tree (launcher->dev >= 0 ? launcher->dev : AT_FDCWD_,
+                                 launcher->dev >= 0 ? "" : "/dev",
+                                 CLONE_TREE | AT_RECURSIVE_ | (launcher->dev >= 0 ? AT_EMPTY_PATH : 0));
+  if (dev >= 0)
+    {
+      out.fd[out.count++] = dev;
+      head[1] = 1;
+    }
+  for (u32 i = 0; i < count; i++)
+    {
+      int fd = open_source (launcher, plan, &sources[i], fds);
+      if (fd < 0)
+        {
+          (void) failed (reply, PC_STEP_SOURCE, fd, (i32) i);
+          goto out;
+        }
+      out.fd[out.count++] = fd;
+      int error = set_attributes (fd, &sources[i], user);
+      if (error < 0)
+        {
+          (void) failed (reply, PC_STEP_MOUNT_IDMAP, error, (i32) i);
+          goto out;
+        }
+    }
+  result = pc_send (sync, head, sizeof head, out.fd, out.count, 0);
+  if (result < 0)
+    (void) failed (reply, PC_STEP_SYNC, result, -1);
+out:
+  pc_close_fds (&out);
+  return result;
+}
+
+/* Namespaces of others are joined here, by the one thread that has privilege over them. */
+static int
+join (const struct pc_plan *plan, const struct pc_fds *fds, int own[4])
+{
+  static const char names[][24] = { "/proc/self/ns/net", "/proc/self/ns/ipc", "/proc/self/ns/uts" };
+  static const u32 types[] = { CLONE_NEWNET, CLONE_NEWIPC, CLONE_NEWUTS };
+  const struct pc_join *joins = pc_at (plan, plan->joins);
+
+  for (u32 i = 0; i < plan->joins.size / sizeof *joins; i++)
+    {
+      for (u32 kind = 0; kind < COUNT (types); kind++)
+        {
+          if (joins[i].type != types[kind])
+            continue;
+          if (joins[i].fd >= fds->count)
+            return -EBADF;
+          own[kind] = (int) sys_openat (AT_FDCWD_, names[kind], O_RDONLY | O_CLOEXEC, 0);
+          word error = own[kind] < 0 ? own[kind] : sys_setns (fds->fd[joins[i].fd], (int) types[kind]);
+          if (error < 0)
+            return (int) error;
+        }
+    }
+  return 0;
+}
+
+static void
+leave (int own[4])
+{
+  for (u32 i = 0; i < 3; i++)
+    if (own[i] >= 0)
+      {
+        /* A launcher that stays in a guest's namespace is worse than none. */
+        if (sys_setns (own[i], 0) < 0)
+          sys_exit (1);
+        pc_close_fd (&own[i]);
+      }
+}
+
+static word
+clone_child (const struct pc_plan *plan, const struct pc_fds *fds, int *pidfd)
+{
+  struct clone_args args = {
+    .flags = (plan->namespaces & CLONED_NAMESPACES) | CLONE_PIDFD,
+    .pidfd = (u64) (usize) pidfd,
+    .exit_signal = 17,
+  };
+  if (plan->cgroup_fd != PC_NO_FD)
+    {
+      args.flags |= CLONE_INTO_CGROUP;
+      args.cgroup = (u64) fds->fd[plan->cgroup_fd];
+    }
+  return raw2 (__NR_clone3, &args, sizeof args);
+}
+
+static int
+fds_present (const struct pc_plan *plan, const struct pc_fds *fds)
+{
+  if (plan->control_fd >= fds->count || plan->exit_fd >= fds->count)
+    return 0;
+  if (plan->cgroup_fd != PC_NO_FD && plan->cgroup_fd >= fds->count)
+    return 0;
+  return plan->tasks_count == 0 || plan->tasks_fd + plan->tasks_count <= fds->count;
+}
+
+int
+pc_spawn (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fds *fds,
+          struct pc_record *reply)
+{
+  int sync[2];
+  int own[4] = { -1, -1, -1, -1 };
+  int pidfd = -1;
+
+  if (!fds_present (plan, fds))
+    return failed (reply, PC_STEP_PLAN, -EBADF, -1);
+  word error = raw4 (__NR_socketpair, 1, 5 | 0x80000, 0, sync);
+  if (error < 0)
+    return failed (reply, PC_STEP_LAUNCHER, error, -1);
+  error = join (plan, fds, own);
+  word pid = error < 0 ? error : clone_child (plan, fds, &pidfd);
+  if (pid == 0)
+    {
+      sys_close (sync[0]);
+      pc_child (launcher, plan, fds, fds->fd[plan->control_fd], sync[1]);
+    }
+  leave (own);
+  sys_close (sync[1]);
+  if (pid < 0)
+    {
+      sys_close (sync[0]);
+      return failed (reply, error < 0 ? PC_STEP_JOIN : PC_STEP_CLONE, pid, -1);
+    }
+
+  error = plan->namespaces & CLONE_NEWUSER ? write_maps (plan, pid) : 0;
+  if (error < 0)
+    (void) failed (reply, PC_STEP_IDMAP, error, -1);
+  else
+    error = send_sources (launcher, plan, fds, pid, sync[0], reply);
+  sys_close (sync[0]);
+  if (error < 0)
+    {
+      raw4 (__NR_pidfd_send_signal, pidfd, SIGKILL_, 0, 0);
+      pc_close_fd (&pidfd);
+      raw4 (__NR_wait4, pid, 0, 0, 0);
+      return -1;
+    }
+  reply->kind = PC_RECORD_STARTED;
+  reply->step = 0;
+  reply->error = 0;
+  reply->value = (i32) pid;
+  pc_watch_child ((i32) pid, pc_steal_fd (&fds->fd[plan->exit_fd]));
+  return pidfd;
+}

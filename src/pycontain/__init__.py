@@ -1,0 +1,1 @@
+"""A container engine inside your Python process."""
