@@ -1,0 +1,1 @@
+"""Values that users and rooms share; no I/O here."""

@@ -1,0 +1,61 @@
+"""What is known of a process that ran."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
+
+from attrs import frozen
+
+Output: TypeAlias = str | bytes | None
+Reason: TypeAlias = Literal[
+    "exit", "signal", "timeout", "oom", "pids", "disk", "output", "seccomp", "cancelled"
+]
+
+
+@frozen(kw_only=True)
+class Usage:
+    """What a command used, from the kernel's own counters.
+
+    wall, cpu_user, cpu_system: seconds.  memory_peak, read_bytes, written_bytes: bytes.
+    processes: the most tasks alive at once.  None where the host does not count it.
+    """
+
+    wall: float
+    cpu_user: float
+    cpu_system: float
+    memory_peak: int | None = None
+    read_bytes: int | None = None
+    written_bytes: int | None = None
+    processes: int | None = None
+
+
+class ExecResult(subprocess.CompletedProcess):  # type: ignore[type-arg]
+    """A CompletedProcess that explains itself.
+
+    reason: why it ended: 'exit', 'signal', 'timeout', 'oom', 'pids', 'disk', 'output', 'seccomp', 'cancelled'.
+    usage: what it used.  timings: seconds by phase.  truncated: output was cut at `max_output`.
+    A negative returncode is the number of a signal, as in subprocess.
+    """
+
+    def __init__(
+        self,
+        args: str | Sequence[str],
+        returncode: int,
+        stdout: Output,
+        stderr: Output,
+        *,
+        reason: Reason,
+        usage: Usage,
+        timings: Mapping[str, float],
+        truncated: bool = False,
+    ) -> None:
+        super().__init__(args, returncode, stdout, stderr)
+        self.reason: Reason = reason
+        self.usage = usage
+        self.timings = timings
+        self.truncated = truncated
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, reason={self.reason!r})"

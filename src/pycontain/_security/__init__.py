@@ -1,0 +1,1 @@
+"""Walls inside the container: filters, capabilities, Landlock."""

@@ -1,0 +1,1 @@
+"""Files that pycontain owns: roots, owners, id blocks."""
