@@ -5,18 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-struct pc_record
-{
-  uint32_t kind;
-  uint32_t step;
-  int32_t error;
-  int32_t op;
-  int32_t value;
-  uint32_t flags;
-  uint64_t cpu_user;
-  uint64_t cpu_system;
-  uint64_t peak_rss;
-};
+#include "../include/protocol.h"
 
 struct pc_record_fd
 {
@@ -24,15 +13,29 @@ struct pc_record_fd
   int fd;
 };
 
+/* One command's streams and the channel of its exit, carried until it ends. */
+struct pcx_pump
+{
+  int channel;
+  int fds[3]; /* our ends of stdin, stdout, stderr, or -1; closed here at their end */
+  const char *input;
+  size_t input_size;
+  size_t input_done;
+  char *data[2];
+  size_t size[2];
+  size_t capacity[2];
+  size_t limit;     /* bytes per stream */
+  int64_t deadline; /* CLOCK_MONOTONIC in ns, or 0 */
+  struct pc_record record;
+  int ended;
+};
+
 /* Every function returns a negative errno on failure. */
 const char *pcx_step_name (unsigned int step);
 int pcx_start_launcher (int plain_user, int *socket_out, int *pidfd_out);
 int pcx_send (int socket, const char *buffer, size_t size, const int *fds, unsigned int count);
 int pcx_receive (int socket, struct pc_record_fd *out, int timeout_ms);
-/* Queue the agent's settings, send the plan, and wait for both answers. */
-int pcx_start (int launcher, int control, const char *request, size_t request_size, const int *fds,
-               unsigned int fd_count, int close_from, const char *security, size_t security_size,
-               struct pc_record_fd *reply, struct pc_record_fd *ready);
+int pcx_pair (int ends[2]);
 int pcx_sealed_memory (const char *name, const char *data, size_t size);
 int pcx_open_tree (const char *path, int recursive);
 int pcx_clone_mount (const char *type);
@@ -47,5 +50,12 @@ int pcx_security_check (const char *buffer, size_t size);
 int pcx_grow_descriptor_table (int fd);
 int pcx_write_file (int directory, const char *path, const char *data, size_t size);
 int pcx_reflect_layout (const char *name);
+
+/* 0 when the command ended and what it wrote is here; -ETIMEDOUT, -EMSGSIZE past the limit,
+   -EINTR on a signal (call again), -ECONNRESET when the agent is gone. */
+int pcx_pump (struct pcx_pump *pump);
+void pcx_pump_free (struct pcx_pump *pump);
+/* Wait until no process lives in the cgroup whose cgroup.events this is: 0, or -EAGAIN at the timeout. */
+int pcx_wait_unpopulated (int events, int timeout_ms);
 
 #endif

@@ -4,7 +4,6 @@
 #include "../include/plan.h"
 #include "../include/steps.h"
 
-#undef NULL
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/mount.h>

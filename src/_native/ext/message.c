@@ -89,35 +89,8 @@ pcx_receive (int socket, struct pc_record_fd *out, int timeout_ms)
   return (size_t) got == sizeof out->record ? 1 : -EPROTO;
 }
 
-static int
-receive_through_signals (int socket, struct pc_record_fd *out)
-{
-  int result;
-  do
-    result = pcx_receive (socket, out, -1);
-  while (result == -EINTR);
-  return result;
-}
-
 int
-pcx_start (int launcher, int control, const char *request, size_t request_size, const int *fds,
-           unsigned int fd_count, int close_from, const char *security, size_t security_size,
-           struct pc_record_fd *reply, struct pc_record_fd *ready)
+pcx_pair (int ends[2])
 {
-  int result = security_size > 0 ? pcx_send (control, security, security_size, NULL, 0) : 0;
-  if (result == 0)
-    result = pcx_send (launcher, request, request_size, fds, fd_count);
-  /* Ours alone would keep the guest's ends open and hide the end of its stream. */
-  for (unsigned int i = (unsigned int) close_from; i < fd_count; i++)
-    close (fds[i]);
-  if (result < 0)
-    return result;
-  memset (ready, 0, sizeof *ready);
-  ready->fd = -1;
-  /* READY first: by then the launcher's answer is on its way or there. */
-  int at_agent = receive_through_signals (control, ready);
-  result = receive_through_signals (launcher, reply);
-  if (result <= 0)
-    return result < 0 ? result : -ECONNRESET;
-  return at_agent;
+  return socketpair (AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0 ? -errno : 0;
 }

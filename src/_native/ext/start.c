@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #ifndef MFD_EXEC
@@ -93,10 +94,32 @@ become_launcher (const struct start_fds *fds, int plain_user)
   for (int i = 0; i < 3; i++)
     syscall (SYS_dup3, fds->null, i, 0);
   syscall (SYS_dup3, fds->socket, 3, 0);
-  syscall (SYS_dup3, fds->agent, 4, O_CLOEXEC);
+  syscall (SYS_dup3, fds->agent, 4, 0);
   syscall (SYS_close_range, 5, ~0U, 4 /* CLOSE_RANGE_CLOEXEC */);
   syscall (SYS_execveat, fds->launcher, "", argv, env, AT_EMPTY_PATH);
   _exit (127);
+}
+
+/* The grandchild becomes the launcher, so that the caller's SIGCHLD and waitpid(-1) never see it. */
+static pid_t
+fork_twice (const struct start_fds *fds, int plain_user)
+{
+  volatile pid_t launcher = -1;
+  volatile int error = 0;
+  pid_t child = vfork ();
+  if (child == 0)
+    {
+      launcher = vfork ();
+      if (launcher == 0)
+        become_launcher (fds, plain_user);
+      error = errno;
+      _exit (0);
+    }
+  if (child < 0)
+    return -errno;
+  while (waitpid (child, NULL, 0) < 0 && errno == EINTR)
+    continue;
+  return launcher < 0 ? -error : launcher;
 }
 
 int
@@ -123,21 +146,18 @@ pcx_start_launcher (int plain_user, int *socket_out, int *pidfd_out)
   /* A handler of the caller's must not run in the child, whose memory is the caller's own. */
   sigfillset (&all);
   pthread_sigmask (SIG_SETMASK, &all, &before);
-  pid_t pid = vfork ();
-  if (pid == 0)
-    become_launcher (&fds, plain_user);
-  int error = errno;
+  pid_t pid = fork_twice (&fds, plain_user);
   pthread_sigmask (SIG_SETMASK, &before, NULL);
   close_start_fds (&fds);
   if (pid < 0)
     {
       close (pair[0]);
-      return -error;
+      return (int) pid;
     }
   *pidfd_out = (int) syscall (SYS_pidfd_open, pid, 0);
   if (*pidfd_out < 0)
     {
-      error = errno;
+      int error = errno;
       close (pair[0]);
       return -error;
     }

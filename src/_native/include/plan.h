@@ -82,7 +82,7 @@ struct pc_plan
   u32 flags;
   u64 namespaces;   /* CLONE_NEW* to create */
   u32 control_fd;   /* fd indexes */
-  u32 exit_fd;
+  u32 exit_fd;      /* told of the end of PID 1, or PC_NO_FD */
   u32 cgroup_fd;    /* v2 directory to be born in, or PC_NO_FD */
   u32 store_fd;     /* detached mount of this container's directory, or PC_NO_FD */
   u32 tasks_fd;     /* first v1 tasks file */

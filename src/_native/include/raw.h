@@ -19,7 +19,9 @@ typedef __s64 i64;
 typedef __SIZE_TYPE__ usize;
 typedef long word;
 
+#ifndef NULL
 #define NULL ((void *) 0)
+#endif
 #define COUNT(array) (sizeof (array) / sizeof (array)[0])
 
 #if defined(__x86_64__)

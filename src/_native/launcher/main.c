@@ -6,6 +6,7 @@
 #include "launcher.h"
 
 #include <linux/errno.h>
+#include <linux/fcntl.h>
 #include <linux/poll.h>
 #include <linux/prctl.h>
 #include <linux/signal.h>
@@ -195,6 +196,8 @@ pc_main (word *stack)
   int signals = prepare_signals ();
 
   raise_descriptor_limit ();
+  raw3 (__NR_fcntl, PC_LAUNCHER_FD, F_SETFD, FD_CLOEXEC);
+  raw3 (__NR_fcntl, PC_AGENT_IMAGE_FD, F_SETFD, FD_CLOEXEC);
   if (pc_prepare_namespace (&launcher, stack[0] > 1 && pc_streq (argv[1], "plain"), &ready) < 0)
     {
       ready.kind = PC_RECORD_FAILED;

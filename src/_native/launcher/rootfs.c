@@ -129,7 +129,8 @@ attach (struct builder *b, const struct pc_op *op, int mount)
   return (int) sys_move_mount (mount, target);
 }
 
-/* Older kernels take an overlay's directories only from a mount of the caller's own namespace. */
+/* Overlay takes its directories only from mounts of a namespace that the child's own user namespace
+   owns; the launcher's detached mounts belong to the host's. */
 static int
 attach_aside (int mount, const char *place)
 {
@@ -175,7 +176,7 @@ do_upper (struct builder *b, const struct pc_op *op)
     {
       if (b->fds->store < 0)
         return -EBADF;
-      if (b->launcher->old_layers && b->uppers == 0)
+      if (b->uppers == 0)
         {
           int error = attach_aside (b->fds->store, "/s");
           if (error < 0)
@@ -232,11 +233,15 @@ do_file (struct builder *b, const struct pc_op *op)
 static int
 add_layers_by_fd (struct builder *b, int fs, const struct pc_op *op)
 {
+  char place[32] = "/l/";
   word error = 0;
   for (u32 i = 0; error == 0 && i < op->count; i++)
     {
-      /* An O_PATH view: fsconfig wants the directory, not the handle of the mount. */
-      error = sys_fsconfig (fs, FSCONFIG_SET_FD, "lowerdir+", NULL, b->fds->sources[op->source + i]);
+      int layer = b->fds->sources[op->source + i];
+      pc_decimal (place + 3, op->source + i);
+      error = attach_aside (layer, place);
+      if (error == 0)
+        error = sys_fsconfig (fs, FSCONFIG_SET_FD, "lowerdir+", NULL, layer);
     }
   if (error == 0 && b->upper >= 0)
     error = sys_fsconfig (fs, FSCONFIG_SET_FD, "upperdir", NULL, b->upper);

@@ -222,7 +222,9 @@ clone_child (const struct pc_plan *plan, const struct pc_fds *fds, int *pidfd)
 static int
 fds_present (const struct pc_plan *plan, const struct pc_fds *fds)
 {
-  if (plan->control_fd >= fds->count || plan->exit_fd >= fds->count)
+  if (plan->control_fd >= fds->count)
+    return 0;
+  if (plan->exit_fd != PC_NO_FD && plan->exit_fd >= fds->count)
     return 0;
   if (plan->cgroup_fd != PC_NO_FD && plan->cgroup_fd >= fds->count)
     return 0;
@@ -274,6 +276,7 @@ pc_spawn (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fd
   reply->step = 0;
   reply->error = 0;
   reply->value = (i32) pid;
-  pc_watch_child ((i32) pid, pc_steal_fd (&fds->fd[plan->exit_fd]));
+  if (plan->exit_fd != PC_NO_FD)
+    pc_watch_child ((i32) pid, pc_steal_fd (&fds->fd[plan->exit_fd]));
   return pidfd;
 }

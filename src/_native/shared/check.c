@@ -100,7 +100,9 @@ ops_ok (const struct pc_plan *plan, const u8 *base, usize size)
 static int
 fds_ok (const struct pc_plan *plan)
 {
-  if (plan->control_fd >= PC_MAX_FDS || plan->exit_fd >= PC_MAX_FDS)
+  if (plan->control_fd >= PC_MAX_FDS)
+    return 0;
+  if (plan->exit_fd != PC_NO_FD && plan->exit_fd >= PC_MAX_FDS)
     return 0;
   if (plan->cgroup_fd != PC_NO_FD && plan->cgroup_fd >= PC_MAX_FDS)
     return 0;

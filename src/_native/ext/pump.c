@@ -1,0 +1,214 @@
+/* Carry a command's streams without a turn of the interpreter per chunk. */
+#define _GNU_SOURCE
+#include "extension.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <time.h>
+#include <unistd.h>
+
+#define FIRST_CAPACITY 16384
+#define CHUNK 262144
+
+static void
+close_stream (struct pcx_pump *pump, int stream)
+{
+  if (pump->fds[stream] >= 0)
+    close (pump->fds[stream]);
+  pump->fds[stream] = -1;
+}
+
+static int
+make_room (struct pcx_pump *pump, int at)
+{
+  if (pump->capacity[at] - pump->size[at] >= FIRST_CAPACITY / 2)
+    return 0;
+  size_t wanted = pump->capacity[at] == 0 ? FIRST_CAPACITY : pump->capacity[at] * 2;
+  char *grown = realloc (pump->data[at], wanted);
+  if (grown == NULL)
+    return -ENOMEM;
+  pump->data[at] = grown;
+  pump->capacity[at] = wanted;
+  return 0;
+}
+
+/* Bytes read, 0 when nothing more is there now, or a negative errno. */
+static ssize_t
+read_stream (struct pcx_pump *pump, int stream, size_t most)
+{
+  int at = stream - 1;
+  int error = make_room (pump, at);
+  if (error < 0)
+    return error;
+  size_t room = pump->capacity[at] - pump->size[at];
+  if (room > most)
+    room = most;
+  ssize_t got = read (pump->fds[stream], pump->data[at] + pump->size[at], room);
+  if (got < 0)
+    {
+      if (errno == EAGAIN || errno == EINTR)
+        return 0;
+      if (errno != EIO)
+        return -errno;
+      got = 0; /* a terminal whose other side is closed */
+    }
+  if (got == 0)
+    close_stream (pump, stream);
+  pump->size[at] += (size_t) got;
+  if (pump->size[at] > pump->limit)
+    {
+      pump->size[at] = pump->limit;
+      return -EMSGSIZE;
+    }
+  return got;
+}
+
+static void
+feed (struct pcx_pump *pump)
+{
+  size_t left = pump->input_size - pump->input_done;
+  ssize_t written = left == 0 ? 0 : write (pump->fds[0], pump->input + pump->input_done,
+                                           left < CHUNK ? left : CHUNK);
+  if (written > 0)
+    pump->input_done += (size_t) written;
+  /* A command may close its input early: as in subprocess, that is no error of the caller's. */
+  if (pump->input_done == pump->input_size || (written < 0 && errno != EAGAIN && errno != EINTR))
+    close_stream (pump, 0);
+}
+
+static int
+hear_channel (struct pcx_pump *pump)
+{
+  struct pc_record_fd got;
+  int result = pcx_receive (pump->channel, &got, -1);
+
+  if (result < 0)
+    return result;
+  if (result == 0)
+    {
+      pump->ended = 1;
+      return pump->record.kind == 0 ? -ECONNRESET : 0;
+    }
+  if (got.fd >= 0)
+    close (got.fd);
+  if (got.record.kind == PC_RECORD_FAILED)
+    pump->record = got.record;
+  if (got.record.kind != PC_RECORD_EXITED)
+    return 0;
+  pump->ended = 1;
+  if (pump->record.kind == 0)
+    pump->record = got.record;
+  return 0;
+}
+
+/* What the command wrote is in the pipes now; what its orphans go on to write is not waited for. */
+static int
+drain (struct pcx_pump *pump)
+{
+  for (int stream = 1; stream < 3; stream++)
+    {
+      int waiting = 0;
+      if (pump->fds[stream] < 0 || ioctl (pump->fds[stream], FIONREAD, &waiting) < 0)
+        continue;
+      while (waiting > 0 && pump->fds[stream] >= 0)
+        {
+          ssize_t got = read_stream (pump, stream, (size_t) waiting);
+          if (got < 0)
+            return (int) got;
+          if (got == 0)
+            break;
+          waiting -= (int) got;
+        }
+    }
+  return 0;
+}
+
+static int
+milliseconds_left (int64_t deadline)
+{
+  struct timespec now;
+
+  if (deadline == 0)
+    return -1;
+  clock_gettime (CLOCK_MONOTONIC, &now);
+  int64_t left = deadline - ((int64_t) now.tv_sec * 1000000000 + now.tv_nsec);
+  return left <= 0 ? 0 : left > 86400000000000 ? 86400000 : (int) ((left + 999999) / 1000000);
+}
+
+static int
+turn (struct pcx_pump *pump, const struct pollfd polled[4])
+{
+  for (int stream = 1; stream < 3; stream++)
+    if (polled[stream].revents != 0)
+      {
+        ssize_t got = read_stream (pump, stream, (size_t) -1);
+        if (got < 0)
+          return (int) got;
+      }
+  if (polled[0].revents != 0)
+    feed (pump);
+  return polled[3].revents != 0 ? hear_channel (pump) : 0;
+}
+
+int
+pcx_pump (struct pcx_pump *pump)
+{
+  if (pump->fds[0] >= 0 && pump->input_size == 0)
+    close_stream (pump, 0);
+  while (!pump->ended)
+    {
+      struct pollfd polled[4] = {
+        { .fd = pump->fds[0], .events = POLLOUT },
+        { .fd = pump->fds[1], .events = POLLIN },
+        { .fd = pump->fds[2], .events = POLLIN },
+        { .fd = pump->channel, .events = POLLIN },
+      };
+      int timeout = milliseconds_left (pump->deadline);
+      int ready = poll (polled, 4, timeout);
+      if (ready < 0)
+        return -errno;
+      if (ready == 0 && timeout <= 0)
+        return -ETIMEDOUT;
+      int result = turn (pump, polled);
+      if (result < 0)
+        return result;
+      if (!pump->ended && timeout == 0)
+        return -ETIMEDOUT;
+    }
+  return drain (pump);
+}
+
+void
+pcx_pump_free (struct pcx_pump *pump)
+{
+  for (int stream = 0; stream < 3; stream++)
+    close_stream (pump, stream);
+  for (int at = 0; at < 2; at++)
+    {
+      free (pump->data[at]);
+      pump->data[at] = NULL;
+      pump->size[at] = pump->capacity[at] = 0;
+    }
+}
+
+int
+pcx_wait_unpopulated (int events, int timeout_ms)
+{
+  for (;;)
+    {
+      char text[256];
+      ssize_t got = pread (events, text, sizeof text - 1, 0);
+      if (got < 0)
+        return errno == ENODEV ? 0 : -errno;
+      text[got] = '\0';
+      if (strstr (text, "populated 0") != NULL)
+        return 0;
+      struct pollfd polled = { .fd = events, .events = POLLPRI };
+      int ready = poll (&polled, 1, timeout_ms);
+      if (ready <= 0)
+        return ready == 0 ? -EAGAIN : -errno;
+    }
+}

@@ -1,0 +1,328 @@
+"""A container's cgroups: limits above, a leaf per exec below."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+
+from pycontain._cgroups import translate
+from pycontain._cgroups.detect import BASE, Layout, detect, write
+from pycontain._cgroups.leaf import Leaf, remove_group, remove_subtree
+from pycontain._kernel import native
+from pycontain._model.limits import CgroupLimits
+from pycontain.errors import LimitError, UnsupportedError
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_TO_V1 = {"io": "blkio"}
+_ALWAYS = ("memory", "pids")
+
+
+class Cgroups:
+    """Where the containers of one owner live, in every hierarchy of this host."""
+
+    def __init__(self, owner: str, layout: Layout | None = None) -> None:
+        self.layout = layout or detect()
+        self.owner = owner
+        self._made: set[str] = set()
+        self._lock = threading.Lock()
+        self.unified = self._prepare_unified()
+
+    def _prepare_unified(self) -> str | None:
+        if self.layout.unified is None:
+            return None
+        directory = self.layout.unified
+        for part in (BASE, self.owner):
+            directory = f"{directory}/{part}"
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(directory)
+            for controller in self.layout.controllers:
+                write(f"{directory}/cgroup.subtree_control", f"+{controller}")
+        self._made.add(directory)
+        return directory
+
+    def legacy(self, controller: str) -> str:
+        """This owner's directory in the v1 hierarchy of `controller`, made when first asked for."""
+        base = self.layout.legacy[controller]
+        directory = f"{base}/{BASE}/{self.owner}"
+        with self._lock:
+            if directory not in self._made:
+                for path in (f"{base}/{BASE}", directory):
+                    with contextlib.suppress(FileExistsError):
+                        make_legacy(controller, path)
+                self._made.add(directory)
+        return directory
+
+    @property
+    def kills(self) -> bool:
+        """Does a v2 tree end and freeze whole trees here?"""
+        return self.unified is not None
+
+    def check(self, limits: CgroupLimits) -> None:
+        """Raise UnsupportedError for a limit that no controller here can hold."""
+        for controller, fields in translate.v2(limits).items():
+            if not self.layout.has(controller):
+                name = next(iter(fields))
+                raise UnsupportedError(
+                    f"the limit {name} (cgroup controller {controller})",
+                    hint="delegate the controller to this user, or name the limit in Security.optional",
+                )
+        if limits.io_weight is not None and "io" not in self.layout.controllers:
+            raise UnsupportedError("io_weight on cgroup v1", hint="it needs cgroup v2 with the io controller")
+
+    def create(self, name: str, limits: CgroupLimits, block: int | None) -> Group:
+        """Make the groups of the container `name`; `block` is the id that may start processes in them."""
+        group = Group(self, name, block)
+        try:
+            group.limit(limits)
+            group.open()
+        except BaseException:
+            group.remove()
+            raise
+        return group
+
+    def remove(self) -> bool:
+        """Remove this owner's directories everywhere; False while something lives below."""
+        return all([remove_group(path) for path in self._made])
+
+
+def collect(owner: str, layout: Layout) -> bool:
+    """End and remove everything of a dead owner; False where something could not be removed."""
+    done = True
+    if layout.unified is not None:
+        directory = f"{layout.unified}/{BASE}/{owner}"
+        if os.path.isdir(directory):
+            write(f"{directory}/cgroup.kill", "1")
+            events = os.open(f"{directory}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+            native.lib.pcx_wait_unpopulated(events, 10_000)
+            os.close(events)
+            done &= remove_subtree(directory)
+    for base in layout.legacy.values():
+        done &= remove_subtree(f"{base}/{BASE}/{owner}")
+    return done
+
+
+def make_legacy(controller: str, path: str) -> None:
+    """mkdir of a v1 group; cpuset wants its sets before anyone may enter."""
+    os.mkdir(path)
+    if controller == "cpuset":
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            with open(f"{os.path.dirname(path)}/{name}", encoding="ascii") as parent:
+                write(f"{path}/{name}", parent.read().strip())
+
+
+class Group:
+    """One container's groups.  `birth` is the v2 directory in which PID 1 is born, `tasks` those it enters."""
+
+    def __init__(self, cgroups: Cgroups, name: str, block: int | None) -> None:
+        self._cgroups = cgroups
+        self.name = name
+        self._block = block
+        self._unified: str | None = None
+        self._legacy: dict[str, str] = {}
+        self._leaf_controllers: tuple[str, ...] = ()
+        self._spare: list[Leaf] = []
+        self._busy: list[Leaf] = []
+        self._number = 0
+        self._lock = threading.Lock()
+        self.birth = -1
+        self.tasks: tuple[int, ...] = ()
+
+    def limit(self, limits: CgroupLimits) -> None:
+        """Make the directories and write the limits.  Raises LimitError where the kernel refuses a value."""
+        layout = self._cgroups.layout
+        wanted = translate.v2(limits)
+        if self._cgroups.unified is not None:
+            self._unified = f"{self._cgroups.unified}/{self.name}"
+            os.mkdir(self._unified)
+            for controller in wanted:
+                if controller in layout.controllers:
+                    _apply(self._unified, wanted[controller])
+            for controller in layout.controllers:
+                write(f"{self._unified}/cgroup.subtree_control", f"+{controller}")
+        old = translate.v1(limits)
+        for controller, base in layout.legacy.items():
+            if controller not in old and controller not in _ALWAYS:
+                continue
+            if controller in layout.controllers:
+                continue
+            del base
+            directory = f"{self._cgroups.legacy(controller)}/{self.name}"
+            make_legacy(controller, directory)
+            self._legacy[controller] = directory
+            _apply(directory, old.get(controller, {}))
+        self._leaf_controllers = ("memory",) if "memory" in self._legacy else ()
+
+    def open(self) -> None:
+        """Open what a start needs: the group of PID 1, owned by the container's ids."""
+        if self._unified is not None:
+            own = self._unified
+            if self._cgroups.layout.controllers:
+                own = f"{self._unified}/init"  # a group with controllers for its children has no processes
+                os.mkdir(own)
+            self.birth = os.open(own, _DIRECTORY)
+            if self._block is not None:
+                os.chown(f"{self._unified}/cgroup.procs", self._block, self._block)
+        self.tasks = tuple(
+            os.open(f"{path}/tasks", os.O_WRONLY | os.O_CLOEXEC) for path in self._legacy.values()
+        )
+
+    def started(self) -> None:
+        """PID 1 stands in its groups: close what only a start needs."""
+        for fd in (*self.tasks, *((self.birth,) if self.birth >= 0 else ())):
+            os.close(fd)
+        self.tasks, self.birth = (), -1
+
+    def acquire(self, limits: CgroupLimits | None = None) -> Leaf | None:
+        """A leaf for one exec, or None on a host without cgroups.  Raises LimitError, UnsupportedError."""
+        if limits is None:
+            with self._lock:
+                if self._spare:
+                    leaf = self._spare.pop()
+                    self._busy.append(leaf)
+                    return leaf
+        else:
+            self._cgroups.check(limits)
+        if self._unified is None and not self._legacy:
+            return None
+        leaf = self._make_leaf(limits)
+        with self._lock:
+            self._busy.append(leaf)
+        return leaf
+
+    def prepare(self) -> None:
+        """Make the first leaf ahead, while the container is being born."""
+        if self._unified is not None or self._legacy:
+            leaf = self._make_leaf(None)
+            with self._lock:
+                self._spare.append(leaf)
+
+    def _make_leaf(self, limits: CgroupLimits | None) -> Leaf:
+        with self._lock:
+            self._number += 1
+            name = f"e{self._number}"
+        directory, legacy = None, {}
+        old = translate.v1(limits) if limits is not None else {}
+        new = translate.v2(limits) if limits is not None else {}
+        made: list[str] = []
+        try:
+            if self._unified is not None:
+                directory = f"{self._unified}/{name}"
+                os.mkdir(directory)
+                made.append(directory)
+                if "memory" in self._cgroups.layout.controllers:
+                    write(f"{directory}/memory.oom.group", "1")
+                for controller in set(new) & self._cgroups.layout.controllers:
+                    _apply(directory, new[controller])
+                if self._block is not None:
+                    os.chown(f"{directory}/cgroup.procs", self._block, self._block)
+            for controller in dict.fromkeys((*self._leaf_controllers, *old)):
+                if controller in self._cgroups.layout.controllers:
+                    continue
+                parent = self._legacy.get(controller) or self._late(controller)
+                legacy[controller] = f"{parent}/{name}"
+                make_legacy(controller, legacy[controller])
+                made.append(legacy[controller])
+                _apply(legacy[controller], old.get(controller, {}))
+            return Leaf.open(directory, legacy)
+        except BaseException:
+            for path in made:
+                remove_group(path)
+            raise
+
+    def _late(self, controller: str) -> str:
+        """A controller that only an exec asked for gets its group now; older processes stay outside it."""
+        directory = f"{self._cgroups.legacy(controller)}/{self.name}"
+        make_legacy(controller, directory)
+        self._legacy[controller] = directory
+        return directory
+
+    def release(self, leaf: Leaf, *, reusable: bool = True) -> None:
+        """Take a leaf back after its exec: reused when it is as good as new, else removed with the group."""
+        with self._lock:
+            self._busy.remove(leaf)
+        if reusable and leaf.directory is not None and not self._spare and leaf.reset():
+            with self._lock:
+                self._spare.append(leaf)
+        else:
+            leaf.remove()  # one with orphans in it stays until the container ends
+
+    @property
+    def alone(self) -> bool:
+        """Does one exec at most run now, so that the container's own counters are its alone?"""
+        with self._lock:
+            return len(self._busy) <= 1
+
+    def pids_refused(self) -> int | None:
+        """How often the container's pids limit refused a fork, where v1 counts it above the leaves."""
+        path = self._legacy.get("pids")
+        if path is None:
+            return None
+        with open(f"{path}/pids.events", encoding="ascii") as file:
+            return int(file.read().split()[1])
+
+    @property
+    def freezable(self) -> bool:
+        """Is there a v2 group to freeze?"""
+        return self._unified is not None
+
+    def freeze(self, frozen: bool) -> None:
+        """Stop or go on with every process, and wait until all did.  Raises OSError."""
+        write(f"{self._unified}/cgroup.freeze", "1" if frozen else "0")
+        wanted = f"frozen {int(frozen)}"
+        events = os.open(f"{self._unified}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            import select
+
+            poll = select.poll()
+            poll.register(events, select.POLLPRI)
+            while wanted not in os.pread(events, 256, 0).decode():
+                if not poll.poll(10_000):
+                    raise TimeoutError(f"the container did not become {wanted}")
+        finally:
+            os.close(events)
+
+    def kill(self) -> None:
+        """SIGKILL for every process of the container, PID 1 included."""
+        if self._unified is not None:
+            with contextlib.suppress(FileNotFoundError):
+                write(f"{self._unified}/cgroup.kill", "1")
+
+    def paths(self) -> dict[str, str]:
+        """`{controller: directory}`; the v2 group under 'unified'."""
+        return {**self._legacy, **({"unified": self._unified} if self._unified else {})}
+
+    def remove(self) -> bool:
+        """Remove every directory; False while a process is still in one."""
+        self.started()
+        with self._lock:
+            leaves = [*self._spare, *self._busy]
+            self._spare.clear()
+            self._busy.clear()
+        for leaf in leaves:
+            leaf.remove()
+        done = True
+        for directory in [*self._legacy.values(), *filter(None, (self._unified,))]:
+            done &= remove_group(directory) or remove_subtree(directory)
+        return done
+
+
+def _apply(directory: str, files: dict[str, list[str]]) -> None:
+    for name, texts in files.items():
+        for text in texts:
+            try:
+                write(f"{directory}/{name}", text)
+            except FileNotFoundError:
+                _missing(directory, name)
+            except OSError as error:
+                raise LimitError(f"the kernel refused {name} = {text}: {error.strerror}") from error
+
+
+def _missing(directory: str, name: str) -> None:
+    # Without swap accounting there is no swap limit to write, and none is needed where memory is the bound.
+    if name == "memory.swap.max":
+        return
+    if name == "memory.memsw.limit_in_bytes":
+        write(f"{directory}/memory.swappiness", "0")
+        return
+    raise UnsupportedError(f"the limit {name}", hint="this kernel has no such file")

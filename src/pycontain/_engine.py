@@ -1,0 +1,273 @@
+"""The engine: one store, its launchers, its cgroups, and the containers of this process."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from pycontain._cgroups import group as groups
+from pycontain._cgroups.detect import Layout
+from pycontain._cgroups.group import Cgroups, Group
+from pycontain._kernel.features import Features, features
+from pycontain._kernel.launcher import Launcher, LauncherPool, sub_id_maps
+from pycontain._model.limits import CgroupLimits
+from pycontain._runtime.collect import Collector
+from pycontain._security import policy
+from pycontain._state.owner import Owner, dead_owners
+from pycontain._state.paths import Roots
+from pycontain.errors import StateError, UnsupportedError
+
+if TYPE_CHECKING:
+    from pycontain._objects.container import Container
+    from pycontain._objects.image import Image
+    from pycontain._runtime.compile import Compiled
+    from pycontain._runtime.spec import ContainerSpec
+    from pycontain._runtime.start import Running
+
+_RLIMIT_NPROC = "nproc"
+_RLIMIT_DATA = "data"
+
+
+class Engine:
+    """A store and everything live in it that belongs to this process.
+
+    root: where to keep state; without it PYCONTAIN_ROOT, else the system's or the user's
+    directories.  Making an engine collects what dead processes left in the same root.
+    Raises PathError when the root cannot be used, StartError when no launcher starts.
+    """
+
+    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+        self.roots = Roots.of(root)
+        self.features: Features = features()
+        maps = None if self.features.privileged else sub_id_maps()
+        self.sub_ids = int(maps[0][5]) + 1 if maps else 0
+        self._maps = maps
+        self.owner = Owner(self.roots)
+        try:
+            self._open()
+        except BaseException:
+            self.owner.close()
+            raise
+        self.closed = False
+        _engines.add(self)
+
+    def _open(self) -> None:
+        self.cgroups = Cgroups(self.owner.name)
+        self.launchers = LauncherPool(plain=not self.features.privileged, maps=self._maps)
+        self.collector = Collector(self.owner, self._make_janitor)
+        self._lock = threading.Lock()
+        self._running: dict[str, Running] = {}
+        self._containers: weakref.WeakValueDictionary[str, Container] = weakref.WeakValueDictionary()
+        self._host_image: Image | None = None
+        self._security: dict[object, bytes] = {}
+        collect_dead(self.roots, self.cgroups.layout, self.owner.name, self._make_janitor)
+
+    def _make_janitor(self) -> Launcher:
+        return Launcher(plain=not self.features.privileged, maps=self._maps)
+
+    @property
+    def containers(self) -> list[Container]:
+        """The containers of this process that live."""
+        with self._lock:
+            return [one for name, one in self._containers.items() if name in self._running]
+
+    def host_image(self) -> Image:
+        """`Image.host()` for this store, made once."""
+        if self._host_image is None:
+            from pycontain._objects.image import host_image
+
+            self._host_image = host_image(self.roots.data)
+        return self._host_image
+
+    def info(self) -> dict[str, object]:
+        """What this engine is and stands on."""
+        return {
+            "root": self.roots.data,
+            "run": self.roots.run,
+            "privileged": self.features.privileged,
+            "sub_ids": self.sub_ids,
+            "cgroups": self.cgroups.layout.name,
+            "controllers": sorted({*self.cgroups.layout.controllers, *self.cgroups.layout.legacy}),
+            "landlock_abi": self.features.landlock,
+            "time_namespace": self.features.time_namespace,
+            "containers": len(self._running),
+        }
+
+    def doctor(self) -> list[str]:
+        """What this host lacks and what to do about it, a line each; nothing to say is a good sign."""
+        from pycontain._runtime.doctor import examine
+
+        return examine(self)
+
+    def prune(self) -> int:
+        """Collect what dead processes left; how many owners were collected."""
+        self.settle()
+        return collect_dead(self.roots, self.cgroups.layout, self.owner.name, self._make_janitor)
+
+    def settle(self) -> None:
+        """Wait until the remains of every ended container are removed."""
+        self.collector.settle()
+
+    def close(self) -> None:
+        """End every container of this engine and remove its state.  Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        with self._lock:
+            running = list(self._running.values())
+            self._running.clear()
+        for one in running:
+            one.end()
+        self.collector.close()
+        self.launchers.close()
+        self.cgroups.remove()
+        with contextlib.suppress(OSError):
+            self.owner.close()
+        _engines.discard(self)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def forget(self) -> None:
+        """In a forked child: let go of everything without ending it."""
+        self.closed = True
+        for one in self._running.values():
+            one.forget()
+        self.launchers.close()
+        self.owner.forget()
+
+    def register(self, container: Container, running: Running) -> None:
+        """A container of this engine lives."""
+        with self._lock:
+            if self.closed:
+                raise StateError("the engine is closed")
+            self._running[running.spec.id] = running
+            self._containers[running.spec.id] = container
+
+    def unregister(self, running: Running) -> None:
+        """A container of this engine ended."""
+        with self._lock:
+            self._running.pop(running.spec.id, None)
+
+    def check_open(self) -> None:
+        """Raise StateError for a closed engine."""
+        if self.closed:
+            raise StateError("the engine is closed")
+
+    def enforceable(self, limits: CgroupLimits, asked: frozenset[str], optional: frozenset[str]) -> CgroupLimits:
+        """The limits that cgroups can hold here.  Raises UnsupportedError for one asked for that they cannot."""
+        import attrs
+
+        dropped = {}
+        for name in asked | {"memory", "pids"}:
+            value = getattr(limits, name)
+            if value is None:
+                continue
+            try:
+                self.cgroups.check(CgroupLimits(**{name: value}))
+            except UnsupportedError:
+                if name in asked and name not in optional:
+                    raise
+                dropped[name] = None
+        return attrs.evolve(limits, **dropped) if dropped else limits
+
+    def make_group(self, spec: ContainerSpec, compiled: Compiled, block: int | None) -> Group | None:
+        """The cgroups of a container, or None where this user may make none."""
+        del compiled
+        limits = self.enforceable(spec.limits, spec.asked, spec.security.optional)
+        if self.cgroups.unified is None and not self.cgroups.layout.legacy:
+            return None
+        return self.cgroups.create(spec.id, limits, block)
+
+    def encode_security(
+        self,
+        security: policy.Security,
+        rlimits: Mapping[str, int | tuple[int, int]],
+        asked: frozenset[str],
+        limits: CgroupLimits,
+    ) -> bytes:
+        """The security buffer, cached by what it depends on."""
+        held = self.enforceable(limits, asked, security.optional)
+        fallback = dict(rlimits)
+        # Where no cgroup counts processes, the user namespace's own RLIMIT_NPROC does (user_namespaces(7)).
+        if held.pids is None and limits.pids is not None:
+            fallback.setdefault(_RLIMIT_NPROC, limits.pids)
+        if held.memory is None and "memory" in asked and limits.memory is not None:
+            fallback.setdefault(_RLIMIT_DATA, limits.memory)
+        key = (security, tuple(sorted(security.rlimits.items())), tuple(sorted(fallback.items())))
+        found = self._security.get(key)
+        if found is None:
+            found = policy.encode(
+                security,
+                fallback,
+                landlock_abi=self.features.landlock,
+                supervise=not self.cgroups.kills,
+            )
+            if len(self._security) > 256:
+                self._security.clear()
+            self._security[key] = found
+        return found
+
+
+def collect_dead(roots: Roots, layout: Layout, own: str, make_janitor: Callable[[], Launcher]) -> int:
+    """Remove everything of owners whose process is gone; how many there were."""
+    count = 0
+    janitor: Launcher | None = None
+    try:
+        for owner in dead_owners(roots):
+            if owner == own:
+                continue
+            count += 1
+            groups.collect(owner, layout)
+            live = os.path.join(roots.data, "live")
+            if os.path.isdir(os.path.join(live, owner)):
+                janitor = janitor or make_janitor()
+                fd = os.open(live, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    janitor.remove(fd, owner)
+                finally:
+                    os.close(fd)
+    finally:
+        if janitor is not None:
+            janitor.close()
+    return count
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_default: Engine | None = None
+_default_lock = threading.Lock()
+
+
+def default_engine() -> Engine:
+    """The engine of this process, made on first use."""
+    global _default
+    with _default_lock:
+        if _default is None or _default.closed:
+            _default = Engine()
+        return _default
+
+
+def _close_all() -> None:
+    for engine in list(_engines):
+        engine.close()
+
+
+def _after_fork() -> None:
+    global _default, _default_lock
+    _default, _default_lock = None, threading.Lock()
+    for engine in list(_engines):
+        engine.forget()
+    _engines.clear()
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_after_fork)
+

@@ -1,0 +1,187 @@
+"""The launchers of this process: small programs from which every container is born.
+
+A launcher serves one start at a time; a second one is made when two threads
+start at once, up to the number of processors.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pycontain._kernel import native
+from pycontain._kernel.plan import request
+from pycontain.errors import StartError
+
+_FIRST_TABLE_SLOT = 255
+
+
+class Launcher:
+    """One launcher: a socket, and the process behind it.
+
+    plain: the caller has no CAP_SYS_ADMIN; the launcher makes a user namespace of its own first.
+    maps: for plain users, the id maps to write with newuidmap and newgidmap, or None for the single-id map.
+    """
+
+    def __init__(self, *, plain: bool, maps: tuple[list[str], list[str]] | None = None) -> None:
+        socket, pidfd = native.ffi.new("int *"), native.ffi.new("int *")
+        native.checked(native.lib.pcx_start_launcher(int(plain), socket, pidfd), "launcher")
+        self.socket: int = socket[0]
+        self.pidfd: int = pidfd[0]
+        try:
+            self.old_layers = self._hear_ready(maps)
+        except BaseException:
+            self.close()
+            raise
+
+    def _hear_ready(self, maps: tuple[list[str], list[str]] | None) -> bool:
+        record = native.receive(self.socket)
+        if record is not None and record.kind == native.STARTED:
+            if maps is not None:
+                _write_maps(record.value, maps)
+            native.send(self.socket, request(native.MAPS, value=int(maps is not None)))
+            record = native.receive(self.socket)
+        if record is None or record.kind != native.READY:
+            errno = record.errno if record else 0
+            where = record.op if record else 0
+            raise StartError(
+                f"the launcher could not start (stage {where})",
+                step="launcher",
+                errno=errno,
+                hint="user namespaces may be disabled: see `Engine().doctor()`",
+            )
+        return bool(record.flags)
+
+    def close(self) -> None:
+        """End the launcher, and with it every container that it started."""
+        for fd in (self.socket, self.pidfd):
+            if fd >= 0:
+                os.close(fd)
+        self.socket = self.pidfd = -1
+
+    def remove(self, directory: int, name: str) -> None:
+        """Remove the tree `name` below the directory fd, as the launcher's user.  Raises OSError."""
+        native.send(self.socket, request(native.REMOVE, os.fsencode(name)), [directory])
+        record = native.receive_uninterrupted(self.socket)
+        if record is None:
+            raise ConnectionResetError("the launcher is gone")
+        if record.errno:
+            raise OSError(record.errno, os.strerror(record.errno), name)
+
+
+def _write_maps(pid: int, maps: tuple[list[str], list[str]]) -> None:
+    for tool, entries in zip(("newuidmap", "newgidmap"), maps, strict=True):
+        done = subprocess.run([tool, str(pid), *entries], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise StartError(
+                f"{tool} refused the map: {done.stderr.strip()}",
+                step="id map",
+                hint="check /etc/subuid and /etc/subgid",
+            )
+
+
+def sub_id_maps() -> tuple[list[str], list[str]] | None:
+    """Arguments for newuidmap and newgidmap: 0 is this user, 1 and on are its sub-ids; None without them."""
+    if not (shutil.which("newuidmap") and shutil.which("newgidmap")):
+        return None
+    maps = []
+    for path, own in (("/etc/subuid", os.getuid()), ("/etc/subgid", os.getgid())):
+        found = _sub_id_range(path)
+        if found is None:
+            return None
+        first, count = found
+        maps.append(["0", str(own), "1", "1", str(first), str(min(count, 65535))])
+    return maps[0], maps[1]
+
+
+def _sub_id_range(path: str) -> tuple[int, int] | None:
+    import pwd
+
+    names = {str(os.getuid())}
+    try:
+        names.add(pwd.getpwuid(os.getuid()).pw_name)
+    except KeyError:
+        pass
+    try:
+        with open(path, encoding="ascii") as lines:
+            for line in lines:
+                fields = line.strip().split(":")
+                if len(fields) == 3 and fields[0] in names and int(fields[2]) >= 1000:
+                    return int(fields[1]), int(fields[2])
+    except (OSError, ValueError):
+        return None
+    return None
+
+
+class LauncherPool:
+    """Launchers that are free; `borrow` makes another while fewer than `size` exist."""
+
+    def __init__(
+        self, *, plain: bool, maps: tuple[list[str], list[str]] | None, size: int | None = None
+    ) -> None:
+        self._plain = plain
+        self._maps = maps
+        self._size = size or max(2, os.cpu_count() or 1)
+        self._free: list[Launcher] = []
+        self._count = 0
+        self._all: list[Launcher] = []
+        self._changed = threading.Condition(threading.Lock())
+        # Growth of the table in a process with threads waits for a grace period: pay once.
+        native.lib.pcx_grow_descriptor_table(_FIRST_TABLE_SLOT)
+
+    @contextmanager
+    def borrow(self) -> Iterator[Launcher]:
+        """A launcher of one's own until the block ends; a dead one is not given back."""
+        launcher = self._take()
+        try:
+            yield launcher
+        except ConnectionError:
+            self._forget(launcher)
+            raise
+        except BaseException:
+            self._give_back(launcher)
+            raise
+        self._give_back(launcher)
+
+    def _take(self) -> Launcher:
+        with self._changed:
+            while not self._free and self._count >= self._size:
+                self._changed.wait()
+            if self._free:
+                return self._free.pop()
+            self._count += 1
+        try:
+            launcher = Launcher(plain=self._plain, maps=self._maps)
+        except BaseException:
+            with self._changed:
+                self._count -= 1
+                self._changed.notify()
+            raise
+        with self._changed:
+            self._all.append(launcher)
+        return launcher
+
+    def _give_back(self, launcher: Launcher) -> None:
+        with self._changed:
+            self._free.append(launcher)
+            self._changed.notify()
+
+    def _forget(self, launcher: Launcher) -> None:
+        launcher.close()
+        with self._changed:
+            self._all.remove(launcher)
+            self._count -= 1
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End every launcher, and so every container."""
+        with self._changed:
+            for launcher in self._all:
+                launcher.close()
+            self._all.clear()
+            self._free.clear()
+            self._count = 0

@@ -1,0 +1,134 @@
+"""The C extension, typed, with errors raised as OSError."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from attrs import frozen
+
+from pycontain._kernel._ffi import ffi as _ffi
+from pycontain._kernel._ffi import lib as _lib
+
+ffi: Any = _ffi
+lib: Any = _lib
+
+READY, FAILED, STARTED, EXITED, GONE, OPENED = range(1, 7)
+"""Kinds of records (protocol.h)."""
+
+SPAWN, MAPS, REMOVE, SECURITY, EXEC, SIGNAL, KILL_TREE, KILL_ALL, OPEN = range(1, 10)
+"""Kinds of requests (protocol.h)."""
+
+IN_MEMFD = 1
+MAX_INLINE = 120 * 1024
+
+
+@frozen
+class Record:
+    """An answer of launcher or agent; times in microseconds, memory in bytes."""
+
+    kind: int
+    step: int
+    errno: int
+    op: int
+    value: int
+    flags: int
+    cpu_user: int
+    cpu_system: int
+    peak_rss: int
+    fd: int = -1
+
+    @property
+    def step_name(self) -> str:
+        """The control that failed, by the name that steps.h gives it."""
+        return step_name(self.step)
+
+
+def step_name(step: int) -> str:
+    """The name of a control in steps.h."""
+    name = lib.pcx_step_name(step)
+    return ffi.string(name).decode() if name else f"step {step}"
+
+
+def steps() -> list[str]:
+    """Every control, in the order in which they happen."""
+    names = []
+    while lib.pcx_step_name(len(names)):
+        names.append(step_name(len(names)))
+    return names
+
+
+def checked(result: int, what: str | None = None) -> int:
+    """The result of a native call; raises OSError for a negative errno."""
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), what)
+    return result
+
+
+def pair() -> tuple[int, int]:
+    """A connected pair of close-on-exec message sockets."""
+    ends = ffi.new("int[2]")
+    checked(lib.pcx_pair(ends))
+    return ends[0], ends[1]
+
+
+def send(socket: int, message: bytes | bytearray, fds: list[int] | tuple[int, ...] = ()) -> None:
+    """Send one message with fds.  Raises OSError; BrokenPipeError where nobody listens any more."""
+    checked(lib.pcx_send(socket, ffi.from_buffer(message), len(message), fds or ffi.NULL, len(fds)))
+
+
+def record_of(raw: Any, fd: int = -1) -> Record:
+    """A record out of C's memory."""
+    return Record(
+        raw.kind,
+        raw.step,
+        raw.error,
+        raw.op,
+        raw.value,
+        raw.flags,
+        raw.cpu_user,
+        raw.cpu_system,
+        raw.peak_rss,
+        fd,
+    )
+
+
+def receive(socket: int, timeout_ms: int = -1) -> Record | None:
+    """The next record, or None at the end of the stream; signals are served while it waits.
+
+    Raises TimeoutError when timeout_ms passed, and what a signal handler raises.
+    """
+    out = ffi.new("struct pc_record_fd *")
+    while True:
+        result = lib.pcx_receive(socket, out, timeout_ms)
+        if result == 1:
+            return record_of(out.record, out.fd)
+        if result == 0:
+            return None
+        if result == -11:
+            raise TimeoutError
+        if result != -4:
+            checked(result)
+
+
+def receive_uninterrupted(socket: int) -> Record | None:
+    """As `receive`, but what a signal handler raises comes after the answer, not instead of it."""
+    pending: BaseException | None = None
+    while True:
+        try:
+            record = receive(socket)
+        except BaseException as error:  # noqa: BLE001  raised again below
+            if isinstance(error, OSError):
+                raise
+            pending = error
+            continue
+        if pending is not None:
+            if record is not None and record.fd >= 0:
+                os.close(record.fd)
+            raise pending
+        return record
+
+
+def sealed(name: str, data: bytes) -> int:
+    """An fd of memory whose content can no longer change."""
+    return checked(lib.pcx_sealed_memory(name.encode(), data, len(data)))

@@ -1,0 +1,467 @@
+"""The container: what users hold."""
+
+from __future__ import annotations
+
+import secrets
+import signal as signals
+import subprocess
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal
+
+from pycontain._model.limits import CgroupLimits
+from pycontain._model.mounts import Bind, Tmpfs
+from pycontain._model.process import ExecResult
+from pycontain._model.sizes import parse_duration, parse_size
+from pycontain._objects.image import Image
+from pycontain._objects.main import MainCommand
+from pycontain._objects.process import Process
+from pycontain._runtime import spec as specs
+from pycontain._runtime.exec import Execution, command_of, returncode_of, start_failure
+from pycontain._runtime.isolation import Isolation, isolation_of
+from pycontain._runtime.start import Running, start
+from pycontain._runtime.stats import Stats, stats_of
+from pycontain._runtime.streams import DEVNULL, PIPE, Plumbing, Pump, Stream, decoder
+from pycontain._security.policy import Security
+from pycontain.errors import (
+    CommandFailed,
+    CommandTimeout,
+    Conflict,
+    NotFound,
+    StateError,
+    UnsupportedError,
+)
+
+if TYPE_CHECKING:
+    from pycontain._engine import Engine
+    from pycontain._model.process import Output
+
+Args = str | Sequence[str]
+Status = Literal["created", "running", "paused", "exited", "removed"]
+
+
+class Container:
+    """A container: private namespaces, a root file system of its own, limits, and no way out.
+
+    image: an `Image`; `Image.host()` without one.  command: what it runs; without one it idles
+    until `exec`.  memory, cpus, pids: short for fields of `limits`; 512M and 128 where none is
+    given.  disk: bytes that may be written to the root file system, kept in memory then.
+    rlimits: name to value or (soft, hard).  network: 'none'.  mounts: place inside to `Bind`,
+    `Tmpfs` or a path.  tmpfs: places, or place to size.  read_only: no writes but to tmpfs.
+    init: False makes the command PID 1 itself.  lifetime: seconds after which it is ended.
+
+    Used as a context manager it starts at the top and is removed at the end; `start` and `remove`
+    do the same.  Everything is checked here, before anything is created: ValueError, LimitError,
+    NotFound, UnsupportedError.
+    """
+
+    def __init__(
+        self,
+        image: Image | str | None = None,
+        command: Args | None = None,
+        *,
+        name: str | None = None,
+        env: Mapping[str, str] | None = None,
+        workdir: str | None = None,
+        user: str | int | None = None,
+        hostname: str | None = None,
+        memory: int | str | None = None,
+        cpus: float | None = None,
+        pids: int | None = None,
+        disk: int | str | None = None,
+        limits: CgroupLimits | None = None,
+        rlimits: Mapping[str, int | tuple[int, int]] | None = None,
+        network: str = "none",
+        ports: Mapping[int, int] | None = None,
+        volumes: specs.Mounts | None = None,
+        mounts: specs.Mounts | None = None,
+        tmpfs: specs.TmpfsOption | None = None,
+        read_only: bool = False,
+        init: bool = True,
+        security: Security = Security.SANDBOX,
+        runtime: str | None = None,
+        lifetime: float | timedelta | None = None,
+        labels: Mapping[str, str] | None = None,
+        engine: Engine | None = None,
+    ) -> None:
+        from pycontain._engine import default_engine
+
+        if network != "none":
+            raise UnsupportedError(f"the network {network!r}", hint="this version has network='none' alone")
+        if ports:
+            raise UnsupportedError("published ports", hint="they need a network; this version has none")
+        if runtime is not None:
+            raise UnsupportedError(f"the runtime {runtime!r}", hint="leave it out: pycontain starts containers itself")
+        chosen, asked = specs.limits_of(limits, memory, cpus, pids)
+        self.id = secrets.token_hex(16)
+        given = {**(volumes or {}), **(mounts or {})}
+        if len(given) < len(volumes or {}) + len(mounts or {}):
+            raise ValueError("volumes and mounts name the same place")
+        points = specs.mount_points(given, tmpfs)
+        command_args = specs.command(command)
+        self._engine = engine or default_engine()
+        self._engine.check_open()
+        base = self._image(image)
+        for layer in base.layers:
+            _check_layer(layer)
+        self.spec = specs.ContainerSpec(
+            id=self.id,
+            image=base,
+            command=command_args or (base.command or None),
+            name=name or f"pyc-{self.id[:12]}",
+            env=dict(env or {}),
+            workdir=workdir or base.workdir or "/",
+            user=str(user) if user is not None else base.user,
+            hostname=hostname or self.id[:12],
+            limits=chosen,
+            asked=asked,
+            rlimits=dict(rlimits or {}),
+            disk=disk,
+            mounts=points,
+            read_only=read_only,
+            init=init,
+            network=network,
+            security=security,
+            lifetime=lifetime,
+            labels=dict(labels or {}),
+        )
+        self._engine.enforceable(chosen, asked, security.optional)
+        self._running: Running | None = None
+        self._main: MainCommand | None = None
+        self._timer: threading.Timer | None = None
+        self._paused = False
+        self._removed = False
+        self._returncode: int | None = None
+        self._lock = threading.RLock()
+
+    def _image(self, image: Image | str | None) -> Image:
+        if image is None:
+            return self._engine.host_image()
+        if isinstance(image, str):
+            raise NotFound(f"no image {image!r} in the store: this version has Image.host and Image.from_rootfs")
+        if not isinstance(image, Image):
+            raise TypeError(f"image is an Image, not {image!r}")
+        return image
+
+    @property
+    def name(self) -> str:
+        """The container's name."""
+        return self.spec.name
+
+    @property
+    def status(self) -> Status:
+        """'created', 'running', 'paused', 'exited' or 'removed'."""
+        if self._removed:
+            return "removed"
+        if self._main is not None and self._main.poll() is not None:
+            return "exited"
+        if self._running is None:
+            return "exited" if self._returncode is not None else "created"
+        return "paused" if self._paused else "running"
+
+    @property
+    def pid(self) -> int:
+        """PID 1 as the host sees it.  Raises StateError when it does not run."""
+        return self._live().pid
+
+    @property
+    def timings(self) -> Mapping[str, float]:
+        """Seconds by phase of the start."""
+        return self._live().timings
+
+    @property
+    def isolation(self) -> Isolation:
+        """What is in force, and what this host could not give."""
+        return isolation_of(self._live())
+
+    def _live(self) -> Running:
+        if self._running is None or self._running.ended:
+            raise StateError(f"container {self.name} is not running")
+        return self._running
+
+    def start(self) -> Container:
+        """Start it, and its command if it has one.  Raises StartError, StateError."""
+        with self._lock:
+            if self._removed:
+                raise StateError(f"container {self.name} is removed")
+            if self._running is not None and not self._running.ended:
+                raise StateError(f"container {self.name} runs already")
+            self._engine.check_open()
+            self._paused, self._returncode = False, None
+            if self.spec.init:
+                self._running = start(self._engine, self.spec)
+            else:
+                self._main = MainCommand.as_init(self._engine, self.spec)
+                self._running = self._main.running
+            self._engine.register(self, self._running)
+            if self.spec.init and self.spec.command is not None:
+                self._start_main(self._running)
+            if self.spec.lifetime is not None:
+                self._timer = threading.Timer(self.spec.lifetime, self.kill)
+                self._timer.daemon = True
+                self._timer.start()
+        return self
+
+    def _start_main(self, running: Running) -> None:
+        assert self.spec.command is not None
+        try:
+            self._main = MainCommand.beside_agent(running, self.spec.command)
+        except BaseException:
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        with self._lock:
+            running, self._running = self._running, None
+            timer, self._timer = self._timer, None
+            if timer is not None:
+                timer.cancel()
+        if running is not None:
+            if self._paused and running.group is not None:
+                running.group.kill()
+            self._engine.unregister(running)
+            running.end()
+
+    def remove(self) -> None:
+        """End it and everything in it, and forget it.  Idempotent."""
+        self._end()
+        main = self._main
+        if main is not None:
+            self._returncode = main.close()
+        self._removed = True
+
+    def stop(self, timeout: float | timedelta = 10) -> None:
+        """SIGTERM to the command, SIGKILL to everything after `timeout` seconds."""
+        main = self._main
+        self._live()
+        if main is not None and main.poll() is None:
+            main.signal(signals.SIGTERM)
+            main.join(parse_duration(timeout))
+        self._end()
+        if main is not None:
+            self._returncode = main.close()
+
+    def kill(self, signal: int = signals.SIGKILL) -> None:
+        """Send a signal to the command; SIGKILL ends the whole container."""
+        if signal == signals.SIGKILL:
+            self._end()
+            if self._main is not None:
+                self._main.join(10)
+            return
+        self._live()
+        if self._main is None:
+            raise StateError(f"container {self.name} has no command to signal")
+        self._main.signal(signal)
+
+    def pause(self) -> None:
+        """Freeze every process.  Raises UnsupportedError on a host without cgroups."""
+        self._freeze(True)
+
+    def unpause(self) -> None:
+        """Let every process go on."""
+        self._freeze(False)
+
+    def _freeze(self, frozen: bool) -> None:
+        group = self._live().group
+        if group is None or not group.freezable:
+            raise UnsupportedError("pausing", hint="it needs a cgroup v2 tree that this user may write")
+        group.freeze(frozen)
+        self._paused = frozen
+
+    def wait(self, timeout: float | timedelta | None = None) -> int:
+        """Wait for the command's end; its return code.  Raises subprocess.TimeoutExpired, StateError."""
+        if self._main is None:
+            raise StateError(f"container {self.name} has no command to wait for")
+        seconds = None if timeout is None else parse_duration(timeout)
+        if not self._main.join(seconds):
+            assert seconds is not None
+            raise subprocess.TimeoutExpired(list(self.spec.command or ()), seconds)
+        self._end()
+        self._returncode = self._main.returncode
+        assert self._returncode is not None
+        return self._returncode
+
+    def restart(self, timeout: float | timedelta = 10) -> Container:
+        """Stop and start again, with a fresh root file system."""
+        if self._running is not None:
+            self.stop(timeout)
+        return self.start()
+
+    def logs(self, follow: bool = False) -> Iterator[bytes]:
+        """What the command wrote, both streams in order of arrival; the last 16 MiB are kept.
+
+        follow: go on until the command ends.
+        """
+        if self._main is None:
+            raise StateError(f"container {self.name} has no command that could write")
+        return self._main.logs(follow)
+
+    def stats(self) -> Stats:
+        """What the container uses now, from the kernel's counters."""
+        return stats_of(self._live())
+
+    def exec(
+        self,
+        args: Args,
+        *,
+        input: str | bytes | None = None,
+        timeout: float | timedelta | None = None,
+        check: bool = False,
+        text: bool = True,
+        encoding: str = "utf-8",
+        errors: str = "replace",
+        env: Mapping[str, str] | None = None,
+        workdir: str | None = None,
+        user: str | int | None = None,
+        stdout: Stream = PIPE,
+        stderr: Stream = PIPE,
+        max_output: int | str | None = "16M",
+        limits: CgroupLimits | None = None,
+        shell: bool = False,
+    ) -> ExecResult:
+        """Run a command to its end and say what became of it, as subprocess.run does.
+
+        timeout: seconds until every process of the command is killed.  max_output: bytes per
+        stream after which it is killed, with reason 'output'; None lifts the cap.  limits: for this
+        command alone.  user: 'name', 'uid', 'name:group' or 'uid:gid'.
+
+        Returns when the command itself ends; what it left running goes on.  Raises CommandTimeout,
+        CommandFailed with check=True, CommandNotFound (127), CommandNotExecutable (126),
+        WorkdirError, NotFound for a user, ValueError for malformed input, StateError.
+        """
+        argv = _argv(args, shell)
+        seconds = None if timeout is None else parse_duration(timeout)
+        cap = None if max_output is None else parse_size(max_output)
+        data = _input_bytes(input, text, encoding)
+        running = self._live()
+        command = command_of(
+            running,
+            argv,
+            specs.environment(env) if env else None,
+            specs.inside(workdir) if workdir is not None else None,
+            None if user is None else str(user),
+        )
+        plumbing = Plumbing(DEVNULL if data is None else PIPE, stdout, stderr)
+        try:
+            execution = Execution.launch(running, command, plumbing.guest, limits)
+        except BaseException:
+            plumbing.close()
+            raise
+        plumbing.close_guest()
+        pump = Pump(execution, plumbing, data or b"", seconds, cap)
+        try:
+            ending = pump.run()
+        except BaseException:
+            execution.finish()
+            pump.close()
+            raise
+        decode = decoder(text, encoding, errors)
+        out = decode(pump.output(1) if stdout == PIPE else None)
+        err = decode(pump.output(2) if stderr == PIPE else None)
+        record = pump.record
+        pump.close()
+        counters = execution.finish()
+        usage = execution.usage(record, counters)
+        if ending == "timeout":
+            assert seconds is not None
+            raise CommandTimeout(args, seconds, out, err, usage=usage)
+        if record is not None and record.kind == 2:
+            raise start_failure(command, record)
+        returncode = returncode_of(record.value) if record is not None else -signals.SIGKILL
+        reason = "output" if ending == "output" else execution.reason(returncode, counters)
+        execution.timings["total"] = usage.wall
+        if check and (returncode != 0 or ending == "output"):
+            raise CommandFailed(args, returncode, out, err, reason=reason, usage=usage)
+        return ExecResult(
+            args,
+            returncode,
+            out,
+            err,
+            reason=reason,
+            usage=usage,
+            timings=execution.timings,
+            truncated=ending == "output",
+        )
+
+    def popen(
+        self,
+        args: Args,
+        *,
+        stdin: Stream = DEVNULL,
+        stdout: Stream = PIPE,
+        stderr: Stream = PIPE,
+        pty: bool = False,
+        text: bool = True,
+        encoding: str = "utf-8",
+        errors: str = "replace",
+        env: Mapping[str, str] | None = None,
+        workdir: str | None = None,
+        user: str | int | None = None,
+        limits: CgroupLimits | None = None,
+        shell: bool = False,
+        rows: int = 24,
+        columns: int = 80,
+    ) -> Process:
+        """Start a command and go on; a `Process` with Popen's verbs.
+
+        pty: a terminal of its own instead of pipes, `rows` by `columns`.  Raises as `exec` does.
+        """
+        argv = _argv(args, shell)
+        running = self._live()
+        command = command_of(
+            running,
+            argv,
+            specs.environment(env) if env else None,
+            specs.inside(workdir) if workdir is not None else None,
+            None if user is None else str(user),
+            (rows, columns) if pty else None,
+        )
+        plumbing = Plumbing(DEVNULL, DEVNULL, DEVNULL) if pty else Plumbing(stdin, stdout, stderr)
+        try:
+            execution = Execution.launch(running, command, plumbing.guest, limits)
+        except BaseException:
+            plumbing.close()
+            raise
+        plumbing.close_guest()
+        return Process(args, execution, plumbing.ours, text=text, encoding=encoding, errors=errors)
+
+    def __enter__(self) -> Container:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        return f"<Container {self.name} {self.status} image={self.spec.image.name}>"
+
+
+def _check_layer(path: str) -> None:
+    import os
+
+    if not os.path.isdir(path):
+        raise NotFound(f"the image's layer is no directory any more: {path}")
+
+
+def _argv(args: Args, shell: bool) -> tuple[str, ...]:
+    if shell:
+        if not isinstance(args, str):
+            raise ValueError("shell=True wants one string")
+        return ("/bin/sh", "-c", *(specs.command(args) or ()))
+    argv = specs.command(args)
+    assert argv is not None
+    return argv
+
+
+def _input_bytes(data: str | bytes | None, text: bool, encoding: str) -> bytes | None:
+    if isinstance(data, str):
+        return data.encode(encoding)
+    del text
+    return data
+
+
+__all__ = ["Bind", "Container", "Iterable", "Process", "Tmpfs"]

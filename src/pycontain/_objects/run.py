@@ -1,0 +1,60 @@
+"""One command in a container of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+from pycontain._objects.container import Container
+
+if TYPE_CHECKING:
+    from pycontain._engine import Engine
+    from pycontain._model.limits import CgroupLimits
+    from pycontain._model.process import ExecResult
+    from pycontain._objects.image import Image
+    from pycontain._runtime.spec import Mounts, TmpfsOption
+    from pycontain._security.policy import Security
+
+
+class ContainerOptions(TypedDict, total=False):
+    """The options of `Container` that `run` passes on."""
+
+    name: str | None
+    env: Mapping[str, str] | None
+    workdir: str | None
+    user: str | int | None
+    hostname: str | None
+    memory: int | str | None
+    cpus: float | None
+    pids: int | None
+    disk: int | str | None
+    limits: CgroupLimits | None
+    rlimits: Mapping[str, int | tuple[int, int]] | None
+    network: str
+    ports: Mapping[int, int] | None
+    volumes: Mounts | None
+    mounts: Mounts | None
+    tmpfs: TmpfsOption | None
+    read_only: bool
+    security: Security
+    runtime: str | None
+    labels: Mapping[str, str] | None
+    engine: Engine | None
+
+
+def run(
+    image: Image | str | None,
+    args: str | Sequence[str],
+    *,
+    timeout: float | timedelta | None = None,
+    check: bool = False,
+    input: str | bytes | None = None,
+    **options: Unpack[ContainerOptions],
+) -> ExecResult:
+    """Start a container, run one command in it, remove it: what `Container` and its `exec` do.
+
+    image: None for `Image.host()`.  Raises what both raise.
+    """
+    with Container(image, **options) as container:
+        return container.exec(args, timeout=timeout, check=check, input=input)

@@ -1,0 +1,115 @@
+"""The order in which a root file system is put together, as ops of plan.h.  Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from attrs import frozen
+
+from pycontain._kernel.plan import MountAttr, Op, OpFlag, OpKind, Source
+from pycontain._model.mounts import Tmpfs
+
+_GUARDED = MountAttr.NOSUID | MountAttr.NODEV
+_SHM_SIZE = 64 << 20
+RESOLV_CONF = b"# no network\n"
+
+
+@frozen(kw_only=True)
+class MountSpec:
+    """One mount asked for: a source of the plan (by index), or a tmpfs."""
+
+    target: str
+    source: int = -1
+    is_file: bool = False
+    tmpfs: Tmpfs | None = None
+
+
+def tmpfs_options(size: int | None, mode: int, inodes: int | None = None) -> bytes:
+    """Mount options of tmpfs(5)."""
+    options = [f"mode={mode:o}"]
+    if size is not None:
+        options.append(f"size={size}")
+    if inodes is not None:
+        options.append(f"nr_inodes={inodes}")
+    return ",".join(options).encode()
+
+
+def _filesystem(kind: str, target: str, options: bytes, attributes: int, flags: int = 0) -> Op:
+    data = kind.encode() + b"\0" + options
+    return Op(OpKind.FILESYSTEM, target, data, flags, attributes=attributes)
+
+
+def _files(hostname: str, hosts: Mapping[str, str], resolv: bytes) -> list[Op]:
+    lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
+    if hostname:
+        lines.append(f"127.0.1.1 {hostname}")
+    lines += [f"{address} {name}" for name, address in hosts.items()]
+    return [
+        Op(OpKind.FILE, "etc/hostname", hostname.encode() + b"\n", mode=0o644),
+        Op(OpKind.FILE, "etc/hosts", "\n".join(lines).encode() + b"\n", mode=0o644),
+        Op(OpKind.FILE, "etc/resolv.conf", resolv, mode=0o644),
+    ]
+
+
+def compose(
+    *,
+    layers: int,
+    first_layer: int,
+    trees: Sequence[MountSpec],
+    mounts: Sequence[MountSpec],
+    hostname: str,
+    read_only: bool,
+    disk: int | None,
+    scratch_size: int,
+    masked: Sequence[str],
+    readonly: Sequence[str],
+) -> list[Op]:
+    """Every op of a root, in order: overlay, kernel file systems, mounts outer before inner, covers, seal."""
+    upper = b"" if disk is None else tmpfs_options(disk, 0o755, max(1024, disk // 4096))
+    ops = [Op(OpKind.UPPER, data=upper), *_files(hostname, {}, RESOLV_CONF)]
+    ops.append(Op(OpKind.OVERLAY, source=first_layer, count=layers, attributes=_GUARDED))
+    guarded = int(OpFlag.NOFOLLOW)
+    everything = _GUARDED | MountAttr.NOEXEC
+    ops.append(_filesystem("proc", "proc", b"", everything, guarded))
+    ops.append(Op(OpKind.DEV, "dev", flags=guarded))
+    ops.append(_filesystem("devpts", "dev/pts", b"newinstance,ptmxmode=0666,mode=620", int(MountAttr.NOSUID | MountAttr.NOEXEC), guarded))
+    asked = {mount.target.strip("/") for mount in mounts}
+    for target, options, attributes in _scratch(scratch_size, read_only):
+        if target not in asked:
+            ops.append(_filesystem("tmpfs", target, options, attributes, guarded))
+    for mount in [*trees, *sorted(mounts, key=lambda mount: mount.target.count("/"))]:
+        ops.append(_mount(mount))
+    ops += [Op(OpKind.MASK, path.lstrip("/")) for path in masked]
+    ops += [Op(OpKind.READONLY, path.lstrip("/")) for path in readonly]
+    if read_only:
+        ops.append(Op(OpKind.SEAL))
+    return ops
+
+
+def _scratch(size: int, read_only: bool) -> list[tuple[str, bytes, int]]:
+    shown = [
+        ("dev/shm", tmpfs_options(_SHM_SIZE, 0o1777), int(_GUARDED | MountAttr.NOEXEC)),
+        ("tmp", tmpfs_options(size, 0o1777), int(_GUARDED)),
+    ]
+    if read_only:
+        shown.append(("run", tmpfs_options(size, 0o755), int(_GUARDED | MountAttr.NOEXEC)))
+        shown.append(("workspace", tmpfs_options(size, 0o777), int(_GUARDED)))
+    return shown
+
+
+def _mount(mount: MountSpec) -> Op:
+    if mount.tmpfs is not None:
+        options = tmpfs_options(mount.tmpfs.size, mount.tmpfs.mode)
+        return _filesystem("tmpfs", mount.target, options, int(_GUARDED))
+    return Op(
+        OpKind.MOUNT,
+        mount.target,
+        flags=OpFlag.IS_FILE if mount.is_file else 0,
+        source=mount.source,
+    )
+
+
+def layer_source(fd: int, idmap: bool) -> Source:
+    """A layer of an image: never written, so read-only already as a mount."""
+    flags = OpFlag.IDMAP | OpFlag.IDMAP_OPTIONAL if idmap else 0
+    return Source(fd=fd, flags=flags, attributes=MountAttr.RDONLY | _GUARDED)

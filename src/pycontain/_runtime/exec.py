@@ -1,0 +1,275 @@
+"""One command in a running container: its leaf, its streams, and what became of it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field, frozen
+
+from pycontain._cgroups.leaf import Counters, Leaf
+from pycontain._kernel import native
+from pycontain._kernel.plan import ExecFlag, encode_exec, request
+from pycontain._model.process import Reason, Usage
+from pycontain._runtime.users import ROOT, Identity, resolve
+from pycontain.errors import CommandNotExecutable, CommandNotFound, StartError, StateError, WorkdirError
+
+if TYPE_CHECKING:
+    from pycontain._model.limits import CgroupLimits
+    from pycontain._runtime.start import Running
+
+_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_NUMBERS = itertools.count(1)
+_ENOENT, _EACCES, _ENOEXEC, _ENOTDIR = 2, 13, 8, 20
+_SIGSYS = 31
+_NO_LIMIT = (1 << 63) - 1
+_KILL_PATIENCE = 10.0
+
+
+@frozen
+class Command:
+    """What to run, resolved: everything that the agent is told besides fds."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    identity: Identity
+    workdir: str
+    terminal: tuple[int, int] | None = None
+
+    def encode(self, number: int, flags: int, tasks: int) -> bytes:
+        """The exec buffer.  Raises ValueError for NUL bytes."""
+        env = [f"{name}={value}".encode("utf-8", "surrogateescape") for name, value in self.env.items()]
+        return encode_exec(
+            flags=flags,
+            number=number,
+            tasks=tasks,
+            uid=self.identity.uid,
+            gid=self.identity.gid,
+            groups=self.identity.groups,
+            argv=[os.fsencode(part) for part in self.argv],
+            env=b"".join([part + b"\0" for part in env]),
+            env_count=len(env),
+            workdir=self.workdir,
+            search=self.env.get("PATH", _DEFAULT_PATH),
+            size=self.terminal or (0, 0),
+        )
+
+
+def command_of(
+    running: Running,
+    argv: tuple[str, ...],
+    env: Mapping[str, str] | None,
+    workdir: str | None,
+    user: str | None,
+    terminal: tuple[int, int] | None = None,
+) -> Command:
+    """Defaults of image and container filled in.  Raises NotFound for an unknown user."""
+    spec = running.spec
+    name = spec.user if user is None else str(user)
+    identity = resolve(running, name) if name else ROOT
+    merged = {"HOME": identity.home, **spec.image.env, **spec.env}
+    if terminal is not None:
+        merged.setdefault("TERM", "xterm")
+    if env:
+        merged.update(env)
+    return Command(argv, merged, identity, workdir or spec.workdir, terminal)
+
+
+@define(eq=False)
+class Execution:
+    """A command under way: its channel to the agent, its leaf, and the clock."""
+
+    running: Running
+    command: Command
+    number: int
+    channel: int
+    leaf: Leaf | None
+    begun: float
+    pids_before: int | None
+    timings: dict[str, float] = field(factory=dict)
+    ended: bool = False
+
+    @classmethod
+    def launch(
+        cls,
+        running: Running,
+        command: Command,
+        streams: Sequence[int],
+        limits: CgroupLimits | None,
+    ) -> Execution:
+        """Ask the agent.  `streams` are the guest's ends of stdin, stdout, stderr, -1 for /dev/null.
+
+        They stay the caller's to close.  Raises StateError when the container ended.
+        """
+        begun = time.perf_counter()
+        if running.ended:
+            raise StateError(f"container {running.spec.name} is not running")
+        if running.spec.init is False:
+            raise StateError("the command is PID 1 itself (init=False): no agent starts others beside it")
+        group = running.group
+        leaf = group.acquire(limits) if group is not None else None
+        try:
+            before = group.pids_refused() if group is not None else None
+            number = next(_NUMBERS) & 0xFFFFFFFF
+            prepared = time.perf_counter()
+            channel = _send(running, command, number, streams, leaf)
+        except BaseException:
+            if group is not None and leaf is not None:
+                group.release(leaf)
+            raise
+        sent = time.perf_counter()
+        timings = {"prepare": prepared - begun, "send": sent - prepared}
+        return cls(running, command, number, channel, leaf, begun, before, timings)
+
+    def kill(self) -> None:
+        """SIGKILL for the whole tree of this command, and wait until the last process is gone."""
+        if self.leaf is not None and self.leaf.killable:
+            self.leaf.kill(_KILL_PATIENCE)
+            return
+        ours, theirs = native.pair()
+        try:
+            try:
+                native.send(self.running.control, request(native.KILL_TREE, number=self.number), [theirs])
+            except OSError:
+                return  # the container is gone, and the command with it
+            finally:
+                os.close(theirs)
+            native.receive_uninterrupted(ours)
+        finally:
+            os.close(ours)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the command's first process."""
+        native.send(self.running.control, request(native.SIGNAL, number=self.number, value=number))
+
+    def finish(self) -> Counters:
+        """Read the counters and give the leaf back.  Idempotent."""
+        counters = Counters()
+        if self.ended:
+            return counters
+        self.ended = True
+        os.close(self.channel)
+        if self.leaf is not None:
+            if not self.running.ended:
+                counters = self.leaf.counters()
+            group = self.running.group
+            assert group is not None
+            if not self.running.ended:
+                group.release(self.leaf)
+        return counters
+
+    def usage(self, record: native.Record | Any | None, counters: Counters) -> Usage:
+        """What the command used: the cgroup's counters, else those of the waited-for tree."""
+        user = system = 0.0
+        peak = None
+        if record is not None:
+            user, system, peak = record.cpu_user / 1e6, record.cpu_system / 1e6, record.peak_rss
+        return Usage(
+            wall=time.perf_counter() - self.begun,
+            cpu_user=user if counters.cpu_user is None else counters.cpu_user,
+            cpu_system=system if counters.cpu_system is None else counters.cpu_system,
+            memory_peak=peak if counters.memory_peak is None else counters.memory_peak,
+            read_bytes=counters.read_bytes,
+            written_bytes=counters.written_bytes,
+            processes=counters.processes,
+        )
+
+    def reason(self, returncode: int, counters: Counters) -> Reason:
+        """Why it ended, by the kernel's counters alone: what nothing counted is not claimed."""
+        if returncode == 0:
+            return "exit"
+        if counters.oom_kills:
+            return "oom"
+        if counters.pids_refused or self._pids_refused_above():
+            return "pids"
+        if self.running.spec.disk is not None and _disk_full(self.running):
+            return "disk"
+        if returncode == -_SIGSYS:
+            return "seccomp"
+        return "signal" if returncode < 0 else "exit"
+
+    def _pids_refused_above(self) -> bool:
+        group = self.running.group
+        if group is None or self.pids_before is None or self.running.ended or not group.alone:
+            return False
+        now = group.pids_refused()
+        return now is not None and now > self.pids_before
+
+
+def _send(running: Running, command: Command, number: int, streams: Sequence[int], leaf: Leaf | None) -> int:
+    flags = 0
+    for fd, bit in zip(streams, (ExecFlag.STDIN, ExecFlag.STDOUT, ExecFlag.STDERR), strict=True):
+        if fd >= 0:
+            flags |= bit
+    tasks: tuple[int, ...] = ()
+    if leaf is not None:
+        tasks = leaf.tasks
+        if leaf.fd >= 0:
+            flags |= ExecFlag.CGROUP
+    if command.terminal is not None:
+        flags |= ExecFlag.PTY
+    payload = command.encode(number, flags, len(tasks))
+    ours, theirs = native.pair()
+    fds = [theirs, *(fd for fd in streams if fd >= 0)]
+    if leaf is not None and leaf.fd >= 0:
+        fds.append(leaf.fd)
+    fds.extend(tasks)
+    memory = -1
+    try:
+        if len(payload) > native.MAX_INLINE:
+            memory = native.sealed("pycontain-exec", payload)
+            header = request(native.EXEC, number=number, flags=native.IN_MEMFD, size=len(payload))
+            native.send(running.control, header, [memory, *fds])
+        else:
+            native.send(running.control, request(native.EXEC, payload, number=number), fds)
+    except BaseException as error:
+        os.close(ours)
+        if isinstance(error, OSError) and error.errno in (32, 104, 9):
+            raise StateError(f"container {running.spec.name} has ended") from error
+        raise
+    finally:
+        os.close(theirs)
+        if memory >= 0:
+            os.close(memory)
+    return ours
+
+
+def returncode_of(status: int) -> int:
+    """A wait status as subprocess has it: negative for a signal."""
+    return os.waitstatus_to_exitcode(status)
+
+
+def start_failure(command: Command, record: native.Record) -> StartError:
+    """The typed error of an exec that did not reach its command."""
+    step, errno = record.step_name, record.errno
+    name = command.argv[0]
+    if step == "execve":
+        if errno in (_ENOENT, _ENOTDIR):
+            return CommandNotFound(
+                f"no such command: {name}",
+                step=step,
+                errno=errno,
+                path=name,
+                hint="the command, or the interpreter that its first line names, is not in the image",
+            )
+        if errno in (_EACCES, _ENOEXEC):
+            return CommandNotExecutable(f"cannot execute {name}", step=step, errno=errno, path=name)
+    if step == "chdir":
+        return WorkdirError(
+            f"no usable working directory: {command.workdir}", step=step, errno=errno, path=command.workdir
+        )
+    return StartError(f"cannot start {name}", step=step, errno=errno)
+
+
+def _disk_full(running: Running) -> bool:
+    from pycontain._runtime.users import open_inside
+
+    fd = open_inside(running, "/", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        found = os.fstatvfs(fd)
+        return found.f_bavail == 0 or found.f_favail == 0
+    finally:
+        os.close(fd)

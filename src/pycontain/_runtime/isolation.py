@@ -1,0 +1,75 @@
+"""What holds a container, and what this host could not give."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import asdict, frozen
+
+from pycontain._runtime.compile import NEWTIME, namespaces
+
+if TYPE_CHECKING:
+    from pycontain._runtime.start import Running
+
+_NAMES = {
+    0x20000: "mount",
+    0x20000000: "pid",
+    0x40000000: "net",
+    0x8000000: "ipc",
+    0x4000000: "uts",
+    0x10000000: "user",
+    0x2000000: "cgroup",
+    NEWTIME: "time",
+}
+
+
+@frozen(kw_only=True)
+class Isolation:
+    """What is in force for a container.
+
+    namespaces: private ones.  identity: 'block' (ids of its own), 'sub-ids' or 'single'.
+    cgroups: 'v2', 'hybrid', 'v1' or 'none'.  limits: those that the kernel enforces.
+    capabilities: of every process.  missing: controls that this host could not give.
+    """
+
+    namespaces: tuple[str, ...]
+    identity: str
+    cgroups: str
+    limits: dict[str, object]
+    capabilities: tuple[str, ...]
+    no_new_privs: bool
+    seccomp: bool
+    landlock: int
+    read_only: bool
+    network: str
+    missing: tuple[str, ...]
+
+
+def isolation_of(running: Running) -> Isolation:
+    """The report of a live container."""
+    engine, spec = running.engine, running.spec
+    flags = namespaces(engine, spec)
+    held = engine.enforceable(spec.limits, spec.asked, spec.security.optional)
+    missing = []
+    if not engine.features.time_namespace:
+        missing.append("time namespace")
+    if spec.security.landlock and not running.compiled.landlock:
+        missing.append("landlock")
+    for name in ("memory", "pids"):
+        if getattr(held, name) is None and getattr(spec.limits, name) is not None:
+            missing.append(f"{name} limit")
+    identity = "block" if running.block is not None else "sub-ids" if engine.sub_ids else "single"
+    limits = {name: value for name, value in asdict(held, recurse=False).items() if value is not None}
+    return Isolation(
+        namespaces=tuple(name for flag, name in _NAMES.items() if flags & flag),
+        identity=identity,
+        cgroups=engine.cgroups.layout.name,
+        limits=limits,
+        capabilities=tuple(sorted(spec.security.capabilities)),
+        no_new_privs=spec.security.no_new_privs,
+        seccomp=running.compiled.seccomp,
+        landlock=running.compiled.landlock,
+        read_only=spec.read_only,
+        network=spec.network,
+        missing=tuple(missing),
+    )

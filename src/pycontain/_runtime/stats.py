@@ -1,0 +1,58 @@
+"""What a container uses now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from pycontain._cgroups.leaf import keyed
+from pycontain.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from pycontain._runtime.start import Running
+
+
+@frozen(kw_only=True)
+class Stats:
+    """memory, memory_peak: bytes.  cpu_user, cpu_system: seconds.  None where nothing counts it."""
+
+    memory: int | None
+    memory_peak: int | None
+    memory_limit: int | None
+    cpu_user: float | None
+    cpu_system: float | None
+    processes: int | None
+
+
+def stats_of(running: Running) -> Stats:
+    """Read the kernel's counters.  Raises UnsupportedError on a host without cgroups."""
+    if running.group is None:
+        raise UnsupportedError("stats", hint="no cgroup of this user counts the container")
+    paths = running.group.paths()
+    unified = paths.get("unified", "")
+    memory = paths.get("memory")
+    cpu = _read(f"{unified}/cpu.stat") if unified else None
+    user = keyed(cpu, b"user_usec") if cpu else None
+    system = keyed(cpu, b"system_usec") if cpu else None
+    return Stats(
+        memory=_number(f"{memory}/memory.usage_in_bytes" if memory else f"{unified}/memory.current"),
+        memory_peak=_number(f"{memory}/memory.max_usage_in_bytes" if memory else f"{unified}/memory.peak"),
+        memory_limit=running.spec.limits.memory,
+        cpu_user=None if user is None else user / 1e6,
+        cpu_system=None if system is None else system / 1e6,
+        processes=_number(f"{paths.get('pids', unified)}/pids.current"),
+    )
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def _number(path: str) -> int | None:
+    text = _read(path)
+    return int(text) if text and text.strip().isdigit() else None

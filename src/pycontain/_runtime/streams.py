@@ -1,0 +1,152 @@
+"""The streams of one command, carried in C until it ends (ext/pump.c)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
+
+from pycontain._kernel import native
+from pycontain.errors import StateError
+
+if TYPE_CHECKING:
+    from pycontain._runtime.exec import Execution
+
+PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
+Stream: TypeAlias = int | IO[Any] | None
+Ending: TypeAlias = Literal["exit", "timeout", "output"]
+
+_READ = os.O_CLOEXEC
+_EINTR, _ETIMEDOUT, _EMSGSIZE = 4, 110, 90
+_UNLIMITED = (1 << 63) - 1
+_LAST_WORDS = 5_000_000_000
+"""Nanoseconds within which the exit record of a killed tree must come."""
+
+
+class Plumbing:
+    """Pipes of one command: `guest` goes to the agent, `ours` stays."""
+
+    def __init__(self, stdin: Stream, stdout: Stream, stderr: Stream) -> None:
+        self.guest = [-1, -1, -1]
+        self.ours = [-1, -1, -1]
+        self._made: list[int] = []
+        try:
+            self._connect(0, stdin)
+            self._connect(1, stdout)
+            if stderr == STDOUT:
+                self.guest[2] = self.guest[1]
+            else:
+                self._connect(2, stderr)
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, number: int, stream: Stream) -> None:
+        if stream == PIPE:
+            read, write = os.pipe2(os.O_CLOEXEC)
+            ours, guest = (write, read) if number == 0 else (read, write)
+            self.ours[number], self.guest[number] = ours, guest
+            self._made.append(guest)
+        elif stream == DEVNULL:
+            return
+        elif stream == STDOUT:
+            raise ValueError("STDOUT is for stderr alone")
+        elif stream is None:
+            self.guest[number] = number
+        else:
+            self.guest[number] = stream if isinstance(stream, int) else stream.fileno()
+
+    def close_guest(self) -> None:
+        """Close the ends that were sent: ours would hide the end of the stream."""
+        while self._made:
+            os.close(self._made.pop())
+
+    def close(self) -> None:
+        """Close everything."""
+        self.close_guest()
+        for number, fd in enumerate(self.ours):
+            if fd >= 0:
+                os.close(fd)
+                self.ours[number] = -1
+
+
+class Pump:
+    """Carries input and output until the command ends, the deadline passes, or the cap is reached."""
+
+    def __init__(
+        self, execution: Execution, plumbing: Plumbing, data: bytes, timeout: float | None, cap: int | None
+    ) -> None:
+        self._execution = execution
+        self._data = native.ffi.from_buffer(data)
+        self._raw = native.ffi.new("struct pcx_pump *")
+        raw = self._raw
+        raw.channel = execution.channel
+        raw.fds = plumbing.ours
+        plumbing.ours = [-1, -1, -1]
+        for fd in raw.fds:
+            if fd >= 0:
+                os.set_blocking(fd, False)
+        raw.input, raw.input_size = self._data, len(data)
+        raw.limit = _UNLIMITED if cap is None else cap
+        if timeout is not None:
+            raw.deadline = time.monotonic_ns() + max(1, int(timeout * 1e9))
+
+    def run(self) -> Ending:
+        """Until the end, however it comes; then no process of the command is left that was not let go."""
+        try:
+            result = self._turn()
+        except BaseException:
+            self._execution.kill()
+            raise
+        if result == 0:
+            return "exit"
+        if result not in (-_ETIMEDOUT, -_EMSGSIZE):
+            raise StateError(f"container {self._execution.running.spec.name} ended while a command ran")
+        self._execution.kill()
+        self._raw.deadline = time.monotonic_ns() + _LAST_WORDS
+        if result == -_EMSGSIZE:
+            self._close_outputs()
+        self._turn()
+        return "timeout" if result == -_ETIMEDOUT else "output"
+
+    def _turn(self) -> int:
+        while True:
+            result = int(native.lib.pcx_pump(self._raw))
+            if result != -_EINTR:
+                return result
+
+    def _close_outputs(self) -> None:
+        for number in (1, 2):
+            if self._raw.fds[number] >= 0:
+                os.close(self._raw.fds[number])
+                self._raw.fds[number] = -1
+
+    @property
+    def record(self) -> native.Record | None:
+        """How it ended, as the agent saw it."""
+        return native.record_of(self._raw.record) if self._raw.record.kind else None
+
+    def output(self, number: int) -> bytes:
+        """What came from stdout (1) or stderr (2)."""
+        at = number - 1
+        return bytes(native.ffi.buffer(self._raw.data[at], self._raw.size[at])) if self._raw.size[at] else b""
+
+    def close(self) -> None:
+        """Free the buffers and our ends of the pipes."""
+        native.lib.pcx_pump_free(self._raw)
+
+
+def decoder(text: bool, encoding: str, errors: str) -> Callable[[bytes | None], str | bytes | None]:
+    """What turns captured bytes into what the caller asked for; newlines as subprocess has them."""
+    if not text:
+        return lambda data: data
+
+    def decode(data: bytes | None) -> str | None:
+        if data is None:
+            return None
+        result = data.decode(encoding, errors)
+        return result.replace("\r\n", "\n").replace("\r", "\n") if "\r" in result else result
+
+    return decode

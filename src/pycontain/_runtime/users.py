@@ -1,0 +1,133 @@
+"""Who runs a command: names looked up in the image's own passwd and group, read with care."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from pycontain._kernel import native
+from pycontain._kernel.plan import request
+from pycontain.errors import NotFound, PathError, StateError
+
+if TYPE_CHECKING:
+    from pycontain._runtime.start import Running
+
+_MOST = 1 << 20
+"""Bytes of passwd or group that are read: CVE-2026-47262 and its kin came from reading all of it."""
+_LAST_ID = (1 << 32) - 2
+
+
+@frozen
+class Identity:
+    """uid, gid and supplementary groups inside, and the home directory."""
+
+    uid: int = 0
+    gid: int = 0
+    groups: tuple[int, ...] = ()
+    home: str = "/root"
+
+
+ROOT = Identity()
+
+
+def open_inside(running: Running, path: str, flags: int) -> int:
+    """An fd of a path inside, opened by the agent beneath its root.  Raises PathError."""
+    ours, theirs = native.pair()
+    try:
+        try:
+            message = request(native.OPEN, os.fsencode(path) + b"\0", value=flags)
+            native.send(running.control, message, [theirs])
+        finally:
+            os.close(theirs)
+        record = native.receive_uninterrupted(ours)
+    finally:
+        os.close(ours)
+    if record is None:
+        raise StateError("the container ended")
+    if record.errno:
+        raise PathError(f"cannot open {path}: {os.strerror(record.errno)}", path=path, errno=record.errno)
+    return record.fd
+
+
+def _lines(running: Running, path: str) -> list[list[str]]:
+    try:
+        fd = open_inside(running, path, os.O_RDONLY)
+    except PathError:
+        return []
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST:
+            raise PathError(f"{path} of the image is no regular file of at most {_MOST} bytes", path=path)
+        text = b""
+        while len(text) <= _MOST and (chunk := os.read(fd, _MOST + 1 - len(text))):
+            text += chunk
+    finally:
+        os.close(fd)
+    if len(text) > _MOST:
+        raise PathError(f"{path} of the image grew while it was read", path=path)
+    return [line.split(":") for line in text.decode("utf-8", "replace").splitlines()]
+
+
+def _number(text: str) -> int | None:
+    if not (text.isascii() and text.isdigit()):
+        return None
+    value = int(text)
+    if value > _LAST_ID:
+        raise ValueError(f"ids are at most {_LAST_ID}: {text}")
+    return value
+
+
+def resolve(running: Running, user: str) -> Identity:
+    """Who 'name', 'uid', 'name:group' or 'uid:gid' is, as docker reads it.
+
+    Raises NotFound for a name that the image does not know, ValueError for text that is none of these.
+    """
+    if user in ("", "0", "root", "0:0"):
+        return ROOT
+    name, colon, group = user.partition(":")
+    if not name or (colon and not group) or ":" in group or any(c.isspace() or c == "\0" for c in user):
+        raise ValueError(f"a user is 'name', 'uid', 'name:group' or 'uid:gid', not {user!r}")
+    uid = _number(name)
+    entry = _find(_lines(running, "/etc/passwd"), name, uid, 7)
+    if entry is None and uid is None:
+        raise NotFound(f"the image has no user {name!r}")
+    gid, home = 0, "/"
+    if entry is not None:
+        uid, gid, home = int(entry[2]), int(entry[3]), entry[5] or "/"
+    assert uid is not None
+    groups: tuple[int, ...] = ()
+    if group:
+        gid = _group(running, group)
+    elif entry is not None:
+        groups = tuple(
+            int(line[2])
+            for line in _lines(running, "/etc/group")
+            if len(line) == 4 and _is_id(line[2]) and entry[0] in line[3].split(",")
+        )
+    return Identity(uid, gid, groups[:64], home)
+
+
+def _find(lines: list[list[str]], name: str, number: int | None, fields: int) -> list[str] | None:
+    for line in lines:
+        if len(line) != fields or not _is_id(line[2]) or (fields == 7 and not _is_id(line[3])):
+            continue
+        if line[0] == name or (number is not None and int(line[2]) == number):
+            return line
+    return None
+
+
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text) <= _LAST_ID
+
+
+def _group(running: Running, group: str) -> int:
+    number = _number(group)
+    if number is not None:
+        return number
+    entry = _find(_lines(running, "/etc/group"), group, None, 4)
+    if entry is None:
+        raise NotFound(f"the image has no group {group!r}")
+    return int(entry[2])

@@ -1,0 +1,180 @@
+"""What every process of a container may do: `Security`, with the presets SANDBOX and DOCKER."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import resource
+from typing import TYPE_CHECKING, ClassVar, TypedDict, Unpack
+
+import attrs
+from attrs import field, frozen
+
+from pycontain._kernel.plan import SecurityFlag, encode_security
+from pycontain._security import capabilities as caps
+from pycontain.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pycontain._security.seccomp import Filter
+
+MASKED = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+)
+READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+SECUREBITS_LOCKED = 0xFF
+"""noroot, no_setuid_fixup, keep_caps off, no_cap_ambient_raise, each locked (capabilities(7))."""
+_KEEP_CAPS = 1 << 4
+
+_RLIMITS = {
+    "core": (0, 0),
+    "memlock": (65536, 65536),
+    "msgqueue": (0, 0),
+    "nofile": (1024, 1024),
+    "nice": (0, 0),
+    "rtprio": (0, 0),
+}
+
+_FEATURES = frozenset({"landlock", "time", "memory", "pids", "idmap"})
+
+_ABI_RIGHTS = (0, 13, 14, 15, 15, 16)
+_MAKE_CHAR, _MAKE_BLOCK, _IOCTL_DEV = 1 << 6, 1 << 11, 1 << 15
+
+
+class SecurityOptions(TypedDict, total=False):
+    """What `Security.evolve` may change."""
+
+    name: str
+    capabilities: Iterable[str]
+    no_new_privs: bool
+    seccomp: Filter | None
+    landlock: bool
+    masked_paths: Iterable[str]
+    readonly_paths: Iterable[str]
+    rlimits: Mapping[str, tuple[int, int]]
+    optional: Iterable[str]
+
+
+def _features(names: Iterable[str]) -> frozenset[str]:
+    given = frozenset(names)
+    if unknown := given - _FEATURES:
+        raise ValueError(f"unknown features {sorted(unknown)}; known: {', '.join(sorted(_FEATURES))}")
+    return given
+
+
+@frozen(kw_only=True)
+class Security:
+    """What every process of a container may do.
+
+    capabilities: bounding, permitted and effective set; inheritable and ambient are always empty.
+    no_new_privs: set-user-id files and file capabilities give nothing (prctl(2)).
+    seccomp: the filter of system calls, or None.  landlock: a ruleset beneath the mounts (landlock(7)).
+    masked_paths, readonly_paths: below /proc and /sys, as in the OCI runtime specification.
+    rlimits: name to (soft, hard), lowered where the host's hard limit is lower.
+    optional: features without which the container may still start: 'landlock', 'time', 'memory',
+    'pids', 'idmap'; `Container.isolation` tells which are missing.
+    """
+
+    SANDBOX: ClassVar[Security]
+    DOCKER: ClassVar[Security]
+
+    name: str = "custom"
+    capabilities: frozenset[str] = field(default=frozenset(), converter=caps.capability_set)
+    no_new_privs: bool = True
+    seccomp: Filter | None = None
+    landlock: bool = True
+    masked_paths: tuple[str, ...] = field(default=MASKED, converter=tuple)
+    readonly_paths: tuple[str, ...] = field(default=READ_ONLY, converter=tuple)
+    rlimits: Mapping[str, tuple[int, int]] = field(factory=lambda: dict(_RLIMITS), hash=False)
+    optional: frozenset[str] = field(default=frozenset({"landlock", "time"}), converter=_features)
+
+    def evolve(self, **changes: Unpack[SecurityOptions]) -> Security:
+        """A copy with some fields changed; its name becomes 'custom' unless one is given."""
+        changes.setdefault("name", "custom")
+        return attrs.evolve(self, **changes)
+
+
+def rlimit_numbers(rlimits: Mapping[str, int | tuple[int, int]]) -> dict[int, tuple[int, int]]:
+    """`{'nofile': (soft, hard)}` by the kernel's numbers.  Raises ValueError for an unknown name."""
+    numbers = {}
+    for name, value in rlimits.items():
+        number = getattr(resource, f"RLIMIT_{name.upper().removeprefix('RLIMIT_')}", None)
+        if number is None:
+            raise ValueError(f"unknown rlimit {name!r}")
+        soft, hard = (value, value) if isinstance(value, int) else value
+        if (soft < 0 and soft != -1) or (hard < 0 and hard != -1):
+            raise ValueError(f"rlimit {name} is negative: {value!r}")
+        numbers[number] = (soft & 0xFFFFFFFFFFFFFFFF, hard & 0xFFFFFFFFFFFFFFFF)
+    return numbers
+
+
+def landlock_rights(abi: int) -> tuple[int, int, int, int, int]:
+    """ABI, handled rights, scopes, rights below `/`, rights below `/dev`: all but making devices."""
+    if abi <= 0:
+        return (0, 0, 0, 0, 0)
+    handled = (1 << _ABI_RIGHTS[min(abi, len(_ABI_RIGHTS) - 1)]) - 1
+    scopes = 3 if abi >= 6 else 0
+    root = handled & ~(_MAKE_CHAR | _MAKE_BLOCK | _IOCTL_DEV)
+    return (abi, handled, scopes, root, handled & ~(_MAKE_CHAR | _MAKE_BLOCK))
+
+
+@functools.lru_cache(maxsize=32)
+def _assembled(filter_: Filter) -> bytes:
+    from pycontain._security.seccomp import assemble
+
+    return assemble(filter_, platform.machine())
+
+
+def encode(
+    security: Security,
+    rlimits: Mapping[str, int | tuple[int, int]],
+    *,
+    landlock_abi: int,
+    supervise: bool,
+) -> bytes:
+    """The security buffer of a container.  Raises UnsupportedError for a control that the host lacks."""
+    flags = SecurityFlag.KEYRING
+    if security.no_new_privs:
+        flags |= SecurityFlag.NO_NEW_PRIVS
+    if supervise:
+        flags |= SecurityFlag.SUPERVISE
+    if security.landlock and landlock_abi <= 0 and "landlock" not in security.optional:
+        raise UnsupportedError("Landlock", hint="name 'landlock' in Security.optional to go without")
+    merged = {**rlimit_numbers(security.rlimits), **rlimit_numbers(rlimits)}
+    return encode_security(
+        flags=flags,
+        capabilities=caps.mask_of(security.capabilities),
+        securebits=0 if security.capabilities else SECUREBITS_LOCKED & ~_KEEP_CAPS,
+        landlock=landlock_rights(landlock_abi if security.landlock else 0),
+        rlimits=merged,
+        seccomp=_assembled(security.seccomp) if security.seccomp is not None else b"",
+    )
+
+
+def _presets() -> None:
+    from pycontain._security.profiles import DOCKER_FILTER, SANDBOX_FILTER
+
+    Security.SANDBOX = Security(name="sandbox", seccomp=SANDBOX_FILTER)
+    Security.DOCKER = Security(
+        name="docker",
+        capabilities=caps.DOCKER,
+        no_new_privs=False,
+        seccomp=DOCKER_FILTER,
+        landlock=False,
+        masked_paths=(*MASKED, "/proc/thermal_throttle", "/sys/firmware", "/sys/devices/virtual/powercap"),
+        rlimits={"core": (0, 0)},
+    )
+
+
+_presets()

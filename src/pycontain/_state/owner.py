@@ -1,0 +1,169 @@
+"""One owner per process and engine: a lock that dies with the process, above all that it creates.
+
+Every live thing carries its owner in its path: `live/<owner>/<container>` in the
+store, `<base>/<owner>/<container>` in the cgroup trees.  The lock file is made and
+locked before the first of them, so whatever stands under an owner whose lock is
+free belongs to nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import struct
+import threading
+from collections.abc import Iterator
+
+from pycontain._state.paths import Roots, private_directory
+from pycontain.errors import LimitError
+
+BLOCK = 65536
+_FIRST_ID, _LAST_ID = 0x58000000, 0x70000000
+_BLOCKS = (_LAST_ID - _FIRST_ID) // BLOCK
+_FLOCK = struct.Struct("hhqqi")
+
+
+class Owner:
+    """This process's claim on a store: directories and id blocks that vanish with its lock."""
+
+    def __init__(self, roots: Roots) -> None:
+        self.name = secrets.token_hex(6)
+        owners = private_directory(os.path.join(private_directory(roots.run), "owners"))
+        live = private_directory(os.path.join(private_directory(roots.data), "live"))
+        self._lock_path = os.path.join(owners, f"{self.name}.lock")
+        self.lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
+        self.live = os.path.join(live, self.name)
+        os.mkdir(self.live, 0o700)
+        self.live_fd = os.open(self.live, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.blocks = IdBlocks(os.path.join(roots.run, "ids"))
+
+    def close(self) -> None:
+        """Give up the claim; the caller has collected what stood under it."""
+        os.rmdir(self.live)
+        os.unlink(self._lock_path)
+        self.forget()
+
+    def forget(self) -> None:
+        """Close the fds alone: for a forked child, which owns nothing."""
+        for fd in (self.live_fd, self.lock):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        self.blocks.close()
+
+
+@contextlib.contextmanager
+def _locked(path: str) -> Iterator[bool]:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The file may have been collected between open and lock.
+        yield os.fstat(fd).st_nlink > 0
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(fd)
+
+
+def dead_owners(roots: Roots) -> Iterator[str]:
+    """Names of owners whose process is gone; each stays locked while the caller collects it."""
+    owners = os.path.join(roots.run, "owners")
+    try:
+        names = os.listdir(owners)
+    except FileNotFoundError:
+        names = []
+    seen = set()
+    for name in sorted(names):
+        owner = name.removesuffix(".lock")
+        seen.add(owner)
+        with _locked(os.path.join(owners, name)) as ours:
+            if ours:
+                yield owner
+                os.unlink(os.path.join(owners, name))
+    yield from _unlocked_directories(roots, seen, owners)
+
+
+def _unlocked_directories(roots: Roots, seen: set[str], owners: str) -> Iterator[str]:
+    """A reboot empties /run but not the store: directories without a lock file belong to nobody."""
+    try:
+        live = os.listdir(os.path.join(roots.data, "live"))
+    except FileNotFoundError:
+        return
+    for owner in live:
+        if owner not in seen and not os.path.exists(os.path.join(owners, f"{owner}.lock")):
+            yield owner
+
+
+class IdBlocks:
+    """Blocks of 65536 ids on this host, each locked by the one container that uses it.
+
+    The locks are open file description locks (fcntl(2)) on bytes of one file, so a
+    block is free again the moment that its process dies.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._mutex = threading.Lock()
+        self._held: list[int] = []
+        self._used: set[int] = set()
+        self._next = secrets.randbelow(_BLOCKS)
+        self._reserved = _sub_id_blocks()
+
+    def acquire(self) -> int:
+        """The first id of a block that no live container has.  Raises LimitError when all are taken."""
+        with self._mutex:
+            if self._held:
+                block = self._held.pop()
+                self._used.add(block)
+                return _FIRST_ID + block * BLOCK
+            for _ in range(_BLOCKS):
+                block, self._next = self._next, (self._next + 1) % _BLOCKS
+                if block not in self._used and block not in self._reserved and self._lock(block):
+                    self._used.add(block)
+                    return _FIRST_ID + block * BLOCK
+        raise LimitError("every id block of this host is taken by a live container")
+
+    def release(self, first: int) -> None:
+        """Give a block back; its lock is kept for the next container of this process."""
+        with self._mutex:
+            block = (first - _FIRST_ID) // BLOCK
+            self._used.discard(block)
+            self._held.append(block)
+
+    def close(self) -> None:
+        """Release every lock."""
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
+
+    def _lock(self, block: int) -> bool:
+        wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, block, 1, 0)
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, wanted)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+
+def _sub_id_blocks() -> set[int]:
+    """Blocks that /etc/subuid or /etc/subgid promise to somebody."""
+    taken: set[int] = set()
+    for path in ("/etc/subuid", "/etc/subgid"):
+        try:
+            with open(path, encoding="ascii", errors="replace") as lines:
+                fields = [line.split(":") for line in lines]
+        except OSError:
+            continue
+        for parts in fields:
+            if len(parts) != 3 or not (parts[1].isdigit() and parts[2].strip().isdigit()):
+                continue
+            first, last = int(parts[1]), int(parts[1]) + int(parts[2]) - 1
+            low, high = max(first, _FIRST_ID), min(last, _LAST_ID - 1)
+            if low <= high:
+                taken.update(range((low - _FIRST_ID) // BLOCK, (high - _FIRST_ID) // BLOCK + 1))
+    return taken

@@ -1,0 +1,1 @@
+"""Tests of pycontain, in the rooms of the package."""
