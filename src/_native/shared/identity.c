@@ -64,6 +64,21 @@ set_capabilities (u64 permitted)
   return (int) raw2 (__NR_capset, &header, data);
 }
 
+/* A change of uid away from 0 empties the effective set; what is left to drop needs it once more. */
+static int
+regain_effective (void)
+{
+  struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+  struct __user_cap_data_struct data[2];
+  word error = raw2 (__NR_capget, &header, data);
+
+  if (error < 0)
+    return (int) error;
+  for (u32 i = 0; i < 2; i++)
+    data[i].effective = data[i].permitted;
+  return (int) raw2 (__NR_capset, &header, data);
+}
+
 static int
 drop_bounding (u64 keep)
 {
@@ -270,6 +285,11 @@ pc_become_guest (const struct pc_security *security, const struct pc_exec *exec,
       return;
     }
   raw4 (__NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &unblocked, 0, 8);
+  if (exec->uid != 0 && (error = regain_effective ()) < 0)
+    {
+      (void) fail (failure, PC_STEP_CAPABILITIES, error);
+      return;
+    }
   /* Without no_new_privs a filter needs CAP_SYS_ADMIN, which is gone one step later. */
   int filter_first = !(security->flags & PC_SECURITY_NO_NEW_PRIVS) && security->seccomp.size > 0;
   if (filter_first && (error = install_filter (security)) < 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import io
 import os
@@ -25,6 +26,18 @@ if TYPE_CHECKING:
     from pycontain._model.process import Reason, Usage
 
 __all__ = ["Process"]
+
+
+class _Terminal(io.FileIO):
+    """The master of a terminal: EIO, which says that nobody holds the other side, is the end of the file."""
+
+    def readinto(self, buffer: Any) -> int | None:
+        try:
+            return super().readinto(buffer)
+        except OSError as error:
+            if error.errno == errno.EIO:
+                return 0
+            raise
 
 
 class Process:
@@ -60,11 +73,15 @@ class Process:
         self._hear_started(ours)
 
         def wrap(fd: int, mode: str) -> IO[Any]:
+            if self._terminal >= 0 and mode == "rb":
+                binary: Any = io.BufferedReader(_Terminal(fd))
+            else:
+                binary = open(fd, mode, buffering=-1 if mode == "rb" or text else 0)
             if not text:
-                return open(fd, mode, buffering=-1 if mode == "rb" else 0)
+                return binary  # type: ignore[no-any-return]
             # Written through: a line sent to a prompt must not wait in a buffer of ours.
             return io.TextIOWrapper(
-                open(fd, mode), encoding=encoding, errors=errors, write_through=True, line_buffering=True
+                binary, encoding=encoding, errors=errors, write_through=True, line_buffering=True
             )
 
         if self._terminal >= 0:
@@ -157,11 +174,8 @@ class Process:
 
     def _drain(self, stream: IO[Any], results: list[Any], at: int) -> None:
         parts = []
-        try:
-            while chunk := stream.read(65536):
-                parts.append(chunk)
-        except OSError:
-            pass  # a terminal whose other side is closed reads as EIO
+        while chunk := stream.read(65536):
+            parts.append(chunk)
         empty = "" if isinstance(stream, io.TextIOBase) else b""
         results[at] = empty.join(parts)
 

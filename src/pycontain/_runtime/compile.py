@@ -111,7 +111,8 @@ def identity_maps(engine: Engine, block: int | None) -> dict[str, str]:
     if block is not None:
         text = f"0 {block} 65536\n"
     elif engine.sub_ids:
-        text = f"0 0 {engine.sub_ids}\n"
+        # One extent per extent of the parent's map: the kernel takes none that spans two.
+        text = f"0 0 1\n1 1 {engine.sub_ids - 1}\n"
     else:
         text = "0 0 1\n"
     return {"uid_map": text, "gid_map": text}
