@@ -81,6 +81,12 @@ pcx_receive (int socket, struct pc_record_fd *out, int timeout_ms)
         return ready == 0 ? -EAGAIN : -errno;
     }
   ssize_t got = recvmsg (socket, &message, MSG_CMSG_CLOEXEC);
+  /* The other side closed with messages of ours unread.  The error comes once, before its last words. */
+  if (got < 0 && errno == ECONNRESET)
+    {
+      message.msg_controllen = sizeof control;
+      got = recvmsg (socket, &message, MSG_CMSG_CLOEXEC);
+    }
   if (got < 0)
     return errno == ECONNRESET ? 0 : -errno;
   if (got == 0)

@@ -126,12 +126,12 @@ build_dev (struct pc_launcher *launcher, int host_dev)
 static int
 fill_root (int root)
 {
-  static const char directories[][8] = { "proc", "dev", "r", "s", "l", "empty" };
+  static const char directories[][8] = { "proc", "dev", "r", "s", "t", "l", "empty" };
   char name[32] = "l/";
 
   for (u32 i = 0; i < COUNT (directories); i++)
     {
-      word error = sys_mkdirat (root, directories[i], i == 5 ? 0555 : 0755);
+      word error = sys_mkdirat (root, directories[i], i == 6 ? 0555 : 0755);
       if (error < 0)
         return (int) error;
     }

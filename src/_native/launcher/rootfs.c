@@ -188,10 +188,9 @@ do_upper (struct builder *b, const struct pc_op *op)
                                 MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
   if (base < 0)
     return base;
-  /* Detached while overlay can take it so, and kept by the overlay itself afterwards. */
-  int error = b->launcher->old_layers ? attach_aside (base, "/empty") : 0;
+  int error = attach_aside (base, "/t");
   if (error == 0)
-    error = make_upper_directories (b, base, "/empty");
+    error = make_upper_directories (b, base, "/t");
   sys_close (base);
   return error;
 }

@@ -45,7 +45,7 @@ class Leaf:
 
     directory: str | None
     legacy: dict[str, str]
-    fresh: bool = True
+    killed: bool = False
     fd: int = -1
     tasks: tuple[int, ...] = ()
     _files: dict[str, int] = field(factory=dict, init=False)
@@ -146,7 +146,8 @@ class Leaf:
 
     def reset(self) -> bool:
         """Make the leaf as good as new for the next exec; False where it cannot be."""
-        if not self.empty or "processes" in self._files:
+        # The kernel remembers a kill: what is born by CLONE_INTO_CGROUP into such a group dies at once.
+        if self.killed or not self.empty or "processes" in self._files:
             return False
         try:
             for key in ("peak", "peak1"):
@@ -158,7 +159,6 @@ class Leaf:
         if usage is not None and usage > _REUSABLE_BELOW:
             return False
         self._base = {key: value for key, value in self._totals().items() if value is not None}
-        self.fresh = False
         return True
 
     @property
@@ -174,6 +174,7 @@ class Leaf:
 
     def kill(self, timeout: float = 10.0) -> bool:
         """Kill every process here and wait for the last one; False when the wait timed out."""
+        self.killed = True
         os.write(self._files["kill"], b"1")
         return self.wait_empty(timeout)
 

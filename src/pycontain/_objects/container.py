@@ -219,11 +219,12 @@ class Container:
             timer, self._timer = self._timer, None
             if timer is not None:
                 timer.cancel()
-        if running is not None:
-            if self._paused and running.group is not None:
-                running.group.kill()
-            self._engine.unregister(running)
-            running.end()
+            # Under the lock: whoever comes second returns when it is over, not while it goes on.
+            if running is not None:
+                if self._paused and running.group is not None:
+                    running.group.kill()
+                self._engine.unregister(running)
+                running.end()
 
     def remove(self) -> None:
         """End it and everything in it, and forget it.  Idempotent."""

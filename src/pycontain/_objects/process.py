@@ -28,16 +28,34 @@ if TYPE_CHECKING:
 __all__ = ["Process"]
 
 
-class _Terminal(io.FileIO):
+class _Terminal(io.RawIOBase):
     """The master of a terminal: EIO, which says that nobody holds the other side, is the end of the file."""
 
-    def readinto(self, buffer: Any) -> int | None:
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._fd
+
+    def readinto(self, buffer: Any) -> int:
+        """As io.RawIOBase has it."""
         try:
-            return super().readinto(buffer)
+            return os.readv(self._fd, [buffer])
         except OSError as error:
             if error.errno == errno.EIO:
                 return 0
             raise
+
+    def close(self) -> None:
+        """Close the descriptor.  Idempotent."""
+        if not self.closed:
+            os.close(self._fd)
+        super().close()
 
 
 class Process:

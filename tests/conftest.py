@@ -1,0 +1,90 @@
+"""Fixtures of every suite: a store of the run's own, and a watch on what a test leaves behind."""
+
+from __future__ import annotations
+
+import collections
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_ROOT = tempfile.mkdtemp(prefix="pyc-test-")
+os.environ["PYCONTAIN_ROOT"] = _ROOT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _store() -> Iterator[None]:
+    yield
+    import shutil
+
+    from pycontain import _engine
+
+    _engine._close_all()
+    shutil.rmtree(_ROOT, ignore_errors=True)
+
+
+def _cgroups() -> set[str]:
+    from pycontain._engine import default_engine
+
+    engine = default_engine()
+    bases = {f"{path}/pycontain/{engine.owner.name}" for path in engine.cgroups.layout.legacy.values()}
+    if engine.cgroups.unified:
+        bases.add(engine.cgroups.unified)
+    found = set()
+    for base in bases:
+        for directory, names, _ in os.walk(base):
+            found.update(os.path.join(directory, name) for name in names)
+    return {path for path in found if not path.endswith(engine.owner.name)}
+
+
+def _fds() -> dict[str, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[name] = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+    return found
+
+
+def _snapshot() -> dict[str, object]:
+    from pycontain._engine import default_engine
+
+    engine = default_engine()
+    engine.settle()
+    return {
+        "mounts": Path("/proc/self/mountinfo").read_text(),
+        "cgroups": _cgroups(),
+        "containers": os.listdir(engine.owner.live),
+        "fds": len([path for path in _fds().values() if "socket:" in path or "pidfd" in path or "cgroup" in path]),
+    }
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A kernel test ends with the mounts, cgroups, directories and fds that it began with."""
+    if request.node.get_closest_marker("kernel") is None:
+        yield
+        return
+    from pycontain import Container
+
+    with Container() as container:  # launcher, janitor and first leaf exist before the count
+        container.exec(["true"])
+    before = _snapshot()
+    yield
+    after = _snapshot()
+    assert after == before
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """End with the count of skips by reason: skipped is not passed."""
+    reasons: collections.Counter[str] = collections.Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons[reason.removeprefix("Skipped: ")] += 1
+    terminalreporter.write_sep("-", "skips by reason")
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count:4d}  {reason}")
+    terminalreporter.write_line(f"{sum(reasons.values()):4d}  skipped in all")
