@@ -32,7 +32,7 @@ def _cgroups() -> set[str]:
     bases = {f"{path}/pycontain/{engine.owner.name}" for path in engine.cgroups.layout.legacy.values()}
     if engine.cgroups.unified:
         bases.add(engine.cgroups.unified)
-    found = set()
+    found: set[str] = set()
     for base in bases:
         for directory, names, _ in os.walk(base):
             found.update(os.path.join(directory, name) for name in names)
@@ -49,6 +49,12 @@ def _fds() -> dict[str, str]:
     return found
 
 
+def _held_fds() -> int:
+    """Sockets, pidfds and cgroup files; each launcher has one socket and one pidfd of its own."""
+    kinds = ("socket:", "pidfd", "cgroup")
+    return sum(any(kind in path for kind in kinds) for path in _fds().values())
+
+
 def _snapshot() -> dict[str, object]:
     from pycontain._engine import default_engine
 
@@ -58,7 +64,7 @@ def _snapshot() -> dict[str, object]:
         "mounts": Path("/proc/self/mountinfo").read_text(),
         "cgroups": _cgroups(),
         "containers": os.listdir(engine.owner.live),
-        "fds": len([path for path in _fds().values() if "socket:" in path or "pidfd" in path or "cgroup" in path]),
+        "fds": _held_fds() - 2 * len(engine.launchers),
     }
 
 

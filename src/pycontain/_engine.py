@@ -162,11 +162,13 @@ class Engine:
         if self.closed:
             raise StateError("the engine is closed")
 
-    def enforceable(self, limits: CgroupLimits, asked: frozenset[str], optional: frozenset[str]) -> CgroupLimits:
-        """The limits that cgroups can hold here.  Raises UnsupportedError for one asked for that they cannot."""
+    def enforceable(
+        self, limits: CgroupLimits, asked: frozenset[str], optional: frozenset[str]
+    ) -> CgroupLimits:
+        """The limits that cgroups hold here.  Raises UnsupportedError for one asked for that they cannot."""
         import attrs
 
-        dropped = {}
+        dropped: dict[str, None] = {}
         for name in asked | {"memory", "pids"}:
             value = getattr(limits, name)
             if value is None:
@@ -270,4 +272,3 @@ def _after_fork() -> None:
 
 atexit.register(_close_all)
 os.register_at_fork(after_in_child=_after_fork)
-

@@ -114,19 +114,19 @@ class PathError(PycontainError, OSError):
         self.path = path
 
 
-class CommandNotFound(StartError, NotFound, FileNotFoundError):
+class CommandNotFound(StartError, NotFound, FileNotFoundError):  # type: ignore[misc]
     """The command does not exist in the image; nothing ran."""
 
     returncode = 127
 
 
-class CommandNotExecutable(StartError, PermissionError):
+class CommandNotExecutable(StartError, PermissionError):  # type: ignore[misc]
     """The command exists but may not or cannot be executed; nothing ran."""
 
     returncode = 126
 
 
-class WorkdirError(StartError, PathError):
+class WorkdirError(StartError, PathError):  # type: ignore[misc]
     """The working directory does not exist or may not be entered; nothing ran."""
 
 
@@ -159,7 +159,7 @@ class CommandTimeout(PycontainError, subprocess.TimeoutExpired):
     def __init__(
         self, args: str | Sequence[str], timeout: float, stdout: Output, stderr: Output, *, usage: Usage
     ) -> None:
-        subprocess.TimeoutExpired.__init__(self, args, timeout, stdout, stderr)  # type: ignore[arg-type]
+        subprocess.TimeoutExpired.__init__(self, args, timeout, stdout, stderr)
         self.usage = usage
 
     def __str__(self) -> str:

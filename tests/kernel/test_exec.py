@@ -98,7 +98,7 @@ def test_numbers_need_no_passwd(container: Container) -> None:
 
 
 def test_unknown_user(container: Container) -> None:
-    with pytest.raises(NotFound, match="no user 'bob'"):
+    with pytest.raises(NotFound, match=r"no user .bob."):
         container.exec(["true"], user="bob")
 
 
@@ -142,7 +142,7 @@ def test_check(container: Container) -> None:
 
 @pytest.mark.parametrize("args", [[], [""], ["a\0b"]])
 def test_malformed_arguments(container: Container, args: list[str]) -> None:
-    with pytest.raises(ValueError, match="argument|NUL"):
+    with pytest.raises(ValueError, match=r"argument|NUL"):
         container.exec(args)
 
 
@@ -167,7 +167,7 @@ def test_timeout_leaves_nothing_of_a_hostile_tree() -> None:
 def test_timeout_keeps_partial_output(container: Container) -> None:
     with pytest.raises(CommandTimeout) as expired:
         container.exec("echo early; sleep 100", shell=True, timeout=0.3)
-    assert expired.value.stdout == "early\n"
+    assert str(expired.value.stdout) == "early\n"
 
 
 def test_output_cap(container: Container) -> None:
@@ -212,7 +212,11 @@ def test_per_exec_limits(needs_memory: None) -> None:
 
 def test_seccomp_death_is_named(container: Container) -> None:
     # i386's getpid through int 0x80: another architecture than the filter's.
-    code = "import ctypes, mmap\n" "m = mmap.mmap(-1, 4096, prot=7)\n" "m.write(b'\\xb8\\x14\\0\\0\\0\\xcd\\x80\\xc3')\n"
+    code = (
+        "import ctypes, mmap\n"
+        "m = mmap.mmap(-1, 4096, prot=7)\n"
+        "m.write(b'\\xb8\\x14\\0\\0\\0\\xcd\\x80\\xc3')\n"
+    )
     code += "ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))()\n"
     if os.uname().machine != "x86_64":
         pytest.skip("the probe is x86_64 code")

@@ -18,14 +18,14 @@ from pycontain._engine import default_engine
 
 def test_states() -> None:
     container = Container(name="pyc-states")
-    assert (container.status, container.name) == ("created", "pyc-states")
+    assert (str(container.status), container.name) == ("created", "pyc-states")
     container.start()
-    assert container.status == "running"
+    assert str(container.status) == "running"
     assert container.pid > 1
     with pytest.raises(StateError):
         container.start()
     container.remove()
-    assert container.status == "removed"
+    assert str(container.status) == "removed"
     container.remove()
     with pytest.raises(StateError):
         container.start()
@@ -50,7 +50,7 @@ def test_command_as_pid_1() -> None:
 
 
 def test_no_exec_beside_pid_1() -> None:
-    with Container(command=["sleep", "100"], init=False) as container:
+    with Container(command=["sleep", "100"], init=False) as container:  # noqa: SIM117
         with pytest.raises(StateError, match="init=False"):
             container.exec(["true"])
     with pytest.raises(ValueError, match="init=False"):
@@ -80,9 +80,8 @@ def test_wait_timeout() -> None:
 
 
 def test_lifetime() -> None:
-    with Container(lifetime=0.2) as container:
-        with pytest.raises(StateError):
-            container.exec(["sleep", "100"])
+    with Container(lifetime=0.2) as container, pytest.raises(StateError):
+        container.exec(["sleep", "100"])
 
 
 def test_popen_pipes(container: Container) -> None:

@@ -112,7 +112,7 @@ def make_legacy(controller: str, path: str) -> None:
 
 
 class Group:
-    """One container's groups.  `birth` is the v2 directory in which PID 1 is born, `tasks` those it enters."""
+    """One container's groups.  `birth`: where in v2 PID 1 is born; `tasks`: v1 files by which it enters."""
 
     def __init__(self, cgroups: Cgroups, name: str, block: int | None) -> None:
         self._cgroups = cgroups

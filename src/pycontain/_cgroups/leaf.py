@@ -195,9 +195,7 @@ class Leaf:
     def remove(self) -> bool:
         """Close and remove the directories; False while processes live in one."""
         self.close()
-        return all(
-            [remove_group(path) for path in (*self.legacy.values(), *filter(None, (self.directory,)))]
-        )
+        return all([remove_group(path) for path in (*self.legacy.values(), *filter(None, (self.directory,)))])
 
 
 def remove_group(path: str) -> bool:

@@ -15,7 +15,7 @@ PERIOD = 100_000
 _MAX_V1 = 0x7FFFFFFFFFFFF000
 
 
-def v2(limits: CgroupLimits) -> dict[str, dict[str, list[str]]]:
+def v2(limits: CgroupLimits) -> dict[str, dict[str, list[str]]]:  # noqa: C901  one line per field
     """`{controller: {file: [text, ...]}}` of cgroup v2, in the order in which to write."""
     files: dict[str, dict[str, list[str]]] = {}
 
@@ -48,7 +48,7 @@ def v2(limits: CgroupLimits) -> dict[str, dict[str, list[str]]]:
     return files
 
 
-def v1(limits: CgroupLimits) -> dict[str, dict[str, list[str]]]:
+def v1(limits: CgroupLimits) -> dict[str, dict[str, list[str]]]:  # noqa: C901  one line per field
     """`{controller: {file: [text, ...]}}` of cgroup v1, in the order in which to write."""
     files: dict[str, dict[str, list[str]]] = {}
 

@@ -147,6 +147,9 @@ class LauncherPool:
             raise
         self._give_back(launcher)
 
+    def __len__(self) -> int:
+        return self._count
+
     def _take(self) -> Launcher:
         with self._changed:
             while not self._free and self._count >= self._size:

@@ -52,7 +52,7 @@ def step_name(step: int) -> str:
 
 def steps() -> list[str]:
     """Every control, in the order in which they happen."""
-    names = []
+    names: list[str] = []
     while lib.pcx_step_name(len(names)):
         names.append(step_name(len(names)))
     return names
@@ -117,7 +117,7 @@ def receive_uninterrupted(socket: int) -> Record | None:
     while True:
         try:
             record = receive(socket)
-        except BaseException as error:  # noqa: BLE001  raised again below
+        except BaseException as error:
             if isinstance(error, OSError):
                 raise
             pending = error

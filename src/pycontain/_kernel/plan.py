@@ -298,6 +298,14 @@ class Plan:
         return bytes(arena.data)
 
 
-def request(kind: int, payload: bytes = b"", *, number: int = 0, value: int = 0, flags: int = 0, size: int | None = None) -> bytes:
+def request(
+    kind: int,
+    payload: bytes = b"",
+    *,
+    number: int = 0,
+    value: int = 0,
+    flags: int = 0,
+    size: int | None = None,
+) -> bytes:
     """A request of protocol.h with its payload; `size` is given where the payload travels in a memfd."""
     return _REQUEST.pack(kind, len(payload) if size is None else size, flags, number, value, 0) + payload

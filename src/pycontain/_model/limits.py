@@ -27,17 +27,22 @@ def _cpus(value: float | None) -> float | None:
     return float(value)
 
 
-def _count(name: str, low: int, high: int) -> object:
-    def convert(value: int | None) -> int | None:
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise LimitError(f"{name} is an int, not {value!r}")
-        if not low <= value <= high:
-            raise LimitError(f"{name} is between {low} and {high}: {value}")
-        return value
+def _count(name: str, value: int | None, high: int) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise LimitError(f"{name} is an int, not {value!r}")
+    if not 1 <= value <= high:
+        raise LimitError(f"{name} is between 1 and {high}: {value}")
+    return value
 
-    return convert
+
+def _weight(value: int | None) -> int | None:
+    return _count("a weight", value, 10000)
+
+
+def _pids(value: int | None) -> int | None:
+    return _count("pids", value, 4194304)
 
 
 def _memory(value: int | str | None) -> int | None:
@@ -85,10 +90,10 @@ class CgroupLimits:
     memory_high: int | None = field(default=None, converter=_memory)
     swap: int | None = field(default=None, converter=converters.optional(parse_size))
     cpus: float | None = field(default=None, converter=_cpus)
-    cpu_weight: int | None = field(default=None, converter=_count("cpu_weight", 1, 10000))
+    cpu_weight: int | None = field(default=None, converter=_weight)
     cpuset_cpus: str | None = field(default=None, converter=_cpu_set)
     cpuset_mems: str | None = field(default=None, converter=_cpu_set)
-    pids: int | None = field(default=None, converter=_count("pids", 1, 4194304))
-    io_weight: int | None = field(default=None, converter=_count("io_weight", 1, 10000))
+    pids: int | None = field(default=None, converter=_pids)
+    io_weight: int | None = field(default=None, converter=_weight)
     io_max: Mapping[str, Mapping[str, int]] | None = field(default=None, converter=_io_max)
     hugetlb: Mapping[str, int] | None = field(default=None, converter=_hugetlb)

@@ -34,7 +34,7 @@ class Usage:
 class ExecResult(subprocess.CompletedProcess):  # type: ignore[type-arg]
     """A CompletedProcess that explains itself.
 
-    reason: why it ended: 'exit', 'signal', 'timeout', 'oom', 'pids', 'disk', 'output', 'seccomp', 'cancelled'.
+    reason: why it ended, as `Reason` lists it.
     usage: what it used.  timings: seconds by phase.  truncated: output was cut at `max_output`.
     A negative returncode is the number of a signal, as in subprocess.
     """

@@ -6,14 +6,12 @@ import secrets
 import signal as signals
 import subprocess
 import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 from pycontain._model.limits import CgroupLimits
-from pycontain._model.mounts import Bind, Tmpfs
 from pycontain._model.process import ExecResult
 from pycontain._model.sizes import parse_duration, parse_size
 from pycontain._objects.image import Image
@@ -29,7 +27,6 @@ from pycontain._security.policy import Security
 from pycontain.errors import (
     CommandFailed,
     CommandTimeout,
-    Conflict,
     NotFound,
     StateError,
     UnsupportedError,
@@ -37,7 +34,6 @@ from pycontain.errors import (
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
-    from pycontain._model.process import Output
 
 Args = str | Sequence[str]
 Status = Literal["created", "running", "paused", "exited", "removed"]
@@ -94,7 +90,9 @@ class Container:
         if ports:
             raise UnsupportedError("published ports", hint="they need a network; this version has none")
         if runtime is not None:
-            raise UnsupportedError(f"the runtime {runtime!r}", hint="leave it out: pycontain starts containers itself")
+            raise UnsupportedError(
+                f"the runtime {runtime!r}", hint="leave it out: pycontain starts containers itself"
+            )
         chosen, asked = specs.limits_of(limits, memory, cpus, pids)
         self.id = secrets.token_hex(16)
         given = {**(volumes or {}), **(mounts or {})}
@@ -141,7 +139,9 @@ class Container:
         if image is None:
             return self._engine.host_image()
         if isinstance(image, str):
-            raise NotFound(f"no image {image!r} in the store: this version has Image.host and Image.from_rootfs")
+            raise NotFound(
+                f"no image {image!r} in the store: this version has Image.host and Image.from_rootfs"
+            )
         if not isinstance(image, Image):
             raise TypeError(f"image is an Image, not {image!r}")
         return image
@@ -463,6 +463,3 @@ def _input_bytes(data: str | bytes | None, text: bool, encoding: str) -> bytes |
         return data.encode(encoding)
     del text
     return data
-
-
-__all__ = ["Bind", "Container", "Iterable", "Process", "Tmpfs"]

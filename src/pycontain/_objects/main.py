@@ -9,12 +9,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pycontain._kernel import native
-from pycontain._kernel.plan import request
 from pycontain._runtime.exec import Command, Execution, command_of, returncode_of, start_failure
 from pycontain._runtime.start import Running, start
-from pycontain._runtime.users import Identity
 from pycontain._runtime.streams import DEVNULL, PIPE, STDOUT, Plumbing
-from pycontain.errors import StartError, StateError, UnsupportedError
+from pycontain._runtime.users import Identity
+from pycontain.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
@@ -141,10 +140,12 @@ class MainCommand:
         at = 0
         while True:
             with self._changed:
-                if follow:
-                    self._changed.wait_for(lambda: self._over or self._first + len(self._chunks) > at)
+                while follow and not self._over and self._first + len(self._chunks) <= at:
+                    self._changed.wait()
                 at = max(at, self._first)
-                ready = [self._chunks[index - self._first] for index in range(at, self._first + len(self._chunks))]
+                ready = [
+                    self._chunks[index - self._first] for index in range(at, self._first + len(self._chunks))
+                ]
                 at += len(ready)
                 over = self._over
             yield from ready
@@ -163,6 +164,3 @@ def _init_command(spec: ContainerSpec) -> Command:
     assert spec.command is not None
     env = {"HOME": identity.home, **spec.image.env, **spec.env}
     return Command(spec.command, env, identity, spec.workdir)
-
-
-__all__ = ["MainCommand", "StartError", "StateError", "request"]

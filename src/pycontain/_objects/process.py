@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from pycontain._cgroups.leaf import Counters
     from pycontain._model.process import Reason, Usage
 
-__all__ = ["Process"]
-
 
 class _Terminal(io.RawIOBase):
     """The master of a terminal: EIO, which says that nobody holds the other side, is the end of the file."""
@@ -81,6 +79,7 @@ class Process:
         self.reason: Reason | None = None
         self.usage: Usage | None = None
         self._execution = execution
+        self._text = text
         self._lock = threading.Lock()
         self._record: native.Record | None = None
         self._terminal = -1
@@ -94,7 +93,7 @@ class Process:
             if self._terminal >= 0 and mode == "rb":
                 binary: Any = io.BufferedReader(_Terminal(fd))
             else:
-                binary = open(fd, mode, buffering=-1 if mode == "rb" or text else 0)
+                binary = open(fd, mode, buffering=-1 if mode == "rb" or text else 0)  # noqa: SIM115
             if not text:
                 return binary  # type: ignore[no-any-return]
             # Written through: a line sent to a prompt must not wait in a buffer of ours.
@@ -194,8 +193,7 @@ class Process:
         parts = []
         while chunk := stream.read(65536):
             parts.append(chunk)
-        empty = "" if isinstance(stream, io.TextIOBase) else b""
-        results[at] = empty.join(parts)
+        results[at] = ("" if self._text else b"").join(parts)
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the command itself; nothing happens once it ended."""

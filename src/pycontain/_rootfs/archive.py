@@ -38,7 +38,9 @@ def _open_parent(top: int, parts: list[str]) -> int:
                 os.mkdir(at, 0o755, dir_fd=top)
         fd = native.lib.pcx_openat2(top, os.fsencode(path), _DIRECTORY, _RESOLVE)
     if fd < 0:
-        raise ImageError(f"the archive writes through a link or a file: {'/'.join(parts)!r} ({os.strerror(-fd)})")
+        raise ImageError(
+            f"the archive writes through a link or a file: {'/'.join(parts)!r} ({os.strerror(-fd)})"
+        )
     return int(fd)
 
 
@@ -107,7 +109,9 @@ def _make(top: int, parent: int, name: str, archive: tarfile.TarFile, entry: tar
         os.mkfifo(name, entry.mode & 0o777, dir_fd=parent)
     elif entry.isreg():
         data = archive.extractfile(entry)
-        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
+        fd = os.open(
+            name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent
+        )
         with open(fd, "wb") as file:
             if data is not None:
                 shutil.copyfileobj(data, file, 1 << 20)

@@ -72,7 +72,15 @@ def compose(
     everything = _GUARDED | MountAttr.NOEXEC
     ops.append(_filesystem("proc", "proc", b"", everything, guarded))
     ops.append(Op(OpKind.DEV, "dev", flags=guarded))
-    ops.append(_filesystem("devpts", "dev/pts", b"newinstance,ptmxmode=0666,mode=620", int(MountAttr.NOSUID | MountAttr.NOEXEC), guarded))
+    ops.append(
+        _filesystem(
+            "devpts",
+            "dev/pts",
+            b"newinstance,ptmxmode=0666,mode=620",
+            int(MountAttr.NOSUID | MountAttr.NOEXEC),
+            guarded,
+        )
+    )
     asked = {mount.target.strip("/") for mount in mounts}
     for target, options, attributes in _scratch(scratch_size, read_only):
         if target not in asked:

@@ -10,7 +10,6 @@ from attrs import frozen
 from pycontain._kernel.plan import MountAttr, Op, OpFlag, PlanFlag, Source
 from pycontain._model.mounts import Bind, Tmpfs
 from pycontain._rootfs import layout
-from pycontain._security import policy
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
@@ -106,13 +105,11 @@ def namespaces(engine: Engine, spec: ContainerSpec) -> int:
     return wanted
 
 
-def identity_maps(engine: Engine, block: int | None) -> dict[str, str]:
-    """The id maps: a block of the host's ids as root, those of the launcher's own namespace otherwise."""
+def identity_map(engine: Engine, block: int | None) -> str:
+    """The id map: a block of the host's ids as root, those of the launcher's own namespace otherwise."""
     if block is not None:
-        text = f"0 {block} 65536\n"
-    elif engine.sub_ids:
+        return f"0 {block} 65536\n"
+    if engine.sub_ids:
         # One extent per extent of the parent's map: the kernel takes none that spans two.
-        text = f"0 0 1\n1 1 {engine.sub_ids - 1}\n"
-    else:
-        text = "0 0 1\n"
-    return {"uid_map": text, "gid_map": text}
+        return f"0 0 1\n1 1 {engine.sub_ids - 1}\n"
+    return "0 0 1\n"

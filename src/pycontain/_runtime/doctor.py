@@ -23,20 +23,7 @@ _SWITCHES = (
 
 def examine(engine: Engine) -> list[str]:
     """A line for each thing that is missing; starts a launcher to see that it works."""
-    findings = []
-    for path, bad, remedy in _SWITCHES:
-        try:
-            with open(path, encoding="ascii") as file:
-                value = file.read().strip()
-        except OSError:
-            continue
-        if value == bad and not (engine.features.privileged and "unprivileged" in path):
-            findings.append(f"{path} is {value}: {remedy}")
-    try:
-        with engine.launchers.borrow():
-            pass
-    except PycontainError as error:
-        findings.append(f"no container can start: {error}")
+    findings = [*_switches(engine), *_launcher(engine)]
     if engine.cgroups.layout.name == "none":
         findings.append(
             "no cgroup is delegated to this user, so memory, cpus and pids cannot be limited: "
@@ -55,3 +42,24 @@ def examine(engine: Engine) -> list[str]:
     if not os.access("/dev/null", os.R_OK | os.W_OK):
         findings.append("/dev/null cannot be used by this user")
     return findings
+
+
+def _switches(engine: Engine) -> list[str]:
+    findings = []
+    for path, bad, remedy in _SWITCHES:
+        try:
+            with open(path, encoding="ascii") as file:
+                value = file.read().strip()
+        except OSError:
+            continue
+        if value == bad and not (engine.features.privileged and "unprivileged" in path):
+            findings.append(f"{path} is {value}: {remedy}")
+    return findings
+
+
+def _launcher(engine: Engine) -> list[str]:
+    try:
+        with engine.launchers.borrow():
+            return []
+    except PycontainError as error:
+        return [f"no container can start: {error}"]

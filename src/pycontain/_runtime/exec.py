@@ -25,7 +25,8 @@ _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NUMBERS = itertools.count(1)
 _ENOENT, _EACCES, _ENOEXEC, _ENOTDIR = 2, 13, 8, 20
 _SIGSYS = 31
-_NO_LIMIT = (1 << 63) - 1
+_GONE = (32, 104, 9)  # EPIPE, ECONNRESET, EBADF
+_STREAM_BITS = (ExecFlag.STDIN, ExecFlag.STDOUT, ExecFlag.STDERR)
 _KILL_PATIENCE = 10.0
 
 
@@ -200,40 +201,35 @@ class Execution:
 
 
 def _send(running: Running, command: Command, number: int, streams: Sequence[int], leaf: Leaf | None) -> int:
-    flags = 0
-    for fd, bit in zip(streams, (ExecFlag.STDIN, ExecFlag.STDOUT, ExecFlag.STDERR), strict=True):
-        if fd >= 0:
-            flags |= bit
+    """Send one exec request; our end of its channel."""
+    present = [fd for fd in streams if fd >= 0]
+    flags: int = sum(bit for fd, bit in zip(streams, _STREAM_BITS, strict=True) if fd >= 0)
     tasks: tuple[int, ...] = ()
     if leaf is not None:
         tasks = leaf.tasks
         if leaf.fd >= 0:
             flags |= ExecFlag.CGROUP
+            present.append(leaf.fd)
     if command.terminal is not None:
         flags |= ExecFlag.PTY
     payload = command.encode(number, flags, len(tasks))
     ours, theirs = native.pair()
-    fds = [theirs, *(fd for fd in streams if fd >= 0)]
-    if leaf is not None and leaf.fd >= 0:
-        fds.append(leaf.fd)
-    fds.extend(tasks)
-    memory = -1
+    memory = []
     try:
         if len(payload) > native.MAX_INLINE:
-            memory = native.sealed("pycontain-exec", payload)
-            header = request(native.EXEC, number=number, flags=native.IN_MEMFD, size=len(payload))
-            native.send(running.control, header, [memory, *fds])
+            memory = [native.sealed("pycontain-exec", payload)]
+            message = request(native.EXEC, number=number, flags=native.IN_MEMFD, size=len(payload))
         else:
-            native.send(running.control, request(native.EXEC, payload, number=number), fds)
-    except BaseException as error:
+            message = request(native.EXEC, payload, number=number)
+        native.send(running.control, message, [*memory, theirs, *present, *tasks])
+    except OSError as error:
         os.close(ours)
-        if isinstance(error, OSError) and error.errno in (32, 104, 9):
+        if error.errno in _GONE:
             raise StateError(f"container {running.spec.name} has ended") from error
         raise
     finally:
-        os.close(theirs)
-        if memory >= 0:
-            os.close(memory)
+        for fd in (theirs, *memory):
+            os.close(fd)
     return ours
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TypeAlias
 
-from attrs import field, frozen
+from attrs import field, fields, frozen
 
 from pycontain._model.limits import CgroupLimits
 from pycontain._model.mounts import Bind, Tmpfs
@@ -20,6 +20,7 @@ from pycontain.errors import NotFound
 
 DEFAULT_MEMORY = 512 << 20
 DEFAULT_PIDS = 128
+LIMIT_NAMES = tuple(attribute.name for attribute in fields(CgroupLimits))
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 _HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,62}[a-zA-Z0-9])?")
 _RESERVED = ("/", "/proc", "/dev", "/dev/pts", "/sys")
@@ -64,7 +65,10 @@ def command(args: Sequence[str | os.PathLike[str]] | str | None) -> tuple[str, .
 
 
 def mount_points(mounts: Mounts | None, tmpfs: TmpfsOption | None) -> dict[str, Bind | Tmpfs]:
-    """Everything to mount by its place inside.  Raises NotFound for a missing source, ValueError for a bad place."""
+    """Everything to mount by its place inside.
+
+    Raises NotFound for a missing source, ValueError for a bad place.
+    """
     result: dict[str, Bind | Tmpfs] = {}
     for place, what in (mounts or {}).items():
         result[_place(place, result)] = what if isinstance(what, Bind | Tmpfs) else Bind(os.fspath(what))
@@ -98,7 +102,7 @@ def limits_of(
     """
     given = limits or CgroupLimits()
     short = {"memory": memory, "cpus": cpus, "pids": pids}
-    chosen = {name: getattr(given, name) for name in CgroupLimits.__slots__ if not name.startswith("__")}
+    chosen = {name: getattr(given, name) for name in LIMIT_NAMES}
     for name, value in short.items():
         if value is None:
             continue
@@ -115,7 +119,9 @@ def limits_of(
 
 def _name(_: object, __: object, value: str) -> None:
     if not _NAME.fullmatch(value):
-        raise ValueError(f"a name begins with a letter or digit and goes on with those or one of _.-: {value!r}")
+        raise ValueError(
+            f"a name begins with a letter or digit and goes on with those or one of _.-: {value!r}"
+        )
 
 
 def _hostname(_: object, __: object, value: str) -> None:

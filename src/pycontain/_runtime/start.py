@@ -14,7 +14,7 @@ from pycontain._cgroups.group import Group
 from pycontain._kernel import native
 from pycontain._kernel.plan import NO_FD, Plan, PlanFlag, Source, request
 from pycontain._runtime.collect import Remains, wait_dead
-from pycontain._runtime.compile import Compiled, compile_root, identity_maps, namespaces
+from pycontain._runtime.compile import Compiled, compile_root, identity_map, namespaces
 from pycontain.errors import PathError, StartError
 
 if TYPE_CHECKING:
@@ -94,9 +94,7 @@ class _Attempt:
             if fd >= 0:
                 os.close(fd)
         self.fds = []
-        self.engine.collector.put(
-            Remains(self.spec.id, self.group, self.pidfd, self.block, self.directory)
-        )
+        self.engine.collector.put(Remains(self.spec.id, self.group, self.pidfd, self.block, self.directory))
         self.engine.collector.settle()
 
 
@@ -136,7 +134,8 @@ def _start(attempt: _Attempt, command: tuple[bytes, Sequence[int]] | None) -> Ru
         attempt.exit_socket, told = native.pair()
         exit_index = len(fds)
         fds.append(told)
-    cgroup_index, tasks_index, borrowed = NO_FD, 0, []
+    borrowed: list[int] = []
+    cgroup_index, tasks_index = NO_FD, 0
     if group is not None:
         if group.birth >= 0:
             cgroup_index = len(fds) + len(borrowed)
@@ -146,6 +145,7 @@ def _start(attempt: _Attempt, command: tuple[bytes, Sequence[int]] | None) -> Ru
     store, sources, opened = _open_sources(engine, spec, compiled, len(fds) + len(borrowed))
     outgoing = [*fds, *borrowed, *opened, *(command[1] if command else ())]
     fds.extend(opened)
+    id_map = identity_map(engine, attempt.block)
     plan = Plan(
         control_fd=0,
         exit_fd=exit_index,
@@ -160,7 +160,8 @@ def _start(attempt: _Attempt, command: tuple[bytes, Sequence[int]] | None) -> Ru
         flags=compiled.flags | (PlanFlag.COMMAND_IS_INIT if command else 0),
         hostname=spec.hostname,
         command=command[0] if command else b"",
-        **identity_maps(engine, attempt.block),
+        uid_map=id_map,
+        gid_map=id_map,
     )
     message = plan.encode()
     if spec.init:
@@ -260,7 +261,7 @@ def _failure(
     if record is None or record.kind != native.FAILED:
         return StartError(f"container {spec.name} died while starting", step="agent")
     step, path = record.step_name, None
-    if 0 <= record.op:
+    if record.op >= 0:
         if step in ("mount source", "mount id map"):
             path = compiled.sources[record.op][0]
         elif record.op < len(compiled.ops):
@@ -268,4 +269,6 @@ def _failure(
     hint = _EPERM_HINTS.get(step) if record.errno == 1 else None
     if record.errno == 40:
         hint = "a symbolic link of the image stands where the engine mounts or writes"
-    return StartError(f"container {spec.name} could not start", step=step, errno=record.errno, path=path, hint=hint)
+    return StartError(
+        f"container {spec.name} could not start", step=step, errno=record.errno, path=path, hint=hint
+    )

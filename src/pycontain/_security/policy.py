@@ -73,6 +73,10 @@ def _features(names: Iterable[str]) -> frozenset[str]:
     return given
 
 
+def _paths(paths: Iterable[str]) -> tuple[str, ...]:
+    return tuple(paths)
+
+
 @frozen(kw_only=True)
 class Security:
     """What every process of a container may do.
@@ -94,8 +98,8 @@ class Security:
     no_new_privs: bool = True
     seccomp: Filter | None = None
     landlock: bool = True
-    masked_paths: tuple[str, ...] = field(default=MASKED, converter=tuple)
-    readonly_paths: tuple[str, ...] = field(default=READ_ONLY, converter=tuple)
+    masked_paths: tuple[str, ...] = field(default=MASKED, converter=_paths)
+    readonly_paths: tuple[str, ...] = field(default=READ_ONLY, converter=_paths)
     rlimits: Mapping[str, tuple[int, int]] = field(factory=lambda: dict(_RLIMITS), hash=False)
     optional: frozenset[str] = field(default=frozenset({"landlock", "time"}), converter=_features)
 

@@ -1,0 +1,70 @@
+# pycontain: `make demo` and `make test` on a fresh machine; `make help` lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+STAMP := $(VENV)/.installed
+NATIVE := $(shell find src/_native -name '*.[ch]' -o -name '*.cdef' -o -name 'build_ffi.py')
+
+.PHONY: help demo test bench lint types c-check docs unit kernel plain guest e2e packages wheel clean
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(STAMP): pyproject.toml setup.py $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade 'setuptools>=77' 'cffi>=1.17'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[dev]'
+	touch $@
+
+demo: ## sandbox untrusted Python with a memory limit, as root or not
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -e $(STAMP) || $(BIN)/pip install --quiet --disable-pip-version-check .
+	$(BIN)/python examples/demo.py
+
+packages:
+	@tests/packages.sh
+
+lint: $(STAMP) ## ruff, formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## mypy, strict
+	$(BIN)/mypy
+
+c-check: $(STAMP) ## warnings as errors, gcc -fanalyzer, the aarch64 compiler where there is one
+	$(BIN)/python tests/native/check.py
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest tests/unit tests/test_architecture.py -n $(JOBS) -q
+
+kernel: $(STAMP)
+	$(BIN)/python -m pytest tests/kernel -n $(JOBS) -q --dist loadgroup
+
+plain: $(STAMP) ## the kernel tests again as unprivileged users, with and without sub-ids
+	$(BIN)/python tests/plain/run.py
+
+guest: $(STAMP) ## the kernel tests again on cgroup v2, in user-mode-linux
+	$(BIN)/python tests/guest/suite.py
+
+e2e: $(STAMP) ## the demo, the wheel and the sdist as a user meets them
+	$(BIN)/python -m pytest tests/e2e -q
+
+test: packages lint types c-check unit kernel plain guest e2e ## everything
+	@echo "make test: all green"
+
+bench: $(STAMP) ## measure against the floor and the peers; benchmarks/results
+	$(BIN)/pip install --quiet --disable-pip-version-check '.[bench]'
+	$(MAKE) -s -C benchmarks/native
+	$(BIN)/python -m benchmarks
+
+docs: ## build docs/_build/html
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/python -m sphinx -W -b html docs docs/_build/html
+
+wheel: $(STAMP) ## build wheel and sdist into dist/
+	$(BIN)/python -m build
+
+clean:
+	rm -rf build dist $(VENV) docs/_build src/pycontain/_kernel/*.so

@@ -1,0 +1,110 @@
+"""What keeps the layout: direction of imports, size of modules, names that say nothing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "pycontain"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+ROOMS = [
+    {"errors", "_model"},
+    {"_kernel", "_state"},
+    {"_cgroups", "_security", "_rootfs"},
+    {"_runtime"},
+    {"_engine"},
+    {"_objects", "lowlevel"},
+    {"__init__"},
+]
+"""From the bottom up: a room may import itself and those below."""
+
+UPWARD = {
+    ("_runtime/spec.py", "_objects"),  # the image is a value; it moves down with the image store
+    ("_engine.py", "_objects"),  # made on first use
+}
+
+FORBIDDEN = {"utils", "common", "helpers", "misc", "util", "helper"}
+
+
+def _level(room: str) -> int:
+    return next(at for at, rooms in enumerate(ROOMS) if room in rooms)
+
+
+def _room(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Rooms that a module imports when it runs; what stands under TYPE_CHECKING does not."""
+    tree = ast.parse(path.read_text())
+    guarded = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in guarded:
+            continue
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            if name.startswith("pycontain."):
+                yield name.split(".")[1]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_downwards(path: Path) -> None:
+    level = _level(_room(path))
+    for room in _imports(path):
+        if (str(path.relative_to(PACKAGE)), room) in UPWARD:
+            continue
+        if _room(path) == "_objects" and room == "_engine":
+            continue
+        assert _level(room) <= level, f"{path.name} imports {room} above it"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_modules_are_small_and_named(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 500
+    assert path.stem not in FORBIDDEN
+
+
+def test_c_files_are_small() -> None:
+    for path in (ROOT / "src" / "_native").rglob("*.[ch]"):
+        assert len(path.read_text().splitlines()) <= 500, path
+
+
+def test_import_loads_the_standard_library_attrs_and_the_extension_alone() -> None:
+    code = "import sys; import pycontain; print('\\n'.join(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    known = set(sys.stdlib_module_names) | {"__main__", "pycontain", "attr", "attrs", "_cffi_backend", "_ffi"}
+    foreign = {
+        name
+        for name in loaded - known
+        if not name.startswith(("__editable__", "_distutils", "sitecustomize"))
+    }
+    assert not foreign
+    for heavy in ("sqlite3", "urllib", "asyncio", "tarfile", "ssl", "logging"):
+        assert heavy not in loaded, heavy
+
+
+def test_every_export_exists() -> None:
+    import pycontain
+
+    for name in pycontain.__all__:
+        assert getattr(pycontain, name) is not None
+        if isinstance(getattr(pycontain, name), type):
+            assert getattr(pycontain, name).__doc__, name
