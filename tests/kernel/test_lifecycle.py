@@ -116,11 +116,12 @@ def test_terminal_carries_hundred_megabytes(round_: int, roomy: Container) -> No
     """Raw mode, so that the line discipline changes nothing; digests inside and outside agree."""
     import hashlib
 
+    megabytes = int(os.environ.get("PYC_MEGABYTES", "100"))
     code = (
         "import os, sys, tty, hashlib\n"
         "tty.setraw(0)\n"
         "data = os.urandom(1 << 20); h = hashlib.sha256()\n"
-        "for _ in range(100):\n"
+        f"for _ in range({megabytes}):\n"
         "    h.update(data); v = memoryview(data)\n"
         "    while v: v = v[os.write(1, v):]\n"
         "open('/tmp/digest', 'w').write(h.hexdigest())\n"
@@ -132,7 +133,7 @@ def test_terminal_carries_hundred_megabytes(round_: int, roomy: Container) -> No
             digest.update(chunk)
             size += len(chunk)
         assert process.wait() == 0
-    assert size == 100 << 20
+    assert size == megabytes << 20
     assert roomy.exec(["cat", "/tmp/digest"]).stdout == digest.hexdigest()
 
 

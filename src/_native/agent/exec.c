@@ -158,6 +158,9 @@ run_supervisor (const struct pc_agent *agent, const struct pc_exec *exec, struct
   if (pid < 0)
     fail_child (channel, PC_STEP_CLONE, pid);
   *command = (i32) pid;
+  /* Told from here: a signal that the caller sends next must find its target. */
+  struct pc_record started = { .kind = PC_RECORD_STARTED, .value = (i32) pid };
+  (void) pc_send_record (channel, &started, streams->terminal);
   pc_supervise (command, channel);
 }
 
@@ -198,8 +201,11 @@ pc_start_exec (struct pc_agent *agent, const struct pc_exec *exec, struct pc_fds
       answer_failure (channel, PC_STEP_CLONE, pid);
       return;
     }
-  struct pc_record started = { .kind = PC_RECORD_STARTED, .value = (i32) pid };
-  (void) pc_send_record (channel, &started, streams.terminal);
+  if (command == NULL)
+    {
+      struct pc_record started = { .kind = PC_RECORD_STARTED, .value = (i32) pid };
+      (void) pc_send_record (channel, &started, streams.terminal);
+    }
   pc_close_fd (&streams.terminal);
   agent->processes[agent->count++] = (struct pc_process){
     .pid = (i32) pid,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NUMBERS = itertools.count(1)
-_ENOENT, _EACCES, _ENOEXEC, _ENOTDIR = 2, 13, 8, 20
+_EPERM, _ENOENT, _ENOEXEC, _EACCES, _ENOTDIR, _EINVAL = 1, 2, 8, 13, 20, 22
 _SIGSYS = 31
 _GONE = (32, 104, 9)  # EPIPE, ECONNRESET, EBADF
 _STREAM_BITS = (ExecFlag.STDIN, ExecFlag.STDOUT, ExecFlag.STDERR)
@@ -257,7 +257,10 @@ def start_failure(command: Command, record: native.Record) -> StartError:
         return WorkdirError(
             f"no usable working directory: {command.workdir}", step=step, errno=errno, path=command.workdir
         )
-    return StartError(f"cannot start {name}", step=step, errno=errno)
+    hint = None
+    if step in ("user", "groups") and errno in (_EPERM, _EINVAL):
+        hint = "this id is not mapped inside: a plain user without ranges in /etc/subuid has the one id 0"
+    return StartError(f"cannot start {name}", step=step, errno=errno, hint=hint)
 
 
 def _disk_full(running: Running) -> bool:
