@@ -23,7 +23,7 @@ for module in overlay veth bridge nf_tables; do
     find /usr/lib/uml/modules -name "$module.ko*" -exec insmod {} \; 2>/dev/null
 done
 ip link set lo up 2>/dev/null
-export HOME=/run/home
+export HOME=/run/home PYCONTAIN_ROOT=/run/store
 mkdir -m 777 -p "$HOME"
 cd /run/home || exit 1
 sh /run/job/command < /dev/null

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from run import ABSENT, boot
+from tests.guest.run import ABSENT, boot
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PYTEST = [

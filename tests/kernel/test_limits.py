@@ -44,7 +44,7 @@ def test_cpus(engine: Engine) -> None:
 
 def test_disk_limit_is_reported() -> None:
     with Container(disk="1M") as container:
-        result = container.exec("head -c 2M /dev/zero > /root/x", shell=True)
+        result = container.exec("head -c 2M /dev/zero > /x", shell=True)
         assert result.reason == "disk"
 
 

@@ -5,8 +5,6 @@
 #include <linux/errno.h>
 #include <linux/stat.h>
 
-#define FSCONFIG_STRING(fs, key, value) sys_fsconfig (fs, FSCONFIG_SET_STRING, key, value, 0)
-
 struct builder
 {
   const struct pc_launcher *launcher;
@@ -249,43 +247,65 @@ add_layers_by_fd (struct builder *b, int fs, const struct pc_op *op)
   return (int) error;
 }
 
+static usize
+append (usize at, const char *text, usize size)
+{
+  if (at + size >= sizeof scratch)
+    return sizeof scratch;
+  memcpy (scratch + at, text, size);
+  scratch[at + size] = '\0';
+  return at + size;
+}
+
+#define APPEND(at, text) append (at, text, pc_strlen (text))
+
+/* Before lowerdir+ the layers are one string, of which fsconfig takes 255 bytes but mount(2) a page. */
 static int
-add_layers_by_path (struct builder *b, int fs, const struct pc_op *op)
+mount_by_path (struct builder *b, const struct pc_op *op)
 {
   char place[32] = "/l/";
-  usize used = 0;
+  usize used = APPEND (0, "userxattr,lowerdir=");
 
   for (u32 i = 0; i < op->count; i++)
     {
-      usize n = 3 + pc_decimal (place + 3, op->source + i);
+      pc_decimal (place + 3, op->source + i);
       int error = attach_aside (b->fds->sources[op->source + i], place);
       if (error < 0)
         return error;
-      if (used + n + 2 > 256)
-        return -E2BIG; /* fsconfig takes 255 bytes; the kernel that lacks lowerdir+ has no other way */
-      if (used > 0)
-        scratch[used++] = ':';
-      memcpy (scratch + used, place, n);
-      used += n;
+      if (i > 0)
+        used = APPEND (used, ":");
+      used = APPEND (used, place);
     }
-  scratch[used] = '\0';
-  word error = FSCONFIG_STRING (fs, "lowerdir", scratch);
-  if (error == 0 && b->upper >= 0)
-    error = FSCONFIG_STRING (fs, "upperdir", b->upper_path);
-  if (error == 0 && b->upper >= 0)
-    error = FSCONFIG_STRING (fs, "workdir", b->work_path);
-  return (int) error;
+  if (b->upper >= 0)
+    {
+      used = APPEND (used, ",volatile,upperdir=");
+      used = APPEND (used, b->upper_path);
+      used = APPEND (used, ",workdir=");
+      used = APPEND (used, b->work_path);
+    }
+  if (used >= sizeof scratch)
+    return -E2BIG;
+  pc_close_fd (&b->upper);
+  pc_close_fd (&b->work);
+  /* MS_NOSUID and MS_NODEV have the values of their MOUNT_ATTR_ namesakes. */
+  word error = raw5 (__NR_mount, "overlay", "/r", "overlay", op->attributes & 6, scratch);
+  if (error < 0)
+    return (int) error;
+  b->root = (int) sys_openat (AT_FDCWD_, "/r", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+  return b->root;
 }
 
 static int
 do_overlay (struct builder *b, const struct pc_op *op)
 {
+  if (op->count > b->fds->source_count || op->source > b->fds->source_count - op->count)
+    return -EBADF;
+  if (b->launcher->old_layers)
+    return op->target.size == 0 ? mount_by_path (b, op) : -EOPNOTSUPP;
   cleanup_fd int fs = (int) sys_fsopen ("overlay");
   if (fs < 0)
     return fs;
-  if (op->count > b->fds->source_count || op->source > b->fds->source_count - op->count)
-    return -EBADF;
-  word error = b->launcher->old_layers ? add_layers_by_path (b, fs, op) : add_layers_by_fd (b, fs, op);
+  word error = add_layers_by_fd (b, fs, op);
   if (error == 0)
     error = sys_fsconfig (fs, FSCONFIG_SET_FLAG, "userxattr", NULL, 0);
   /* An upper directory is used by one container alone, which is gone after a crash: nothing to sync. */

@@ -8,8 +8,7 @@ import threading
 
 from pycontain._cgroups import translate
 from pycontain._cgroups.detect import BASE, Layout, detect, write
-from pycontain._cgroups.leaf import Leaf, remove_group, remove_subtree
-from pycontain._kernel import native
+from pycontain._cgroups.leaf import Leaf, remove_group, remove_subtree, wait_empty
 from pycontain._model.limits import CgroupLimits
 from pycontain.errors import LimitError, UnsupportedError
 
@@ -93,9 +92,7 @@ def collect(owner: str, layout: Layout) -> bool:
         directory = f"{layout.unified}/{BASE}/{owner}"
         if os.path.isdir(directory):
             write(f"{directory}/cgroup.kill", "1")
-            events = os.open(f"{directory}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
-            native.lib.pcx_wait_unpopulated(events, 10_000)
-            os.close(events)
+            wait_empty(directory, 10)
             done &= remove_subtree(directory)
     for base in layout.legacy.values():
         done &= remove_subtree(f"{base}/{BASE}/{owner}")
@@ -224,7 +221,7 @@ class Group:
                 make_legacy(controller, legacy[controller])
                 made.append(legacy[controller])
                 _apply(legacy[controller], old.get(controller, {}))
-            return Leaf.open(directory, legacy)
+            return Leaf(directory, legacy)
         except BaseException:
             for path in made:
                 remove_group(path)

@@ -7,6 +7,7 @@ import os
 
 from attrs import define, field, frozen
 
+from pycontain._cgroups.detect import write
 from pycontain._kernel import native
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -38,7 +39,7 @@ def keyed(text: bytes, key: bytes) -> int | None:
 
 @define
 class Leaf:
-    """Directories and open files of one exec's cgroups.
+    """One exec's cgroups; nothing of them is held open while no exec begins or ends.
 
     directory: the v2 group, or None without one.  legacy: v1 controller to directory.
     """
@@ -46,100 +47,59 @@ class Leaf:
     directory: str | None
     legacy: dict[str, str]
     killed: bool = False
-    fd: int = -1
-    tasks: tuple[int, ...] = ()
-    _files: dict[str, int] = field(factory=dict, init=False)
     _base: dict[str, int] = field(factory=dict, init=False)
 
-    @classmethod
-    def open(cls, directory: str | None, legacy: dict[str, str]) -> Leaf:
-        """Open what starting, counting and killing need.  Raises OSError and closes what was opened."""
-        leaf = cls(directory, legacy)
+    def open(self) -> list[int]:
+        """The v2 directory to be born in, if there is one, and the v1 `tasks` files to enter by."""
+        opened: list[int] = []
         try:
-            leaf._open()
+            if self.directory is not None:
+                opened.append(os.open(self.directory, _DIRECTORY))
+            for path in self.legacy.values():
+                opened.append(os.open(f"{path}/tasks", os.O_WRONLY | os.O_CLOEXEC))
         except BaseException:
-            leaf.close()
+            for fd in opened:
+                os.close(fd)
             raise
-        return leaf
+        return opened
 
-    def _open(self) -> None:
-        write, read = os.O_WRONLY | os.O_CLOEXEC, os.O_RDONLY | os.O_CLOEXEC
-        if self.directory is not None:
-            self.fd = os.open(self.directory, _DIRECTORY)
-            self._files["kill"] = os.open("cgroup.kill", write, dir_fd=self.fd)
-            self._files["events"] = os.open("cgroup.events", read, dir_fd=self.fd)
-            self._files["cpu"] = os.open("cpu.stat", read, dir_fd=self.fd)
-            self._optional("oom", "memory.events", read)
-            self._optional("peak", "memory.peak", os.O_RDWR | os.O_CLOEXEC)
-            self._optional("pids", "pids.events", read)
-            self._optional("processes", "pids.peak", read)
-            self._optional("io", "io.stat", read)
-        self.tasks = tuple(os.open(f"{path}/tasks", write) for path in self.legacy.values())
-        memory = self.legacy.get("memory")
-        if memory is not None:
-            self._files["oom1"] = os.open(f"{memory}/memory.oom_control", read)
-            self._files["peak1"] = os.open(f"{memory}/memory.max_usage_in_bytes", os.O_RDWR | os.O_CLOEXEC)
-        if "pids" in self.legacy:
-            self._files["pids"] = os.open(f"{self.legacy['pids']}/pids.events", read)
+    def _text(self, name: str) -> bytes | None:
+        return None if self.directory is None else read(f"{self.directory}/{name}")
 
-    def _optional(self, key: str, name: str, flags: int) -> None:
-        for attempt in (flags, os.O_RDONLY | os.O_CLOEXEC):
-            try:
-                self._files[key] = os.open(name, attempt, dir_fd=self.fd)
-            except FileNotFoundError:
-                return
-            except PermissionError:
-                continue
-            return
-
-    def _read(self, key: str) -> bytes | None:
-        fd = self._files.get(key)
-        if fd is None:
-            return None
-        try:
-            return os.pread(fd, 4096, 0)
-        except OSError:
-            return None
-
-    def _number(self, key: str, field: bytes | None = None) -> int | None:
-        text = self._read(key)
-        if text is None:
-            return None
-        return keyed(text, field) if field is not None else int(text)
+    def _legacy_text(self, controller: str, name: str) -> bytes | None:
+        directory = self.legacy.get(controller)
+        return None if directory is None else read(f"{directory}/{name}")
 
     def _totals(self) -> dict[str, int | None]:
-        cpu = self._read("cpu")
-        oom = "oom" if "oom" in self._files else "oom1"
+        cpu = self._text("cpu.stat")
+        oom = self._legacy_text("memory", "memory.oom_control") or self._text("memory.events")
+        pids = self._legacy_text("pids", "pids.events") or self._text("pids.events")
+        io = self._text("io.stat")
         return {
-            "oom": self._number(oom, b"oom_kill"),
-            "pids": self._number("pids", b"max"),
+            "oom": keyed(oom, b"oom_kill") if oom else None,
+            "pids": keyed(pids, b"max") if pids else None,
             "user": keyed(cpu, b"user_usec") if cpu else None,
             "system": keyed(cpu, b"system_usec") if cpu else None,
-            "read": self._io(b"rbytes="),
-            "written": self._io(b"wbytes="),
+            "read": _sum_of(io, b"rbytes="),
+            "written": _sum_of(io, b"wbytes="),
         }
-
-    def _io(self, key: bytes) -> int | None:
-        text = self._read("io")
-        if text is None:
-            return None
-        return sum(int(word[len(key) :]) for word in text.split() if word.startswith(key))
 
     def counters(self) -> Counters:
         """What was counted since `reset`, or since the leaf was made."""
-        now = self._totals()
         since = {
-            key: None if value is None else value - (self._base.get(key) or 0) for key, value in now.items()
+            key: None if value is None else value - self._base.get(key, 0)
+            for key, value in self._totals().items()
         }
         user, system = since["user"], since["system"]
-        peak = self._number("peak" if "peak" in self._files else "peak1")
+        peak = self._legacy_text("memory", "memory.max_usage_in_bytes") or self._text("memory.peak")
+        processes = self._text("pids.peak")
         return Counters(
-            memory_peak=peak,
+            memory_peak=int(peak) if peak else None,
             oom_kills=since["oom"],
             pids_refused=since["pids"],
             cpu_user=None if user is None else user / 1e6,
             cpu_system=None if system is None else system / 1e6,
-            processes=self._number("processes"),
+            processes=int(processes) if processes else None,
             read_bytes=since["read"],
             written_bytes=since["written"],
         )
@@ -147,55 +107,73 @@ class Leaf:
     def reset(self) -> bool:
         """Make the leaf as good as new for the next exec; False where it cannot be."""
         # The kernel remembers a kill: what is born by CLONE_INTO_CGROUP into such a group dies at once.
-        if self.killed or not self.empty or "processes" in self._files:
+        # A peak of v2 cannot be set back for every reader.
+        if (
+            self.killed
+            or not self.empty
+            or (self.directory and os.path.exists(f"{self.directory}/pids.peak"))
+        ):
             return False
-        try:
-            for key in ("peak", "peak1"):
-                if key in self._files:
-                    os.write(self._files[key], b"0")
-        except OSError:
-            return False
-        usage = self._number("peak" if "peak" in self._files else "peak1")
-        if usage is not None and usage > _REUSABLE_BELOW:
-            return False
+        memory = self.legacy.get("memory")
+        if memory is not None:
+            write(f"{memory}/memory.max_usage_in_bytes", "0")
+            if int(read(f"{memory}/memory.usage_in_bytes") or 0) > _REUSABLE_BELOW:
+                return False
         self._base = {key: value for key, value in self._totals().items() if value is not None}
         return True
 
     @property
     def empty(self) -> bool:
         """Does no process live here?"""
-        text = self._read("events")
+        text = self._text("cgroup.events")
         return text is not None and b"populated 0" in text
 
     @property
     def killable(self) -> bool:
         """Can this leaf end its processes by itself?"""
-        return "kill" in self._files
+        return self.directory is not None
 
     def kill(self, timeout: float = 10.0) -> bool:
-        """Kill every process here and wait for the last one; False when the wait timed out."""
+        """Kill every process here and wait for the last one; False when the wait timed out (seconds)."""
         self.killed = True
-        os.write(self._files["kill"], b"1")
-        return self.wait_empty(timeout)
-
-    def wait_empty(self, timeout: float) -> bool:
-        """Wait until no process lives here; False at the timeout (seconds)."""
-        while True:
-            result = native.lib.pcx_wait_unpopulated(self._files["events"], int(timeout * 1000))
-            if result == -4:
-                continue
-            return bool(result == 0)
-
-    def close(self) -> None:
-        """Close the files; the directories stay."""
-        for fd in (*self._files.values(), *self.tasks, *((self.fd,) if self.fd >= 0 else ())):
-            os.close(fd)
-        self._files, self.tasks, self.fd = {}, (), -1
+        write(f"{self.directory}/cgroup.kill", "1")
+        return wait_empty(f"{self.directory}", timeout)
 
     def remove(self) -> bool:
-        """Close and remove the directories; False while processes live in one."""
-        self.close()
+        """Remove the directories; False while processes live in one."""
         return all([remove_group(path) for path in (*self.legacy.values(), *filter(None, (self.directory,)))])
+
+
+def wait_empty(directory: str, timeout: float) -> bool:
+    """Wait until no process lives in a v2 group; False at the timeout (seconds)."""
+    events = os.open(f"{directory}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while True:
+            result = native.lib.pcx_wait_unpopulated(events, int(timeout * 1000))
+            if result != -4:
+                return bool(result == 0)
+    finally:
+        os.close(events)
+
+
+def read(path: str) -> bytes | None:
+    """The first 4096 bytes of a file, None where it cannot be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.read(fd, 4096)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def _sum_of(text: bytes | None, key: bytes) -> int | None:
+    if text is None:
+        return None
+    return sum(int(word[len(key) :]) for word in text.split() if word.startswith(key))
 
 
 def remove_group(path: str) -> bool:

@@ -204,31 +204,28 @@ def _send(running: Running, command: Command, number: int, streams: Sequence[int
     """Send one exec request; our end of its channel."""
     present = [fd for fd in streams if fd >= 0]
     flags: int = sum(bit for fd, bit in zip(streams, _STREAM_BITS, strict=True) if fd >= 0)
-    tasks: tuple[int, ...] = ()
-    if leaf is not None:
-        tasks = leaf.tasks
-        if leaf.fd >= 0:
-            flags |= ExecFlag.CGROUP
-            present.append(leaf.fd)
+    if leaf is not None and leaf.directory is not None:
+        flags |= ExecFlag.CGROUP
     if command.terminal is not None:
         flags |= ExecFlag.PTY
-    payload = command.encode(number, flags, len(tasks))
+    payload = command.encode(number, flags, len(leaf.legacy) if leaf is not None else 0)
+    opened = leaf.open() if leaf is not None else []
     ours, theirs = native.pair()
-    memory = []
+    memory: list[int] = []
     try:
         if len(payload) > native.MAX_INLINE:
             memory = [native.sealed("pycontain-exec", payload)]
             message = request(native.EXEC, number=number, flags=native.IN_MEMFD, size=len(payload))
         else:
             message = request(native.EXEC, payload, number=number)
-        native.send(running.control, message, [*memory, theirs, *present, *tasks])
+        native.send(running.control, message, [*memory, theirs, *present, *opened])
     except OSError as error:
         os.close(ours)
         if error.errno in _GONE:
             raise StateError(f"container {running.spec.name} has ended") from error
         raise
     finally:
-        for fd in (theirs, *memory):
+        for fd in (theirs, *memory, *opened):
             os.close(fd)
     return ours
 

@@ -36,7 +36,7 @@ class Owner:
         self.lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(self.lock, fcntl.LOCK_EX)
         self.live = os.path.join(live, self.name)
-        os.mkdir(self.live, 0o700)
+        private_directory(self.live)
         self.live_fd = os.open(self.live, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.blocks = IdBlocks(os.path.join(roots.run, "ids"))
 

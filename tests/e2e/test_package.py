@@ -1,0 +1,84 @@
+"""The package as a user meets it: demo, wheel, sdist."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def _run(*command: str, cwd: Path = ROOT, **environment: str) -> str:
+    env = {**os.environ, **environment}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_demo(tmp_path: Path) -> None:
+    shown = _run(sys.executable, "examples/demo.py", PYCONTAIN_ROOT=str(tmp_path))
+    assert "still usable: yes" in shown
+    assert re.search(r"reason '(oom|exit|signal)'", shown)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wheel and sdist of a clean copy of what git knows."""
+    top = tmp_path_factory.mktemp("build")
+    source = top / "source"
+    source.mkdir()
+    listed = _run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    for name in filter(None, listed):
+        if not (ROOT / name).is_file():
+            continue
+        target = source / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((ROOT / name).read_bytes())
+    _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(top / "dist"), str(source))
+    return top / "dist"
+
+
+def test_wheel_carries_all_and_no_sources(built: Path) -> None:
+    wheel = next(built.glob("*.whl"))
+    assert "abi3" in wheel.name
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "pycontain/py.typed" in names
+    assert any(name.endswith("_ffi.abi3.so") for name in names)
+    assert not any("_native" in name or name.endswith((".c", ".h")) for name in names)
+
+
+def test_wheel_works_without_a_compiler(built: Path, tmp_path: Path) -> None:
+    wheel = next(built.glob("*.whl"))
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    _run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(wheel))
+    code = "import pycontain; print(pycontain.run(None, ['echo', 'from the wheel']).stdout, end='')"
+    shown = _run(python, "-c", code, cwd=tmp_path, PYCONTAIN_ROOT=str(tmp_path / "root"), CC="/bin/false")
+    assert shown == "from the wheel\n"
+
+
+def test_sdist_holds_what_a_build_needs(built: Path) -> None:
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
+        names = archive.getnames()
+    for wanted in (
+        "src/_native/ext/ffi.cdef",
+        "src/_native/launcher/main.c",
+        "src/_native/include/plan.h",
+        "LICENSE",
+    ):
+        assert any(name.endswith(wanted) for name in names), wanted
+
+
+def test_readme_examples_run(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        _run(sys.executable, "-c", block, cwd=tmp_path, PYCONTAIN_ROOT=str(tmp_path / "root"))
