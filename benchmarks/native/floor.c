@@ -104,7 +104,7 @@ cover (int root, const char *target, int source)
 }
 
 static int
-build_root (int layer, int store, int dev, int mask, int empty)
+build_root (int layer, int store, int dev)
 {
   static const char *const pts[][2] = { { "newinstance", NULL }, { NULL, NULL } };
   static const char *const shm[][2] = { { "size", "64m" }, { "mode", "1777" }, { NULL, NULL } };
@@ -114,6 +114,9 @@ build_root (int layer, int store, int dev, int mask, int empty)
   static const char *const fixed[] = { "proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger" };
   unsigned guarded = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
   (void) pts;
+
+  int mask = (int) CHECK (open ("/srv/mask", O_PATH | O_CLOEXEC));
+  int empty = (int) CHECK (open ("/srv/empty", O_PATH | O_CLOEXEC));
 
   /* Mounts of the child's own namespace, as overlay wants them. */
   int slot = (int) CHECK (open (work, O_PATH | O_CLOEXEC));
@@ -185,7 +188,7 @@ drop_everything (void)
 }
 
 static void
-run_child (const int tasks[2], int sync, int layer, int store, int dev, int mask, int empty, const int out[2])
+run_child (const int tasks[2], int sync, int layer, int store, int dev, const int out[2])
 {
   char *argv[] = { "true", NULL };
   struct ifreq lo = { .ifr_name = "lo", .ifr_flags = IFF_UP };
@@ -202,7 +205,7 @@ run_child (const int tasks[2], int sync, int layer, int store, int dev, int mask
   CHECK (read (sync, &go, 1));
   CHECK (setresgid (0, 0, 0));
   CHECK (setresuid (0, 0, 0));
-  int root = build_root (layer, store, dev, mask, empty);
+  int root = build_root (layer, store, dev);
   CHECK (fchdir (root));
   CHECK (syscall (SYS_pivot_root, ".", "."));
   CHECK (syscall (SYS_umount2, ".", 2));
@@ -217,9 +220,10 @@ run_child (const int tasks[2], int sync, int layer, int store, int dev, int mask
 }
 
 static void
-one_start (int number, int dev_template, int mask, int empty)
+one_start (int number, int dev_template)
 {
-  char path[5][256];
+  char path[5][320];
+  char long_path[400];
   char text[64];
   int pipes[2][2];
   int sync[2];
@@ -233,15 +237,15 @@ one_start (int number, int dev_template, int mask, int empty)
     {
       snprintf (path[1 + i], sizeof *path, "%s/pycfloor%d", v1[i], number);
       CHECK (mkdir (path[1 + i], 0755));
-      snprintf (path[3], sizeof *path, "%s/%s", path[1 + i], i == 0 ? "memory.limit_in_bytes" : "pids.max");
-      put (path[3], i == 0 ? "536870912" : "128");
+      snprintf (long_path, sizeof long_path, "%s/%s", path[1 + i], i == 0 ? "memory.limit_in_bytes" : "pids.max");
+      put (long_path, i == 0 ? "536870912" : "128");
       if (i == 0)
         {
-          snprintf (path[3], sizeof *path, "%s/memory.memsw.limit_in_bytes", path[1]);
-          put (path[3], "536870912");
+          snprintf (long_path, sizeof long_path, "%s/memory.memsw.limit_in_bytes", path[1]);
+          put (long_path, "536870912");
         }
-      snprintf (path[3], sizeof *path, "%s/tasks", path[1 + i]);
-      tasks[i] = (int) CHECK (open (path[3], O_WRONLY | O_CLOEXEC));
+      snprintf (long_path, sizeof long_path, "%s/tasks", path[1 + i]);
+      tasks[i] = (int) CHECK (open (long_path, O_WRONLY | O_CLOEXEC));
     }
   snprintf (path[4], sizeof *path, "%s/%d", work, number);
   CHECK (mkdir (path[4], 0700));
@@ -263,14 +267,14 @@ one_start (int number, int dev_template, int mask, int empty)
   };
   pid_t pid = (pid_t) CHECK (syscall (SYS_clone3, &args, sizeof args));
   if (pid == 0)
-    run_child (tasks, sync[0], layer, store, dev, mask, empty, (int[]){ pipes[0][1], pipes[1][1] });
+    run_child (tasks, sync[0], layer, store, dev, (int[]){ pipes[0][1], pipes[1][1] });
   snprintf (text, sizeof text, "0 %d 65536\n", BLOCK);
-  snprintf (path[3], sizeof *path, "/proc/%d/uid_map", pid);
-  put (path[3], text);
-  snprintf (path[3], sizeof *path, "/proc/%d/gid_map", pid);
-  put (path[3], text);
-  snprintf (path[3], sizeof *path, "/proc/%d/ns/user", pid);
-  int user = (int) CHECK (open (path[3], O_RDONLY | O_CLOEXEC));
+  snprintf (long_path, sizeof long_path, "/proc/%d/uid_map", pid);
+  put (long_path, text);
+  snprintf (long_path, sizeof long_path, "/proc/%d/gid_map", pid);
+  put (long_path, text);
+  snprintf (long_path, sizeof long_path, "/proc/%d/ns/user", pid);
+  int user = (int) CHECK (open (long_path, O_RDONLY | O_CLOEXEC));
   struct mount_attr attr = {
     .attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_IDMAP,
     .userns_fd = (uint64_t) user,
@@ -298,20 +302,18 @@ one_start (int number, int dev_template, int mask, int empty)
     }
   for (int i = 0; i < 3; i++)
     CHECK (rmdir (path[i]));
-  snprintf (path[3], sizeof *path, "%s/w/work", path[4]);
-  rmdir (path[3]);
-  snprintf (path[3], sizeof *path, "%s/w/work/incompat/volatile", path[4]);
-  rmdir (path[3]);
-  snprintf (path[3], sizeof *path, "%s/w/work/incompat", path[4]);
-  rmdir (path[3]);
-  snprintf (path[3], sizeof *path, "%s/w/work/work", path[4]);
-  rmdir (path[3]);
-  snprintf (path[3], sizeof *path, "%s/w/work", path[4]);
-  rmdir (path[3]);
-  snprintf (path[3], sizeof *path, "%s/w", path[4]);
-  CHECK (rmdir (path[3]));
-  snprintf (path[3], sizeof *path, "%s/u", path[4]);
-  CHECK (rmdir (path[3]));
+  static const char *const left[] = { "w/work/incompat/volatile/dirty", "w/work/incompat/volatile",
+                                      "w/work/incompat", "w/work/work", "w/work" };
+  for (size_t i = 0; i < sizeof left / sizeof *left; i++)
+    {
+      snprintf (long_path, sizeof long_path, "%s/%s", path[4], left[i]);
+      if (rmdir (long_path) < 0)
+        unlink (long_path);
+    }
+  snprintf (long_path, sizeof long_path, "%s/w", path[4]);
+  CHECK (rmdir (long_path));
+  snprintf (long_path, sizeof long_path, "%s/u", path[4]);
+  CHECK (rmdir (long_path));
   CHECK (rmdir (path[4]));
   printf ("%lld %lld\n", (long long) (answered - begun), (long long) (now () - begun));
 }
@@ -363,18 +365,11 @@ main (int argc, char **argv)
   close ((int) CHECK (openat (blank, "mask", O_CREAT | O_CLOEXEC, 0444)));
   int place = (int) CHECK (open ("/srv", O_PATH | O_CLOEXEC));
   CHECK (syscall (SYS_move_mount, blank, "", place, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH));
-  int mask = -1, empty = -1;
-  (void) mask;
-  (void) empty;
   int count = atoi (argv[4]);
   int pause = atoi (argv[5]);
   for (int i = 0; i < count; i++)
     {
-      mask = open ("/srv/mask", O_PATH | O_CLOEXEC);
-      empty = open ("/srv/empty", O_PATH | O_CLOEXEC);
-      one_start (i + (int) getpid () * 1000, dev, mask, empty);
-      close (mask);
-      close (empty);
+      one_start (i + (int) getpid () * 1000, dev);
       if (pause > 0)
         usleep ((useconds_t) pause * 1000);
     }

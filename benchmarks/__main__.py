@@ -1,0 +1,222 @@
+"""Run the benchmarks of design.md section 5: `python -m benchmarks [start exec scale import] [--quick]`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from benchmarks import peers, plot
+from benchmarks.measure import Absent, Case, Summary, interleave, ratio, repeated, save
+from pycontain import Container, Image
+
+BARS = {"floor": 1.5, "bwrap": 1 / 2, "crun": 1 / 4, "runc": 1 / 10, "docker-py": 1 / 100}
+
+
+def _row(job: str, ours: Summary, other: Summary, bar: float) -> dict[str, object]:
+    middle, low, high = ratio(ours, other)
+    met = "met" if middle <= bar else "MISSED"
+    print(
+        f"{job:28} {ours.p50 * 1e3:8.3f} ms (p99 {ours.p99 * 1e3:8.3f})  {other.name:14} {other.p50 * 1e3:8.3f} ms"
+        f"  ratio {middle:6.3f} [{low:.3f}, {high:.3f}]  bar {bar:5.3f}  {met}"
+    )
+    return {
+        "job": job,
+        "against": other.name,
+        "ours_p50": ours.p50,
+        "ours_p99": ours.p99,
+        "other_p50": other.p50,
+        "other_p99": other.p99,
+        "ratio": middle,
+        "interval": [low, high],
+        "bar": bar,
+        "met": middle <= bar,
+    }
+
+
+def start(quick: bool) -> list[dict[str, object]]:
+    """Cold start, burst and paced, against the floor and the peers."""
+    rows = []
+    with peers.workbench() as top, contextlib.ExitStack() as stack:
+        image = Image.from_rootfs(top / "root")
+
+        def ours() -> None:
+            with Container(image) as container:
+                container.exec(["/true"])
+
+        def host_image() -> None:
+            with Container() as container:
+                container.exec(["/usr/bin/true"])
+
+        ours()
+        host_image()
+        found = [
+            Case("pycontain", repeated(ours)),
+            peers.floor(top),
+            peers.bubblewrap(top),
+            peers.oci("crun", top),
+            peers.oci("runc", top),
+            stack.enter_context(peers.docker(top)),
+            Case("pycontain, host image", repeated(host_image)),
+        ]
+        cases = [case for case in found if isinstance(case, Case)]
+        for case in found:
+            if isinstance(case, Absent):
+                print(f"{case.name}: skipped: {case.reason}")
+        for label, pause, rounds, count in (
+            ("start, burst", 0.0, 4 if quick else 12, 10),
+            ("start, paced", 0.05, 2 if quick else 8, 6),
+        ):
+            summaries = {one.name: one for one in interleave(cases, rounds, count, pause)}
+            for name, bar in BARS.items():
+                if name in summaries:
+                    rows.append(_row(label, summaries["pycontain"], summaries[name], bar))
+            rows.append(
+                _row(f"{label}, host image", summaries["pycontain, host image"], summaries["pycontain"], 9.9)
+            )
+    return rows
+
+
+def exec_(quick: bool) -> list[dict[str, object]]:
+    """exec in a running container against subprocess.run on the host."""
+    true = str(peers.NATIVE / "true")
+    rows = []
+    with peers.workbench() as top, Container(Image.from_rootfs(top / "root")) as container:
+        cases = [
+            Case("pycontain exec", repeated(lambda: container.exec(["/true"]))),
+            Case("subprocess.run", repeated(lambda: subprocess.run([true], capture_output=True, check=True))),
+        ]
+        for label, pause in (("exec, burst", 0.0), ("exec, paced", 0.02)):
+            one, other = interleave(cases, 4 if quick else 20, 25, pause)
+            rows.append(_row(label, one, other, 1.3))
+    return rows
+
+
+_SCALE = """
+import sys, time
+from pycontain import Container, Image
+heap = bytearray(int(sys.argv[1]) << 20)
+for at in range(0, len(heap), 4096):
+    heap[at] = 1
+image = Image.from_rootfs(sys.argv[2])
+def once():
+    with Container(image) as c:
+        c.exec(['/true'])
+once()
+print('up', flush=True)
+for line in sys.stdin:
+    begun = time.perf_counter()
+    for _ in range(int(line)):
+        once()
+    print((time.perf_counter() - begun) / int(line), flush=True)
+"""
+
+
+def _caller(megabytes: int, root: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SCALE, str(megabytes), str(root)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def scale(quick: bool) -> list[dict[str, object]]:
+    """A caller of 4 GB against an empty one; two threads against one."""
+    rows = []
+    rounds = 6 if quick else 30
+    with peers.workbench() as top:
+        root = top / "root"
+        callers = {"4 GB caller": _caller(4096, root), "empty caller": _caller(0, root)}
+
+        def sampler(name: str) -> Case:
+            process = callers[name]
+
+            def sample(count: int, pause: float) -> list[float]:
+                del pause
+                assert process.stdin is not None
+                assert process.stdout is not None
+                process.stdin.write(f"{count}\n")
+                process.stdin.flush()
+                return [float(process.stdout.readline())]
+
+            return Case(name, sample)
+
+        one, other = interleave([sampler(name) for name in callers], rounds, 10, 0)
+        rows.append(_row("start, 4 GB caller", one, other, 1.1))
+        for process in callers.values():
+            process.communicate()
+        image = Image.from_rootfs(root)
+
+        def burst() -> None:
+            for _ in range(20):
+                with Container(image) as container:
+                    container.exec(["/true"])
+
+        def two() -> None:
+            threads = [threading.Thread(target=burst) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+        two()
+        # Twice the work in the same time would be a ratio of 0.5 per container.
+        cases = [
+            Case(
+                "two threads", lambda count, pause: [seconds / 2 for seconds in repeated(two)(count, pause)]
+            ),
+            Case("one thread", repeated(burst)),
+        ]
+        one, other = interleave(cases, rounds, 1, 0)
+        rows.append(_row("start, two threads", one, other, 1 / 1.7))
+    return rows
+
+
+def importing(quick: bool) -> list[dict[str, object]]:
+    """import pycontain against import attrs, each less an interpreter that imports nothing."""
+
+    def run(code: str) -> float:
+        begun = time.perf_counter()
+        pid = os.posix_spawn(sys.executable, [sys.executable, "-c", code], os.environ)
+        os.waitpid(pid, 0)
+        return time.perf_counter() - begun
+
+    def case(module: str) -> Case:
+        def sample(count: int, pause: float) -> list[float]:
+            del pause
+            return [run(f"import {module}") - run("pass") for _ in range(count)]
+
+        return Case(f"import {module}", sample)
+
+    one, other = interleave([case("pycontain"), case("attrs")], 4 if quick else 15, 5, 0)
+    return [_row("import", one, other, 2.0)]
+
+
+JOBS = {"start": start, "exec": exec_, "scale": scale, "import": importing}
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("jobs", nargs="*", choices=[*JOBS, []])
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    for name in options.jobs or JOBS:
+        rows = JOBS[name](options.quick)
+        save(name, rows)
+        if name == "start":
+            plot.bars(rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""Interleaved measuring: every round runs all cases, forwards and then backwards (A B B A)."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from attrs import field, frozen
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@frozen
+class Case:
+    """One way to do a job: `sample(count, pause)` gives seconds per repetition."""
+
+    name: str
+    sample: Callable[[int, float], list[float]]
+
+
+@frozen
+class Absent:
+    """A peer that is not here."""
+
+    name: str
+    reason: str
+
+
+@frozen
+class Summary:
+    """Seconds."""
+
+    name: str
+    samples: list[float] = field(repr=False)
+
+    @property
+    def p50(self) -> float:
+        """The median."""
+        return statistics.median(self.samples)
+
+    @property
+    def p99(self) -> float:
+        """The 99th percentile."""
+        return sorted(self.samples)[min(len(self.samples) - 1, int(len(self.samples) * 0.99))]
+
+
+def interleave(cases: Sequence[Case], rounds: int, count: int, pause: float) -> list[Summary]:
+    """Samples of every case, taken in turn."""
+    samples: dict[str, list[float]] = {case.name: [] for case in cases}
+    for number in range(rounds):
+        order = list(cases) if number % 2 == 0 else list(reversed(cases))
+        for case in order:
+            samples[case.name].extend(case.sample(count, pause))
+    return [Summary(name, values) for name, values in samples.items()]
+
+
+def ratio(one: Summary, other: Summary) -> tuple[float, float, float]:
+    """one / other of the medians, with the 95 % interval of a bootstrap."""
+    generator = random.Random(1)
+    drawn = sorted(
+        statistics.median(generator.choices(one.samples, k=len(one.samples)))
+        / statistics.median(generator.choices(other.samples, k=len(other.samples)))
+        for _ in range(300)
+    )
+    return one.p50 / other.p50, drawn[7], drawn[292]
+
+
+def repeated(job: Callable[[], object]) -> Callable[[int, float], list[float]]:
+    """A sampler that times `job` in this process, with a pause before each."""
+
+    def sample(count: int, pause: float) -> list[float]:
+        taken = []
+        for _ in range(count):
+            if pause:
+                time.sleep(pause)
+            begun = time.perf_counter()
+            job()
+            taken.append(time.perf_counter() - begun)
+        return taken
+
+    return sample
+
+
+def machine() -> dict[str, object]:
+    """What the figures belong to."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "kernel": platform.release(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip(),
+        "when": time.strftime("%Y-%m-%dT%H:%M:%S"),
+    }
+
+
+def save(name: str, rows: list[dict[str, object]]) -> None:
+    """Write results/NAME.json."""
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"machine": machine(), "rows": rows}, indent=1)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
