@@ -22,7 +22,8 @@ def _row(job: str, ours: Summary, other: Summary, bar: float) -> dict[str, objec
     middle, low, high = ratio(ours, other)
     met = "met" if middle <= bar else "MISSED"
     print(
-        f"{job:28} {ours.p50 * 1e3:8.3f} ms (p99 {ours.p99 * 1e3:8.3f})  {other.name:14} {other.p50 * 1e3:8.3f} ms"
+        f"{job:28} {ours.p50 * 1e3:8.3f} ms (p99 {ours.p99 * 1e3:8.3f})"
+        f"  {other.name:14} {other.p50 * 1e3:8.3f} ms"
         f"  ratio {middle:6.3f} [{low:.3f}, {high:.3f}]  bar {bar:5.3f}  {met}"
     )
     return {
