@@ -6,9 +6,12 @@ import atexit
 import contextlib
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
+
+import attrs
 
 from pycontain._cgroups import group as groups
 from pycontain._cgroups.detect import Layout
@@ -18,19 +21,21 @@ from pycontain._kernel.launcher import Launcher, LauncherPool, sub_id_maps
 from pycontain._model.limits import CgroupLimits
 from pycontain._runtime.collect import Collector
 from pycontain._security import policy
-from pycontain._state.owner import Owner, dead_owners
+from pycontain._state.owner import Claim, Owner, claim_dead
 from pycontain._state.paths import Roots
 from pycontain.errors import StateError, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._objects.container import Container
     from pycontain._objects.image import Image
-    from pycontain._runtime.compile import Compiled
+    from pycontain._runtime.compile import Template
     from pycontain._runtime.spec import ContainerSpec
     from pycontain._runtime.start import Running
 
 _RLIMIT_NPROC = "nproc"
 _RLIMIT_DATA = "data"
+_COLLECT_PATIENCE, _COLLECT_PAUSE = 2.0, 0.01
+"""Seconds for the remains of one dead owner."""
 
 
 class Engine:
@@ -65,7 +70,9 @@ class Engine:
         self._containers: weakref.WeakValueDictionary[str, Container] = weakref.WeakValueDictionary()
         self._host_image: Image | None = None
         self._security: dict[object, bytes] = {}
-        collect_dead(self.roots, self.cgroups.layout, self.owner.name, self._make_janitor)
+        self._held: dict[object, CgroupLimits] = {}
+        self.templates: dict[object, Template] = {}
+        collect_dead(self.roots, self.cgroups.layout, self._make_janitor)
 
     def _make_janitor(self) -> Launcher:
         return Launcher(plain=not self.features.privileged, maps=self._maps)
@@ -107,7 +114,7 @@ class Engine:
     def prune(self) -> int:
         """Collect what dead processes left; how many owners were collected."""
         self.settle()
-        return collect_dead(self.roots, self.cgroups.layout, self.owner.name, self._make_janitor)
+        return collect_dead(self.roots, self.cgroups.layout, self._make_janitor)
 
     def settle(self) -> None:
         """Wait until the remains of every ended container are removed."""
@@ -166,8 +173,19 @@ class Engine:
         self, limits: CgroupLimits, asked: frozenset[str], optional: frozenset[str]
     ) -> CgroupLimits:
         """The limits that cgroups hold here.  Raises UnsupportedError for one asked for that they cannot."""
-        import attrs
+        key = (limits, asked, optional)
+        try:
+            if (found := self._held.get(key)) is not None:
+                return found
+        except TypeError:  # io_max and hugetlb are mappings
+            return self._enforce(limits, asked, optional)
+        held = self._enforce(limits, asked, optional)
+        if len(self._held) > 256:
+            self._held.clear()
+        self._held[key] = held
+        return held
 
+    def _enforce(self, limits: CgroupLimits, asked: frozenset[str], optional: frozenset[str]) -> CgroupLimits:
         dropped: dict[str, None] = {}
         for name in asked | {"memory", "pids"}:
             value = getattr(limits, name)
@@ -181,9 +199,8 @@ class Engine:
                 dropped[name] = None
         return attrs.evolve(limits, **dropped) if dropped else limits
 
-    def make_group(self, spec: ContainerSpec, compiled: Compiled, block: int | None) -> Group | None:
+    def make_group(self, spec: ContainerSpec, block: int | None) -> Group | None:
         """The cgroups of a container, or None where this user may make none."""
-        del compiled
         limits = self.enforceable(spec.limits, spec.asked, spec.security.optional)
         if self.cgroups.unified is None and not self.cgroups.layout.legacy:
             return None
@@ -219,28 +236,39 @@ class Engine:
         return found
 
 
-def collect_dead(roots: Roots, layout: Layout, own: str, make_janitor: Callable[[], Launcher]) -> int:
-    """Remove everything of owners whose process is gone; how many there were."""
-    count = 0
-    janitor: Launcher | None = None
+def collect_dead(roots: Roots, layout: Layout, make_janitor: Callable[[], Launcher]) -> int:
+    """Remove everything of owners whose process is gone; how many there were.
+
+    What cannot be removed yet keeps its owner's name, so that the next engine tries again.
+    """
+    claims = claim_dead(roots)
+    if not claims:
+        return 0
+    janitor = make_janitor()
+    live = os.open(os.path.join(roots.data, "live"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for owner in dead_owners(roots):
-            if owner == own:
-                continue
-            count += 1
-            groups.collect(owner, layout)
-            live = os.path.join(roots.data, "live")
-            if os.path.isdir(os.path.join(live, owner)):
-                janitor = janitor or make_janitor()
-                fd = os.open(live, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    janitor.remove(fd, owner)
-                finally:
-                    os.close(fd)
+        for claim in claims:
+            claim.release(collected=_collect(claim, layout, janitor, live))
     finally:
-        if janitor is not None:
-            janitor.close()
-    return count
+        os.close(live)
+        janitor.close()
+    return len(claims)
+
+
+def _collect(claim: Claim, layout: Layout, janitor: Launcher, live: int) -> bool:
+    """Where no cgroup tells when the last process is gone, its directory may be busy a moment longer."""
+    patience = time.monotonic() + _COLLECT_PATIENCE
+    while True:
+        try:
+            groups_gone = groups.collect(claim.owner, layout)
+            janitor.remove(live, claim.owner)
+            if groups_gone:
+                return True
+        except OSError:
+            pass
+        if time.monotonic() > patience:
+            return False
+        time.sleep(_COLLECT_PAUSE)
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()

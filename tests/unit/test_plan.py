@@ -156,3 +156,10 @@ def test_steps_are_in_the_order_of_the_controls() -> None:
         "execve",
     ]
     assert sorted(order, key=names.index) == order
+
+
+def test_a_source_names_no_fd_of_its_own() -> None:
+    """A plain user's launcher opens sources by path: an index left in one would send it another fd."""
+    from pycontain._rootfs.layout import layer_source
+
+    assert layer_source(idmap=True).fd == layer_source(idmap=False).fd == plan.NO_FD

@@ -8,7 +8,7 @@ import threading
 
 from pycontain._cgroups import translate
 from pycontain._cgroups.detect import BASE, Layout, detect, write
-from pycontain._cgroups.leaf import Leaf, remove_group, remove_subtree, wait_empty
+from pycontain._cgroups.leaf import Leaf, keyed, read, remove_group, remove_subtree, wait_empty
 from pycontain._model.limits import CgroupLimits
 from pycontain.errors import LimitError, UnsupportedError
 
@@ -164,6 +164,10 @@ class Group:
             os.open(f"{path}/tasks", os.O_WRONLY | os.O_CLOEXEC) for path in self._legacy.values()
         )
 
+    def entrance(self) -> list[int]:
+        """What a start sends: the directory of birth, if there is one, and the files to enter by."""
+        return [*((self.birth,) if self.birth >= 0 else ()), *self.tasks]
+
     def started(self) -> None:
         """PID 1 stands in its groups: close what only a start needs."""
         for fd in (*self.tasks, *((self.birth,) if self.birth >= 0 else ())):
@@ -198,7 +202,9 @@ class Group:
         with self._lock:
             self._number += 1
             name = f"e{self._number}"
-        directory, legacy = None, {}
+        layout = self._cgroups.layout
+        directory: str | None = None
+        legacy: dict[str, str] = {}
         old = translate.v1(limits) if limits is not None else {}
         new = translate.v2(limits) if limits is not None else {}
         made: list[str] = []
@@ -207,21 +213,21 @@ class Group:
                 directory = f"{self._unified}/{name}"
                 os.mkdir(directory)
                 made.append(directory)
-                if "memory" in self._cgroups.layout.controllers:
+                if "memory" in layout.controllers:
                     write(f"{directory}/memory.oom.group", "1")
-                for controller in set(new) & self._cgroups.layout.controllers:
+                for controller in set(new) & layout.controllers:
                     _apply(directory, new[controller])
                 if self._block is not None:
                     os.chown(f"{directory}/cgroup.procs", self._block, self._block)
             for controller in dict.fromkeys((*self._leaf_controllers, *old)):
-                if controller in self._cgroups.layout.controllers:
+                if controller in layout.controllers:
                     continue
                 parent = self._legacy.get(controller) or self._late(controller)
                 legacy[controller] = f"{parent}/{name}"
                 make_legacy(controller, legacy[controller])
                 made.append(legacy[controller])
                 _apply(legacy[controller], old.get(controller, {}))
-            return Leaf(directory, legacy)
+            return Leaf(directory, layout.controllers if directory else frozenset(), legacy)
         except BaseException:
             for path in made:
                 remove_group(path)
@@ -255,8 +261,8 @@ class Group:
         path = self._legacy.get("pids")
         if path is None:
             return None
-        with open(f"{path}/pids.events", encoding="ascii") as file:
-            return int(file.read().split()[1])
+        text = read(f"{path}/pids.events")
+        return keyed(text, b"max") if text is not None else None
 
     @property
     def freezable(self) -> bool:

@@ -41,13 +41,17 @@ def keyed(text: bytes, key: bytes) -> int | None:
 class Leaf:
     """One exec's cgroups; nothing of them is held open while no exec begins or ends.
 
-    directory: the v2 group, or None without one.  legacy: v1 controller to directory.
+    directory: the v2 group, or None without one.  controllers: those that v2 has there.
+    legacy: v1 controller to directory.
     """
 
     directory: str | None
+    controllers: frozenset[str]
     legacy: dict[str, str]
     killed: bool = False
+    _now: dict[str, int] = field(factory=dict, init=False)
     _base: dict[str, int] = field(factory=dict, init=False)
+    _peak: int | None = field(default=None, init=False)
 
     def open(self) -> list[int]:
         """The v2 directory to be born in, if there is one, and the v1 `tasks` files to enter by."""
@@ -63,69 +67,68 @@ class Leaf:
             raise
         return opened
 
-    def _text(self, name: str) -> bytes | None:
-        return None if self.directory is None else read(f"{self.directory}/{name}")
+    def _read_memory(self) -> None:
+        now = self._now
+        if "memory" in self.legacy:
+            directory = self.legacy["memory"]
+            _take(now, "oom", read(f"{directory}/memory.oom_control"), b"oom_kill")
+            self._peak = _number(read(f"{directory}/memory.max_usage_in_bytes"))
+        elif "memory" in self.controllers:
+            _take(now, "oom", read(f"{self.directory}/memory.events"), b"oom_kill")
+            self._peak = _number(read(f"{self.directory}/memory.peak"))
 
-    def _legacy_text(self, controller: str, name: str) -> bytes | None:
-        directory = self.legacy.get(controller)
-        return None if directory is None else read(f"{directory}/{name}")
-
-    def _totals(self) -> dict[str, int | None]:
-        cpu = self._text("cpu.stat")
-        oom = self._legacy_text("memory", "memory.oom_control") or self._text("memory.events")
-        pids = self._legacy_text("pids", "pids.events") or self._text("pids.events")
-        io = self._text("io.stat")
-        return {
-            "oom": keyed(oom, b"oom_kill") if oom else None,
-            "pids": keyed(pids, b"max") if pids else None,
-            "user": keyed(cpu, b"user_usec") if cpu else None,
-            "system": keyed(cpu, b"system_usec") if cpu else None,
-            "read": _sum_of(io, b"rbytes="),
-            "written": _sum_of(io, b"wbytes="),
-        }
+    def _read_all(self) -> None:
+        now = self._now
+        if self.directory is not None:
+            cpu = read(f"{self.directory}/cpu.stat")
+            _take(now, "user", cpu, b"user_usec")
+            _take(now, "system", cpu, b"system_usec")
+        self._read_memory()
+        pids = self.legacy.get("pids") or (self.directory if "pids" in self.controllers else None)
+        if pids is not None:
+            _take(now, "pids", read(f"{pids}/pids.events"), b"max")
+            _take(now, "processes", read(f"{pids}/pids.peak"), b"")
+        if "io" in self.controllers:
+            io = read(f"{self.directory}/io.stat")
+            now["read"], now["written"] = _sum_of(io, b"rbytes="), _sum_of(io, b"wbytes=")
 
     def counters(self) -> Counters:
         """What was counted since `reset`, or since the leaf was made."""
-        since = {
-            key: None if value is None else value - self._base.get(key, 0)
-            for key, value in self._totals().items()
-        }
-        user, system = since["user"], since["system"]
-        peak = self._legacy_text("memory", "memory.max_usage_in_bytes") or self._text("memory.peak")
-        processes = self._text("pids.peak")
+        self._read_all()
+        base = self._base
+        since = {key: value - base.get(key, 0) for key, value in self._now.items()}
+        user, system = since.get("user"), since.get("system")
         return Counters(
-            memory_peak=int(peak) if peak else None,
-            oom_kills=since["oom"],
-            pids_refused=since["pids"],
+            memory_peak=self._peak,
+            oom_kills=since.get("oom"),
+            pids_refused=since.get("pids"),
             cpu_user=None if user is None else user / 1e6,
             cpu_system=None if system is None else system / 1e6,
-            processes=int(processes) if processes else None,
-            read_bytes=since["read"],
-            written_bytes=since["written"],
+            processes=self._now.get("processes"),
+            read_bytes=since.get("read"),
+            written_bytes=since.get("written"),
         )
 
     def reset(self) -> bool:
-        """Make the leaf as good as new for the next exec; False where it cannot be."""
+        """Make the leaf as good as new for the next exec, after `counters`; False where it cannot be."""
         # The kernel remembers a kill: what is born by CLONE_INTO_CGROUP into such a group dies at once.
-        # A peak of v2 cannot be set back for every reader.
-        if (
-            self.killed
-            or not self.empty
-            or (self.directory and os.path.exists(f"{self.directory}/pids.peak"))
-        ):
+        # The peaks of v2 cannot be set back.
+        if self.killed or self.controllers or "pids" in self.legacy or not self.empty:
             return False
         memory = self.legacy.get("memory")
         if memory is not None:
+            if (self._peak or 0) > _REUSABLE_BELOW:
+                usage = _number(read(f"{memory}/memory.usage_in_bytes"))
+                if usage is None or usage > _REUSABLE_BELOW:
+                    return False
             write(f"{memory}/memory.max_usage_in_bytes", "0")
-            if int(read(f"{memory}/memory.usage_in_bytes") or 0) > _REUSABLE_BELOW:
-                return False
-        self._base = {key: value for key, value in self._totals().items() if value is not None}
+        self._base = dict(self._now)
         return True
 
     @property
     def empty(self) -> bool:
         """Does no process live here?"""
-        text = self._text("cgroup.events")
+        text = read(f"{self.directory}/cgroup.events")
         return text is not None and b"populated 0" in text
 
     @property
@@ -170,10 +173,18 @@ def read(path: str) -> bytes | None:
         os.close(fd)
 
 
-def _sum_of(text: bytes | None, key: bytes) -> int | None:
-    if text is None:
-        return None
-    return sum(int(word[len(key) :]) for word in text.split() if word.startswith(key))
+def _number(text: bytes | None) -> int | None:
+    return int(text) if text is not None and text.strip().isdigit() else None
+
+
+def _take(into: dict[str, int], key: str, text: bytes | None, name: bytes) -> None:
+    value = None if text is None else keyed(text, name) if name else _number(text)
+    if value is not None:
+        into[key] = value
+
+
+def _sum_of(text: bytes | None, key: bytes) -> int:
+    return sum(int(word[len(key) :]) for word in (text or b"").split() if word.startswith(key))
 
 
 def remove_group(path: str) -> bool:

@@ -9,7 +9,15 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pycontain._kernel import native
-from pycontain._runtime.exec import Command, Execution, command_of, returncode_of, start_failure
+from pycontain._runtime.exec import (
+    Command,
+    Environment,
+    Execution,
+    command_of,
+    default_variables,
+    returncode_of,
+    start_failure,
+)
 from pycontain._runtime.start import Running, start
 from pycontain._runtime.streams import DEVNULL, PIPE, STDOUT, Plumbing
 from pycontain._runtime.users import Identity
@@ -162,5 +170,5 @@ def _init_command(spec: ContainerSpec) -> Command:
     uid, gid = int(parts[0]), int(parts[-1]) if len(parts) == 2 else 0
     identity = Identity(uid, gid, (), "/root" if uid == 0 else "/")
     assert spec.command is not None
-    env = {"HOME": identity.home, **spec.image.env, **spec.env}
+    env = Environment.of(default_variables(spec, identity))
     return Command(spec.command, env, identity, spec.workdir)

@@ -117,7 +117,7 @@ def _mount(mount: MountSpec) -> Op:
     )
 
 
-def layer_source(fd: int, idmap: bool) -> Source:
+def layer_source(idmap: bool) -> Source:
     """A layer of an image: never written, so read-only already as a mount."""
     flags = OpFlag.IDMAP | OpFlag.IDMAP_OPTIONAL if idmap else 0
-    return Source(fd=fd, flags=flags, attributes=MountAttr.RDONLY | _GUARDED)
+    return Source(flags=flags, attributes=MountAttr.RDONLY | _GUARDED)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+import attrs
+from attrs import field, frozen
 
-from pycontain._kernel.plan import MountAttr, Op, OpFlag, PlanFlag, Source
+from pycontain._kernel.native import SECURITY
+from pycontain._kernel.plan import NO_FD, MountAttr, Op, OpFlag, Plan, PlanFlag, Source, request
 from pycontain._model.mounts import Bind, Tmpfs
 from pycontain._rootfs import layout
+from pycontain.errors import PathError
 
 if TYPE_CHECKING:
+    from pycontain._cgroups.group import Group
     from pycontain._engine import Engine
     from pycontain._runtime.spec import ContainerSpec
 
@@ -26,28 +30,125 @@ NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
     0x40000000,
 )
 _SCRATCH_MOST = 256 << 20
+_TEMPLATES = 256
 
 
-@frozen
-class Compiled:
-    """The parts of a plan that do not depend on fds: ops, sources as (path, template), security."""
+_NAME = "\x02" * 12
+_BLOCK = "0 1111111111 65536\n"
+
+
+@frozen(eq=False)
+class Template:
+    """A plan of which only host name, ids and fds are open: made once for containers that are alike.
+
+    ops, sources as (path, how), security: as the plan has them, for errors and reports.
+    """
 
     ops: tuple[Op, ...]
     sources: tuple[tuple[str, Source], ...]
     security: bytes
+    security_request: bytes
     flags: int
     seccomp: bool
     landlock: int
+    namespaces: int
+    privileged: bool
+    init: bool
+    id_map: str
+    live: str
+    _encoded: dict[tuple[int, bool], bytes] = field(factory=dict, init=False)
+
+    def fill(self, spec: ContainerSpec, block: int | None, group: Group | None, command: bytes) -> bytes:
+        """The plan of one container."""
+        tasks = len(group.tasks) if group is not None else 0
+        born = group is not None and group.birth >= 0
+        if command or not self.privileged or len(spec.hostname) != len(_NAME):
+            return self._encode(spec, spec.hostname, block, tasks, born, command)
+        ready = self._encoded.get((tasks, born))
+        if ready is None:
+            ready = self._encode(spec, _NAME, None, tasks, born, b"")
+            self._encoded[tasks, born] = ready
+        name, ids = spec.hostname.encode(), f"0 {block} 65536\n".encode()
+        return ready.replace(_NAME.encode(), name).replace(_BLOCK.encode(), ids)
+
+    def _encode(
+        self, spec: ContainerSpec, hostname: str, block: int | None, tasks: int, born: bool, command: bytes
+    ) -> bytes:
+        """fds in the order sent: control, exit, cgroup, tasks, container's directory, sources, streams."""
+        after_exit = 1 if self.init else 2
+        first = after_exit + born + tasks
+        directory = os.path.join(self.live, spec.id)
+        sources = [(directory, Source()), *self.sources]
+        places = [
+            attrs.evolve(source, fd=first + at) if self.privileged else _described(path, source)
+            for at, (path, source) in enumerate(sources)
+        ]
+        id_map = self.id_map
+        if self.privileged:
+            id_map = _BLOCK if block is None else f"0 {block} 65536\n"
+        files = [attrs.evolve(op, data=op.data.replace(_NAME.encode(), hostname.encode())) for op in self.ops]
+        return Plan(
+            control_fd=0,
+            exit_fd=NO_FD if self.init else 1,
+            cgroup_fd=after_exit if born else NO_FD,
+            tasks_fd=after_exit + born,
+            tasks=tasks,
+            namespaces=self.namespaces,
+            ops=files,
+            sources=places[1:],
+            store=places[0],
+            security=self.security,
+            flags=self.flags | (PlanFlag.COMMAND_IS_INIT if command else 0),
+            uid_map=id_map,
+            gid_map=id_map,
+            hostname=hostname,
+            command=command,
+        ).encode()
 
 
-def compile_root(engine: Engine, spec: ContainerSpec) -> Compiled:
+def _described(path: str, source: Source) -> Source:
+    """A source that the launcher opens, which must then be what stands there now."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise PathError(f"cannot open {path}: {error.strerror}", path=path, errno=error.errno or 0) from error
+    device = os.major(found.st_dev) << 32 | os.minor(found.st_dev)
+    return attrs.evolve(source, path=path, device=device, inode=found.st_ino)
+
+
+def template_of(engine: Engine, spec: ContainerSpec) -> Template:
+    """The template of containers like this one.  Raises UnsupportedError."""
+    try:
+        key = (
+            spec.image,
+            spec.security,
+            spec.limits,
+            spec.asked,
+            spec.disk,
+            spec.read_only,
+            spec.init,
+            tuple(spec.mounts.items()),
+            tuple(spec.rlimits.items()),
+        )
+        found = engine.templates.get(key)
+    except TypeError:  # limits with mappings
+        return compile_root(engine, spec)
+    if found is None:
+        found = compile_root(engine, spec)
+        if len(engine.templates) >= _TEMPLATES:
+            engine.templates.clear()
+        engine.templates[key] = found
+    return found
+
+
+def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
     """Compile everything but fds and ids.  Raises UnsupportedError."""
     idmap = engine.features.privileged
-    sources = [(path, layout.layer_source(0, idmap)) for path in spec.image.layers]
+    sources = [(path, layout.layer_source(idmap)) for path in spec.image.layers]
     trees = []
     recursive = 0 if engine.features.privileged else int(OpFlag.RECURSIVE)
     for path, place in spec.image.trees:
-        template = layout.layer_source(0, idmap)
+        template = layout.layer_source(idmap)
         template = Source(flags=template.flags | recursive, attributes=template.attributes)
         trees.append(layout.MountSpec(target=place.lstrip("/"), source=len(sources)))
         sources.append((path, template))
@@ -65,25 +166,30 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Compiled:
         first_layer=0,
         trees=trees,
         mounts=mounts,
-        hostname=spec.hostname,
+        hostname=_NAME,
         read_only=spec.read_only,
         disk=spec.disk,
         scratch_size=max(65536, min(_SCRATCH_MOST, memory // 2)),
         masked=spec.security.masked_paths,
         readonly=spec.security.readonly_paths,
     )
-    abi = engine.features.landlock
     security = engine.encode_security(spec.security, spec.rlimits, spec.asked, spec.limits)
     flags = PlanFlag.LOOPBACK if spec.network == "none" else PlanFlag(0)
     if not engine.features.privileged and not engine.sub_ids:
         flags |= PlanFlag.DENY_SETGROUPS
-    return Compiled(
-        tuple(ops),
-        tuple(sources),
-        security,
-        int(flags),
-        spec.security.seccomp is not None,
-        abi if spec.security.landlock else 0,
+    return Template(
+        ops=tuple(ops),
+        sources=tuple(sources),
+        security=security,
+        security_request=request(SECURITY, security),
+        flags=int(flags),
+        seccomp=spec.security.seccomp is not None,
+        landlock=engine.features.landlock if spec.security.landlock else 0,
+        namespaces=namespaces(engine, spec),
+        privileged=engine.features.privileged,
+        init=spec.init,
+        id_map=_plain_map(engine),
+        live=engine.owner.live,
     )
 
 
@@ -105,10 +211,8 @@ def namespaces(engine: Engine, spec: ContainerSpec) -> int:
     return wanted
 
 
-def identity_map(engine: Engine, block: int | None) -> str:
-    """The id map: a block of the host's ids as root, those of the launcher's own namespace otherwise."""
-    if block is not None:
-        return f"0 {block} 65536\n"
+def _plain_map(engine: Engine) -> str:
+    """The id map below the launcher's own user namespace."""
     if engine.sub_ids:
         # One extent per extent of the parent's map: the kernel takes none that spans two.
         return f"0 0 1\n1 1 {engine.sub_ids - 1}\n"

@@ -19,6 +19,7 @@ from pycontain.errors import CommandNotExecutable, CommandNotFound, StartError, 
 
 if TYPE_CHECKING:
     from pycontain._model.limits import CgroupLimits
+    from pycontain._runtime.spec import ContainerSpec
     from pycontain._runtime.start import Running
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -31,18 +32,32 @@ _KILL_PATIENCE = 10.0
 
 
 @frozen
+class Environment:
+    """An environment, encoded once."""
+
+    encoded: bytes
+    count: int
+    search: str
+
+    @classmethod
+    def of(cls, variables: Mapping[str, str]) -> Environment:
+        """Encode `variables`; PATH is also where commands are looked for."""
+        lines = [f"{name}={value}\0".encode("utf-8", "surrogateescape") for name, value in variables.items()]
+        return cls(b"".join(lines), len(lines), variables.get("PATH", _DEFAULT_PATH))
+
+
+@frozen
 class Command:
     """What to run, resolved: everything that the agent is told besides fds."""
 
     argv: tuple[str, ...]
-    env: Mapping[str, str]
+    env: Environment
     identity: Identity
     workdir: str
     terminal: tuple[int, int] | None = None
 
     def encode(self, number: int, flags: int, tasks: int) -> bytes:
         """The exec buffer.  Raises ValueError for NUL bytes."""
-        env = [f"{name}={value}".encode("utf-8", "surrogateescape") for name, value in self.env.items()]
         return encode_exec(
             flags=flags,
             number=number,
@@ -51,10 +66,10 @@ class Command:
             gid=self.identity.gid,
             groups=self.identity.groups,
             argv=[os.fsencode(part) for part in self.argv],
-            env=b"".join([part + b"\0" for part in env]),
-            env_count=len(env),
+            env=self.env.encoded,
+            env_count=self.env.count,
             workdir=self.workdir,
-            search=self.env.get("PATH", _DEFAULT_PATH),
+            search=self.env.search,
             size=self.terminal or (0, 0),
         )
 
@@ -71,12 +86,21 @@ def command_of(
     spec = running.spec
     name = spec.user if user is None else str(user)
     identity = resolve(running, name) if name else ROOT
-    merged = {"HOME": identity.home, **spec.image.env, **spec.env}
+    if identity is ROOT and not env and terminal is None:
+        if running.environment is None:
+            running.environment = Environment.of(default_variables(spec, ROOT))
+        return Command(argv, running.environment, ROOT, workdir or spec.workdir)
+    variables = default_variables(spec, identity)
     if terminal is not None:
-        merged.setdefault("TERM", "xterm")
+        variables.setdefault("TERM", "xterm")
     if env:
-        merged.update(env)
-    return Command(argv, merged, identity, workdir or spec.workdir, terminal)
+        variables.update(env)
+    return Command(argv, Environment.of(variables), identity, workdir or spec.workdir, terminal)
+
+
+def default_variables(spec: ContainerSpec, identity: Identity) -> dict[str, str]:
+    """HOME, and what image and container say."""
+    return {"HOME": identity.home, **spec.image.env, **spec.env}
 
 
 @define(eq=False)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from attrs import asdict, frozen
 
-from pycontain._runtime.compile import NEWTIME, namespaces
+from pycontain._runtime.compile import NEWTIME
 
 if TYPE_CHECKING:
     from pycontain._runtime.start import Running
@@ -48,12 +48,12 @@ class Isolation:
 def isolation_of(running: Running) -> Isolation:
     """The report of a live container."""
     engine, spec = running.engine, running.spec
-    flags = namespaces(engine, spec)
+    flags = running.template.namespaces
     held = engine.enforceable(spec.limits, spec.asked, spec.security.optional)
     missing = []
     if not engine.features.time_namespace:
         missing.append("time namespace")
-    if spec.security.landlock and not running.compiled.landlock:
+    if spec.security.landlock and not running.template.landlock:
         missing.append("landlock")
     for name in ("memory", "pids"):
         if getattr(held, name) is None and getattr(spec.limits, name) is not None:
@@ -67,8 +67,8 @@ def isolation_of(running: Running) -> Isolation:
         limits=limits,
         capabilities=tuple(sorted(spec.security.capabilities)),
         no_new_privs=spec.security.no_new_privs,
-        seccomp=running.compiled.seccomp,
-        landlock=running.compiled.landlock,
+        seccomp=running.template.seccomp,
+        landlock=running.template.landlock,
         read_only=spec.read_only,
         network=spec.network,
         missing=tuple(missing),

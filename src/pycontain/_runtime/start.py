@@ -6,15 +6,15 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
 from pycontain._cgroups.group import Group
 from pycontain._kernel import native
-from pycontain._kernel.plan import NO_FD, Plan, PlanFlag, Source, request
+from pycontain._kernel.plan import OpFlag, Source, request
 from pycontain._runtime.collect import Remains, wait_dead
-from pycontain._runtime.compile import Compiled, compile_root, identity_map, namespaces
+from pycontain._runtime.compile import Template, template_of
 from pycontain.errors import PathError, StartError
 
 if TYPE_CHECKING:
@@ -39,9 +39,10 @@ class Running:
     exit_socket: int
     group: Group | None
     block: int | None
-    compiled: Compiled
+    template: Template
     timings: dict[str, float]
     pid: int
+    environment: Any = None  # exec's default one, encoded on first use
     lock: threading.Lock = field(factory=threading.Lock)
     ended: bool = False
 
@@ -115,11 +116,10 @@ def start(engine: Engine, spec: ContainerSpec, command: tuple[bytes, Sequence[in
 def _start(attempt: _Attempt, command: tuple[bytes, Sequence[int]] | None) -> Running:
     engine, spec = attempt.engine, attempt.spec
     begun = time.perf_counter()
-    features = engine.features
-    compiled = compile_root(engine, spec)
-    if features.privileged:
+    template = template_of(engine, spec)
+    if engine.features.privileged:
         attempt.block = engine.owner.blocks.acquire()
-    group = attempt.group = engine.make_group(spec, compiled, attempt.block)
+    group = attempt.group = engine.make_group(spec, attempt.block)
     os.mkdir(spec.id, 0o700, dir_fd=engine.owner.live_fd)
     attempt.directory = True
     if attempt.block is not None:
@@ -127,54 +127,32 @@ def _start(attempt: _Attempt, command: tuple[bytes, Sequence[int]] | None) -> Ru
     prepared = time.perf_counter()
 
     attempt.control, guest = native.pair()
-    fds = attempt.fds
-    fds.append(guest)
-    exit_index = NO_FD
+    attempt.fds.append(guest)
+    told: tuple[int, ...] = ()
     if not spec.init:
-        attempt.exit_socket, told = native.pair()
-        exit_index = len(fds)
-        fds.append(told)
-    borrowed: list[int] = []
-    cgroup_index, tasks_index = NO_FD, 0
-    if group is not None:
-        if group.birth >= 0:
-            cgroup_index = len(fds) + len(borrowed)
-            borrowed.append(group.birth)
-        tasks_index = len(fds) + len(borrowed)
-        borrowed.extend(group.tasks)
-    store, sources, opened = _open_sources(engine, spec, compiled, len(fds) + len(borrowed))
-    outgoing = [*fds, *borrowed, *opened, *(command[1] if command else ())]
-    fds.extend(opened)
-    id_map = identity_map(engine, attempt.block)
-    plan = Plan(
-        control_fd=0,
-        exit_fd=exit_index,
-        cgroup_fd=cgroup_index,
-        tasks_fd=tasks_index,
-        tasks=len(group.tasks) if group is not None else 0,
-        namespaces=namespaces(engine, spec),
-        ops=compiled.ops,
-        sources=sources,
-        store=store,
-        security=compiled.security,
-        flags=compiled.flags | (PlanFlag.COMMAND_IS_INIT if command else 0),
-        hostname=spec.hostname,
-        command=command[0] if command else b"",
-        uid_map=id_map,
-        gid_map=id_map,
-    )
-    message = plan.encode()
+        attempt.exit_socket, other = native.pair()
+        attempt.fds.append(other)
+        told = (other,)
+    borrowed = group.entrance() if group is not None else []
+    opened = _open_sources(attempt, template)
+    outgoing = [guest, *told, *borrowed, *opened, *(command[1] if command else ())]
+    message = template.fill(spec, attempt.block, group, command[0] if command else b"")
     if spec.init:
-        native.send(attempt.control, request(native.SECURITY, compiled.security))
+        native.send(attempt.control, template.security_request)
     encoded = time.perf_counter()
     ready, reply, sent = _ask_launcher(attempt, message, outgoing)
-    if reply is not None and reply.fd >= 0:
-        attempt.pidfd = reply.fd
     if ready is None or ready.kind != native.READY or reply is None or reply.kind != native.STARTED:
-        raise _failure(spec, compiled, ready, reply)
+        raise _failure(spec, template, ready, reply)
     if group is not None:
         group.started()
     done = time.perf_counter()
+    timings = {
+        "prepare": prepared - begun,
+        "encode": encoded - prepared,
+        "send": sent - encoded,
+        "launch": done - sent,
+        "total": done - begun,
+    }
     return Running(
         spec,
         engine,
@@ -183,14 +161,8 @@ def _start(attempt: _Attempt, command: tuple[bytes, Sequence[int]] | None) -> Ru
         attempt.exit_socket,
         group,
         attempt.block,
-        compiled,
-        {
-            "prepare": prepared - begun,
-            "encode": encoded - prepared,
-            "send": sent - encoded,
-            "launch": done - sent,
-            "total": done - begun,
-        },
+        template,
+        timings,
         reply.value,
     )
 
@@ -230,32 +202,24 @@ def _ask_launcher(
         return ready, reply, sent
 
 
-def _open_sources(
-    engine: Engine, spec: ContainerSpec, compiled: Compiled, first: int
-) -> tuple[Source, list[Source], list[int]]:
-    """The mounts that the plan names: opened here as root, described for the launcher otherwise."""
+def _open_sources(attempt: _Attempt, template: Template) -> list[int]:
+    """As root, the mounts that the plan names, in its order; the launcher opens them for plain users."""
+    engine = attempt.engine
+    if not engine.features.privileged:
+        return []
     opened: list[int] = []
-    directory = f"{engine.owner.live}/{spec.id}"
-
-    def source_of(path: str, template: Source) -> Source:
-        if engine.features.privileged:
-            fd = native.lib.pcx_open_tree(os.fsencode(path), int(bool(template.flags & 16)))
-            if fd < 0:
-                for other in opened:
-                    os.close(other)
-                raise PathError(f"cannot open {path}: {os.strerror(-fd)}", path=path, errno=-fd)
-            opened.append(fd)
-            return Source(first + len(opened) - 1, "", 0, 0, template.flags, template.attributes)
-        found = os.stat(path)
-        device = os.major(found.st_dev) << 32 | os.minor(found.st_dev)
-        return Source(NO_FD, path, device, found.st_ino, template.flags, template.attributes)
-
-    store = source_of(directory, Source())
-    return store, [source_of(path, template) for path, template in compiled.sources], opened
+    directory = f"{engine.owner.live}/{attempt.spec.id}"
+    for path, source in ((directory, Source()), *template.sources):
+        fd = native.lib.pcx_open_tree(os.fsencode(path), int(bool(source.flags & OpFlag.RECURSIVE)))
+        if fd < 0:
+            raise PathError(f"cannot open {path}: {os.strerror(-fd)}", path=path, errno=-fd)
+        opened.append(fd)
+        attempt.fds.append(fd)
+    return opened
 
 
 def _failure(
-    spec: ContainerSpec, compiled: Compiled, ready: native.Record | None, reply: native.Record | None
+    spec: ContainerSpec, compiled: Template, ready: native.Record | None, reply: native.Record | None
 ) -> StartError:
     record = ready if ready is not None and ready.kind == native.FAILED else reply
     if record is None or record.kind != native.FAILED:

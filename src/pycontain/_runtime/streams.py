@@ -85,9 +85,9 @@ class Pump:
         raw.channel = execution.channel
         raw.fds = plumbing.ours
         plumbing.ours = [-1, -1, -1]
-        for fd in raw.fds:
-            if fd >= 0:
-                os.set_blocking(fd, False)
+        # Outputs are read when poll says so, and by what FIONREAD counts; a write can block all the same.
+        if raw.fds[0] >= 0:
+            os.set_blocking(raw.fds[0], False)
         raw.input, raw.input_size = self._data, len(data)
         raw.limit = _UNLIMITED if cap is None else cap
         if timeout is not None:

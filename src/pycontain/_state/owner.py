@@ -16,6 +16,8 @@ import struct
 import threading
 from collections.abc import Iterator
 
+from attrs import frozen
+
 from pycontain._state.paths import Roots, private_directory
 from pycontain.errors import LimitError
 
@@ -30,11 +32,13 @@ class Owner:
 
     def __init__(self, roots: Roots) -> None:
         self.name = secrets.token_hex(6)
+        self._roots = roots
         owners = private_directory(os.path.join(private_directory(roots.run), "owners"))
         live = private_directory(os.path.join(private_directory(roots.data), "live"))
         self._lock_path = os.path.join(owners, f"{self.name}.lock")
-        self.lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self.lock, fcntl.LOCK_EX)
+        with _registry(roots, fcntl.LOCK_SH):
+            self.lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self.lock, fcntl.LOCK_EX)
         self.live = os.path.join(live, self.name)
         private_directory(self.live)
         self.live_fd = os.open(self.live, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -42,9 +46,10 @@ class Owner:
 
     def close(self) -> None:
         """Give up the claim; the caller has collected what stood under it."""
-        os.rmdir(self.live)
-        os.unlink(self._lock_path)
-        self.forget()
+        with _registry(self._roots, fcntl.LOCK_SH):
+            os.rmdir(self.live)
+            os.unlink(self._lock_path)
+            self.forget()
 
     def forget(self) -> None:
         """Close the fds alone: for a forked child, which owns nothing."""
@@ -55,49 +60,58 @@ class Owner:
 
 
 @contextlib.contextmanager
-def _locked(path: str) -> Iterator[bool]:
+def _registry(roots: Roots, how: int) -> Iterator[None]:
+    """Owners come and go under a shared lock, claims are made under the exclusive one."""
+    fd = os.open(os.path.join(roots.run, "registry"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield False
-        return
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The file may have been collected between open and lock.
-        yield os.fstat(fd).st_nlink > 0
-    except BlockingIOError:
-        yield False
+        fcntl.flock(fd, how)
+        yield
     finally:
         os.close(fd)
 
 
-def dead_owners(roots: Roots) -> Iterator[str]:
-    """Names of owners whose process is gone; each stays locked while the caller collects it."""
+@frozen
+class Claim:
+    """What a dead owner left, claimed for collection by this process alone."""
+
+    owner: str
+    _path: str
+    _lock: int
+
+    def release(self, *, collected: bool) -> None:
+        """Give the claim up; the owner's name is forgotten once nothing is left under it."""
+        if collected:
+            os.unlink(self._path)
+        os.close(self._lock)
+
+
+def claim_dead(roots: Roots) -> list[Claim]:
+    """Claim every owner whose process is gone."""
+    claims = []
     owners = os.path.join(roots.run, "owners")
-    try:
-        names = os.listdir(owners)
-    except FileNotFoundError:
-        names = []
-    seen = set()
-    for name in sorted(names):
-        owner = name.removesuffix(".lock")
-        seen.add(owner)
-        with _locked(os.path.join(owners, name)) as ours:
-            if ours:
-                yield owner
-                os.unlink(os.path.join(owners, name))
-    yield from _unlocked_directories(roots, seen, owners)
+    with _registry(roots, fcntl.LOCK_EX):
+        # A reboot empties /run but not the store: directories without a lock file belong to nobody.
+        names = {name.removesuffix(".lock") for name in _listing(owners)}
+        for owner in sorted(names | set(_listing(os.path.join(roots.data, "live")))):
+            path = os.path.join(owners, f"{owner}.lock")
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                continue
+            if os.fstat(lock).st_nlink == 0:  # collected by another between our open and our lock
+                os.close(lock)
+                continue
+            claims.append(Claim(owner, path, lock))
+    return claims
 
 
-def _unlocked_directories(roots: Roots, seen: set[str], owners: str) -> Iterator[str]:
-    """A reboot empties /run but not the store: directories without a lock file belong to nobody."""
+def _listing(directory: str) -> list[str]:
     try:
-        live = os.listdir(os.path.join(roots.data, "live"))
+        return os.listdir(directory)
     except FileNotFoundError:
-        return
-    for owner in live:
-        if owner not in seen and not os.path.exists(os.path.join(owners, f"{owner}.lock")):
-            yield owner
+        return []
 
 
 class IdBlocks:
