@@ -54,7 +54,7 @@ test: packages lint types c-check unit kernel plain guest e2e ## everything
 	@echo "make test: all green"
 
 bench: $(STAMP) ## measure against the floor and the peers; benchmarks/results
-	$(BIN)/pip install --quiet --disable-pip-version-check '.[bench]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[bench]'
 	$(MAKE) -s -C benchmarks/native
 	$(BIN)/python -m benchmarks
 

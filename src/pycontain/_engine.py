@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import attrs
@@ -69,7 +69,6 @@ class Engine:
         self._running: dict[str, Running] = {}
         self._containers: weakref.WeakValueDictionary[str, Container] = weakref.WeakValueDictionary()
         self._host_image: Image | None = None
-        self._security: dict[object, bytes] = {}
         self._held: dict[object, CgroupLimits] = {}
         self.templates: dict[object, Template] = {}
         collect_dead(self.roots, self.cgroups.layout, self._make_janitor)
@@ -206,34 +205,22 @@ class Engine:
             return None
         return self.cgroups.create(spec.id, limits, block)
 
-    def encode_security(
-        self,
-        security: policy.Security,
-        rlimits: Mapping[str, int | tuple[int, int]],
-        asked: frozenset[str],
-        limits: CgroupLimits,
-    ) -> bytes:
-        """The security buffer, cached by what it depends on."""
-        held = self.enforceable(limits, asked, security.optional)
-        fallback = dict(rlimits)
+    def encode_security(self, spec: ContainerSpec) -> bytes:
+        """The security buffer of a container."""
+        held = self.enforceable(spec.limits, spec.asked, spec.security.optional)
+        fallback = dict(spec.rlimits)
         # Where no cgroup counts processes, the user namespace's own RLIMIT_NPROC does (user_namespaces(7)).
-        if held.pids is None and limits.pids is not None:
-            fallback.setdefault(_RLIMIT_NPROC, limits.pids)
-        if held.memory is None and "memory" in asked and limits.memory is not None:
-            fallback.setdefault(_RLIMIT_DATA, limits.memory)
-        key = (security, tuple(sorted(security.rlimits.items())), tuple(sorted(fallback.items())))
-        found = self._security.get(key)
-        if found is None:
-            found = policy.encode(
-                security,
-                fallback,
-                landlock_abi=self.features.landlock,
-                supervise=not self.cgroups.kills,
-            )
-            if len(self._security) > 256:
-                self._security.clear()
-            self._security[key] = found
-        return found
+        if held.pids is None and spec.limits.pids is not None:
+            fallback.setdefault(_RLIMIT_NPROC, spec.limits.pids)
+        if held.memory is None and "memory" in spec.asked and spec.limits.memory is not None:
+            fallback.setdefault(_RLIMIT_DATA, spec.limits.memory)
+        return policy.encode(
+            spec.security,
+            fallback,
+            landlock_abi=self.features.landlock,
+            supervise=not self.cgroups.kills,
+            by_agent=spec.init,
+        )
 
 
 def collect_dead(roots: Roots, layout: Layout, make_janitor: Callable[[], Launcher]) -> int:

@@ -83,6 +83,15 @@ assign_streams (const struct pc_exec *exec, const struct pc_fds *fds, struct str
   return 0;
 }
 
+/* Each message wakes the caller: who waits for the end alone asks for that alone. */
+static void
+tell_started (const struct pc_exec *exec, int channel, word pid, int terminal)
+{
+  struct pc_record record = { .kind = PC_RECORD_STARTED, .value = (i32) pid };
+  if (!(exec->flags & PC_EXEC_QUIET))
+    (void) pc_send_record (channel, &record, terminal);
+}
+
 _Noreturn static void
 fail_child (int channel, u32 step, word error)
 {
@@ -159,8 +168,7 @@ run_supervisor (const struct pc_agent *agent, const struct pc_exec *exec, struct
     fail_child (channel, PC_STEP_CLONE, pid);
   *command = (i32) pid;
   /* Told from here: a signal that the caller sends next must find its target. */
-  struct pc_record started = { .kind = PC_RECORD_STARTED, .value = (i32) pid };
-  (void) pc_send_record (channel, &started, streams->terminal);
+  tell_started (exec, channel, pid, streams->terminal);
   pc_supervise (command, channel);
 }
 
@@ -202,10 +210,7 @@ pc_start_exec (struct pc_agent *agent, const struct pc_exec *exec, struct pc_fds
       return;
     }
   if (command == NULL)
-    {
-      struct pc_record started = { .kind = PC_RECORD_STARTED, .value = (i32) pid };
-      (void) pc_send_record (channel, &started, streams.terminal);
-    }
+    tell_started (exec, channel, pid, streams.terminal);
   pc_close_fd (&streams.terminal);
   agent->processes[agent->count++] = (struct pc_process){
     .pid = (i32) pid,

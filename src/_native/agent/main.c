@@ -134,22 +134,27 @@ serve_exec (const struct pc_request *request, usize received, struct pc_fds *fds
 static void
 serve_security (const struct pc_request *request, usize received)
 {
-  struct pc_record ready = { .kind = PC_RECORD_READY };
+  struct pc_record answer = { .kind = PC_RECORD_FAILED, .step = PC_STEP_AGENT, .error = EINVAL };
+  struct pc_failure failure = { 0, 0 };
+  const struct pc_security *security = (const struct pc_security *) (const void *) security_copy;
   usize size = request->size;
 
-  if (agent.security != NULL || size > sizeof security_copy || received != sizeof *request + size
-      || pc_security_check (buffer + sizeof *request, size) < 0)
-    {
-      ready.kind = PC_RECORD_FAILED;
-      ready.step = PC_STEP_AGENT;
-      ready.error = EINVAL;
-    }
-  else
+  if (agent.security == NULL && size <= sizeof security_copy && received == sizeof *request + size
+      && pc_security_check (buffer + sizeof *request, size) == 0)
     {
       memcpy (security_copy, buffer + sizeof *request, size);
-      agent.security = (const struct pc_security *) (const void *) security_copy;
+      if (pc_confine_agent (security, &failure) < 0)
+        {
+          answer.step = failure.step;
+          answer.error = failure.error;
+        }
+      else
+        {
+          agent.security = security;
+          answer = (struct pc_record){ .kind = PC_RECORD_READY };
+        }
     }
-  (void) pc_send_record (PC_AGENT_CONTROL_FD, &ready, -1);
+  (void) pc_send_record (PC_AGENT_CONTROL_FD, &answer, -1);
 }
 
 static void

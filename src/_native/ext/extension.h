@@ -30,6 +30,16 @@ struct pcx_pump
   int ended;
 };
 
+/* What a batch of file operations opened and read. */
+struct pcx_files
+{
+  int fds[24];
+  unsigned int fd_count;
+  unsigned int done; /* operations that succeeded */
+  size_t text_size;
+  char text[12288]; /* what was read, each followed by a NUL */
+};
+
 /* Every function returns a negative errno on failure. */
 const char *pcx_step_name (unsigned int step);
 int pcx_start_launcher (int plain_user, int *socket_out, int *pidfd_out);
@@ -50,6 +60,10 @@ int pcx_security_check (const char *buffer, size_t size);
 int pcx_grow_descriptor_table (int fd);
 int pcx_write_file (int directory, const char *path, const char *data, size_t size);
 int pcx_reflect_layout (const char *name);
+/* Do one operation after the other: a letter, a path, and for some a text, each string with its NUL.  m and p
+   make a directory, c gives it away, w writes, d and t keep a directory or a file open, r reads.  The first
+   failure ends it: a negative errno, and nothing is kept open. */
+int pcx_run_files (const char *script, size_t size, struct pcx_files *files);
 
 /* 0 when the command ended and what it wrote is here; -ETIMEDOUT, -EMSGSIZE past the limit,
    -EINTR on a signal (call again), -ECONNRESET when the agent is gone. */

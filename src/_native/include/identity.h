@@ -17,6 +17,8 @@ void pc_become_guest (const struct pc_security *security, const struct pc_exec *
                       struct pc_failure *failure);
 /* Drop all capabilities but `keep` from every set, the bounding set first. */
 int pc_limit_capabilities (u64 keep, u32 securebits, struct pc_failure *failure);
+/* The controls of its processes that an agent can bear itself: what it starts inherits them. */
+int pc_confine_agent (const struct pc_security *security, struct pc_failure *failure);
 int pc_apply_landlock (const struct pc_security *security);
 int pc_set_stdio (const int fds[3]);
 

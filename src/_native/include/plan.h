@@ -135,7 +135,8 @@ struct pc_security
   u64 landlock_root;    /* rights below / */
   u64 landlock_dev;     /* rights below /dev */
   struct pc_ref rlimits; /* array of struct pc_rlimit */
-  struct pc_ref seccomp; /* struct sock_filter array */
+  struct pc_ref seccomp; /* struct sock_filter array: what a process gets last */
+  struct pc_ref inherited; /* the same: what the agent takes on, and all that it starts with it */
 };
 
 enum
@@ -145,6 +146,7 @@ enum
   PC_EXEC_STDERR = 1 << 2,
   PC_EXEC_CGROUP = 1 << 3,
   PC_EXEC_PTY = 1 << 4,
+  PC_EXEC_QUIET = 1 << 5, /* the end alone is told, not the start */
 };
 
 /* Offsets inside count from the start of this structure. */

@@ -42,7 +42,7 @@ pc_security_check (const void *buffer, usize size)
     return EINVAL_;
   if (!ref_ok (buffer, size, security->rlimits, sizeof (struct pc_rlimit)))
     return EINVAL_;
-  if (!ref_ok (buffer, size, security->seccomp, 8))
+  if (!ref_ok (buffer, size, security->seccomp, 8) || !ref_ok (buffer, size, security->inherited, 8))
     return EINVAL_;
   return 0;
 }

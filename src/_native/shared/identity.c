@@ -2,6 +2,7 @@
 #include "identity.h"
 
 #include <linux/capability.h>
+#include <linux/errno.h>
 #include <linux/fcntl.h>
 #include <linux/prctl.h>
 #include <linux/seccomp.h>
@@ -79,22 +80,23 @@ regain_effective (void)
   return (int) raw2 (__NR_capset, &header, data);
 }
 
+/* What may still be in the bounding set; a child has its parent's knowledge. */
+static u64 bounding = ~0ull;
+
 static int
 drop_bounding (u64 keep)
 {
   for (word cap = 0; cap <= LAST_CAP_GUESS; cap++)
     {
-      if (keep & (1ull << cap))
-        continue;
-      word held = sys_prctl (PR_CAPBSET_READ, cap, 0);
-      if (held < 0)
-        return 0; /* past the kernel's last capability */
-      if (held == 0)
+      if (keep & (1ull << cap) || !(bounding & (1ull << cap)))
         continue;
       word error = sys_prctl (PR_CAPBSET_DROP, cap, 0);
+      if (error == -EINVAL)
+        break; /* past the kernel's last capability */
       if (error < 0)
         return (int) error;
     }
+  bounding &= keep;
   return 0;
 }
 
@@ -248,17 +250,33 @@ execute (const struct pc_exec *exec)
 }
 
 static word
-install_filter (const struct pc_security *security)
+install_filter (const struct pc_security *security, struct pc_ref filter)
 {
   struct
   {
     u16 length;
     const void *filter;
   } program = {
-    .length = (u16) (security->seccomp.size / 8),
-    .filter = pc_at (security, security->seccomp),
+    .length = (u16) (filter.size / 8),
+    .filter = pc_at (security, filter),
   };
   return raw3 (__NR_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);
+}
+
+int
+pc_confine_agent (const struct pc_security *security, struct pc_failure *failure)
+{
+  word error = drop_bounding (security->capabilities);
+  if (error < 0)
+    return fail (failure, PC_STEP_BOUNDING, error);
+  if (security->flags & PC_SECURITY_NO_NEW_PRIVS)
+    {
+      error = sys_prctl (PR_SET_NO_NEW_PRIVS, 1, 0);
+      if (error < 0)
+        return fail (failure, PC_STEP_NO_NEW_PRIVS, error);
+    }
+  error = security->inherited.size > 0 ? install_filter (security, security->inherited) : 0;
+  return error < 0 ? fail (failure, PC_STEP_SECCOMP, error) : 0;
 }
 
 void
@@ -292,7 +310,7 @@ pc_become_guest (const struct pc_security *security, const struct pc_exec *exec,
     }
   /* Without no_new_privs a filter needs CAP_SYS_ADMIN, which is gone one step later. */
   int filter_first = !(security->flags & PC_SECURITY_NO_NEW_PRIVS) && security->seccomp.size > 0;
-  if (filter_first && (error = install_filter (security)) < 0)
+  if (filter_first && (error = install_filter (security, security->seccomp)) < 0)
     {
       (void) fail (failure, PC_STEP_SECCOMP, error);
       return;
@@ -310,7 +328,7 @@ pc_become_guest (const struct pc_security *security, const struct pc_exec *exec,
     }
   if (security->seccomp.size > 0 && !filter_first)
     {
-      error = install_filter (security);
+      error = install_filter (security, security->seccomp);
       if (error < 0)
         {
           (void) fail (failure, PC_STEP_SECCOMP, error);

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 
 from pycontain._cgroups import translate
 from pycontain._cgroups.detect import BASE, Layout, detect, write
-from pycontain._cgroups.leaf import Leaf, keyed, read, remove_group, remove_subtree, wait_empty
+from pycontain._cgroups.leaf import Leaf, remove_group, remove_subtree, wait_empty
+from pycontain._kernel import files
 from pycontain._model.limits import CgroupLimits
 from pycontain.errors import LimitError, UnsupportedError
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _TO_V1 = {"io": "blkio"}
 _ALWAYS = ("memory", "pids")
+_PER_EXEC = frozenset({"memory", "pids", "cpu", "io"})
+"""Controllers of v2 that every container passes on to its leaves; others when a limit asks for them."""
 
 
 class Cgroups:
@@ -47,8 +50,7 @@ class Cgroups:
         with self._lock:
             if directory not in self._made:
                 for path in (f"{base}/{BASE}", directory):
-                    with contextlib.suppress(FileExistsError):
-                        make_legacy(controller, path)
+                    make_legacy(controller, path)
                 self._made.add(directory)
         return directory
 
@@ -73,8 +75,7 @@ class Cgroups:
         """Make the groups of the container `name`; `block` is the id that may start processes in them."""
         group = Group(self, name, block)
         try:
-            group.limit(limits)
-            group.open()
+            group.make(limits)
         except BaseException:
             group.remove()
             raise
@@ -100,12 +101,14 @@ def collect(owner: str, layout: Layout) -> bool:
 
 
 def make_legacy(controller: str, path: str) -> None:
-    """mkdir of a v1 group; cpuset wants its sets before anyone may enter."""
-    os.mkdir(path)
-    if controller == "cpuset":
-        for name in ("cpuset.cpus", "cpuset.mems"):
-            with open(f"{os.path.dirname(path)}/{name}", encoding="ascii") as parent:
-                write(f"{path}/{name}", parent.read().strip())
+    """A v1 group by itself, unless it is there already.  Raises OSError."""
+    steps = _Steps()
+    steps.make(controller, path)
+    try:
+        steps.run()
+    except files.Failed as error:
+        if error.errno != errno.EEXIST:
+            raise
 
 
 class Group:
@@ -118,6 +121,7 @@ class Group:
         self._unified: str | None = None
         self._legacy: dict[str, str] = {}
         self._leaf_controllers: tuple[str, ...] = ()
+        self._passed: frozenset[str] = frozenset()
         self._spare: list[Leaf] = []
         self._busy: list[Leaf] = []
         self._number = 0
@@ -125,44 +129,42 @@ class Group:
         self.birth = -1
         self.tasks: tuple[int, ...] = ()
 
-    def limit(self, limits: CgroupLimits) -> None:
-        """Make the directories and write the limits.  Raises LimitError where the kernel refuses a value."""
-        layout = self._cgroups.layout
-        wanted = translate.v2(limits)
-        if self._cgroups.unified is not None:
-            self._unified = f"{self._cgroups.unified}/{self.name}"
-            os.mkdir(self._unified)
-            for controller in wanted:
-                if controller in layout.controllers:
-                    _apply(self._unified, wanted[controller])
-            for controller in layout.controllers:
-                write(f"{self._unified}/cgroup.subtree_control", f"+{controller}")
-        old = translate.v1(limits)
-        for controller, base in layout.legacy.items():
-            if controller not in old and controller not in _ALWAYS:
-                continue
-            if controller in layout.controllers:
-                continue
-            del base
-            directory = f"{self._cgroups.legacy(controller)}/{self.name}"
-            make_legacy(controller, directory)
-            self._legacy[controller] = directory
-            _apply(directory, old.get(controller, {}))
-        self._leaf_controllers = ("memory",) if "memory" in self._legacy else ()
+    def make(self, limits: CgroupLimits) -> None:
+        """Make the directories, write the limits, and open what a start needs.
 
-    def open(self) -> None:
-        """Open what a start needs: the group of PID 1, owned by the container's ids."""
-        if self._unified is not None:
-            own = self._unified
-            if self._cgroups.layout.controllers:
-                own = f"{self._unified}/init"  # a group with controllers for its children has no processes
-                os.mkdir(own)
-            self.birth = os.open(own, _DIRECTORY)
+        Raises LimitError where the kernel refuses a value.
+        """
+        layout = self._cgroups.layout
+        steps = _Steps()
+        if self._cgroups.unified is not None:
+            own = self._unified = f"{self._cgroups.unified}/{self.name}"
+            steps.make("unified", own)
+            wanted = translate.v2(limits)
+            for controller in layout.controllers & wanted.keys():
+                steps.limit(own, wanted[controller])
+            self._passed = layout.controllers & (_PER_EXEC | wanted.keys())
+            for controller in self._passed:
+                steps.do(files.write(f"{own}/cgroup.subtree_control", f"+{controller}"))
+            if self._passed:
+                own = f"{own}/init"  # a group with controllers for its children has no processes
+                steps.make("unified", own)
             if self._block is not None:
-                os.chown(f"{self._unified}/cgroup.procs", self._block, self._block)
-        self.tasks = tuple(
-            os.open(f"{path}/tasks", os.O_WRONLY | os.O_CLOEXEC) for path in self._legacy.values()
-        )
+                steps.do(files.own(f"{self._unified}/cgroup.procs", self._block))
+            steps.finally_do(files.open_directory(own))
+        old = translate.v1(limits)
+        for controller in layout.legacy:
+            if controller in layout.controllers or (controller not in old and controller not in _ALWAYS):
+                continue
+            directory = f"{self._cgroups.legacy(controller)}/{self.name}"
+            self._legacy[controller] = directory
+            steps.make(controller, directory)
+            steps.limit(directory, old.get(controller, {}))
+            steps.finally_do(files.open_to_write(f"{directory}/tasks"))
+        self._leaf_controllers = ("memory",) if "memory" in self._legacy else ()
+        opened = steps.run()
+        if self._unified is not None:
+            self.birth = opened.pop(0)
+        self.tasks = tuple(opened)
 
     def entrance(self) -> list[int]:
         """What a start sends: the directory of birth, if there is one, and the files to enter by."""
@@ -207,31 +209,49 @@ class Group:
         legacy: dict[str, str] = {}
         old = translate.v1(limits) if limits is not None else {}
         new = translate.v2(limits) if limits is not None else {}
-        made: list[str] = []
+        steps = _Steps()
+        if self._unified is not None:
+            directory = f"{self._unified}/{name}"
+            steps.make("unified", directory)
+            if "memory" in self._passed:
+                steps.do(files.write(f"{directory}/memory.oom.group", "1"))
+            for controller in layout.controllers & new.keys():
+                self._pass_on(controller)
+                steps.limit(directory, new[controller])
+            if self._block is not None:
+                steps.do(files.own(f"{directory}/cgroup.procs", self._block))
+        for controller in dict.fromkeys((*self._leaf_controllers, *old)):
+            if controller in layout.controllers:
+                continue
+            parent = self._legacy.get(controller) or self._late(controller)
+            legacy[controller] = f"{parent}/{name}"
+            steps.make(controller, legacy[controller])
+            steps.limit(legacy[controller], old.get(controller, {}))
+        above = self._legacy.get("pids") if "pids" not in legacy else None
+        leaf = Leaf(
+            directory,
+            self._passed,
+            legacy,
+            f"{above}/pids.events" if above else None,
+        )
         try:
-            if self._unified is not None:
-                directory = f"{self._unified}/{name}"
-                os.mkdir(directory)
-                made.append(directory)
-                if "memory" in layout.controllers:
-                    write(f"{directory}/memory.oom.group", "1")
-                for controller in set(new) & layout.controllers:
-                    _apply(directory, new[controller])
-                if self._block is not None:
-                    os.chown(f"{directory}/cgroup.procs", self._block, self._block)
-            for controller in dict.fromkeys((*self._leaf_controllers, *old)):
-                if controller in layout.controllers:
-                    continue
-                parent = self._legacy.get(controller) or self._late(controller)
-                legacy[controller] = f"{parent}/{name}"
-                make_legacy(controller, legacy[controller])
-                made.append(legacy[controller])
-                _apply(legacy[controller], old.get(controller, {}))
-            return Leaf(directory, layout.controllers if directory else frozenset(), legacy)
+            steps.run()
         except BaseException:
-            for path in made:
-                remove_group(path)
+            leaf.remove()
             raise
+        return leaf
+
+    def _pass_on(self, controller: str) -> None:
+        """A controller of v2 that only an exec asked for.  Raises UnsupportedError where it is too late."""
+        if controller in self._passed:
+            return
+        try:
+            write(f"{self._unified}/cgroup.subtree_control", f"+{controller}")
+        except OSError as error:
+            raise UnsupportedError(
+                f"a limit of {controller} for one command alone", hint="give the container one as well"
+            ) from error
+        self._passed |= {controller}
 
     def _late(self, controller: str) -> str:
         """A controller that only an exec asked for gets its group now; older processes stay outside it."""
@@ -255,14 +275,6 @@ class Group:
         """Does one exec at most run now, so that the container's own counters are its alone?"""
         with self._lock:
             return len(self._busy) <= 1
-
-    def pids_refused(self) -> int | None:
-        """How often the container's pids limit refused a fork, where v1 counts it above the leaves."""
-        path = self._legacy.get("pids")
-        if path is None:
-            return None
-        text = read(f"{path}/pids.events")
-        return keyed(text, b"max") if text is not None else None
 
     @property
     def freezable(self) -> bool:
@@ -310,15 +322,60 @@ class Group:
         return done
 
 
-def _apply(directory: str, files: dict[str, list[str]]) -> None:
-    for name, texts in files.items():
-        for text in texts:
+class _Steps:
+    """One batch of file operations, and what each limit among them is called."""
+
+    def __init__(self) -> None:
+        self._codes: list[bytes] = []
+        self._last: list[bytes] = []
+        self._limits: dict[int, tuple[str, str, str]] = {}
+
+    def do(self, code: bytes) -> None:
+        """Something that has to succeed."""
+        self._codes.append(code)
+
+    def finally_do(self, code: bytes) -> None:
+        """Something to open, when the rest is done."""
+        self._last.append(code)
+
+    def make(self, controller: str, path: str) -> None:
+        """A group of this controller."""
+        self.do(files.mkdir(path))
+        if controller == "cpuset":  # it takes nobody in before it has its sets
+            for name in ("cpuset.cpus", "cpuset.mems"):
+                self.do(files.write(f"{path}/{name}", _inherited(path, name)))
+
+    def limit(self, directory: str, limits: dict[str, list[str]]) -> None:
+        """The files of one controller's limits."""
+        for name, texts in limits.items():
+            for text in texts:
+                self._limits[len(self._codes)] = (directory, name, text)
+                self.do(files.write(f"{directory}/{name}", text))
+
+    def run(self) -> list[int]:
+        """Do it all; what was opened.  Raises LimitError, UnsupportedError, OSError."""
+        at = 0
+        while True:
             try:
-                write(f"{directory}/{name}", text)
-            except FileNotFoundError:
+                return files.run([*self._codes[at:], *self._last]).fds
+            except files.Failed as error:
+                at += error.done
+                if at not in self._limits:
+                    raise
+                directory, name, text = self._limits[at]
+                if error.errno != errno.ENOENT:
+                    raise LimitError(f"the kernel refused {name} = {text}: {error.strerror}") from error
                 _missing(directory, name)
-            except OSError as error:
-                raise LimitError(f"the kernel refused {name} = {text}: {error.strerror}") from error
+                at += 1
+
+
+def _inherited(path: str, name: str) -> str:
+    """What the nearest group above that exists already has."""
+    parent = os.path.dirname(path)
+    while not os.path.exists(f"{parent}/{name}"):
+        parent = os.path.dirname(parent)
+    with open(f"{parent}/{name}", encoding="ascii") as file:
+        return file.read().strip()
 
 
 def _missing(directory: str, name: str) -> None:

@@ -8,20 +8,23 @@ import os
 from attrs import define, field, frozen
 
 from pycontain._cgroups.detect import write
-from pycontain._kernel import native
+from pycontain._kernel import files, native
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _REUSABLE_BELOW = 1 << 20
 """Bytes that a leaf may still be charged with when the next exec gets it: page cache of the last one."""
 
 
 @frozen
 class Counters:
-    """What the kernel counted in a leaf since the exec began; None where nothing counts it."""
+    """What the kernel counted in a leaf since the exec began; None where nothing counts it.
+
+    refused_above: forks that the container's own limit refused meanwhile, where it counts above the leaves.
+    """
 
     memory_peak: int | None = None
     oom_kills: int | None = None
     pids_refused: int | None = None
+    refused_above: int | None = None
     cpu_user: float | None = None
     cpu_system: float | None = None
     processes: int | None = None
@@ -29,82 +32,123 @@ class Counters:
     written_bytes: int | None = None
 
 
+@frozen
+class Meter:
+    """Which numbers of which files count for a leaf: `name` to (place of the file, key in it)."""
+
+    paths: tuple[str, ...]
+    numbers: dict[str, tuple[int, bytes]]
+    script: bytes
+
+    @classmethod
+    def of(cls, *wanted: tuple[str, str, bytes]) -> Meter:
+        """From (name, path, key); an empty key takes the whole file for a number."""
+        paths = tuple(dict.fromkeys(path for _, path, _ in wanted))
+        numbers = {name: (paths.index(path), key) for name, path, key in wanted}
+        return cls(paths, numbers, b"".join(files.read(path) for path in paths))
+
+    def take(self, texts: list[bytes]) -> dict[str, int]:
+        """The numbers that are there."""
+        found = {}
+        for name, (place, key) in self.numbers.items():
+            text = texts[place]
+            value = sum_of(text, key) if key.endswith(b"=") else keyed(text, key) if key else number(text)
+            if value is not None:
+                found[name] = value
+        return found
+
+
 def keyed(text: bytes, key: bytes) -> int | None:
     """The number behind `key` in a flat keyed file."""
-    start = text.find(key + b" ")
-    if start < 0 or (start > 0 and text[start - 1] != 10):
+    at = text.find(b"\n" + key + b" ")
+    at = at + 1 if at >= 0 else 0 if text.startswith(key + b" ") else -1
+    if at < 0:
         return None
-    return int(text[start + len(key) + 1 :].split(None, 1)[0])
+    return int(text[at + len(key) + 1 :].split(None, 1)[0])
 
 
-@define
+def number(text: bytes) -> int | None:
+    """The number that a file is."""
+    return int(text) if text.strip().isdigit() else None
+
+
+def sum_of(text: bytes, key: bytes) -> int:
+    """The sum over every line of what stands behind `key`, as in io.stat."""
+    return sum(int(word[len(key) :]) for word in text.split() if word.startswith(key))
+
+
+@define(eq=False)
 class Leaf:
     """One exec's cgroups; nothing of them is held open while no exec begins or ends.
 
     directory: the v2 group, or None without one.  controllers: those that v2 has there.
-    legacy: v1 controller to directory.
+    legacy: v1 controller to directory.  above: the container's own pids.events, where v1 counts there.
     """
 
     directory: str | None
     controllers: frozenset[str]
     legacy: dict[str, str]
+    above: str | None
     killed: bool = False
+    _meter: Meter = field(init=False)
+    _entrance: bytes = field(init=False)
     _now: dict[str, int] = field(factory=dict, init=False)
     _base: dict[str, int] = field(factory=dict, init=False)
-    _peak: int | None = field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        entrance = [files.open_directory(self.directory)] if self.directory is not None else []
+        entrance += [files.open_to_write(f"{path}/tasks") for path in self.legacy.values()]
+        if self.above is not None:
+            entrance.append(files.read(self.above))
+        self._entrance = b"".join(entrance)
+        self._meter = self._make_meter()
+
+    def _make_meter(self) -> Meter:
+        wanted = []
+        own, memory = self.directory, self.legacy.get("memory")
+        if own is not None:
+            wanted += [
+                ("populated", f"{own}/cgroup.events", b"populated"),
+                ("user", f"{own}/cpu.stat", b"user_usec"),
+                ("system", f"{own}/cpu.stat", b"system_usec"),
+            ]
+        if memory is not None:
+            wanted += [
+                ("oom", f"{memory}/memory.oom_control", b"oom_kill"),
+                ("peak", f"{memory}/memory.max_usage_in_bytes", b""),
+            ]
+        elif "memory" in self.controllers:
+            wanted += [("oom", f"{own}/memory.events", b"oom_kill"), ("peak", f"{own}/memory.peak", b"")]
+        pids = self.legacy.get("pids") or (own if "pids" in self.controllers else None)
+        if pids is not None:
+            wanted += [("pids", f"{pids}/pids.events", b"max"), ("processes", f"{pids}/pids.peak", b"")]
+        if self.above is not None:
+            wanted.append(("above", self.above, b"max"))
+        if "io" in self.controllers:
+            wanted += [("read", f"{own}/io.stat", b"rbytes="), ("written", f"{own}/io.stat", b"wbytes=")]
+        return Meter.of(*wanted)
 
     def open(self) -> list[int]:
         """The v2 directory to be born in, if there is one, and the v1 `tasks` files to enter by."""
-        opened: list[int] = []
-        try:
-            if self.directory is not None:
-                opened.append(os.open(self.directory, _DIRECTORY))
-            for path in self.legacy.values():
-                opened.append(os.open(f"{path}/tasks", os.O_WRONLY | os.O_CLOEXEC))
-        except BaseException:
-            for fd in opened:
-                os.close(fd)
-            raise
-        return opened
-
-    def _read_memory(self) -> None:
-        now = self._now
-        if "memory" in self.legacy:
-            directory = self.legacy["memory"]
-            _take(now, "oom", read(f"{directory}/memory.oom_control"), b"oom_kill")
-            self._peak = _number(read(f"{directory}/memory.max_usage_in_bytes"))
-        elif "memory" in self.controllers:
-            _take(now, "oom", read(f"{self.directory}/memory.events"), b"oom_kill")
-            self._peak = _number(read(f"{self.directory}/memory.peak"))
-
-    def _read_all(self) -> None:
-        now = self._now
-        if self.directory is not None:
-            cpu = read(f"{self.directory}/cpu.stat")
-            _take(now, "user", cpu, b"user_usec")
-            _take(now, "system", cpu, b"system_usec")
-        self._read_memory()
-        pids = self.legacy.get("pids") or (self.directory if "pids" in self.controllers else None)
-        if pids is not None:
-            _take(now, "pids", read(f"{pids}/pids.events"), b"max")
-            _take(now, "processes", read(f"{pids}/pids.peak"), b"")
-        if "io" in self.controllers:
-            io = read(f"{self.directory}/io.stat")
-            now["read"], now["written"] = _sum_of(io, b"rbytes="), _sum_of(io, b"wbytes=")
+        done = files.run(self._entrance)
+        if self.above is not None and (refused := keyed(done.texts[0], b"max")) is not None:
+            self._base["above"] = refused
+        return done.fds
 
     def counters(self) -> Counters:
         """What was counted since `reset`, or since the leaf was made."""
-        self._read_all()
+        now = self._now = self._meter.take(files.run(self._meter.script).texts)
         base = self._base
-        since = {key: value - base.get(key, 0) for key, value in self._now.items()}
+        since = {key: value - base.get(key, 0) for key, value in now.items()}
         user, system = since.get("user"), since.get("system")
         return Counters(
-            memory_peak=self._peak,
+            memory_peak=now.get("peak"),
             oom_kills=since.get("oom"),
             pids_refused=since.get("pids"),
+            refused_above=since.get("above"),
             cpu_user=None if user is None else user / 1e6,
             cpu_system=None if system is None else system / 1e6,
-            processes=self._now.get("processes"),
+            processes=now.get("processes"),
             read_bytes=since.get("read"),
             written_bytes=since.get("written"),
         )
@@ -113,23 +157,23 @@ class Leaf:
         """Make the leaf as good as new for the next exec, after `counters`; False where it cannot be."""
         # The kernel remembers a kill: what is born by CLONE_INTO_CGROUP into such a group dies at once.
         # The peaks of v2 cannot be set back.
-        if self.killed or self.controllers or "pids" in self.legacy or not self.empty:
+        if self.killed or self._peaks or self._now.get("populated") != 0:
             return False
         memory = self.legacy.get("memory")
         if memory is not None:
-            if (self._peak or 0) > _REUSABLE_BELOW:
-                usage = _number(read(f"{memory}/memory.usage_in_bytes"))
-                if usage is None or usage > _REUSABLE_BELOW:
+            script = files.write(f"{memory}/memory.max_usage_in_bytes", "0")
+            if self._now.get("peak", 0) > _REUSABLE_BELOW:
+                usage = files.run(script + files.read(f"{memory}/memory.usage_in_bytes")).texts[0]
+                if not usage or int(usage) > _REUSABLE_BELOW:
                     return False
-            write(f"{memory}/memory.max_usage_in_bytes", "0")
+            else:
+                files.run(script)
         self._base = dict(self._now)
         return True
 
     @property
-    def empty(self) -> bool:
-        """Does no process live here?"""
-        text = read(f"{self.directory}/cgroup.events")
-        return text is not None and b"populated 0" in text
+    def _peaks(self) -> bool:
+        return bool(self.controllers & {"memory", "pids"}) or "pids" in self.legacy
 
     @property
     def killable(self) -> bool:
@@ -157,34 +201,6 @@ def wait_empty(directory: str, timeout: float) -> bool:
                 return bool(result == 0)
     finally:
         os.close(events)
-
-
-def read(path: str) -> bytes | None:
-    """The first 4096 bytes of a file, None where it cannot be read."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        return os.read(fd, 4096)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-
-
-def _number(text: bytes | None) -> int | None:
-    return int(text) if text is not None and text.strip().isdigit() else None
-
-
-def _take(into: dict[str, int], key: str, text: bytes | None, name: bytes) -> None:
-    value = None if text is None else keyed(text, name) if name else _number(text)
-    if value is not None:
-        into[key] = value
-
-
-def _sum_of(text: bytes | None, key: bytes) -> int:
-    return sum(int(word[len(key) :]) for word in (text or b"").split() if word.startswith(key))
 
 
 def remove_group(path: str) -> bool:

@@ -16,7 +16,7 @@ _PLAN = struct.Struct("<4IQ6I4I3Q16I")
 _SOURCE = struct.Struct("<4I3Q")
 _OP = struct.Struct("<2H3IQ4I")
 _JOIN = struct.Struct("<2I")
-_SECURITY = struct.Struct("<4IQ2I4Q4I")
+_SECURITY = struct.Struct("<4IQ2I4Q6I")
 _EXEC = struct.Struct("<10I2HI12I")
 _RLIMIT = struct.Struct("<2I2Q")
 _REQUEST = struct.Struct("<4IiI")
@@ -80,6 +80,7 @@ class ExecFlag(IntFlag):
     STDERR = 4
     CGROUP = 8
     PTY = 16
+    QUIET = 32
 
 
 @frozen
@@ -142,13 +143,14 @@ def encode_security(
     landlock: tuple[int, int, int, int, int],
     rlimits: Mapping[int, tuple[int, int]],
     seccomp: bytes,
+    inherited: bytes = b"",
 ) -> bytes:
     """pc_security: what every process of the container gets.
 
     landlock: ABI in use (0 for none), handled rights, scopes, rights below `/`, rights below `/dev`.
     """
     arena = _Arena(_SECURITY.size)
-    refs = *arena.put(encode_rlimits(rlimits)), *arena.put(seccomp)
+    refs = *arena.put(encode_rlimits(rlimits)), *arena.put(seccomp), *arena.put(inherited)
     abi, *rights = landlock
     _SECURITY.pack_into(
         arena.data,

@@ -347,7 +347,7 @@ class Container:
         )
         plumbing = Plumbing(DEVNULL if data is None else PIPE, stdout, stderr)
         try:
-            execution = Execution.launch(running, command, plumbing.guest, limits)
+            execution = Execution.launch(running, command, plumbing.guest, limits, quiet=True)
         except BaseException:
             plumbing.close()
             raise

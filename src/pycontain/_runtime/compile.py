@@ -173,7 +173,7 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
         masked=spec.security.masked_paths,
         readonly=spec.security.readonly_paths,
     )
-    security = engine.encode_security(spec.security, spec.rlimits, spec.asked, spec.limits)
+    security = engine.encode_security(spec)
     flags = PlanFlag.LOOPBACK if spec.network == "none" else PlanFlag(0)
     if not engine.features.privileged and not engine.sub_ids:
         flags |= PlanFlag.DENY_SETGROUPS

@@ -113,9 +113,9 @@ class Execution:
     channel: int
     leaf: Leaf | None
     begun: float
-    pids_before: int | None
     timings: dict[str, float] = field(factory=dict)
     ended: bool = False
+    alone: bool = False
 
     @classmethod
     def launch(
@@ -124,10 +124,12 @@ class Execution:
         command: Command,
         streams: Sequence[int],
         limits: CgroupLimits | None,
+        *,
+        quiet: bool = False,
     ) -> Execution:
         """Ask the agent.  `streams` are the guest's ends of stdin, stdout, stderr, -1 for /dev/null.
 
-        They stay the caller's to close.  Raises StateError when the container ended.
+        They stay the caller's to close.  quiet: the channel tells of the end alone.  Raises StateError when the container ended.
         """
         begun = time.perf_counter()
         if running.ended:
@@ -137,17 +139,16 @@ class Execution:
         group = running.group
         leaf = group.acquire(limits) if group is not None else None
         try:
-            before = group.pids_refused() if group is not None else None
             number = next(_NUMBERS) & 0xFFFFFFFF
             prepared = time.perf_counter()
-            channel = _send(running, command, number, streams, leaf)
+            channel = _send(running, command, number, streams, leaf, ExecFlag.QUIET if quiet else 0)
         except BaseException:
             if group is not None and leaf is not None:
                 group.release(leaf)
             raise
         sent = time.perf_counter()
         timings = {"prepare": prepared - begun, "send": sent - prepared}
-        return cls(running, command, number, channel, leaf, begun, before, timings)
+        return cls(running, command, number, channel, leaf, begun, timings)
 
     def kill(self) -> None:
         """SIGKILL for the whole tree of this command, and wait until the last process is gone."""
@@ -182,6 +183,8 @@ class Execution:
                 counters = self.leaf.counters()
             group = self.running.group
             assert group is not None
+            # Only then are the container's own counters this command's.
+            self.alone = group.alone
             if not self.running.ended:
                 group.release(self.leaf)
         return counters
@@ -208,7 +211,7 @@ class Execution:
             return "exit"
         if counters.oom_kills:
             return "oom"
-        if counters.pids_refused or self._pids_refused_above():
+        if counters.pids_refused or (counters.refused_above and self.alone):
             return "pids"
         if self.running.spec.disk is not None and _disk_full(self.running):
             return "disk"
@@ -216,18 +219,13 @@ class Execution:
             return "seccomp"
         return "signal" if returncode < 0 else "exit"
 
-    def _pids_refused_above(self) -> bool:
-        group = self.running.group
-        if group is None or self.pids_before is None or self.running.ended or not group.alone:
-            return False
-        now = group.pids_refused()
-        return now is not None and now > self.pids_before
 
-
-def _send(running: Running, command: Command, number: int, streams: Sequence[int], leaf: Leaf | None) -> int:
+def _send(
+    running: Running, command: Command, number: int, streams: Sequence[int], leaf: Leaf | None, how: int
+) -> int:
     """Send one exec request; our end of its channel."""
     present = [fd for fd in streams if fd >= 0]
-    flags: int = sum(bit for fd, bit in zip(streams, _STREAM_BITS, strict=True) if fd >= 0)
+    flags = how + sum(bit for fd, bit in zip(streams, _STREAM_BITS, strict=True) if fd >= 0)
     if leaf is not None and leaf.directory is not None:
         flags |= ExecFlag.CGROUP
     if command.terminal is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, field
 
 from pycontain._cgroups.group import Group
-from pycontain._kernel import native
+from pycontain._kernel import files, native
 from pycontain._kernel.plan import OpFlag, Source, request
 from pycontain._runtime.collect import Remains, wait_dead
 from pycontain._runtime.compile import Template, template_of
@@ -120,10 +120,12 @@ def _start(attempt: _Attempt, command: tuple[bytes, Sequence[int]] | None) -> Ru
     if engine.features.privileged:
         attempt.block = engine.owner.blocks.acquire()
     group = attempt.group = engine.make_group(spec, attempt.block)
-    os.mkdir(spec.id, 0o700, dir_fd=engine.owner.live_fd)
+    directory = os.path.join(engine.owner.live, spec.id)
     attempt.directory = True
-    if attempt.block is not None:
-        os.chown(spec.id, attempt.block, attempt.block, dir_fd=engine.owner.live_fd)
+    files.run(
+        files.mkdir_private(directory)
+        + (files.own(directory, attempt.block) if attempt.block is not None else b"")
+    )
     prepared = time.perf_counter()
 
     attempt.control, guest = native.pair()

@@ -46,6 +46,20 @@ _RLIMITS = {
     "rtprio": (0, 0),
 }
 
+_TIOCSWINSZ, _TIOCSCTTY, _TIOCSPTLCK, _TIOCGPTPEER = 0x5414, 0x540E, 0x40045431, 0x5441
+_AGENT_CALLS: tuple[tuple[str, *tuple[int, ...]], ...] = (
+    *(
+        (name,)
+        for name in (
+            "capget capset chdir clone3 close close_range dup3 execve exit_group fcntl getdents64 kill mmap "
+            "munmap nanosleep openat openat2 ppoll prctl prlimit64 read recvmsg rt_sigprocmask seccomp "
+            "sendmsg setgroups setresgid setresuid setsid signalfd4 umask wait4 write"
+        ).split()
+    ),
+    *(("ioctl", 0, command) for command in (_TIOCSWINSZ, _TIOCSCTTY, _TIOCSPTLCK, _TIOCGPTPEER)),
+)
+"""What the agent, and what it starts up to their execve, call."""
+
 _FEATURES = frozenset({"landlock", "time", "memory", "pids", "idmap"})
 
 _ABI_RIGHTS = (0, 13, 14, 15, 15, 16)
@@ -134,10 +148,17 @@ def landlock_rights(abi: int) -> tuple[int, int, int, int, int]:
 
 
 @functools.lru_cache(maxsize=32)
-def _assembled(filter_: Filter) -> bytes:
-    from pycontain._security.seccomp import assemble
+def _assembled(filter_: Filter | None, by_agent: bool) -> tuple[bytes, bytes]:
+    """What the agent takes on and what each process adds, as programs; both empty without a filter."""
+    from pycontain._security.seccomp import assemble, split
 
-    return assemble(filter_, platform.machine())
+    if filter_ is None:
+        return b"", b""
+    machine = platform.machine()
+    if not by_agent:
+        return b"", assemble(filter_, machine)
+    inherited, last = split(filter_, _AGENT_CALLS)
+    return assemble(inherited, machine), assemble(last, machine)
 
 
 def encode(
@@ -146,8 +167,12 @@ def encode(
     *,
     landlock_abi: int,
     supervise: bool,
+    by_agent: bool,
 ) -> bytes:
-    """The security buffer of a container.  Raises UnsupportedError for a control that the host lacks."""
+    """The security buffer of a container.  Raises UnsupportedError for a control that the host lacks.
+
+    by_agent: processes are started by an agent, which bears most of the filter for them.
+    """
     flags = SecurityFlag.KEYRING
     if security.no_new_privs:
         flags |= SecurityFlag.NO_NEW_PRIVS
@@ -156,13 +181,15 @@ def encode(
     if security.landlock and landlock_abi <= 0 and "landlock" not in security.optional:
         raise UnsupportedError("Landlock", hint="name 'landlock' in Security.optional to go without")
     merged = {**rlimit_numbers(security.rlimits), **rlimit_numbers(rlimits)}
+    inherited, last = _assembled(security.seccomp, by_agent)
     return encode_security(
         flags=flags,
         capabilities=caps.mask_of(security.capabilities),
         securebits=0 if security.capabilities else SECUREBITS_LOCKED & ~_KEEP_CAPS,
         landlock=landlock_rights(landlock_abi if security.landlock else 0),
         rlimits=merged,
-        seccomp=_assembled(security.seccomp) if security.seccomp is not None else b"",
+        seccomp=last,
+        inherited=inherited,
     )
 
 

@@ -13,6 +13,7 @@ instructions that a conditional jump can, a copy of the return or a long jump is
 from __future__ import annotations
 
 import errno as errnos
+import operator
 import struct
 from typing import TYPE_CHECKING, NewType
 
@@ -40,6 +41,15 @@ INSTRUCTIONS_MAX = 4096
 _WORD = 0xFFFFFFFF
 _FULL = 0xFFFFFFFFFFFFFFFF
 _REACH = 255
+
+_COMPARE = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
 
 _LD_WORD, _AND, _RETURN = 0x20, 0x54, 0x06
 _JUMP, _JEQ, _JGT, _JGE, _JSET = 0x05, 0x15, 0x25, 0x35, 0x45
@@ -138,6 +148,40 @@ class Filter:
 
     def _first(self, rule: Rule) -> Filter:
         return attrs.evolve(self, rules=(rule, *self.rules))
+
+
+def judge(filter_: Filter, name: str, *args: int) -> Action:
+    """What a filter says of a call by name; missing arguments are 0."""
+    given = (*args, *(6 - len(args)) * (0,))
+    for rule in filter_.rules:
+        if name in rule.names and all(
+            _holds(condition, given[condition.arg]) for condition in rule.conditions
+        ):
+            return rule.action
+    return filter_.default
+
+
+def _holds(condition: Condition, argument: int) -> bool:
+    return bool(_COMPARE[condition.op](argument & condition.mask, condition.value))
+
+
+def split(filter_: Filter, calls: Iterable[tuple[str, *tuple[int, ...]]]) -> tuple[Filter, Filter]:
+    """Two filters that, one on top of the other, judge as this one does; the first lets `calls` pass.
+
+    calls: a name, and arguments where it is not made with any.  Of several filters the kernel obeys the
+    strictest (seccomp(2)).  A process that makes these calls itself can so take on nearly all of a filter
+    for its children, each of which adds only the short second part.
+    """
+    conditional = {name for rule in filter_.rules if rule.conditions for name in rule.names}
+    chosen = frozenset(
+        name
+        for name, *args in calls
+        if judge(filter_, name, *args) != ALLOW or (not args and name in conditional)
+    )
+    first = filter_.allowing(*sorted(chosen))
+    rest = tuple(attrs.evolve(rule, names=chosen.intersection(rule.names)) for rule in filter_.rules)
+    undecided = Rule(names=sorted(chosen), action=filter_.default)
+    return first, attrs.evolve(filter_, rules=(*rest, undecided), default=ALLOW)
 
 
 def assemble(filter_: Filter, machine: str) -> bytes:

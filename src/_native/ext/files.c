@@ -1,0 +1,112 @@
+/* Small operations on small files, many in one call: each alone costs Python more than the kernel. */
+#define _GNU_SOURCE
+#include "extension.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* The strings of one operation: a path, and behind it a text that some kinds want. */
+static const char *
+next_string (const char **at, const char *end)
+{
+  const char *string = *at;
+  if (string >= end)
+    return NULL;
+  const char *nul = memchr (string, '\0', (size_t) (end - string));
+  if (nul == NULL)
+    return NULL;
+  *at = nul + 1;
+  return string;
+}
+
+static int
+write_text (const char *path, const char *text)
+{
+  int fd = open (path, O_WRONLY | O_CLOEXEC);
+  if (fd < 0)
+    return -errno;
+  int result = write (fd, text, strlen (text)) < 0 ? -errno : 0;
+  close (fd);
+  return result;
+}
+
+static int
+keep_open (struct pcx_files *files, const char *path, int flags)
+{
+  if (files->fd_count == sizeof files->fds / sizeof *files->fds)
+    return -EMFILE;
+  int fd = open (path, flags | O_CLOEXEC);
+  if (fd < 0)
+    return -errno;
+  files->fds[files->fd_count++] = fd;
+  return 0;
+}
+
+/* A file that is not there reads as nothing: what it would have counted is unknown, not zero. */
+static int
+read_text (struct pcx_files *files, const char *path)
+{
+  size_t room = sizeof files->text - files->text_size;
+  if (room < 2)
+    return -ENOBUFS;
+  int fd = open (path, O_RDONLY | O_CLOEXEC);
+  ssize_t got = fd < 0 ? 0 : read (fd, files->text + files->text_size, room - 1);
+  if (fd >= 0)
+    close (fd);
+  files->text_size += got > 0 ? (size_t) got : 0;
+  files->text[files->text_size++] = '\0';
+  return 0;
+}
+
+static int
+operate (struct pcx_files *files, char kind, const char *path, const char *text)
+{
+  switch (kind)
+    {
+    case 'm':
+      return mkdir (path, 0755) < 0 ? -errno : 0;
+    case 'p':
+      return mkdir (path, 0700) < 0 ? -errno : 0;
+    case 'c':
+      {
+        uid_t id = (uid_t) strtoul (text, NULL, 10);
+        return chown (path, id, id) < 0 ? -errno : 0;
+      }
+    case 'w':
+      return write_text (path, text);
+    case 'd':
+      return keep_open (files, path, O_RDONLY | O_DIRECTORY);
+    case 't':
+      return keep_open (files, path, O_WRONLY);
+    case 'r':
+      return read_text (files, path);
+    default:
+      return -EINVAL;
+    }
+}
+
+int
+pcx_run_files (const char *script, size_t size, struct pcx_files *files)
+{
+  const char *end = script + size;
+  int result = 0;
+
+  files->done = files->fd_count = 0;
+  files->text_size = 0;
+  while (script < end && result == 0)
+    {
+      char kind = *script++;
+      const char *path = next_string (&script, end);
+      const char *text = kind == 'w' || kind == 'c' ? next_string (&script, end) : "";
+      result = path == NULL || text == NULL ? -EINVAL : operate (files, kind, path, text);
+      files->done += result == 0;
+    }
+  if (result < 0)
+    while (files->fd_count > 0)
+      close (files->fds[--files->fd_count]);
+  return result;
+}
