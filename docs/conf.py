@@ -76,6 +76,8 @@ def _shorten_signature(
 def _with_defaults(thing: type, args: str) -> str:
     """attrs writes its constructors; `attr_dict['pids'].default` stands for a default there."""
     defaults = {field.name: repr(field.default) for field in attrs.fields(thing)}
+    if isinstance(getattr(attrs.fields_dict(thing).get("mode"), "default", None), int):
+        defaults["mode"] = oct(attrs.fields_dict(thing)["mode"].default)
 
     def shown(match: re.Match[str]) -> str:
         text = defaults[match[1]]

@@ -64,7 +64,7 @@ def _snapshot() -> dict[str, object]:
         "mounts": Path("/proc/self/mountinfo").read_text(),
         "cgroups": _cgroups(),
         "containers": os.listdir(engine.owner.live),
-        "fds": _held_fds() - 2 * len(engine.launchers),
+        "fds": _held_fds() - 2 * len(engine.launchers) - len(engine.cgroups.held),
     }
 
 

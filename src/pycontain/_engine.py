@@ -148,6 +148,8 @@ class Engine:
         for one in self._running.values():
             one.forget()
         self.launchers.close()
+        self.collector.forget()
+        self.cgroups.forget()
         self.owner.forget()
 
     def register(self, container: Container, running: Running) -> None:

@@ -96,8 +96,9 @@ walk_filter (const void *base, struct pc_ref ref)
 }
 
 static void
-walk_security (const struct pc_security *security)
+walk_security (const struct pc_security *security, usize size)
 {
+  REQUIRE (security->size == size);
   sink += security->flags + security->capabilities + security->securebits + security->landlock_abi
           + security->landlock_fs + security->landlock_scoped + security->landlock_root
           + security->landlock_dev;
@@ -133,8 +134,9 @@ walk_search (const char *search)
 }
 
 static void
-walk_exec (const struct pc_exec *exec)
+walk_exec (const struct pc_exec *exec, usize size)
 {
+  REQUIRE (exec->size == size);
   sink += exec->flags + exec->id + exec->tasks_count + exec->uid + exec->gid + exec->rows
           + exec->columns + exec->umask;
   REQUIRE (exec->argc > 0);
@@ -225,8 +227,9 @@ walk_fds (const struct pc_plan *plan)
 }
 
 static void
-walk_plan (const struct pc_plan *plan)
+walk_plan (const struct pc_plan *plan, usize size)
 {
+  REQUIRE (plan->size == size);
   sink += plan->flags + plan->namespaces;
   walk_fds (plan);
   walk_text (plan, plan->uid_map);
@@ -239,9 +242,9 @@ walk_plan (const struct pc_plan *plan)
   const struct pc_op *ops = pc_at (plan, plan->ops);
   for (u32 i = 0; i < plan->ops.size / sizeof *ops; i++)
     walk_op (plan, &ops[i]);
-  walk_security (pc_at (plan, plan->security));
+  walk_security (pc_at (plan, plan->security), plan->security.size);
   if (plan->flags & PC_PLAN_COMMAND_IS_INIT)
-    walk_exec (pc_at (plan, plan->command));
+    walk_exec (pc_at (plan, plan->command), plan->command.size);
 }
 
 /* Behind a header of 24 bytes in a buffer aligned to 16, as it is received: aligned to 8 and no more. */
@@ -267,17 +270,17 @@ LLVMFuzzerTestOneInput (const uint8_t *data, size_t size)
   if (pc_plan_check (buffer, size) == 0)
     {
       decoder_counts.accepted[DECODER_PLAN]++;
-      walk_plan (buffer);
+      walk_plan (buffer, size);
     }
   if (pc_security_check (buffer, size) == 0)
     {
       decoder_counts.accepted[DECODER_SECURITY]++;
-      walk_security (buffer);
+      walk_security (buffer, size);
     }
   if (pc_exec_check (buffer, size) == 0)
     {
       decoder_counts.accepted[DECODER_EXEC]++;
-      walk_exec (buffer);
+      walk_exec (buffer, size);
     }
   __asan_unpoison_memory_region (block, sizeof (struct pc_request));
   free (block);

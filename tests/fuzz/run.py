@@ -33,8 +33,10 @@ _FLAGS = (
 _SANITIZERS = "address,undefined"
 _OPTIONS = {
     "ASAN_OPTIONS": "handle_abort=2:handle_sigill=2:detect_leaks=1:abort_on_error=0:exitcode=99",
-    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1:abort_on_error=1",
 }
+_FOUND = (1, 77, 99)
+"""Exit statuses of sanitizers and libFuzzer after a finding; a replayed one leaves no new file."""
 _COUNTS = re.compile(r"^decoders: executions=(\d+) plan=(\d+) security=(\d+) exec=(\d+)$", re.MULTILINE)
 
 
@@ -72,7 +74,7 @@ def _candidates(engine: str) -> list[tuple[str, list[str], list[str]]]:
     gcc = shlex.split(os.environ.get("PYC_FUZZ_GCC", "gcc"))
     driver = [str(HERE / "standalone.c")]
     every = [
-        ("libfuzzer", clang, [f"-fsanitize=fuzzer,{_SANITIZERS}"]),
+        ("libfuzzer", clang, [f"-fsanitize=fuzzer,{_SANITIZERS}", str(HERE / "libfuzzer.c")]),
         ("standalone", gcc, [f"-fsanitize={_SANITIZERS}", *driver]),
         ("standalone", clang, [f"-fsanitize={_SANITIZERS}", *driver]),
     ]
@@ -99,13 +101,13 @@ def build(into: Path, engine: str = "auto") -> Fuzzer:
             continue
         program = into / f"decoders-{name}"
         include = [f"-I{NATIVE / 'include'}", f"-I{HERE}"]
-        sources = [str(HERE / "decoders.c"), str(check_source())]
+        sources = [str(HERE / "decoders.c"), str(HERE / "mutate.c"), str(check_source())]
         subprocess.run([*compiler, *_FLAGS, *added, *include, *sources, "-o", str(program)], check=True)
         return Fuzzer(name, program)
     raise NoCompiler("no compiler with the AddressSanitizer runtime (gcc with libasan, or clang with its own)")
 
 
-def _report(fuzzer: Fuzzer, done: subprocess.CompletedProcess[str], elapsed: float, artifacts: Path) -> int:
+def _report(fuzzer: Fuzzer, done: subprocess.CompletedProcess[str], elapsed: float, found: list[Path]) -> int:
     counts = _COUNTS.search(done.stderr)
     executions, *accepted = map(int, counts.groups()) if counts else (0, 0, 0, 0)
     corpus = re.search(r"^corpus: .*$", done.stderr, re.MULTILINE)
@@ -120,13 +122,21 @@ def _report(fuzzer: Fuzzer, done: subprocess.CompletedProcess[str], elapsed: flo
         print("fuzz: clean")
         return 0
     print(done.stderr, file=sys.stderr)
-    found = [path for path in artifacts.iterdir() if path.is_file()]
     for path in found:
-        print(f"fuzz: FINDING: replay with {Path(sys.argv[0]).name} --replay {path}")
-    if not found and done.returncode not in (77, 99, 1):
-        print(f"fuzz: the fuzzer ended with {done.returncode}", file=sys.stderr)
-        return 2
-    return 1
+        print(f"fuzz: FINDING: replay with {Path(__file__).name} --replay {path}")
+    if found or done.returncode in _FOUND:
+        return 1
+    print(f"fuzz: the fuzzer ended with {done.returncode}", file=sys.stderr)
+    return 2
+
+
+def _keep(findings: Path, kept: Path) -> list[Path]:
+    """Copy findings to where they outlive this run."""
+    copies = []
+    for path in sorted(findings.iterdir()):
+        kept.mkdir(parents=True, exist_ok=True)
+        copies.append(Path(shutil.copy(path, kept)))
+    return copies
 
 
 def main() -> int:
@@ -161,11 +171,7 @@ def main() -> int:
             env={**os.environ, **_OPTIONS},
         )
         elapsed = time.monotonic() - begun
-        for path in list(findings.iterdir()):
-            artifacts.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, artifacts)
-        kept = artifacts if any(findings.iterdir()) else findings
-        return _report(fuzzer, done, elapsed, kept)
+        return _report(fuzzer, done, elapsed, _keep(findings, artifacts))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
  * Without -seconds and -runs the files are executed as they are: how a finding is replayed.
  */
 #include "decoders.h"
+#include "mutate.h"
 #include "plan.h"
 
 #include <dirent.h>
@@ -41,8 +42,6 @@ static usize files;
 static usize files_accepted;
 static struct input current;
 static u8 work[LARGEST];
-static usize work_size;
-static u64 state = 1;
 
 static struct
 {
@@ -52,22 +51,7 @@ static struct
   const char *artifacts;
 } options = { .max_length = 16 * 1024, .artifacts = "./" };
 
-static u64
-any (void)
-{
-  state ^= state << 13;
-  state ^= state >> 7;
-  state ^= state << 17;
-  return state * 0x2545f4914f6cdd1dull;
-}
-
-static usize
-below (usize limit)
-{
-  return limit == 0 ? 0 : (usize) ((any () >> 11) % limit);
-}
-
-/* In the middle of a report: system calls alone. */
+/* Called in the middle of a report; the allocator may be what is broken. */
 static void
 keep_finding (void)
 {
@@ -102,7 +86,7 @@ adopt (struct pool *pool, const u8 *data, usize size)
 {
   if (pool->count == POOL_SIZE && pool->seeds == POOL_SIZE)
     return;
-  usize slot = pool->count < POOL_SIZE ? pool->count++ : pool->seeds + below (POOL_SIZE - pool->seeds);
+  usize slot = pool->count < POOL_SIZE ? pool->count++ : pool->seeds + mutate_below (POOL_SIZE - pool->seeds);
   u8 *copy = malloc (size + 1);
   if (copy == NULL)
     abort ();
@@ -118,178 +102,9 @@ choose (void)
   static const int order[] = { DECODER_PLAN, DECODER_PLAN, DECODER_SECURITY, DECODER_EXEC };
   const struct pool *pool;
   do
-    pool = &pools[order[below (4)]];
+    pool = &pools[order[mutate_below (4)]];
   while (pool->count == 0);
-  return &pool->inputs[below (pool->count)];
-}
-
-static u32
-word_at (usize at)
-{
-  u32 value;
-  memcpy (&value, work + at, sizeof value);
-  return value;
-}
-
-static void
-set_word (usize at, u32 value)
-{
-  memcpy (work + at, &value, sizeof value);
-}
-
-/* A number at which something ends. */
-static u32
-edge (void)
-{
-  static const u32 values[] = { 0,   1,   2,    3,    4,     7,      8,          15,         16,
-                                24,  40,  64,   127,  128,   199,    200,        201,        255,
-                                256, 512, 4095, 4096, 65535, 65536,  0x7fffffff, 0x80000000, 0xfffffff8,
-                                0xfffffffe, 0xffffffff };
-  u32 value = values[below (sizeof values / sizeof *values)];
-  if (below (3) == 0)
-    value = (u32) work_size + (u32) below (17) - 8;
-  return value;
-}
-
-static usize
-any_word (void)
-{
-  return below (work_size / 4) * 4;
-}
-
-static void
-flip_bit (void)
-{
-  work[below (work_size)] ^= (u8) (1u << below (8));
-}
-
-static void
-set_byte (void)
-{
-  work[below (work_size)] = (u8) any ();
-}
-
-static void
-set_edge (void)
-{
-  usize at = any_word ();
-  if (at + 4 <= work_size)
-    set_word (at, edge ());
-}
-
-static void
-nudge (void)
-{
-  usize at = any_word ();
-  if (at + 4 <= work_size)
-    set_word (at, word_at (at) + (u32) below (33) - 16);
-}
-
-/* Take two words for a reference and lead it to the end of the buffer, or a little past it. */
-static void
-lead_to_the_end (void)
-{
-  static const i32 steps[] = { 0, 0, 1, -1, 2, -2, 4, -4, 8, -8, 16, 24, 40 };
-  usize at = any_word ();
-  if (at + 8 > work_size)
-    return;
-  u32 slack = (u32) steps[below (sizeof steps / sizeof *steps)];
-  if (below (2) == 0)
-    set_word (at, (u32) work_size - word_at (at + 4) + slack);
-  else
-    set_word (at + 4, (u32) work_size - word_at (at) + slack);
-}
-
-/* Take two words for a reference, and make it one of what may stand in the buffer. */
-static void
-make_reference (void)
-{
-  static const u32 units[] = { 1, 4, 8, 16, 24, 40, 48 };
-  usize at = any_word ();
-  if (at + 8 > work_size)
-    return;
-  u32 offset = (u32) below (work_size + 1);
-  if (below (4) != 0)
-    offset &= ~7u;
-  u32 unit = units[below (sizeof units / sizeof *units)];
-  u32 room = (u32) work_size - offset;
-  u32 size = (u32) below (room / unit + 2) * unit;
-  set_word (at, offset);
-  set_word (at + 4, below (8) == 0 ? 0u - offset + (u32) below (16) : size);
-}
-
-static void
-cut (void)
-{
-  usize less = below (2) == 0 ? below (work_size) : below (work_size < 40 ? work_size : 40);
-  work_size -= less;
-}
-
-static void
-extend (void)
-{
-  usize more = below (64) + 1;
-  if (work_size + more > options.max_length)
-    return;
-  for (usize i = 0; i < more; i++)
-    work[work_size + i] = below (2) == 0 ? 0 : (u8) any ();
-  work_size += more;
-}
-
-static void
-copy_block (void)
-{
-  usize from = below (work_size), to = below (work_size);
-  usize most = work_size - (from > to ? from : to);
-  memmove (work + to, work + from, below (most) + 1);
-}
-
-static void
-splice (void)
-{
-  const struct input *other = choose ();
-  usize at = below (work_size) & ~(usize) 7;
-  usize from = below (other->size) & ~(usize) 7;
-  usize count = below (other->size - from + 1);
-  if (at + count > options.max_length)
-    count = options.max_length > at ? options.max_length - at : 0;
-  memcpy (work + at, other->data + from, count);
-  if (at + count > work_size || below (2) == 0)
-    work_size = at + count;
-}
-
-static void
-set_size (usize at, usize size)
-{
-  if (at % 4 == 0 && at <= work_size && work_size - at >= 12)
-    set_word (at + offsetof (struct pc_plan, size), (u32) size);
-}
-
-/* A wrong size is refused at once: make most inputs, and the buffers inside of them, get further. */
-static void
-mend_sizes (void)
-{
-  if (below (8) == 0)
-    return;
-  set_size (0, work_size);
-  if (work_size < sizeof (struct pc_plan) || word_at (0) != PC_PLAN_MAGIC || below (8) == 0)
-    return;
-  static const usize inner[] = { offsetof (struct pc_plan, security), offsetof (struct pc_plan, command) };
-  for (usize i = 0; i < 2; i++)
-    if (word_at (inner[i] + 4) >= 12)
-      set_size (word_at (inner[i]), word_at (inner[i] + 4));
-}
-
-static void
-mutate (void)
-{
-  static void (*const all[]) (void)
-      = { flip_bit,        set_byte, set_edge,   set_edge,       nudge, nudge, lead_to_the_end,
-          lead_to_the_end, cut,      copy_block, make_reference, extend, splice };
-  for (usize n = below (2) == 0 ? 1 : below (4) + 1; n > 0; n--)
-    if (work_size > 0)
-      all[below (sizeof all / sizeof *all)]();
-  mend_sizes ();
+  return &pool->inputs[mutate_below (pool->count)];
 }
 
 static double
@@ -309,12 +124,13 @@ fuzz (void)
       if (options.seconds > 0 && i % CLOCK_EVERY == 0 && now () > end)
         return;
       const struct input *from = choose ();
-      work_size = from->size < options.max_length ? from->size : options.max_length;
-      memcpy (work, from->data, work_size);
-      mutate ();
-      int which = execute (work, work_size);
-      if (which < DECODER_COUNT && below (ADOPT_ONE_IN) == 0)
-        adopt (&pools[which], work, work_size);
+      const struct input *other = choose ();
+      usize size = from->size < options.max_length ? from->size : options.max_length;
+      memcpy (work, from->data, size);
+      size = mutate (work, size, options.max_length, other->data, other->size);
+      int which = execute (work, size);
+      if (which < DECODER_COUNT && mutate_below (ADOPT_ONE_IN) == 0)
+        adopt (&pools[which], work, size);
     }
 }
 
@@ -375,7 +191,7 @@ take_option (const char *argument)
   else if (strncmp (argument, "-runs=", 6) == 0)
     options.runs = strtoull (argument + 6, NULL, 0);
   else if (strncmp (argument, "-seed=", 6) == 0)
-    state = strtoull (argument + 6, NULL, 0) * 0x9e3779b97f4a7c15ull | 1;
+    mutate_seed (strtoull (argument + 6, NULL, 0));
   else if (strncmp (argument, "-max_len=", 9) == 0)
     options.max_length = strtoull (argument + 9, NULL, 0);
   else if (strncmp (argument, "-artifact_prefix=", 17) == 0)

@@ -12,7 +12,8 @@ enum pc_request_kind
 {
   PC_REQUEST_SPAWN = 1, /* caller to launcher: a plan */
   PC_REQUEST_MAPS,      /* caller to launcher: the id maps of its own namespace stand */
-  PC_REQUEST_REMOVE,    /* caller to launcher: remove a tree below the directory sent; name */
+  PC_REQUEST_REMOVE,    /* caller to launcher: below each directory sent, a letter and a name: t for a
+                           tree, g for a cgroup and those in it */
   PC_REQUEST_SECURITY,  /* caller to agent */
   PC_REQUEST_EXEC,
   PC_REQUEST_SIGNAL,    /* to the exec `id`, signal `value` */
@@ -32,6 +33,7 @@ struct pc_request
 };
 
 #define PC_REQUEST_IN_MEMFD 1u
+#define PC_REQUEST_AFTER 2u /* PC_REQUEST_REMOVE: the first fd is a pidfd whose end to wait for */
 
 enum pc_record_kind
 {

@@ -37,6 +37,8 @@ int pc_build_root (const struct pc_launcher *launcher, const struct pc_plan *pla
                    struct pc_child_fds *fds, i32 *op, struct pc_failure *failure);
 /* Remove what stands at name below dir, whatever its depth; 0 or a negative errno. */
 int pc_remove_tree (int dir, const char *name);
+/* Remove the cgroup name below dir and every one in it; 0 or a negative errno. */
+int pc_remove_group (int dir, const char *name);
 void pc_watch_child (i32 pid, int exit_fd);
 void pc_reap_children (void);
 

@@ -113,20 +113,53 @@ serve_spawn (struct pc_launcher *launcher, const struct pc_request *request, usi
     raw2 (__NR_munmap, plan, size);
 }
 
+static int
+wait_for_end (int pidfd)
+{
+  struct pollfd polled = { .fd = pidfd, .events = POLLIN };
+  i64 patience[2] = { 10, 0 };
+  word ready = raw5 (__NR_ppoll, &polled, 1, patience, 0, 8);
+  return ready < 0 ? (int) ready : ready == 0 ? -ETIMEDOUT : 0;
+}
+
+/* Everything is tried; the first error is told. */
+static int
+remove_all (const struct pc_request *request, usize received, const struct pc_fds *fds)
+{
+  u32 next = request->flags & PC_REQUEST_AFTER ? 1 : 0;
+  usize at = sizeof *request;
+  int result = 0;
+
+  if (received >= sizeof buffer || fds->count <= next)
+    return -EINVAL;
+  buffer[received] = '\0';
+  if (next == 1)
+    {
+      int error = wait_for_end (fds->fd[0]);
+      if (error < 0)
+        return error;
+    }
+  for (; next < fds->count; next++)
+    {
+      if (at >= received)
+        return -EINVAL;
+      const char *name = (const char *) buffer + at + 1;
+      int error = buffer[at] == 'g'   ? pc_remove_group (fds->fd[next], name)
+                  : buffer[at] == 't' ? pc_remove_tree (fds->fd[next], name)
+                                      : -EINVAL;
+      at += pc_strlen (name) + 2;
+      if (result == 0)
+        result = error;
+    }
+  return result;
+}
+
 static void
 serve_remove (struct pc_launcher *launcher, const struct pc_request *request, usize received,
               struct pc_fds *fds)
 {
   struct pc_record reply = { .kind = PC_RECORD_GONE };
-  const char *name = (const char *) buffer + sizeof *request;
-
-  if (fds->count != 1 || received >= sizeof buffer || received <= sizeof *request)
-    reply.error = EINVAL;
-  else
-    {
-      buffer[received] = '\0';
-      reply.error = -pc_remove_tree (fds->fd[0], name);
-    }
+  reply.error = -remove_all (request, received, fds);
   (void) pc_send_record (launcher->socket, &reply, -1);
 }
 

@@ -1,4 +1,4 @@
-/* Remove a tree that a guest wrote: any depth, any mode, a bounded number of fds. */
+/* Remove a tree that a guest wrote: any depth, any mode, a bounded number of fds; and cgroups. */
 #include "launcher.h"
 #include "mountapi.h"
 
@@ -104,14 +104,22 @@ empty_children (int top)
   return (int) got;
 }
 
+static int
+is_component (const char *name)
+{
+  if (name[0] == '\0' || is_dots (name))
+    return 0;
+  for (const char *at = name; *at != '\0'; at++)
+    if (*at == '/')
+      return 0;
+  return 1;
+}
+
 int
 pc_remove_tree (int dir, const char *name)
 {
-  if (name[0] == '\0' || is_dots (name))
+  if (!is_component (name))
     return -EINVAL;
-  for (const char *at = name; *at != '\0'; at++)
-    if (*at == '/')
-      return -EINVAL;
   cleanup_fd int top = open_directory (dir, name);
   if (top == -ENOENT)
     return 0;
@@ -132,4 +140,54 @@ pc_remove_tree (int dir, const char *name)
         return error;
     }
   return (int) raw3 (__NR_unlinkat, dir, name, AT_REMOVEDIR_);
+}
+
+#define GROUP_DEPTH 4
+
+static int
+remove_groups_in (int group, u32 depth)
+{
+  /* On the stack: each level reads its own. */
+  char names[4096] __attribute__ ((aligned (8)));
+  word got;
+
+  while ((got = raw3 (__NR_getdents64, group, names, sizeof names)) > 0)
+    for (word at = 0; at < got;)
+      {
+        struct entry *entry = (struct entry *) (void *) (names + at);
+        at += entry->size;
+        if (entry->type != DT_DIR_ || is_dots (entry->name)
+            || raw3 (__NR_unlinkat, group, entry->name, AT_REMOVEDIR_) == 0 || depth == GROUP_DEPTH)
+          continue;
+        cleanup_fd int inner = (int) sys_openat (group, entry->name, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+        if (inner >= 0)
+          (void) remove_groups_in (inner, depth + 1);
+        raw3 (__NR_unlinkat, group, entry->name, AT_REMOVEDIR_);
+      }
+  return (int) got;
+}
+
+int
+pc_remove_group (int dir, const char *name)
+{
+  i64 pause[2] = { 0, 1000000 };
+
+  if (!is_component (name))
+    return -EINVAL;
+  for (u32 try = 0;; try++)
+    {
+      word error = raw3 (__NR_unlinkat, dir, name, AT_REMOVEDIR_);
+      if (error == 0 || error == -ENOENT)
+        return 0;
+      cleanup_fd int group = (int) sys_openat (dir, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+      if (group < 0)
+        return group;
+      error = remove_groups_in (group, 0);
+      if (error == 0)
+        error = raw3 (__NR_unlinkat, dir, name, AT_REMOVEDIR_);
+      if (error != -EBUSY || try == 100)
+        return (int) error;
+      /* Its last process is dead, yet not always gone. */
+      raw2 (__NR_nanosleep, pause, 0);
+    }
 }

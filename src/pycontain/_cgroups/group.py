@@ -27,6 +27,7 @@ class Cgroups:
         self.layout = layout or detect()
         self.owner = owner
         self._made: set[str] = set()
+        self._fds: dict[str, int] = {}
         self._lock = threading.Lock()
         self.unified = self._prepare_unified()
 
@@ -77,13 +78,33 @@ class Cgroups:
         try:
             group.make(limits)
         except BaseException:
-            group.remove()
+            for path in group.paths().values():
+                remove_subtree(path)
             raise
         return group
 
+    def directory_fd(self, path: str) -> int:
+        """An fd of one of this owner's directories, kept open."""
+        with self._lock:
+            if (fd := self._fds.get(path)) is None:
+                fd = self._fds[path] = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            return fd
+
+    @property
+    def held(self) -> list[int]:
+        """Every fd that `directory_fd` keeps open."""
+        with self._lock:
+            return list(self._fds.values())
+
     def remove(self) -> bool:
         """Remove this owner's directories everywhere; False while something lives below."""
+        self.forget()
         return all([remove_group(path) for path in self._made])
+
+    def forget(self) -> None:
+        """Close the fds alone."""
+        while self._fds:
+            os.close(self._fds.popitem()[1])
 
 
 def collect(owner: str, layout: Layout) -> bool:
@@ -307,19 +328,14 @@ class Group:
         """`{controller: directory}`; the v2 group under 'unified'."""
         return {**self._legacy, **({"unified": self._unified} if self._unified else {})}
 
-    def remove(self) -> bool:
-        """Remove every directory; False while a process is still in one."""
+    def abandon(self) -> list[tuple[int, str]]:
+        """What a janitor has to remove: (directory's fd, name); leaves go with the group that they are in."""
         self.started()
         with self._lock:
-            leaves = [*self._spare, *self._busy]
             self._spare.clear()
             self._busy.clear()
-        for leaf in leaves:
-            leaf.remove()
-        done = True
-        for directory in [*self._legacy.values(), *filter(None, (self._unified,))]:
-            done &= remove_group(directory) or remove_subtree(directory)
-        return done
+        parents = [os.path.dirname(path) for path in self.paths().values()]
+        return [(self._cgroups.directory_fd(parent), self.name) for parent in parents]
 
 
 class _Steps:

@@ -65,7 +65,7 @@ class Launcher:
 
     def remove(self, directory: int, name: str) -> None:
         """Remove the tree `name` below the directory fd, as the launcher's user.  Raises OSError."""
-        native.send(self.socket, request(native.REMOVE, os.fsencode(name)), [directory])
+        native.send(self.socket, request(native.REMOVE, b"t" + os.fsencode(name) + b"\0"), [directory])
         record = native.receive_uninterrupted(self.socket)
         if record is None:
             raise ConnectionResetError("the launcher is gone")

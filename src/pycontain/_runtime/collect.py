@@ -1,22 +1,31 @@
-"""Remove what ended containers leave, behind the caller's back but never behind its exit."""
+"""Remove what ended containers leave, behind the caller's back but never behind its exit.
+
+The work is done by a program of its own, the janitor: a thread of this process would
+take the interpreter's lock from whoever starts the next container.
+"""
 
 from __future__ import annotations
 
+import collections
 import os
-import queue
 import select
 import threading
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from pycontain._kernel.launcher import Launcher
+from pycontain._kernel import native
+from pycontain._kernel.plan import request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pycontain._cgroups.group import Group
+    from pycontain._kernel.launcher import Launcher
     from pycontain._state.owner import Owner
+
+_MOST_WAITING = 64
+"""Containers whose remains may lie about before a caller waits for the oldest."""
 
 
 @frozen(eq=False)
@@ -31,67 +40,89 @@ class Remains:
 
 
 class Collector:
-    """A thread that removes remains as soon as their PID 1 is dead."""
+    """Hands remains to the janitor and hears what became of them."""
 
     def __init__(self, owner: Owner, make_janitor: Callable[[], Launcher]) -> None:
         self._owner = owner
         self._make_janitor = make_janitor
         self._janitor: Launcher | None = None
-        self._queue: queue.SimpleQueue[Remains | threading.Event | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._waiting: collections.deque[Remains] = collections.deque()
         self._lock = threading.Lock()
         self.errors: list[str] = []
 
     def put(self, remains: Remains) -> None:
-        """Take over; returns at once."""
+        """Take over; returns at once unless too much is waiting already."""
         with self._lock:
-            if self._thread is None:
-                # A daemon, since the interpreter joins the others before atexit can end this one.
-                self._thread = threading.Thread(target=self._run, name="pycontain-collector", daemon=True)
-                self._thread.start()
-        self._queue.put(remains)
+            try:
+                self._send(remains)
+            except OSError as error:
+                self._lost(error)
+            finally:
+                if remains.pidfd >= 0:
+                    os.close(remains.pidfd)
+            self._hear(_MOST_WAITING, wait=False)
 
     def settle(self) -> None:
         """Wait until everything taken over so far is removed."""
-        if self._thread is not None:
-            done = threading.Event()
-            self._queue.put(done)
-            done.wait()
+        with self._lock:
+            self._hear(0, wait=True)
 
     def close(self) -> None:
-        """Remove what is left and end the thread."""
-        if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join()
-            self._thread = None
-        if self._janitor is not None:
-            self._janitor.close()
-            self._janitor = None
+        """Remove what is left and end the janitor."""
+        with self._lock:
+            self._hear(0, wait=True)
+            self.forget()
 
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            if isinstance(item, threading.Event):
-                item.set()
-                continue
-            try:
-                self.remove(item)
-            except OSError as error:
-                self.errors.append(f"{item.name}: {error}")
+    def forget(self) -> None:
+        """Let go of the janitor."""
+        janitor, self._janitor = self._janitor, None
+        if janitor is not None:
+            janitor.close()
 
-    def remove(self, remains: Remains) -> None:
-        """Remove one container's remains.  Raises OSError with what could not be removed."""
-        wait_dead(remains.pidfd)
-        if remains.pidfd >= 0:
-            os.close(remains.pidfd)
-        removed = remains.group is None or remains.group.remove()
+    def _send(self, remains: Remains) -> None:
+        fds, names = [], []
+        if remains.group is not None:
+            for fd, name in remains.group.abandon():
+                fds.append(fd)
+                names.append(f"g{name}")
         if remains.has_directory:
-            if self._janitor is None:
-                self._janitor = self._make_janitor()
-            self._janitor.remove(self._owner.live_fd, remains.name)
-        if remains.block is not None:
-            self._owner.blocks.release(remains.block)
-        if not removed:
-            raise OSError(16, "a cgroup is still in use", remains.name)
+            fds.append(self._owner.live_fd)
+            names.append(f"t{remains.name}")
+        flags = 0
+        if remains.pidfd >= 0:
+            flags = native.AFTER
+            fds.insert(0, remains.pidfd)
+        if self._janitor is None:
+            self._janitor = self._make_janitor()
+        self._waiting.append(remains)
+        payload = "".join(f"{name}\0" for name in names).encode()
+        native.send(self._janitor.socket, request(native.REMOVE, payload, flags=flags), fds)
+
+    def _hear(self, most: int, *, wait: bool) -> None:
+        """Hear of what is done; wait for the rest where told to, or while more than `most` is not."""
+        while self._waiting and self._janitor is not None:
+            patience = -1 if wait or len(self._waiting) > most else 0
+            try:
+                record = native.receive(self._janitor.socket, patience)
+            except TimeoutError:
+                return
+            except OSError as error:
+                self._lost(error)
+                return
+            if record is None:
+                self._lost(ConnectionResetError("the janitor is gone"))
+                return
+            done = self._waiting.popleft()
+            if record.errno:
+                self.errors.append(f"{done.name}: {os.strerror(record.errno)}")
+            if done.block is not None:
+                self._owner.blocks.release(done.block)
+
+    def _lost(self, error: OSError) -> None:
+        """Without a janitor the remains stay for the next engine, and their ids taken until this one ends."""
+        self.errors.extend(f"{one.name}: {error}" for one in self._waiting)
+        self._waiting.clear()
+        self.forget()
 
 
 def wait_dead(pidfd: int, timeout: float | None = None) -> bool:

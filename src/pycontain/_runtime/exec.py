@@ -129,7 +129,8 @@ class Execution:
     ) -> Execution:
         """Ask the agent.  `streams` are the guest's ends of stdin, stdout, stderr, -1 for /dev/null.
 
-        They stay the caller's to close.  quiet: the channel tells of the end alone.  Raises StateError when the container ended.
+        They stay the caller's to close.  quiet: the channel tells of the end alone.
+        Raises StateError when the container ended.
         """
         begun = time.perf_counter()
         if running.ended:
