@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import attrs
+from docutils import nodes
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +45,7 @@ _SPELLED_OUT = {
     "specs.Mounts": "Mapping[str, Bind | Tmpfs | str | PathLike[str]]",
     "specs.TmpfsOption": "Mapping[str, Tmpfs | int | str | None] | Iterable[str]",
     "Args": "str | Sequence[str]",
+    "os.PathLike": "PathLike",
     "signals.SIGKILL": "SIGKILL",
 }
 """Names of rooms that a signature shows where a hint cannot be resolved at run time."""
@@ -56,6 +58,15 @@ def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("autodoc-process-signature", _shorten_signature)
     app.connect("autodoc-process-docstring", _list_parameters)
+    app.connect("doctree-resolved", _name_publicly)
+
+
+def _name_publicly(app: Sphinx, tree: nodes.document, page: str) -> None:
+    """A link says `pycontain.Container`, not the module that holds the class."""
+    for link in tree.findall(nodes.reference):
+        title = link.get("reftitle", "")
+        if title.startswith("pycontain._"):
+            link["reftitle"] = f"pycontain.{title.rpartition('.')[2]}"
 
 
 def _shorten_signature(

@@ -66,8 +66,7 @@ class Engine:
         self.launchers = LauncherPool(plain=not self.features.privileged, maps=self._maps)
         self.collector = Collector(self.owner, self._make_janitor)
         self._lock = threading.Lock()
-        self._running: dict[str, Running] = {}
-        self._containers: weakref.WeakValueDictionary[str, Container] = weakref.WeakValueDictionary()
+        self._running: dict[str, tuple[Container, Running]] = {}
         self._host_image: Image | None = None
         self._held: dict[object, CgroupLimits] = {}
         self.templates: dict[object, Template] = {}
@@ -80,7 +79,7 @@ class Engine:
     def containers(self) -> list[Container]:
         """The containers of this process that live."""
         with self._lock:
-            return [one for name, one in self._containers.items() if name in self._running]
+            return [container for container, _ in self._running.values()]
 
     def host_image(self) -> Image:
         """`Image.host()` for this store, made once."""
@@ -125,7 +124,7 @@ class Engine:
             return
         self.closed = True
         with self._lock:
-            running = list(self._running.values())
+            running = [one for _, one in self._running.values()]
             self._running.clear()
         for one in running:
             one.end()
@@ -145,9 +144,9 @@ class Engine:
     def forget(self) -> None:
         """In a forked child: let go of everything without ending it."""
         self.closed = True
-        for one in self._running.values():
+        for _, one in self._running.values():
             one.forget()
-        self.launchers.close()
+        self.launchers.forget()
         self.collector.forget()
         self.cgroups.forget()
         self.owner.forget()
@@ -157,8 +156,7 @@ class Engine:
         with self._lock:
             if self.closed:
                 raise StateError("the engine is closed")
-            self._running[running.spec.id] = running
-            self._containers[running.spec.id] = container
+            self._running[running.spec.id] = container, running
 
     def unregister(self, running: Running) -> None:
         """A container of this engine ended."""

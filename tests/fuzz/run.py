@@ -104,7 +104,9 @@ def build(into: Path, engine: str = "auto") -> Fuzzer:
         sources = [str(HERE / "decoders.c"), str(HERE / "mutate.c"), str(check_source())]
         subprocess.run([*compiler, *_FLAGS, *added, *include, *sources, "-o", str(program)], check=True)
         return Fuzzer(name, program)
-    raise NoCompiler("no compiler with the AddressSanitizer runtime (gcc with libasan, or clang with its own)")
+    raise NoCompiler(
+        "no compiler with the AddressSanitizer runtime (gcc with libasan, or clang with its own)"
+    )
 
 
 def _report(fuzzer: Fuzzer, done: subprocess.CompletedProcess[str], elapsed: float, found: list[Path]) -> int:

@@ -19,6 +19,7 @@ struct pc_process
 struct pc_agent
 {
   const struct pc_security *security;
+  int proc;      /* /proc of this container, opened before any guest ran, or -1 */
   int terminals; /* /dev/pts of this container, or -1 */
   struct pc_process processes[PC_MAX_EXECS];
   u32 count;
@@ -40,8 +41,8 @@ void pc_start_exec (struct pc_agent *agent, const struct pc_exec *exec, struct p
 i32 *pc_command_slot (struct pc_agent *agent);
 /* The supervisor of one exec: its orphans come to it, and it ends when the last of them does. */
 _Noreturn void pc_supervise (i32 *command, int channel);
-/* Kill every descendant of root until none is left. */
-void pc_kill_tree (i32 root);
+/* Kill every descendant of root until none is left; 0, or a negative errno when that cannot be said. */
+int pc_kill_tree (int proc, i32 root);
 void pc_exited_record (struct pc_record *record, i32 status, const struct pc_kernel_usage *usage);
 
 #endif

@@ -79,9 +79,9 @@ find (u32 id)
 }
 
 static void
-answer_gone (struct pc_fds *fds)
+answer_gone (struct pc_fds *fds, int error)
 {
-  struct pc_record gone = { .kind = PC_RECORD_GONE };
+  struct pc_record gone = { .kind = PC_RECORD_GONE, .error = -error };
   if (fds->count > 0)
     (void) pc_send_record (fds->fd[0], &gone, -1);
 }
@@ -161,12 +161,13 @@ static void
 serve_kill_tree (const struct pc_request *request, struct pc_fds *fds)
 {
   struct pc_process *process = find (request->id);
+  int error = 0;
   if (process != NULL && process->command != NULL)
-    pc_kill_tree (process->pid);
+    error = pc_kill_tree (agent.proc, process->pid);
   else if (process != NULL)
     raw2 (__NR_kill, process->pid, SIGKILL_);
   reap (1 /* WNOHANG */);
-  answer_gone (fds);
+  answer_gone (fds, error);
 }
 
 static void
@@ -176,7 +177,7 @@ serve_kill_all (struct pc_fds *fds)
   /* All but PID 1 are dying and belong to us by now or soon: wait for the last. */
   while (reap (0) >= 0)
     continue;
-  answer_gone (fds);
+  answer_gone (fds, 0);
 }
 
 static void
@@ -239,6 +240,7 @@ pc_main (word *stack)
   raw4 (__NR_rt_sigprocmask, 2, &blocked, 0, 8);
   int signals = (int) raw4 (__NR_signalfd4, -1, &child, 8, 0x80000 | 0x800);
   raw3 (__NR_fcntl, PC_AGENT_CONTROL_FD, F_SETFD, FD_CLOEXEC);
+  agent.proc = (int) sys_openat (AT_FDCWD_, "/proc", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
   agent.terminals
       = (int) sys_openat (AT_FDCWD_, "/dev/pts", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
 

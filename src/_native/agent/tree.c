@@ -104,19 +104,21 @@ mark_descendants (u32 count, i32 root)
   return total;
 }
 
-void
-pc_kill_tree (i32 root)
+int
+pc_kill_tree (int proc, i32 root)
 {
   /* Each pass kills what it saw; what was born meanwhile is seen by the next.  A fork bomb loses,
      since the killed never fork again and its births only come from the not yet seen. */
   for (u32 pass = 0; pass < 1000; pass++)
     {
-      cleanup_fd int proc = (int) sys_openat (AT_FDCWD_, "/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
-      if (proc < 0)
-        return;
-      u32 count = list_processes (proc);
+      cleanup_fd int listed = (int) sys_openat (proc, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+      if (listed < 0)
+        return listed;
+      u32 count = list_processes (listed);
+      if (count == 0)
+        return -ENOENT; /* PID 1 at least is there: this is no /proc */
       if (mark_descendants (count, root) == 0)
-        return;
+        return 0;
       for (u32 i = 0; i < count; i++)
         if (marked[i])
           raw2 (__NR_kill, pids[i], SIGKILL_);
@@ -126,6 +128,7 @@ pc_kill_tree (i32 root)
           raw2 (__NR_nanosleep, pause, 0);
         }
     }
+  return -EBUSY;
 }
 
 i32 *

@@ -51,11 +51,7 @@ def describe() -> cffi.FFI:
     programs = build_programs()
     builder = cffi.FFI()
     builder.cdef((NATIVE / "ext" / "ffi.cdef").read_text())
-    own = [
-        NATIVE / "ext" / name
-        for name in ("start.c", "message.c", "kernel.c", "pump.c", "files.c", "programs.c")
-    ]
-    own.append(NATIVE / "shared" / "check.c")
+    own = [*sorted((NATIVE / "ext").glob("*.c")), NATIVE / "shared" / "check.c"]
     builder.set_source(
         "pycontain._kernel._ffi",
         '#include "extension.h"',

@@ -40,12 +40,28 @@ struct pcx_files
   char text[12288]; /* what was read, each followed by a NUL */
 };
 
+/* The answers to one start.  Results as of pcx_receive: 1 with a record, 0 at the end of the stream. */
+struct pcx_exchange
+{
+  struct pc_record_fd ready; /* from the control socket */
+  struct pc_record_fd reply; /* from the launcher */
+  int ready_result;
+  int reply_result;
+  int files_result;
+  int64_t sent; /* CLOCK_MONOTONIC in ns */
+};
+
 /* Every function returns a negative errno on failure. */
 const char *pcx_step_name (unsigned int step);
 int pcx_start_launcher (int plain_user, int *socket_out, int *pidfd_out);
 int pcx_send (int socket, const char *buffer, size_t size, const int *fds, unsigned int count);
 int pcx_receive (int socket, struct pc_record_fd *out, int timeout_ms);
 int pcx_pair (int ends[2]);
+/* Send a plan, close `ours`, do the script's file operations meanwhile, and hear both answers. */
+int pcx_exchange (int launcher, const char *plan, size_t size, const int *fds, unsigned int count, int *ours,
+                  unsigned int ours_count, int control, const char *script, size_t script_size,
+                  struct pcx_files *files, struct pcx_exchange *out);
+int pcx_shutdown (int socket);
 int pcx_sealed_memory (const char *name, const char *data, size_t size);
 int pcx_open_tree (const char *path, int recursive);
 int pcx_clone_mount (const char *type);

@@ -82,6 +82,13 @@ lift (int fd)
   return lifted < 0 ? -error : lifted;
 }
 
+static int
+opened (const char *path)
+{
+  int fd = open (path, O_RDWR | O_CLOEXEC);
+  return fd < 0 ? -errno : fd;
+}
+
 _Noreturn static void
 become_launcher (const struct start_fds *fds, int plain_user)
 {
@@ -136,12 +143,13 @@ pcx_start_launcher (int plain_user, int *socket_out, int *pidfd_out)
                                (size_t) (pcx_launcher_end - pcx_launcher_start), MFD_EXEC));
   fds.agent = lift (sealed ("pycontain-agent", pcx_agent_start,
                             (size_t) (pcx_agent_end - pcx_agent_start), MFD_EXEC));
-  fds.null = lift (open ("/dev/null", O_RDWR | O_CLOEXEC));
-  if (fds.socket < 0 || fds.launcher < 0 || fds.agent < 0 || fds.null < 0)
+  fds.null = lift (opened ("/dev/null"));
+  int worst = fds.socket < 0 ? fds.socket : fds.launcher < 0 ? fds.launcher : fds.agent < 0 ? fds.agent : fds.null;
+  if (worst < 0)
     {
       close_start_fds (&fds);
       close (pair[0]);
-      return -EMFILE;
+      return worst;
     }
   /* A handler of the caller's must not run in the child, whose memory is the caller's own. */
   sigfillset (&all);

@@ -21,5 +21,7 @@ int pc_limit_capabilities (u64 keep, u32 securebits, struct pc_failure *failure)
 int pc_confine_agent (const struct pc_security *security, struct pc_failure *failure);
 int pc_apply_landlock (const struct pc_security *security);
 int pc_set_stdio (const int fds[3]);
+/* Close everything above the streams but these: up to the execve a path through /proc/self/fd leads there. */
+int pc_close_all_but (const int *kept, u32 count);
 
 #endif

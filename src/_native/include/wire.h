@@ -37,6 +37,7 @@ struct pc_fds
 {
   int fd[256];
   u32 count;
+  u32 truncated; /* some were lost: this process may open no more */
 };
 
 /* Bytes received, 0 at the end of the stream, or a negative errno; fds are close-on-exec. */

@@ -11,6 +11,8 @@
 #define SIGKILL_ 9
 #define IFF_UP_ 1
 #define SIOCSIFFLAGS_ 0x8914
+#define MS_REC_ 16384
+#define MS_PRIVATE_ (1 << 18)
 #define CAP(name) (1ull << (name))
 
 
@@ -89,13 +91,14 @@ receive_sources (int control, int sync, struct pc_child_fds *out)
 
   if (got != (word) sizeof head)
     sys_exit (127); /* the launcher has told why */
+  if (fds.truncated)
+    die (control, PC_STEP_SYNC, -EMFILE, -1);
   u32 next = 0;
   out->store = head[0] && next < fds.count ? fds.fd[next++] : -1;
   out->dev = head[1] && next < fds.count ? fds.fd[next++] : -1;
   out->source_count = fds.count - next;
   for (u32 i = 0; i < out->source_count; i++)
     out->sources[i] = fds.fd[next + i];
-  (void) control;
 }
 
 static void
@@ -178,6 +181,7 @@ start_command (const struct pc_plan *plan, const struct pc_security *security,
     stdio[i] = (int) raw3 (__NR_fcntl, fds->fd[fds->count - 3 + i], F_DUPFD_CLOEXEC, 3);
   CHECK (PC_STEP_STDIO, stdio[0] < 0 ? stdio[0] : stdio[1] < 0 ? stdio[1] : stdio[2]);
   CHECK (PC_STEP_STDIO, pc_set_stdio (stdio));
+  CHECK (PC_STEP_STDIO, pc_close_all_but (&control, 1));
   raw0 (__NR_setsid);
   /* A close-on-exec socket: the caller reads READY, then either a failure or the end of the stream. */
   (void) pc_send_record (control, &ready, -1);
@@ -198,6 +202,7 @@ pc_child (const struct pc_launcher *launcher, const struct pc_plan *plan, const 
   private_namespaces (plan, control);
   receive_sources (control, sync, &sources);
   become_root_inside (plan, control);
+  CHECK (PC_STEP_MOUNT, raw5 (__NR_mount, "", "/", 0, MS_REC_ | MS_PRIVATE_, 0));
 
   int root = pc_build_root (launcher, plan, &sources, &op, &failure);
   if (root < 0)

@@ -35,6 +35,14 @@ pc_watch_child (i32 pid, int exit_fd)
   children[child_count++] = (struct child){ .pid = pid, .exit_fd = exit_fd };
 }
 
+/* A command that is PID 1 has no agent to hear of its caller's end, and may refuse PR_SET_PDEATHSIG. */
+static void
+end_children (void)
+{
+  for (u32 i = 0; i < child_count; i++)
+    raw2 (__NR_kill, children[i].pid, 9 /* SIGKILL */);
+}
+
 struct kernel_usage
 {
   i64 user_seconds;
@@ -105,7 +113,9 @@ serve_spawn (struct pc_launcher *launcher, const struct pc_request *request, usi
   usize size;
   const void *plan = payload (request, fds, received, &size);
 
-  if (plan != NULL && pc_plan_check (plan, size) == 0)
+  if (fds->truncated)
+    reply.error = EMFILE;
+  else if (plan != NULL && pc_plan_check (plan, size) == 0)
     pidfd = pc_spawn (launcher, plan, fds, &reply);
   (void) pc_send_record (launcher->socket, &reply, pidfd);
   pc_close_fd (&pidfd);
@@ -130,8 +140,8 @@ remove_all (const struct pc_request *request, usize received, const struct pc_fd
   usize at = sizeof *request;
   int result = 0;
 
-  if (received >= sizeof buffer || fds->count <= next)
-    return -EINVAL;
+  if (received >= sizeof buffer || fds->count < next || fds->truncated)
+    return fds->truncated ? -EMFILE : -EINVAL;
   buffer[received] = '\0';
   if (next == 1)
     {
@@ -158,7 +168,7 @@ static void
 serve_remove (struct pc_launcher *launcher, const struct pc_request *request, usize received,
               struct pc_fds *fds)
 {
-  struct pc_record reply = { .kind = PC_RECORD_GONE };
+  struct pc_record reply = { .kind = PC_RECORD_GONE, .value = (i32) request->id };
   reply.error = -remove_all (request, received, fds);
   (void) pc_send_record (launcher->socket, &reply, -1);
 }
@@ -203,6 +213,28 @@ prepare_signals (void)
   return (int) raw4 (__NR_signalfd4, -1, &child, 8, 0x80000 | 0x800 /* CLOEXEC, NONBLOCK */);
 }
 
+/* What a caller has in the scheduler and before the OOM killer is not its guests'.  Best effort: a caller of
+   less than the common rank keeps it. */
+static void
+take_common_rank (void)
+{
+  struct
+  {
+    i32 priority;
+  } normal = { 0 };
+  if (raw2 (__NR_getpriority, 0, 0) > 20)
+    raw3 (__NR_setpriority, 0, 0, 0);
+  word policy = raw1 (__NR_sched_getscheduler, 0) & 0xff;
+  if (policy == 1 /* SCHED_FIFO */ || policy == 2 /* SCHED_RR */)
+    raw3 (__NR_sched_setscheduler, 0, 0 /* SCHED_OTHER */, &normal);
+  raw3 (__NR_ioprio_set, 1, 0, 0);
+  raw1 (__NR_personality, 0);
+  char text[8] = { 0 };
+  cleanup_fd int fd = (int) sys_openat (AT_FDCWD_, "/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC, 0);
+  if (fd >= 0 && sys_read (fd, text, sizeof text - 1) > 0 && text[0] == '-')
+    (void) sys_write (fd, "0", 1);
+}
+
 static void
 raise_descriptor_limit (void)
 {
@@ -229,6 +261,7 @@ pc_main (word *stack)
   int signals = prepare_signals ();
 
   raise_descriptor_limit ();
+  take_common_rank ();
   raw3 (__NR_fcntl, PC_LAUNCHER_FD, F_SETFD, FD_CLOEXEC);
   raw3 (__NR_fcntl, PC_AGENT_IMAGE_FD, F_SETFD, FD_CLOEXEC);
   if (pc_prepare_namespace (&launcher, stack[0] > 1 && pc_streq (argv[1], "plain"), &ready) < 0)
@@ -255,6 +288,9 @@ pc_main (word *stack)
           pc_reap_children ();
         }
       if (polled[0].revents != 0 && serve (&launcher) < 0)
-        sys_exit (0);
+        {
+          end_children ();
+          sys_exit (0);
+        }
     }
 }

@@ -3,6 +3,7 @@
 #include "mountapi.h"
 
 #include <linux/errno.h>
+#include <linux/magic.h>
 #include <linux/stat.h>
 
 struct builder
@@ -13,6 +14,7 @@ struct builder
   int root;         /* the new root once an overlay or source stands at / */
   int upper;        /* the upper directory being prepared, or -1 */
   int work;
+  u64 dev;          /* mount id of /dev */
   u32 uppers;       /* how many were made: their directories are numbered */
   char upper_path[48];
   char work_path[48];
@@ -87,18 +89,40 @@ make_path (int root, const char *path, int nofollow, int as_file)
   return pc_steal_fd (&parent);
 }
 
+/* A link of the image may lead a mount that the caller asked for onto one of the engine's own. */
 static int
-open_target (int root, const struct pc_plan *plan, const struct pc_op *op)
+is_engines (const struct builder *b, int fd, const struct statx *seen)
+{
+  struct
+  {
+    word type;
+    word rest[15];
+  } fs;
+  word error = raw2 (__NR_fstatfs, fd, &fs);
+  if (error < 0)
+    return (int) error;
+  return fs.type == PROC_SUPER_MAGIC || fs.type == DEVPTS_SUPER_MAGIC
+         || (b->dev != 0 && seen->stx_mnt_id == b->dev);
+}
+
+static int
+open_target (const struct builder *b, const struct pc_op *op)
 {
   struct statx seen;
   int want_file = op->flags & PC_OP_IS_FILE ? 1 : 0;
   cleanup_fd int fd
-      = make_path (root, pc_at (plan, op->target), op->flags & PC_OP_NOFOLLOW, want_file);
+      = make_path (b->root, pc_at (b->plan, op->target), op->flags & PC_OP_NOFOLLOW, want_file);
   if (fd < 0)
     return fd;
-  word error = raw5 (__NR_statx, fd, "", AT_EMPTY_PATH, STATX_TYPE, &seen);
+  word error = raw5 (__NR_statx, fd, "", AT_EMPTY_PATH, STATX_TYPE | STATX_MNT_ID, &seen);
   if (error < 0)
     return (int) error;
+  if (!(op->flags & PC_OP_NOFOLLOW))
+    {
+      int engines = is_engines (b, fd, &seen);
+      if (engines != 0)
+        return engines < 0 ? engines : -ELOOP;
+    }
   if (!want_file && (seen.stx_mode & 0170000) != 0040000)
     return -ENOTDIR;
   if (want_file && (seen.stx_mode & 0170000) == 0040000)
@@ -121,7 +145,7 @@ attach (struct builder *b, const struct pc_op *op, int mount)
     }
   if (b->root < 0)
     return -EINVAL;
-  cleanup_fd int target = open_target (b->root, b->plan, op);
+  cleanup_fd int target = open_target (b, op);
   if (target < 0)
     return target;
   return (int) sys_move_mount (mount, target);
@@ -371,6 +395,19 @@ do_cover (struct builder *b, const struct pc_op *op)
 }
 
 static int
+attach_dev (struct builder *b, const struct pc_op *op)
+{
+  struct statx seen;
+  if (b->fds->dev < 0)
+    return -EBADF;
+  word error = raw5 (__NR_statx, b->fds->dev, "", AT_EMPTY_PATH, STATX_MNT_ID, &seen);
+  if (error < 0)
+    return (int) error;
+  b->dev = seen.stx_mnt_id;
+  return attach (b, op, b->fds->dev);
+}
+
+static int
 do_op (struct builder *b, const struct pc_op *op)
 {
   struct mount_attr read_only = { .attr_set = MOUNT_ATTR_RDONLY };
@@ -390,7 +427,7 @@ do_op (struct builder *b, const struct pc_op *op)
     case PC_OP_FILESYSTEM:
       return do_filesystem (b, op);
     case PC_OP_DEV:
-      return b->fds->dev < 0 ? -EBADF : attach (b, op, b->fds->dev);
+      return attach_dev (b, op);
     case PC_OP_MASK:
     case PC_OP_READONLY:
       return b->root < 0 ? -EINVAL : do_cover (b, op);

@@ -9,6 +9,7 @@
 #define CLONED_NAMESPACES                                                                          \
   (CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS)
 #define SIGKILL_ 9
+#define MS_PRIVATE_ (1 << 18)
 
 static int
 failed (struct pc_record *reply, u32 step, word error, i32 op)
@@ -80,25 +81,23 @@ open_source (const struct pc_launcher *launcher, const struct pc_plan *plan,
   return fd;
 }
 
+/* Private always: as a peer of the host's mount it would show what the host mounts below, and the reverse. */
 static int
 set_attributes (int fd, const struct pc_source *source, int user_namespace)
 {
-  struct mount_attr attributes = { .attr_set = source->attributes };
-  u32 recursive = source->flags & PC_OP_RECURSIVE ? AT_RECURSIVE_ : 0;
+  struct mount_attr attributes = { .attr_set = source->attributes, .propagation = MS_PRIVATE_ };
 
   if ((source->flags & PC_OP_IDMAP) && user_namespace >= 0)
     {
       attributes.attr_set |= MOUNT_ATTR_IDMAP;
       attributes.userns_fd = (u64) user_namespace;
     }
-  if (attributes.attr_set == 0)
-    return 0;
-  word error = sys_mount_setattr (fd, recursive, &attributes);
+  word error = sys_mount_setattr (fd, AT_RECURSIVE_, &attributes);
   if (error == -EINVAL && (source->flags & PC_OP_IDMAP_OPTIONAL))
     {
       attributes.attr_set = source->attributes;
       attributes.userns_fd = 0;
-      error = attributes.attr_set == 0 ? 0 : sys_mount_setattr (fd, recursive, &attributes);
+      error = sys_mount_setattr (fd, AT_RECURSIVE_, &attributes);
     }
   return (int) error;
 }
@@ -132,6 +131,12 @@ send_sources (const struct pc_launcher *launcher, const struct pc_plan *plan,
         return failed (reply, PC_STEP_UPPER, fd, -1);
       out.fd[out.count++] = fd;
       head[0] = 1;
+      int error = set_attributes (fd, &store, -1);
+      if (error < 0)
+        {
+          (void) failed (reply, PC_STEP_UPPER, error, -1);
+          goto out;
+        }
     }
   int dev = (int) sys_open_tree (launcher->dev >= 0 ? launcher->dev : AT_FDCWD_,
                                  launcher->dev >= 0 ? "" : "/dev",

@@ -4,6 +4,7 @@
 #include <linux/capability.h>
 #include <linux/errno.h>
 #include <linux/fcntl.h>
+#include <linux/openat2.h>
 #include <linux/prctl.h>
 #include <linux/seccomp.h>
 
@@ -181,6 +182,25 @@ pc_set_stdio (const int fds[3])
   return (int) sys_close_range (3, ~0u, 4 /* CLOSE_RANGE_CLOEXEC */);
 }
 
+int
+pc_close_all_but (const int *kept, u32 count)
+{
+  u32 from = 3;
+  for (;;)
+    {
+      u32 next = ~0u;
+      for (u32 i = 0; i < count; i++)
+        if (kept[i] >= (int) from && (u32) kept[i] < next)
+          next = (u32) kept[i];
+      word error = next == from ? 0 : sys_close_range (from, next == ~0u ? ~0u : next - 1, 0);
+      if (error < 0)
+        return (int) error;
+      if (next == ~0u)
+        return 0;
+      from = next + 1;
+    }
+}
+
 #define MAX_POINTERS 65536
 
 static char *pointers[MAX_POINTERS];
@@ -279,6 +299,21 @@ pc_confine_agent (const struct pc_security *security, struct pc_failure *failure
   return error < 0 ? fail (failure, PC_STEP_SECCOMP, error) : 0;
 }
 
+/* No magic link leads out: what this process or another holds open is no place to work in (CVE-2024-21626). */
+static word
+enter_workdir (const char *path)
+{
+  struct open_how how = {
+    .flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
+    .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+  };
+  cleanup_fd int root = (int) sys_openat (AT_FDCWD_, "/", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+  if (root < 0)
+    return root;
+  cleanup_fd int fd = (int) raw4 (__NR_openat2, root, path, &how, sizeof how);
+  return fd < 0 ? fd : raw1 (__NR_fchdir, fd);
+}
+
 void
 pc_become_guest (const struct pc_security *security, const struct pc_exec *exec,
                  struct pc_failure *failure)
@@ -295,13 +330,6 @@ pc_become_guest (const struct pc_security *security, const struct pc_exec *exec,
   raw1 (__NR_umask, exec->umask);
   if (set_user (exec, failure) < 0)
     return;
-  /* As the new user, so that the directory is one that this user may enter. */
-  error = raw1 (__NR_chdir, pc_at (exec, exec->workdir));
-  if (error < 0)
-    {
-      (void) fail (failure, PC_STEP_WORKDIR, error);
-      return;
-    }
   raw4 (__NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &unblocked, 0, 8);
   if (exec->uid != 0 && (error = regain_effective ()) < 0)
     {
@@ -317,6 +345,13 @@ pc_become_guest (const struct pc_security *security, const struct pc_exec *exec,
     }
   if (pc_limit_capabilities (security->capabilities, security->securebits, failure) < 0)
     return;
+  /* As the new user and without capabilities, so that the directory is one that this user may enter. */
+  error = enter_workdir (pc_at (exec, exec->workdir));
+  if (error < 0)
+    {
+      (void) fail (failure, PC_STEP_WORKDIR, error);
+      return;
+    }
   if (security->flags & PC_SECURITY_NO_NEW_PRIVS)
     {
       error = sys_prctl (PR_SET_NO_NEW_PRIVS, 1, 0);

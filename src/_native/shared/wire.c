@@ -9,6 +9,7 @@
 #define SCM_RIGHTS_ 1
 #define MSG_CMSG_CLOEXEC_ 0x40000000
 #define MSG_NOSIGNAL_ 0x4000
+#define MSG_CTRUNC_ 8
 
 struct control_header
 {
@@ -115,13 +116,14 @@ pc_receive (int socket, void *buffer, usize size, struct pc_fds *fds, int flags)
     .control_length = sizeof control,
   };
 
-  fds->count = 0;
+  fds->count = fds->truncated = 0;
   word got;
   do
     got = raw3 (__NR_recvmsg, socket, &message, flags | MSG_CMSG_CLOEXEC_);
   while (got == -4);
   if (got <= 0)
     return got;
+  fds->truncated = message.flags & MSG_CTRUNC_ ? 1 : 0;
   if (message.control_length >= sizeof control.header && control.header.level == SOL_SOCKET_
       && control.header.type == SCM_RIGHTS_)
     {

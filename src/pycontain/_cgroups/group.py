@@ -214,14 +214,28 @@ class Group:
             self._busy.append(leaf)
         return leaf
 
-    def prepare(self) -> None:
-        """Make the first leaf ahead, while the container is being born."""
-        if self._unified is not None or self._legacy:
-            leaf = self._make_leaf(None)
-            with self._lock:
-                self._spare.append(leaf)
+    def leaf_ahead(self) -> tuple[Leaf, bytes] | None:
+        """A first leaf, to be made while the container is being born, and how."""
+        if self._unified is None and not self._legacy:
+            return None
+        leaf, steps = self._plan_leaf(None)
+        return leaf, steps.script
+
+    def keep(self, leaf: Leaf) -> None:
+        """A leaf that was made ahead is there."""
+        with self._lock:
+            self._spare.append(leaf)
 
     def _make_leaf(self, limits: CgroupLimits | None) -> Leaf:
+        leaf, steps = self._plan_leaf(limits)
+        try:
+            steps.run()
+        except BaseException:
+            leaf.remove()
+            raise
+        return leaf
+
+    def _plan_leaf(self, limits: CgroupLimits | None) -> tuple[Leaf, _Steps]:
         with self._lock:
             self._number += 1
             name = f"e{self._number}"
@@ -255,12 +269,7 @@ class Group:
             legacy,
             f"{above}/pids.events" if above else None,
         )
-        try:
-            steps.run()
-        except BaseException:
-            leaf.remove()
-            raise
-        return leaf
+        return leaf, steps
 
     def _pass_on(self, controller: str) -> None:
         """A controller of v2 that only an exec asked for.  Raises UnsupportedError where it is too late."""
@@ -284,6 +293,8 @@ class Group:
     def release(self, leaf: Leaf, *, reusable: bool = True) -> None:
         """Take a leaf back after its exec: reused when it is as good as new, else removed with the group."""
         with self._lock:
+            if leaf not in self._busy:
+                return  # the container ended meanwhile, and its leaves with it
             self._busy.remove(leaf)
         if reusable and leaf.directory is not None and not self._spare and leaf.reset():
             with self._lock:
@@ -367,6 +378,11 @@ class _Steps:
             for text in texts:
                 self._limits[len(self._codes)] = (directory, name, text)
                 self.do(files.write(f"{directory}/{name}", text))
+
+    @property
+    def script(self) -> bytes:
+        """All of it, for who needs no name for a limit that is refused."""
+        return b"".join([*self._codes, *self._last])
 
     def run(self) -> list[int]:
         """Do it all; what was opened.  Raises LimitError, UnsupportedError, OSError."""

@@ -180,6 +180,11 @@ class LauncherPool:
             self._count -= 1
             self._changed.notify()
 
+    def forget(self) -> None:
+        """In a forked child: close the fds; a thread that the child does not have may hold the lock."""
+        for launcher in self._all:
+            launcher.close()
+
     def close(self) -> None:
         """End every launcher, and so every container."""
         with self._changed:

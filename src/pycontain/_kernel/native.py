@@ -24,6 +24,8 @@ IN_MEMFD, AFTER = 1, 2
 
 MAX_INLINE = 120 * 1024
 
+_EINTR, _EAGAIN = -4, -11
+
 
 @frozen
 class Record:
@@ -107,28 +109,32 @@ def receive(socket: int, timeout_ms: int = -1) -> Record | None:
             return record_of(out.record, out.fd)
         if result == 0:
             return None
-        if result == -11:
+        if result == _EAGAIN:
             raise TimeoutError
-        if result != -4:
+        if result != _EINTR:
             checked(result)
 
 
 def receive_uninterrupted(socket: int) -> Record | None:
     """As `receive`, but what a signal handler raises comes after the answer, not instead of it."""
+    out = ffi.new("struct pc_record_fd *")
     pending: BaseException | None = None
-    while True:
+    while out.record.kind == 0:
         try:
-            record = receive(socket)
-        except BaseException as error:
-            if isinstance(error, OSError):
-                raise
+            result = lib.pcx_receive(socket, out, -1)
+            if result == 0:
+                break
+            if result not in (1, _EINTR):
+                checked(result)
+        except OSError:
+            raise
+        except BaseException as error:  # noqa: BLE001  it is raised below
             pending = error
-            continue
-        if pending is not None:
-            if record is not None and record.fd >= 0:
-                os.close(record.fd)
-            raise pending
-        return record
+    if pending is not None:
+        if out.record.kind and out.fd >= 0:
+            os.close(out.fd)
+        raise pending
+    return record_of(out.record, out.fd) if out.record.kind else None
 
 
 def sealed(name: str, data: bytes) -> int:

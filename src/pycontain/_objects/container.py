@@ -11,6 +11,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
+from pycontain._kernel import native
 from pycontain._model.limits import CgroupLimits
 from pycontain._model.process import ExecResult
 from pycontain._model.sizes import parse_duration, parse_size
@@ -131,7 +132,9 @@ class Container:
         self._main: MainCommand | None = None
         self._timer: threading.Timer | None = None
         self._paused = False
+        self._started = False
         self._removed = False
+        self._timings: Mapping[str, float] | None = None
         self._returncode: int | None = None
         self._lock = threading.RLock()
 
@@ -158,8 +161,8 @@ class Container:
             return "removed"
         if self._main is not None and self._main.poll() is not None:
             return "exited"
-        if self._running is None:
-            return "exited" if self._returncode is not None else "created"
+        if self._running is None or self._running.dead:
+            return "exited" if self._started else "created"
         return "paused" if self._paused else "running"
 
     @property
@@ -169,8 +172,10 @@ class Container:
 
     @property
     def timings(self) -> Mapping[str, float]:
-        """Seconds by phase of the start."""
-        return self._live().timings
+        """Seconds by phase of the last start.  Raises StateError before the first."""
+        if self._timings is None:
+            raise StateError(f"container {self.name} was never started")
+        return self._timings
 
     @property
     def isolation(self) -> Isolation:
@@ -182,6 +187,12 @@ class Container:
             raise StateError(f"container {self.name} is not running")
         return self._running
 
+    def _awake(self) -> Running:
+        running = self._live()
+        if self._paused:
+            raise StateError(f"container {self.name} is paused: unpause it first")
+        return running
+
     def start(self) -> Container:
         """Start it, and its command if it has one.  Raises StartError, StateError."""
         with self._lock:
@@ -190,12 +201,15 @@ class Container:
             if self._running is not None and not self._running.ended:
                 raise StateError(f"container {self.name} runs already")
             self._engine.check_open()
-            self._paused, self._returncode = False, None
+            if self._started:
+                self._engine.settle()  # the names of the last run are free again
+            self._paused, self._returncode, self._started = False, None, True
             if self.spec.init:
                 self._running = start(self._engine, self.spec)
             else:
                 self._main = MainCommand.as_init(self._engine, self.spec)
                 self._running = self._main.running
+            self._timings = self._running.timings
             self._engine.register(self, self._running)
             if self.spec.init and self.spec.command is not None:
                 self._start_main(self._running)
@@ -221,8 +235,6 @@ class Container:
                 timer.cancel()
             # Under the lock: whoever comes second returns when it is over, not while it goes on.
             if running is not None:
-                if self._paused and running.group is not None:
-                    running.group.kill()
                 self._engine.unregister(running)
                 running.end()
 
@@ -266,16 +278,18 @@ class Container:
         self._freeze(False)
 
     def _freeze(self, frozen: bool) -> None:
-        group = self._live().group
+        running = self._live()
+        group = running.group
         if group is None or not group.freezable:
             raise UnsupportedError("pausing", hint="it needs a cgroup v2 tree that this user may write")
         group.freeze(frozen)
-        self._paused = frozen
+        self._paused = running.frozen = frozen
 
     def wait(self, timeout: float | timedelta | None = None) -> int:
         """Wait for the command's end; its return code.  Raises subprocess.TimeoutExpired, StateError."""
         if self._main is None:
-            raise StateError(f"container {self.name} has no command to wait for")
+            what = "has no command to wait for" if self.spec.command is None else "was not started"
+            raise StateError(f"container {self.name} {what}")
         seconds = None if timeout is None else parse_duration(timeout)
         if not self._main.join(seconds):
             assert seconds is not None
@@ -336,8 +350,9 @@ class Container:
         argv = _argv(args, shell)
         seconds = None if timeout is None else parse_duration(timeout)
         cap = None if max_output is None else parse_size(max_output)
-        data = _input_bytes(input, text, encoding)
-        running = self._live()
+        data = _input_bytes(input, encoding)
+        decode = decoder(text, encoding, errors)
+        running = self._awake()
         command = command_of(
             running,
             argv,
@@ -346,30 +361,23 @@ class Container:
             None if user is None else str(user),
         )
         plumbing = Plumbing(DEVNULL if data is None else PIPE, stdout, stderr)
+        plumbing.give_to(running, command.identity)
         try:
             execution = Execution.launch(running, command, plumbing.guest, limits, quiet=True)
-        except BaseException:
-            plumbing.close()
-            raise
-        plumbing.close_guest()
-        pump = Pump(execution, plumbing, data or b"", seconds, cap)
-        try:
+        finally:
+            plumbing.close_guest()
+        with Pump(execution, plumbing, data or b"", seconds, cap) as pump:
             ending = pump.run()
-        except BaseException:
-            execution.finish()
-            pump.close()
-            raise
-        decode = decoder(text, encoding, errors)
-        out = decode(pump.output(1) if stdout == PIPE else None)
-        err = decode(pump.output(2) if stderr == PIPE else None)
-        record = pump.record
-        pump.close()
+            raw_out = pump.output(1) if stdout == PIPE else None
+            raw_err = pump.output(2) if stderr == PIPE else None
+            record = pump.record
         counters = execution.finish()
         usage = execution.usage(record, counters)
+        out, err = decode(raw_out), decode(raw_err)
         if ending == "timeout":
             assert seconds is not None
             raise CommandTimeout(args, seconds, out, err, usage=usage)
-        if record is not None and record.kind == 2:
+        if record is not None and record.kind == native.FAILED:
             raise start_failure(command, record)
         returncode = returncode_of(record.value) if record is not None else -signals.SIGKILL
         reason = "output" if ending == "output" else execution.reason(returncode, counters)
@@ -411,7 +419,7 @@ class Container:
         pty: a terminal of its own instead of pipes, `rows` by `columns`.  Raises as `exec` does.
         """
         argv = _argv(args, shell)
-        running = self._live()
+        running = self._awake()
         command = command_of(
             running,
             argv,
@@ -421,6 +429,7 @@ class Container:
             (rows, columns) if pty else None,
         )
         plumbing = Plumbing(DEVNULL, DEVNULL, DEVNULL) if pty else Plumbing(stdin, stdout, stderr)
+        plumbing.give_to(running, command.identity)
         try:
             execution = Execution.launch(running, command, plumbing.guest, limits)
         except BaseException:
@@ -458,8 +467,7 @@ def _argv(args: Args, shell: bool) -> tuple[str, ...]:
     return argv
 
 
-def _input_bytes(data: str | bytes | None, text: bool, encoding: str) -> bytes | None:
-    if isinstance(data, str):
-        return data.encode(encoding)
-    del text
-    return data
+def _input_bytes(data: str | bytes | None, encoding: str) -> bytes | None:
+    if data is None:
+        return None
+    return data.encode(encoding) if isinstance(data, str) else bytes(memoryview(data).cast("B"))

@@ -76,7 +76,7 @@ def compose(
         _filesystem(
             "devpts",
             "dev/pts",
-            b"newinstance,ptmxmode=0666,mode=620",
+            b"newinstance,ptmxmode=0666,mode=620,max=64",
             int(MountAttr.NOSUID | MountAttr.NOEXEC),
             guarded,
         )

@@ -6,7 +6,6 @@ take the interpreter's lock from whoever starts the next container.
 
 from __future__ import annotations
 
-import collections
 import os
 import select
 import threading
@@ -46,7 +45,8 @@ class Collector:
         self._owner = owner
         self._make_janitor = make_janitor
         self._janitor: Launcher | None = None
-        self._waiting: collections.deque[Remains] = collections.deque()
+        self._waiting: dict[int, Remains] = {}
+        self._number = 0
         self._lock = threading.Lock()
         self.errors: list[str] = []
 
@@ -65,12 +65,16 @@ class Collector:
     def settle(self) -> None:
         """Wait until everything taken over so far is removed."""
         with self._lock:
+            if self._waiting and self._janitor is not None:
+                self._number += 1  # its answer is known to come, whatever an interrupt lost before
+                self._waiting[self._number] = Remains("settle", None, -1, None, False)
+                native.send(self._janitor.socket, request(native.REMOVE, number=self._number))
             self._hear(0, wait=True)
 
     def close(self) -> None:
         """Remove what is left and end the janitor."""
+        self.settle()
         with self._lock:
-            self._hear(0, wait=True)
             self.forget()
 
     def forget(self) -> None:
@@ -94,9 +98,11 @@ class Collector:
             fds.insert(0, remains.pidfd)
         if self._janitor is None:
             self._janitor = self._make_janitor()
-        self._waiting.append(remains)
+        self._number += 1
         payload = "".join(f"{name}\0" for name in names).encode()
-        native.send(self._janitor.socket, request(native.REMOVE, payload, flags=flags), fds)
+        message = request(native.REMOVE, payload, flags=flags, number=self._number)
+        self._waiting[self._number] = remains
+        native.send(self._janitor.socket, message, fds)
 
     def _hear(self, most: int, *, wait: bool) -> None:
         """Hear of what is done; wait for the rest where told to, or while more than `most` is not."""
@@ -112,15 +118,21 @@ class Collector:
             if record is None:
                 self._lost(ConnectionResetError("the janitor is gone"))
                 return
-            done = self._waiting.popleft()
-            if record.errno:
-                self.errors.append(f"{done.name}: {os.strerror(record.errno)}")
-            if done.block is not None:
-                self._owner.blocks.release(done.block)
+            self._done(record)
+
+    def _done(self, record: native.Record) -> None:
+        """Answers come in order: one that an interrupt lost is known by a later one."""
+        for number in [one for one in self._waiting if one <= record.value]:
+            remains = self._waiting.pop(number)
+            if number == record.value and record.errno:
+                # Its ids stay taken: a process of it may live.
+                self.errors.append(f"{remains.name}: {os.strerror(record.errno)}")
+            elif remains.block is not None:
+                self._owner.blocks.release(remains.block)
 
     def _lost(self, error: OSError) -> None:
         """Without a janitor the remains stay for the next engine, and their ids taken until this one ends."""
-        self.errors.extend(f"{one.name}: {error}" for one in self._waiting)
+        self.errors.extend(f"{one.name}: {error}" for one in self._waiting.values())
         self._waiting.clear()
         self.forget()
 

@@ -12,7 +12,7 @@ from pycontain._kernel.native import SECURITY
 from pycontain._kernel.plan import NO_FD, MountAttr, Op, OpFlag, Plan, PlanFlag, Source, request
 from pycontain._model.mounts import Bind, Tmpfs
 from pycontain._rootfs import layout
-from pycontain.errors import PathError
+from pycontain.errors import PathError, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._cgroups.group import Group
@@ -148,8 +148,9 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
     trees = []
     recursive = 0 if engine.features.privileged else int(OpFlag.RECURSIVE)
     for path, place in spec.image.trees:
-        template = layout.layer_source(idmap)
-        template = Source(flags=template.flags | recursive, attributes=template.attributes)
+        # Not through the id map: of the host's own files a guest's root is nobody's owner, so that what only
+        # root may read stays unread, and no lease of theirs keeps a program of the host waiting.
+        template = attrs.evolve(layout.layer_source(idmap=False), flags=recursive)
         trees.append(layout.MountSpec(target=place.lstrip("/"), source=len(sources)))
         sources.append((path, template))
     mounts = []
@@ -159,7 +160,7 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
             continue
         is_file = not os.path.isdir(what.path)
         mounts.append(layout.MountSpec(target=place.lstrip("/"), source=len(sources), is_file=is_file))
-        sources.append((what.path, _bind_source(what, recursive)))
+        sources.append((what.path, _bind_source(what, recursive, idmap)))
     memory = spec.limits.memory or _SCRATCH_MOST * 2
     ops = layout.compose(
         layers=len(spec.image.layers),
@@ -193,12 +194,18 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
     )
 
 
-def _bind_source(bind: Bind, recursive: int) -> Source:
+def _bind_source(bind: Bind, recursive: int, privileged: bool) -> Source:
     attributes = MountAttr.NOSUID | MountAttr.NODEV
     if bind.read_only:
         attributes |= MountAttr.RDONLY
-    flags = recursive | (int(OpFlag.IDMAP) if bind.idmap else 0)
-    return Source(flags=flags, attributes=int(attributes))
+    flags = OpFlag(recursive)
+    if bind.idmap is None and privileged:
+        flags |= OpFlag.IDMAP | OpFlag.IDMAP_OPTIONAL
+    elif bind.idmap:
+        if not privileged:
+            raise UnsupportedError("idmap for a plain user", hint="leave it out: your files are yours inside")
+        flags |= OpFlag.IDMAP
+    return Source(flags=int(flags), attributes=int(attributes))
 
 
 def namespaces(engine: Engine, spec: ContainerSpec) -> int:

@@ -26,9 +26,10 @@ _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NUMBERS = itertools.count(1)
 _EPERM, _ENOENT, _ENOEXEC, _EACCES, _ENOTDIR, _EINVAL = 1, 2, 8, 13, 20, 22
 _SIGSYS = 31
-_GONE = (32, 104, 9)  # EPIPE, ECONNRESET, EBADF
+_GONE = (32, 104)  # EPIPE, ECONNRESET
 _STREAM_BITS = (ExecFlag.STDIN, ExecFlag.STDOUT, ExecFlag.STDERR)
-_KILL_PATIENCE = 10.0
+_KILL_PATIENCE, _AGENT_PATIENCE = 10.0, 1.0
+"""Seconds: for a tree to be gone, and for an agent where a cgroup does the same without it."""
 
 
 @frozen
@@ -133,8 +134,6 @@ class Execution:
         Raises StateError when the container ended.
         """
         begun = time.perf_counter()
-        if running.ended:
-            raise StateError(f"container {running.spec.name} is not running")
         if running.spec.init is False:
             raise StateError("the command is PID 1 itself (init=False): no agent starts others beside it")
         group = running.group
@@ -152,25 +151,48 @@ class Execution:
         return cls(running, command, number, channel, leaf, begun, timings)
 
     def kill(self) -> None:
-        """SIGKILL for the whole tree of this command, and wait until the last process is gone."""
+        """SIGKILL for the whole tree of this command, and wait until the last process is gone.
+
+        Where that cannot be said, the whole container is ended.
+        """
+        # By the agent first: by then it has begun what it was asked to, and nothing is born after the kill.
+        told = self._kill_by_agent()
         if self.leaf is not None and self.leaf.killable:
-            self.leaf.kill(_KILL_PATIENCE)
-            return
+            try:
+                told = self.leaf.kill(_KILL_PATIENCE)
+            except FileNotFoundError:
+                told = True  # removed, so empty
+        if not told:
+            self.running.end()
+
+    def _kill_by_agent(self) -> bool:
+        patience = _AGENT_PATIENCE if self.leaf is not None and self.leaf.killable else _KILL_PATIENCE
         ours, theirs = native.pair()
         try:
-            try:
-                native.send(self.running.control, request(native.KILL_TREE, number=self.number), [theirs])
-            except OSError:
-                return  # the container is gone, and the command with it
-            finally:
-                os.close(theirs)
-            native.receive_uninterrupted(ours)
+            self._tell(request(native.KILL_TREE, number=self.number), [theirs])
+            os.close(theirs)
+            theirs = -1
+            record = native.receive(ours, int(patience * 1000))
+        except TimeoutError:
+            return False
+        except (OSError, StateError):
+            return True  # the container is gone, and the command with it
         finally:
             os.close(ours)
+            if theirs >= 0:
+                os.close(theirs)
+        return record is None or record.errno == 0
+
+    def _tell(self, message: bytes, fds: list[int]) -> None:
+        control = self.running.hold()
+        try:
+            native.send(control, message, fds)
+        finally:
+            self.running.let_go()
 
     def signal(self, number: int) -> None:
         """Send a signal to the command's first process."""
-        native.send(self.running.control, request(native.SIGNAL, number=self.number, value=number))
+        self._tell(request(native.SIGNAL, number=self.number, value=number), [])
 
     def finish(self) -> Counters:
         """Read the counters and give the leaf back.  Idempotent."""
@@ -232,22 +254,26 @@ def _send(
     if command.terminal is not None:
         flags |= ExecFlag.PTY
     payload = command.encode(number, flags, len(leaf.legacy) if leaf is not None else 0)
-    opened = leaf.open() if leaf is not None else []
-    ours, theirs = native.pair()
+    control = running.hold()
+    opened: list[int] = []
     memory: list[int] = []
+    ours, theirs = native.pair()
     try:
+        if leaf is not None:
+            opened = leaf.open()
         if len(payload) > native.MAX_INLINE:
             memory = [native.sealed("pycontain-exec", payload)]
             message = request(native.EXEC, number=number, flags=native.IN_MEMFD, size=len(payload))
         else:
             message = request(native.EXEC, payload, number=number)
-        native.send(running.control, message, [*memory, theirs, *present, *opened])
-    except OSError as error:
+        native.send(control, message, [*memory, theirs, *present, *opened])
+    except BaseException as error:
         os.close(ours)
-        if error.errno in _GONE:
+        if isinstance(error, OSError) and (error.errno in _GONE or running.dead):
             raise StateError(f"container {running.spec.name} has ended") from error
         raise
     finally:
+        running.let_go()
         for fd in (theirs, *memory, *opened):
             os.close(fd)
     return ours

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -15,16 +17,22 @@ from pycontain._kernel import files, native
 from pycontain._kernel.plan import OpFlag, Source, request
 from pycontain._runtime.collect import Remains, wait_dead
 from pycontain._runtime.compile import Template, template_of
-from pycontain.errors import PathError, StartError
+from pycontain.errors import PathError, StartError, StateError
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
     from pycontain._runtime.spec import ContainerSpec
 
-_EPERM_HINTS = {
-    "mount": "the host hides parts of /proc, as inside Docker: a new /proc cannot be mounted there",
-    "clone": "user namespaces may be disabled: see `Engine().doctor()`",
-    "namespaces": "user namespaces may be disabled: see `Engine().doctor()`",
+_END_PATIENCE = 10.0
+"""Seconds in which a killed PID 1 has to be gone; what is stuck in the kernel longer is the collector's."""
+
+_NO_USERNS = "user namespaces may be disabled: see `Engine().doctor()`"
+_HINTS = {
+    ("mount", 1): "the host hides parts of /proc, as inside Docker: a new /proc cannot be mounted there",
+    ("clone", 1): _NO_USERNS,
+    ("namespaces", 1): _NO_USERNS,
+    ("session keyring", 1): "a filter above this process refuses keyctl, as Docker's does",
+    ("session keyring", 122): "this user's keys are used up: see kernel.keys.maxkeys in keyrings(7)",
 }
 
 
@@ -45,6 +53,32 @@ class Running:
     environment: Any = None  # exec's default one, encoded on first use
     lock: threading.Lock = field(factory=threading.Lock)
     ended: bool = False
+    frozen: bool = False
+    users: int = 0
+
+    def hold(self) -> int:
+        """The control socket, which stays open until `let_go`.  Raises StateError when the container ended.
+
+        Its number belongs to something else once it is closed, another container's socket perhaps.
+        """
+        with self.lock:
+            if self.ended:
+                raise StateError(f"container {self.spec.name} is not running")
+            self.users += 1
+            return self.control
+
+    def let_go(self) -> None:
+        """The other end of `hold`."""
+        with self.lock:
+            self.users -= 1
+            if self.ended and self.users == 0:
+                os.close(self.control)
+
+    @property
+    def dead(self) -> bool:
+        """Is PID 1 gone?"""
+        with self.lock:
+            return self.ended or wait_dead(self.pidfd, 0)
 
     def end(self) -> None:
         """Kill everything inside, wait until PID 1 is dead, and leave the rest to the collector."""
@@ -52,27 +86,31 @@ class Running:
             if self.ended:
                 return
             self.ended = True
-        os.close(self.control)
-        if not self.spec.init:
-            import signal
-
-            try:
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        wait_dead(self.pidfd)
+            native.lib.pcx_shutdown(self.control)
+            if self.users == 0:
+                os.close(self.control)
+        kill_by(self.pidfd)
+        if not wait_dead(self.pidfd, _END_PATIENCE) and self.group is not None:
+            self.group.kill()
         self.engine.collector.put(Remains(self.spec.id, self.group, self.pidfd, self.block))
         if self.exit_socket >= 0:
             os.close(self.exit_socket)
 
     def forget(self) -> None:
-        """Close the fds alone: for a forked child, which must not keep the container alive."""
-        for fd in (self.control, self.pidfd, self.exit_socket):
+        """For a forked child: close the fds alone; the container goes on, and is the parent's."""
+        fds = self.control, self.pidfd, self.exit_socket
+        self.ended, self.control, self.pidfd, self.exit_socket = True, -1, -1, -1
+        self.lock, self.users = threading.Lock(), 0
+        for fd in fds:
             if fd >= 0:
-                try:
-                    os.close(fd)
-                except OSError:
-                    pass
+                os.close(fd)
+
+
+def kill_by(pidfd: int) -> None:
+    """SIGKILL for the process behind pidfd; nothing where it is gone."""
+    if pidfd >= 0:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
 
 class _Attempt:
@@ -86,15 +124,22 @@ class _Attempt:
         self.directory = False
         self.control = -1
         self.exit_socket = -1
-        self.pidfd = -1
         self.fds: list[int] = []
-        self.sent_from = 0
+        self.given = native.ffi.new("int[]", 0)
+        self.exchange = native.ffi.new("struct pcx_exchange *")
+        self.exchange.reply.fd = -1
+
+    @property
+    def pidfd(self) -> int:
+        return int(self.exchange.reply.fd)
 
     def abandon(self) -> None:
-        for fd in (*self.fds, self.control, self.exit_socket):
+        for fd in (*self.fds, *self.given, self.control, self.exit_socket):
             if fd >= 0:
                 os.close(fd)
-        self.fds = []
+        kill_by(self.pidfd)
+        if self.group is not None:
+            self.group.kill()
         self.engine.collector.put(Remains(self.spec.id, self.group, self.pidfd, self.block, self.directory))
         self.engine.collector.settle()
 
@@ -142,12 +187,12 @@ def _start(attempt: _Attempt, command: tuple[bytes, Sequence[int]] | None) -> Ru
     if spec.init:
         native.send(attempt.control, template.security_request)
     encoded = time.perf_counter()
-    ready, reply, sent = _ask_launcher(attempt, message, outgoing)
-    if ready is None or ready.kind != native.READY or reply is None or reply.kind != native.STARTED:
+    ready, reply = _ask_launcher(attempt, message, outgoing)
+    if ready is None or ready.kind != native.READY or reply.kind != native.STARTED:
         raise _failure(spec, template, ready, reply)
     if group is not None:
         group.started()
-    done = time.perf_counter()
+    done, sent = time.perf_counter(), attempt.exchange.sent / 1e9
     timings = {
         "prepare": prepared - begun,
         "encode": encoded - prepared,
@@ -171,37 +216,42 @@ def _start(attempt: _Attempt, command: tuple[bytes, Sequence[int]] | None) -> Ru
 
 def _ask_launcher(
     attempt: _Attempt, plan: bytes, outgoing: list[int]
-) -> tuple[native.Record | None, native.Record | None, float]:
+) -> tuple[native.Record | None, native.Record]:
     """Send the plan; meanwhile make the first leaf; READY comes from the agent, then the launcher's reply."""
+    message = request(native.SPAWN, plan)
+    if len(plan) > native.MAX_INLINE:
+        memory = native.sealed("pycontain-plan", plan)
+        attempt.fds.append(memory)
+        message = request(native.SPAWN, flags=native.IN_MEMFD, size=len(plan))
+        outgoing = [memory, *outgoing]
+    ahead = attempt.group.leaf_ahead() if attempt.group is not None and attempt.spec.init else None
+    leaf, script = ahead or (None, b"")
+    made = native.ffi.new("struct pcx_files *")
+    exchange = attempt.exchange
     with attempt.engine.launchers.borrow() as launcher:
-        if len(plan) > native.MAX_INLINE:
-            memory = native.sealed("pycontain-plan", plan)
-            attempt.fds.append(memory)
-            header = request(native.SPAWN, flags=native.IN_MEMFD, size=len(plan))
-            native.send(launcher.socket, header, [memory, *outgoing])
-        else:
-            native.send(launcher.socket, request(native.SPAWN, plan), outgoing)
-        sent = time.perf_counter()
-        # Ours alone would hold the guest's ends open and hide the end of its stream.
-        while attempt.fds:
-            os.close(attempt.fds.pop())
-        failed: BaseException | None = None
-        try:
-            if attempt.group is not None and attempt.spec.init:
-                attempt.group.prepare()
-        except BaseException as error:  # noqa: BLE001  raised below, when the launcher has answered
-            failed = error
-        try:
-            ready = native.receive_uninterrupted(attempt.control)
-        finally:
-            reply = native.receive_uninterrupted(launcher.socket)
-            if reply is not None and reply.fd >= 0:
-                attempt.pidfd = reply.fd
-        if failed is not None:
-            raise failed
-        if reply is None:
+        attempt.given, attempt.fds = native.ffi.new("int[]", attempt.fds), []
+        result = native.lib.pcx_exchange(
+            launcher.socket,
+            message,
+            len(message),
+            outgoing,
+            len(outgoing),
+            attempt.given,
+            len(attempt.given),
+            attempt.control,
+            script,
+            len(script),
+            made,
+            exchange,
+        )
+        native.checked(result, "launcher")
+        if exchange.reply_result != 1:
             raise ConnectionResetError("the launcher is gone")
-        return ready, reply, sent
+    if leaf is not None and attempt.group is not None:
+        # Where it could not be made, the first exec tries again and says why.
+        attempt.group.keep(leaf) if exchange.files_result == 0 else leaf.remove()
+    ready = native.record_of(exchange.ready.record) if exchange.ready_result == 1 else None
+    return ready, native.record_of(exchange.reply.record, exchange.reply.fd)
 
 
 def _open_sources(attempt: _Attempt, template: Template) -> list[int]:
@@ -221,10 +271,10 @@ def _open_sources(attempt: _Attempt, template: Template) -> list[int]:
 
 
 def _failure(
-    spec: ContainerSpec, compiled: Template, ready: native.Record | None, reply: native.Record | None
+    spec: ContainerSpec, compiled: Template, ready: native.Record | None, reply: native.Record
 ) -> StartError:
     record = ready if ready is not None and ready.kind == native.FAILED else reply
-    if record is None or record.kind != native.FAILED:
+    if record.kind != native.FAILED:
         return StartError(f"container {spec.name} died while starting", step="agent")
     step, path = record.step_name, None
     if record.op >= 0:
@@ -232,7 +282,7 @@ def _failure(
             path = compiled.sources[record.op][0]
         elif record.op < len(compiled.ops):
             path = "/" + compiled.ops[record.op].target.lstrip("/")
-    hint = _EPERM_HINTS.get(step) if record.errno == 1 else None
+    hint = _HINTS.get((step, record.errno))
     if record.errno == 40:
         hint = "a symbolic link of the image stands where the engine mounts or writes"
     return StartError(

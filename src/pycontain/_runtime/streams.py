@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import os
 import subprocess
 import time
 from collections.abc import Callable
+from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pycontain._kernel import native
@@ -13,6 +16,8 @@ from pycontain.errors import StateError
 
 if TYPE_CHECKING:
     from pycontain._runtime.exec import Execution
+    from pycontain._runtime.start import Running
+    from pycontain._runtime.users import Identity
 
 PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
 Stream: TypeAlias = int | IO[Any] | None
@@ -57,6 +62,16 @@ class Plumbing:
             self.guest[number] = number
         else:
             self.guest[number] = stream if isinstance(stream, int) else stream.fileno()
+            os.fstat(self.guest[number])  # a wrong number is the caller's error, not the container's
+
+    def give_to(self, running: Running, identity: Identity) -> None:
+        """Make the pipes the command's own, so that it may open /dev/stdout and its like."""
+        if running.block is None:
+            return
+        for fd in self._made:
+            # Where the store's kernel refuses, the streams work all the same, only not by name.
+            with contextlib.suppress(OSError):
+                os.fchown(fd, running.block + identity.uid, running.block + identity.gid)
 
     def close_guest(self) -> None:
         """Close the ends that were sent: ours would hide the end of the stream."""
@@ -83,8 +98,7 @@ class Pump:
         self._raw = native.ffi.new("struct pcx_pump *")
         raw = self._raw
         raw.channel = execution.channel
-        raw.fds = plumbing.ours
-        plumbing.ours = [-1, -1, -1]
+        raw.fds, plumbing.ours = plumbing.ours, [-1, -1, -1]
         # Outputs are read when poll says so, and by what FIONREAD counts; a write can block all the same.
         if raw.fds[0] >= 0:
             os.set_blocking(raw.fds[0], False)
@@ -95,11 +109,7 @@ class Pump:
 
     def run(self) -> Ending:
         """Until the end, however it comes; then no process of the command is left that was not let go."""
-        try:
-            result = self._turn()
-        except BaseException:
-            self._execution.kill()
-            raise
+        result = self._turn()
         if result == 0:
             return "exit"
         if result not in (-_ETIMEDOUT, -_EMSGSIZE):
@@ -108,8 +118,23 @@ class Pump:
         self._raw.deadline = time.monotonic_ns() + _LAST_WORDS
         if result == -_EMSGSIZE:
             self._close_outputs()
-        self._turn()
+        if not self._execution.running.frozen:  # its agent has no last words then
+            self._turn()
         return "timeout" if result == -_ETIMEDOUT else "output"
+
+    def __enter__(self) -> Pump:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Free the buffers and our ends of the pipes; a command that is left by an exception is killed."""
+        try:
+            if kind is not None:
+                self._execution.kill()
+                self._execution.finish()
+        finally:
+            native.lib.pcx_pump_free(self._raw)
 
     def _turn(self) -> int:
         while True:
@@ -133,15 +158,16 @@ class Pump:
         at = number - 1
         return bytes(native.ffi.buffer(self._raw.data[at], self._raw.size[at])) if self._raw.size[at] else b""
 
-    def close(self) -> None:
-        """Free the buffers and our ends of the pipes."""
-        native.lib.pcx_pump_free(self._raw)
-
 
 def decoder(text: bool, encoding: str, errors: str) -> Callable[[bytes | None], str | bytes | None]:
-    """What turns captured bytes into what the caller asked for; newlines as subprocess has them."""
+    """What turns captured bytes into what the caller asked for; newlines as subprocess has them.
+
+    Raises LookupError for an encoding or a way with errors that Python does not know.
+    """
     if not text:
         return lambda data: data
+    codecs.lookup(encoding)
+    codecs.lookup_error(errors)
 
     def decode(data: bytes | None) -> str | None:
         if data is None:

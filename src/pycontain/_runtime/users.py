@@ -35,13 +35,15 @@ ROOT = Identity()
 
 def open_inside(running: Running, path: str, flags: int) -> int:
     """An fd of a path inside, opened by the agent beneath its root.  Raises PathError."""
+    control = running.hold()
     ours, theirs = native.pair()
     try:
         try:
             message = request(native.OPEN, os.fsencode(path) + b"\0", value=flags)
-            native.send(running.control, message, [theirs])
+            native.send(control, message, [theirs])
         finally:
             os.close(theirs)
+            running.let_go()
         record = native.receive_uninterrupted(ours)
     finally:
         os.close(ours)
