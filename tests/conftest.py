@@ -36,7 +36,10 @@ def _cgroups() -> set[str]:
     for base in bases:
         for directory, names, _ in os.walk(base):
             found.update(os.path.join(directory, name) for name in names)
-    return {path for path in found if not path.endswith(engine.owner.name)}
+    waiting = {spare.group.name for spare in engine.launchers.spares()}
+    return {
+        path for path in found if not path.endswith(engine.owner.name) and not waiting & {*path.split("/")}
+    }
 
 
 def _fds() -> dict[str, str]:

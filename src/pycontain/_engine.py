@@ -20,6 +20,7 @@ from pycontain._kernel.features import Features, features
 from pycontain._kernel.launcher import Launcher, LauncherPool, sub_id_maps
 from pycontain._model.limits import CgroupLimits
 from pycontain._runtime.collect import Collector
+from pycontain._runtime.spare import Spares
 from pycontain._security import policy
 from pycontain._state.owner import Claim, Owner, claim_dead
 from pycontain._state.paths import Roots
@@ -65,6 +66,7 @@ class Engine:
         self.cgroups = Cgroups(self.owner.name)
         self.launchers = LauncherPool(plain=not self.features.privileged, maps=self._maps)
         self.collector = Collector(self.owner, self._make_janitor)
+        self.spares = Spares(self)
         self._lock = threading.Lock()
         self._running: dict[str, tuple[Container, Running]] = {}
         self._host_image: Image | None = None
@@ -128,6 +130,8 @@ class Engine:
             self._running.clear()
         for one in running:
             one.end()
+        self.launchers.end()
+        self.spares.discard()
         self.collector.close()
         self.launchers.close()
         self.cgroups.remove()
@@ -198,12 +202,11 @@ class Engine:
                 dropped[name] = None
         return attrs.evolve(limits, **dropped) if dropped else limits
 
-    def make_group(self, spec: ContainerSpec, block: int | None) -> Group | None:
+    def make_group(self, name: str, limits: CgroupLimits, block: int | None) -> Group | None:
         """The cgroups of a container, or None where this user may make none."""
-        limits = self.enforceable(spec.limits, spec.asked, spec.security.optional)
         if self.cgroups.unified is None and not self.cgroups.layout.legacy:
             return None
-        return self.cgroups.create(spec.id, limits, block)
+        return self.cgroups.create(name, limits, block)
 
     def encode_security(self, spec: ContainerSpec) -> bytes:
         """The security buffer of a container."""

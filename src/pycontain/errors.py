@@ -19,23 +19,55 @@
     ├── NotFound                       also LookupError
     ├── Conflict
     ├── StateError                     the object is not in a state that allows this
-    └── PathError                      also OSError
+    └── PathError                      also OSError: errno, strerror, filename
+
+Each of them can be copied, pickled and raised out of another process, with its message and all
+its attributes, whatever its constructor looks like.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pycontain._model.process import Output, Usage
+
+Part: TypeAlias = str | bytes | os.PathLike[str]
+Args: TypeAlias = Part | Sequence[Part]
+"""A command as subprocess takes it: one part alone is the program."""
+
+_OS_FACTS = ("errno", "strerror", "filename", "filename2")
+
+
+def _facts(error: BaseException) -> dict[str, Any]:
+    """All attributes; an OSError keeps some beside its `__dict__`."""
+    more = _OS_FACTS if isinstance(error, OSError) else ()
+    return {**error.__dict__, **{name: getattr(error, name) for name in more}}
+
+
+def _tell_os_facts(error: BaseException, message: str, errno: int, path: str | None) -> None:
+    """Where it is an OSError too, fill in what the readers of those look for."""
+    if isinstance(error, OSError):
+        error.filename = path or None
+        error.strerror = os.strerror(errno) if errno else message
+
+
+def _blank(kind: type[PycontainError], args: tuple[Any, ...]) -> PycontainError:
+    """An exception with nothing but its arguments, made past its constructor; pickle fills it."""
+    # Asked of the class that lays the object out: LookupError's, first in the order of some, refuses.
+    error = OSError.__new__(kind) if issubclass(kind, OSError) else Exception.__new__(kind)
+    error.args = args
+    return error
 
 
 class PycontainError(Exception):
-    """The root of the tree; `hint` says what to do about it where that is known."""
+    """The root of the tree: what everything that pycontain raises on purpose is.
+
+    hint: what to do about it, where that is known; it is part of the message.
+    """
 
     hint: str | None = None
 
@@ -43,13 +75,20 @@ class PycontainError(Exception):
         super().__init__(f"{message} (hint: {hint})" if hint else message)
         self.hint = hint
 
+    # OSError would make its own message of errno and filename, which says less.
+    __str__ = Exception.__str__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's calls the constructor with `args`, which are the message and not what it takes.
+        return _blank, (type(self), self.args), _facts(self)
+
 
 class ImageError(PycontainError):
     """The image, its documents or the store."""
 
 
 class PullError(ImageError):
-    """An image could not be fetched."""
+    """An image could not be fetched; the store is as it was."""
 
 
 class AuthError(ImageError):
@@ -65,7 +104,11 @@ class BuildError(ImageError):
 
 
 class StartError(PycontainError):
-    """A control on the way to the guest's first instruction failed; nothing of the guest ran."""
+    """A control on the way to the guest's first instruction failed; nothing of the guest ran.
+
+    step: the control, as C names it ('clone', 'mount', 'execve', ...).  errno: what the kernel said,
+    0 where it was not asked.  path: what it was about, or None.
+    """
 
     def __init__(
         self, message: str, *, step: str, errno: int = 0, path: str | None = None, hint: str | None = None
@@ -79,10 +122,14 @@ class StartError(PycontainError):
         self.step = step
         self.errno = errno
         self.path = path
+        _tell_os_facts(self, message, errno, path)
 
 
 class UnsupportedError(PycontainError):
-    """This host cannot provide `feature`; nothing was created."""
+    """This host cannot provide `feature`; nothing was created.
+
+    feature: what was asked for.  hint: how to get it, or how to go without.
+    """
 
     def __init__(self, feature: str, hint: str | None = None) -> None:
         super().__init__(f"this host does not support {feature}", hint=hint)
@@ -106,22 +153,33 @@ class StateError(PycontainError):
 
 
 class PathError(PycontainError, OSError):
-    """A path inside a container could not be used."""
+    """A path could not be used: one inside a container, one to mount there, or the engine's root.
+
+    path: the path, '' where there is no single one.  errno: what the kernel said, 0 where it was not
+    asked.  As on every OSError, `filename` is the path or None, and `strerror` the text of errno.
+    """
 
     def __init__(self, message: str, *, path: str = "", errno: int = 0, hint: str | None = None) -> None:
         PycontainError.__init__(self, message, hint=hint)
         self.errno = errno
         self.path = path
+        _tell_os_facts(self, message, errno, path)
 
 
 class CommandNotFound(StartError, NotFound, FileNotFoundError):  # type: ignore[misc]
-    """The command does not exist in the image; nothing ran."""
+    """The command, or the interpreter that it names, does not exist in the image; nothing ran.
+
+    returncode: 127, as a shell has it.
+    """
 
     returncode = 127
 
 
 class CommandNotExecutable(StartError, PermissionError):  # type: ignore[misc]
-    """The command exists but may not or cannot be executed; nothing ran."""
+    """The command exists but may not or cannot be executed; nothing ran.
+
+    returncode: 126, as a shell has it.
+    """
 
     returncode = 126
 
@@ -131,11 +189,15 @@ class WorkdirError(StartError, PathError):  # type: ignore[misc]
 
 
 class CommandFailed(PycontainError, subprocess.CalledProcessError):
-    """A checked command ended with something else than 0; carries output, usage and reason."""
+    """A checked command ended with something else than 0, or was cut off by `max_output`.
+
+    cmd, returncode (negative for a signal), stdout, stderr: as on subprocess.CalledProcessError.
+    reason, usage: as on ExecResult.
+    """
 
     def __init__(
         self,
-        args: str | Sequence[str],
+        args: Args,
         returncode: int,
         stdout: Output,
         stderr: Output,
@@ -148,17 +210,21 @@ class CommandFailed(PycontainError, subprocess.CalledProcessError):
         self.usage = usage
 
     def __str__(self) -> str:
+        if self.returncode == 0:
+            return f"Command {self.cmd!r} was cut off (reason: {self.reason})."
         return f"{subprocess.CalledProcessError.__str__(self)[:-1]} (reason: {self.reason})."
 
 
 class CommandTimeout(PycontainError, subprocess.TimeoutExpired):
-    """The deadline passed; every process of the command is gone; carries the output so far."""
+    """The deadline passed, and every process of the command is gone.
+
+    cmd, timeout (seconds), stdout, stderr (what was written until then): as on
+    subprocess.TimeoutExpired.  reason: 'timeout'.  usage: as on ExecResult.
+    """
 
     reason = "timeout"
 
-    def __init__(
-        self, args: str | Sequence[str], timeout: float, stdout: Output, stderr: Output, *, usage: Usage
-    ) -> None:
+    def __init__(self, args: Args, timeout: float, stdout: Output, stderr: Output, *, usage: Usage) -> None:
         subprocess.TimeoutExpired.__init__(self, args, timeout, stdout, stderr)
         self.usage = usage
 

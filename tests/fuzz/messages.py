@@ -47,7 +47,8 @@ _WORDS = (
     0xFFFFFFFE,
     NO_FD,
 )
-_NAMES = "SPAWN MAPS REMOVE SECURITY EXEC SIGNAL KILL_TREE KILL_ALL OPEN".split()
+_NAMES = "SPAWN MAPS REMOVE SECURITY EXEC SIGNAL KILL_TREE KILL_ALL OPEN PREPARE".split()
+_PREPARE, _SPARE_FLAG = 10, 8
 
 
 @frozen
@@ -240,6 +241,8 @@ class Maker:
                 self._spawn,
                 self._spawn,
                 self._spawn_in_memory,
+                self._spare,
+                self._spare,
                 self._remove,
                 self._control,
                 self._noise,
@@ -319,11 +322,18 @@ class Maker:
 
     def _in_memory(self, kind: int, payload: bytes, fds: tuple[str, ...]) -> Message:
         """A payload in a memfd, its size in the header true or not."""
-        size = len(payload)
-        if self._chance(2):
-            size = self.random.choice(
-                [0, 1, size - 1, size + 1, 4096, 8192, 1 << 20, 16 << 20, (16 << 20) + 1]
-            )
+        size, held = len(payload), payload
+        match self.random.randrange(4):
+            case 0:
+                size = self.random.choice(
+                    [0, 1, size - 1, size + 1, 4096, 8192, 1 << 20, 16 << 20, (16 << 20) + 1]
+                )
+                if len(payload) >= 12 and self._chance(2):
+                    held = payload[:8] + struct.pack("<I", size) + payload[12:]
+            case 1:
+                held = payload[: self.random.choice([0, 1, 100, 4096, 8192])]
+            case _:
+                pass
         carrier = self.random.choice(["memory", "memory", "memory-open"])
         if self._chance(6):
             carrier = self.random.choice(self._kinds)
@@ -331,7 +341,7 @@ class Maker:
         return Message(
             request(kind, number=self._word(), flags=native.IN_MEMFD, size=size),
             (*fds[:place], carrier, *fds[place:]),
-            payload,
+            held,
         )
 
     def _noise(self) -> Message:
@@ -434,7 +444,7 @@ class Maker:
                     ops[at] = evolve(ops[at], data=data)
         return ops
 
-    def _plan(self) -> tuple[bytes, tuple[str, ...]]:
+    def _plan(self, flags: int = 0) -> tuple[bytes, tuple[str, ...]]:
         """A plan that works over empty file systems, with at times a field or two that do not."""
         joins = [
             (self.random.choice([4, 5, 6, 200]), self.random.choice([1 << 30, 1 << 27, 1 << 26, 1 << 28]))
@@ -453,7 +463,10 @@ class Maker:
             "security": make_corpus.security(landlock=(0, 0, 0, 0, 0)),
         }
         if self._chance(8):
-            changes |= {"flags": int(PlanFlag.COMMAND_IS_INIT), "command": make_corpus.command()}
+            flags |= PlanFlag.COMMAND_IS_INIT
+            changes["command"] = make_corpus.command()
+        if flags:
+            changes["flags"] = int(flags)
         if self._chance(4):
             changes[self.random.choice(["control_fd", "exit_fd", "cgroup_fd", "tasks_fd"])] = self._word()
         if self._chance(8):
@@ -470,8 +483,51 @@ class Maker:
         data, fds = self._plan()
         return self._in_memory(native.SPAWN, self._payload(data), fds)
 
+    def _script(self, place: int) -> bytes:
+        """File operations in the scratch tree; names are such that no flipped bit leads out of it."""
+        if self._chance(2):
+            good = [b"t%ca/b/leaf\0", b"d%ca\0", b"w%ca/b/leaf\0text\0", b"c%ca\0" + b"0\0"]
+            return b"".join(one % place for one in self.random.choices(good, k=self.random.randint(0, 4)))
+        script = b""
+        for _ in range(self.random.choice([1, 1, 3, 60])):
+            kind = self.random.choice([b"m", b"c", b"w", b"d", b"t", b"t", b"x"])
+            name = self.random.choice([b"a", b"a", b"a/b/leaf", b"a/b/leaf", b"m0", b"m1", b"", b"b" * 300])
+            text = self.random.choice([b"0", b"99999999999", b"", b"text"]) + b"\0" if kind in b"wc" else b""
+            at = place if not self._chance(6) else self.random.randrange(256)
+            script += kind + bytes([at]) + name + b"\0" + text
+        return script
+
+    def _spare(self) -> Message:
+        """Prepare a spare, or claim the one that waits, or one that does not."""
+        kind = self.random.choice([_PREPARE, native.SPAWN])
+        data, fds = self._plan(0 if kind == _PREPARE or self._chance(6) else _SPARE_FLAG)
+        if self._chance(3):
+            data = self._payload(data)
+        script = self._script(len(fds))
+        value = len(data)
+        if self._chance(6):
+            value = self.random.choice(
+                [0, -1, 1, value - 1, value + 1, value + len(script), 1 << 30, -(1 << 31)]
+            )
+        if self._chance(6):
+            script = self.mutated(script)
+        return Message(request(kind, data + script, value=value), (*fds, "directory"))
+
     def _remove(self) -> Message:
-        names = [b"a", b"a", b"", b".", b"..", b"a/b", b"/", b"n" * 300, b"file", b"\xff" * 20, b"n" * 100000]
+        names = [
+            b"a",
+            b"a",
+            b"",
+            b".",
+            b"..",
+            b"a/b",
+            b"/",
+            b"n" * 300,
+            b"m0",
+            b"m1",
+            b"\xff" * 20,
+            b"n" * 100000,
+        ]
         chosen = self.random.choices(names, k=self.random.choice([1, 1, 2, 5]))
         payload = b"".join(
             self.random.choice([b"t", b"t", b"g", b"x", b""]) + name + b"\0" for name in chosen
@@ -480,6 +536,12 @@ class Maker:
             ["directory", "mount", "directory-path", "null", "socket", "file"], k=len(chosen)
         )
         return Message(request(native.REMOVE, payload[: 120 * 1024], flags=2 * self._chance(4)), tuple(fds))
+
+
+def spare_claim() -> tuple[bytes, tuple[str, ...]]:
+    """A request, and its fds, that takes the child which waits in a launcher, if one does."""
+    data = make_corpus.plan(flags=_SPARE_FLAG, tasks=0, store=Source(fd=2), sources=[], ops=[])
+    return request(native.SPAWN, data, value=len(data)), ("socket", "socket", "mount")
 
 
 def _honest(message: Message) -> Message:

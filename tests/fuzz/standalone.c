@@ -1,4 +1,4 @@
-/* A driver for decoders.c where libFuzzer is absent: seeded mutations of a corpus, no feedback but acceptance.
+/* A driver for decoders.c without libFuzzer: seeded mutations of a corpus, no feedback but acceptance.
  *
  *   standalone [-seconds=S] [-runs=N] [-seed=X] [-max_len=N] [-artifact_prefix=P] FILE|DIRECTORY...
  *

@@ -83,15 +83,6 @@ assign_streams (const struct pc_exec *exec, const struct pc_fds *fds, struct str
   return 0;
 }
 
-/* Each message wakes the caller: who waits for the end alone asks for that alone. */
-static void
-tell_started (const struct pc_exec *exec, int channel, word pid, int terminal)
-{
-  struct pc_record record = { .kind = PC_RECORD_STARTED, .value = (i32) pid };
-  if (!(exec->flags & PC_EXEC_QUIET))
-    (void) pc_send_record (channel, &record, terminal);
-}
-
 _Noreturn static void
 fail_child (int channel, u32 step, word error)
 {
@@ -134,7 +125,8 @@ run_child (const struct pc_agent *agent, const struct pc_exec *exec, struct stre
     fail_child (channel, PC_STEP_SESSION, error);
   if (pty && (error = raw3 (__NR_ioctl, streams->peer, TIOCSCTTY_, 0)) < 0)
     fail_child (channel, PC_STEP_TERMINAL, error);
-  if ((error = take_streams (streams, pty)) < 0)
+  if ((error = take_streams (streams, pty)) < 0
+      || (error = pc_close_all_but (&channel, 1)) < 0)
     fail_child (channel, PC_STEP_STDIO, error);
   pc_become_guest (agent->security, exec, &failure);
   fail_child (channel, failure.step, -failure.error);
@@ -153,6 +145,54 @@ clone_into (int cgroup)
   return raw2 (__NR_clone3, &args, sizeof args);
 }
 
+/* Each message wakes the caller: who waits for the end alone asks for that alone. */
+static void
+tell_started (const struct streams *streams, int channel, word pid, int told)
+{
+  struct pc_record opened = { .kind = PC_RECORD_OPENED };
+  struct pc_record started = { .kind = PC_RECORD_STARTED, .value = (i32) pid };
+
+  if (streams->terminal >= 0)
+    (void) pc_send_record (channel, &opened, streams->terminal);
+  (void) pc_send_record (channel, &started, told);
+}
+
+/* Clone the command and tell of it; its pid, or a negative errno that the caller knows by then.
+
+   Unless the end alone is asked for, the child holds a socket of its own instead of the channel, to tell of
+   a failure; it closes on execve.  So the caller, who holds the other end, learns that the command runs,
+   and nobody here waits for it. */
+static word
+start_command (const struct pc_agent *agent, const struct pc_exec *exec, struct streams *streams,
+               int channel, i32 *command)
+{
+  int quiet = exec->flags & PC_EXEC_QUIET ? 1 : 0;
+  int told[2] = { -1, -1 };
+  word error = quiet ? 0 : raw4 (__NR_socketpair, 1, 5 | 0x80000 /* SEQPACKET, CLOEXEC */, 0, told);
+
+  if (error < 0)
+    {
+      answer_failure (channel, PC_STEP_STDIO, error);
+      return error;
+    }
+  word pid = clone_into (streams->cgroup);
+  if (pid == 0)
+    run_child (agent, exec, streams, quiet ? channel : told[1]);
+  pc_close_fd (&told[1]);
+  if (pid < 0)
+    answer_failure (channel, PC_STEP_CLONE, pid);
+  else
+    {
+      /* Before it is told: a signal that the caller sends next must find its target. */
+      if (command != NULL)
+        *command = (i32) pid;
+      if (!quiet)
+        tell_started (streams, channel, pid, told[0]);
+    }
+  pc_close_fd (&told[0]);
+  return pid;
+}
+
 _Noreturn static void
 run_supervisor (const struct pc_agent *agent, const struct pc_exec *exec, struct streams *streams,
                 int channel, i32 *command)
@@ -161,15 +201,22 @@ run_supervisor (const struct pc_agent *agent, const struct pc_exec *exec, struct
   word error = sys_prctl (36 /* PR_SET_CHILD_SUBREAPER */, 1, 0);
   if (error < 0)
     fail_child (channel, PC_STEP_SESSION, error);
-  word pid = clone_into (-1);
-  if (pid == 0)
-    run_child (agent, exec, streams, channel);
-  if (pid < 0)
-    fail_child (channel, PC_STEP_CLONE, pid);
-  *command = (i32) pid;
-  /* Told from here: a signal that the caller sends next must find its target. */
-  tell_started (exec, channel, pid, streams->terminal);
+  pc_close_fd (&streams->cgroup); /* the command is born where this is */
+  if (start_command (agent, exec, streams, channel, command) < 0)
+    sys_exit (127);
   pc_supervise (command, channel);
+}
+
+static word
+start_supervisor (const struct pc_agent *agent, const struct pc_exec *exec, struct streams *streams,
+                  int channel, i32 *command)
+{
+  word pid = clone_into (streams->cgroup);
+  if (pid == 0)
+    run_supervisor (agent, exec, streams, channel, command);
+  if (pid < 0)
+    answer_failure (channel, PC_STEP_CLONE, pid);
+  return pid;
 }
 
 void
@@ -197,21 +244,12 @@ pc_start_exec (struct pc_agent *agent, const struct pc_exec *exec, struct pc_fds
     }
   if (agent->security->flags & PC_SECURITY_SUPERVISE)
     command = pc_command_slot (agent);
-  word pid = clone_into (streams.cgroup);
-  if (pid == 0 && command != NULL)
-    run_supervisor (agent, exec, &streams, channel, command);
-  if (pid == 0)
-    run_child (agent, exec, &streams, channel);
+  word pid = command != NULL ? start_supervisor (agent, exec, &streams, channel, command)
+                             : start_command (agent, exec, &streams, channel, NULL);
   pc_close_fd (&streams.peer);
-  if (pid < 0)
-    {
-      pc_close_fd (&streams.terminal);
-      answer_failure (channel, PC_STEP_CLONE, pid);
-      return;
-    }
-  if (command == NULL)
-    tell_started (exec, channel, pid, streams.terminal);
   pc_close_fd (&streams.terminal);
+  if (pid < 0)
+    return;
   agent->processes[agent->count++] = (struct pc_process){
     .pid = (i32) pid,
     .id = exec->id,

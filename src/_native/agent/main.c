@@ -106,28 +106,28 @@ serve_open (struct pc_fds *fds, const char *path, int flags)
 static void
 serve_exec (const struct pc_request *request, usize received, struct pc_fds *fds)
 {
-  const u8 *exec = buffer + sizeof *request;
   usize size = request->size;
-  word map = 0;
+  const void *map = NULL;
+  const void *exec = buffer + sizeof *request;
 
   if (request->flags & PC_REQUEST_IN_MEMFD)
-    {
-      if (fds->count < 2 || size == 0 || size > (16u << 20))
-        return;
-      map = raw6 (__NR_mmap, 0, (word) size, 1, 2, fds->fd[0], 0);
-      sys_close (fds->fd[0]);
-      fds->count--;
-      for (u32 i = 0; i < fds->count; i++)
-        fds->fd[i] = fds->fd[i + 1];
-      if (map < 0 && map > -4096)
-        return;
-      exec = (const u8 *) map;
-    }
+    exec = map = pc_map_sealed (fds, size);
   else if (received != sizeof *request + size)
-    return;
-  if (agent.security != NULL && pc_exec_check (exec, size) == 0)
-    pc_start_exec (&agent, (const struct pc_exec *) (const void *) exec, fds);
-  if (map != 0)
+    exec = NULL;
+  if (fds->truncated || exec == NULL || agent.security == NULL || pc_exec_check (exec, size) < 0)
+    {
+      struct pc_record refused = {
+        .kind = PC_RECORD_FAILED,
+        .step = PC_STEP_PLAN,
+        .error = fds->truncated ? EMFILE : EINVAL,
+        .op = -1,
+      };
+      if (fds->count > 0)
+        (void) pc_send_record (fds->fd[0], &refused, -1);
+    }
+  else
+    pc_start_exec (&agent, exec, fds);
+  if (map != NULL)
     raw2 (__NR_munmap, map, size);
 }
 

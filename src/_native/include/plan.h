@@ -103,6 +103,7 @@ enum
   PC_PLAN_DENY_SETGROUPS = 1 << 0,
   PC_PLAN_LOOPBACK = 1 << 1,
   PC_PLAN_COMMAND_IS_INIT = 1 << 2,
+  PC_PLAN_SPARE = 1 << 3, /* the child that waits takes this plan; its namespaces, ids and groups stand */
 };
 
 struct pc_rlimit

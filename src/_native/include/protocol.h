@@ -10,7 +10,7 @@
 
 enum pc_request_kind
 {
-  PC_REQUEST_SPAWN = 1, /* caller to launcher: a plan */
+  PC_REQUEST_SPAWN = 1, /* caller to launcher: a plan; for a spare `value` bytes of it, then a script */
   PC_REQUEST_MAPS,      /* caller to launcher: the id maps of its own namespace stand */
   PC_REQUEST_REMOVE,    /* caller to launcher: below each directory sent, a letter and a name: t for a
                            tree, g for a cgroup and those in it */
@@ -32,6 +32,11 @@ struct pc_request
   u32 pad;
 };
 
+/* PC_REQUEST_PREPARE, caller to launcher: do a script's file operations below the directories sent, then let a
+   child with the plan's namespaces, ids and groups wait for a plan.  `value` bytes of plan, then the script.
+   Nothing is answered: who claims a spare that is not there is told so. */
+#define PC_REQUEST_PREPARE 10u
+
 #define PC_REQUEST_IN_MEMFD 1u
 #define PC_REQUEST_AFTER 2u /* PC_REQUEST_REMOVE: the first fd is a pidfd whose end to wait for */
 
@@ -39,10 +44,11 @@ enum pc_record_kind
 {
   PC_RECORD_READY = 1,
   PC_RECORD_FAILED,  /* step, error, op */
-  PC_RECORD_STARTED, /* value: pid inside */
+  PC_RECORD_STARTED, /* value: pid inside; of an exec, with a socket that ends when its command is executed,
+                        or brings PC_RECORD_FAILED */
   PC_RECORD_EXITED,  /* value: wait status, and the usage of the waited-for tree */
   PC_RECORD_GONE,    /* PC_REQUEST_KILL_*: every process is dead */
-  PC_RECORD_OPENED,
+  PC_RECORD_OPENED,  /* with the fd of PC_REQUEST_OPEN, or with the terminal of an exec before it started */
 };
 
 struct pc_record

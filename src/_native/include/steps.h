@@ -10,6 +10,7 @@
   X (NONE, "none")                                                            \
   X (PLAN, "plan")                                                            \
   X (LAUNCHER, "launcher")                                                    \
+  X (SPARE, "spare")                                                          \
   X (CLONE, "clone")                                                          \
   X (CGROUP, "cgroup")                                                        \
   X (JOIN, "join")                                                            \

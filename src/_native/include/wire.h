@@ -45,6 +45,9 @@ word pc_receive (int socket, void *buffer, usize size, struct pc_fds *fds, int f
 int pc_send (int socket, const void *buffer, usize size, const int *fds, u32 count, int flags);
 int pc_send_record (int socket, const struct pc_record *record, int fd);
 void pc_close_fds (struct pc_fds *fds);
+/* Map what the first fd holds, and close it: memory that nobody can change or shorten any more, of at least
+   `size` bytes; NULL when it is anything else. */
+const void *pc_map_sealed (struct pc_fds *fds, usize size);
 /* Write a whole small file; the path is relative to dir. */
 int pc_write_file (int dir, const char *path, const void *data, usize size);
 

@@ -74,9 +74,6 @@ private_namespaces (const struct pc_plan *plan, int control)
     CHECK (PC_STEP_NETWORK, sys_unshare (CLONE_NEWNET));
   if (plan->flags & PC_PLAN_LOOPBACK)
     CHECK (PC_STEP_NETWORK, raise_loopback ());
-  if (plan->hostname.size > 0)
-    CHECK (PC_STEP_HOSTNAME,
-           raw2 (__NR_sethostname, pc_at (plan, plan->hostname), plan->hostname.size));
   u64 rest = plan->namespaces & (CLONE_NEWCGROUP | 0x80 /* CLONE_NEWTIME */);
   if (rest != 0)
     CHECK (PC_STEP_NAMESPACES, sys_unshare (rest));
@@ -189,17 +186,19 @@ start_command (const struct pc_plan *plan, const struct pc_security *security,
   die (control, failure.step, -failure.error, -1);
 }
 
-_Noreturn void
-pc_child (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds,
-          int control, int sync)
+/* From the plan on: what a child does, spare or not. */
+_Noreturn static void
+become_container (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds,
+                  int control, int sync)
 {
   const struct pc_security *security = pc_at (plan, plan->security);
   struct pc_failure failure = { 0, 0 };
   static struct pc_child_fds sources;
   i32 op = -1;
 
-  CHECK (PC_STEP_CGROUP, enter_v1_cgroups (plan, fds));
-  private_namespaces (plan, control);
+  if (plan->hostname.size > 0)
+    CHECK (PC_STEP_HOSTNAME,
+           raw2 (__NR_sethostname, pc_at (plan, plan->hostname), plan->hostname.size));
   receive_sources (control, sync, &sources);
   become_root_inside (plan, control);
   CHECK (PC_STEP_MOUNT, raw5 (__NR_mount, "", "/", 0, MS_REC_ | MS_PRIVATE_, 0));
@@ -220,4 +219,38 @@ pc_child (const struct pc_launcher *launcher, const struct pc_plan *plan, const 
     start_command (plan, security, fds, control);
   CHECK (PC_STEP_STDIO, open_null_stdio (control));
   start_agent (launcher, security, control);
+}
+
+_Noreturn void
+pc_child (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds,
+          int control, int sync)
+{
+  CHECK (PC_STEP_CGROUP, enter_v1_cgroups (plan, fds));
+  private_namespaces (plan, control);
+  become_container (launcher, plan, fds, control, sync);
+}
+
+static u8 claimed[PC_MAX_MESSAGE] __attribute__ ((aligned (16)));
+
+_Noreturn void
+pc_spare_child (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds,
+                int sync)
+{
+  const struct pc_plan *own = (const struct pc_plan *) (const void *) claimed;
+  struct pc_fds received;
+  /* No container's control socket yet: who claims this one reads of a failure on sync. */
+  int control = sync;
+  int kept[] = { sync, launcher->agent };
+
+  CHECK (PC_STEP_CGROUP, enter_v1_cgroups (plan, fds));
+  private_namespaces (plan, control);
+  /* It may wait for long: what other containers' sockets end in must not end here. */
+  CHECK (PC_STEP_SPARE, pc_close_all_but (kept, COUNT (kept)));
+  CHECK (PC_STEP_SPARE, sys_prctl (PR_SET_PDEATHSIG, SIGKILL_, 0));
+  word got = pc_receive (sync, claimed, sizeof claimed, &received, 0);
+  if (got <= 0)
+    sys_exit (0);
+  if (received.count != 1 || received.truncated || pc_plan_check (claimed, (usize) got) < 0)
+    die (control, PC_STEP_SPARE, -EINVAL, -1);
+  become_container (launcher, own, &received, received.fd[0], sync);
 }

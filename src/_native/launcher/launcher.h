@@ -6,6 +6,14 @@
 #include "plan.h"
 #include "wire.h"
 
+/* A child that has been born and waits. */
+struct pc_born
+{
+  i32 pid;   /* 0: none */
+  int pidfd;
+  int sync;
+};
+
 struct pc_launcher
 {
   int socket;
@@ -13,6 +21,7 @@ struct pc_launcher
   int host_mounts; /* namespace in which paths of a plain user's caller resolve, or -1 */
   int own_mounts;
   int dev;         /* detached /dev template, or -1 when it stays attached at /dev */
+  struct pc_born spare;
   int old_layers;  /* overlay takes no detached mounts here: attach, then name by path */
 };
 
@@ -30,6 +39,13 @@ int pc_prepare_namespace (struct pc_launcher *launcher, int plain_user, struct p
 /* Start what the plan says; the reply names the pid, or the step that failed. */
 int pc_spawn (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fds *fds,
               struct pc_record *reply);
+/* Let a child wait for a plan, in place of one that waits already. */
+void pc_prepare_spare (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fds *fds);
+_Noreturn void pc_spare_child (const struct pc_launcher *launcher, const struct pc_plan *plan,
+                               const struct pc_fds *fds, int sync);
+/* Do file operations: a letter, the place in fds of a directory, a path below it, and for some a text, each
+   string with its NUL.  m makes a group, c gives a file away, w writes, d and t open and add to fds. */
+int pc_run_script (const char *script, usize size, struct pc_fds *fds);
 _Noreturn void pc_child (const struct pc_launcher *launcher, const struct pc_plan *plan,
                          const struct pc_fds *fds, int control, int sync);
 /* Fill the root with what the plan's operations say; returns the root's fd, or -1 and *op, *failure. */
@@ -40,6 +56,8 @@ int pc_remove_tree (int dir, const char *name);
 /* Remove the cgroup name below dir and every one in it; 0 or a negative errno. */
 int pc_remove_group (int dir, const char *name);
 void pc_watch_child (i32 pid, int exit_fd);
-void pc_reap_children (void);
+void pc_reap_children (struct pc_launcher *launcher);
+/* A child was reaped: if it is the one that waits, nobody waits any more. */
+void pc_spare_ended (struct pc_launcher *launcher, i32 pid);
 
 #endif

@@ -75,7 +75,7 @@ report_exit (i32 pid, i32 status, const struct kernel_usage *usage)
 }
 
 void
-pc_reap_children (void)
+pc_reap_children (struct pc_launcher *launcher)
 {
   for (;;)
     {
@@ -84,6 +84,7 @@ pc_reap_children (void)
       word pid = raw4 (__NR_wait4, -1, &status, 1 /* WNOHANG */, &usage);
       if (pid <= 0)
         return;
+      pc_spare_ended (launcher, (i32) pid);
       report_exit ((i32) pid, status, &usage);
     }
 }
@@ -92,16 +93,23 @@ static const void *
 payload (const struct pc_request *request, struct pc_fds *fds, usize received, usize *size)
 {
   *size = request->size;
-  if (!(request->flags & PC_REQUEST_IN_MEMFD))
-    return received == sizeof *request + request->size ? buffer + sizeof *request : NULL;
-  if (fds->count == 0 || request->size == 0 || request->size > (16u << 20))
+  if (request->flags & PC_REQUEST_IN_MEMFD)
+    return pc_map_sealed (fds, *size);
+  return received == sizeof *request + request->size ? buffer + sizeof *request : NULL;
+}
+
+/* A plan for a spare is followed by a script: what the group, made for nobody, lacks for this container. */
+static const void *
+spare_plan (const struct pc_request *request, usize received, struct pc_fds *fds, usize *size)
+{
+  usize all = received - sizeof *request;
+  const u8 *plan = buffer + sizeof *request;
+
+  *size = (usize) request->value;
+  if (*size > all || pc_plan_check (plan, *size) < 0
+      || pc_run_script ((const char *) plan + *size, all - *size, fds) < 0)
     return NULL;
-  word map = raw6 (__NR_mmap, 0, request->size, 1 /* PROT_READ */, 2 /* MAP_PRIVATE */, fds->fd[0], 0);
-  sys_close (fds->fd[0]);
-  fds->count--;
-  for (u32 i = 0; i < fds->count; i++)
-    fds->fd[i] = fds->fd[i + 1];
-  return map < 0 && map > -4096 ? NULL : (const void *) map;
+  return plan;
 }
 
 static void
@@ -111,8 +119,12 @@ serve_spawn (struct pc_launcher *launcher, const struct pc_request *request, usi
   struct pc_record reply = { .kind = PC_RECORD_FAILED, .step = PC_STEP_PLAN, .error = EINVAL };
   int pidfd = -1;
   usize size;
-  const void *plan = payload (request, fds, received, &size);
+  int spare = request->value > 0;
+  const void *plan
+      = spare ? spare_plan (request, received, fds, &size) : payload (request, fds, received, &size);
 
+  if (spare)
+    reply.step = PC_STEP_SPARE;
   if (fds->truncated)
     reply.error = EMFILE;
   else if (plan != NULL && pc_plan_check (plan, size) == 0)
@@ -121,6 +133,20 @@ serve_spawn (struct pc_launcher *launcher, const struct pc_request *request, usi
   pc_close_fd (&pidfd);
   if (plan != NULL && (request->flags & PC_REQUEST_IN_MEMFD))
     raw2 (__NR_munmap, plan, size);
+}
+
+static void
+serve_prepare (struct pc_launcher *launcher, const struct pc_request *request, usize received,
+               struct pc_fds *fds)
+{
+  const u8 *plan = buffer + sizeof *request;
+  usize size = received - sizeof *request;
+
+  if (request->value < 0 || (usize) request->value > size || fds->truncated
+      || pc_plan_check (plan, (usize) request->value) < 0
+      || pc_run_script ((const char *) plan + request->value, size - (usize) request->value, fds) < 0)
+    return;
+  pc_prepare_spare (launcher, (const struct pc_plan *) (const void *) plan, fds);
 }
 
 static int
@@ -186,6 +212,8 @@ serve (struct pc_launcher *launcher)
     {
       if (request->kind == PC_REQUEST_SPAWN)
         serve_spawn (launcher, request, (usize) received, &fds);
+      else if (request->kind == PC_REQUEST_PREPARE)
+        serve_prepare (launcher, request, (usize) received, &fds);
       else if (request->kind == PC_REQUEST_REMOVE)
         serve_remove (launcher, request, (usize) received, &fds);
     }
@@ -256,6 +284,7 @@ pc_main (word *stack)
     .host_mounts = -1,
     .own_mounts = -1,
     .dev = -1,
+    .spare = { 0, -1, -1 },
   };
   struct pc_record ready = { .kind = PC_RECORD_READY };
   int signals = prepare_signals ();
@@ -285,7 +314,7 @@ pc_main (word *stack)
           u8 info[128];
           while (sys_read (signals, info, sizeof info) > 0)
             continue;
-          pc_reap_children ();
+          pc_reap_children (&launcher);
         }
       if (polled[0].revents != 0 && serve (&launcher) < 0)
         {

@@ -83,9 +83,13 @@ fill_dev (int dev)
 static int
 bind_device (int host_dev, int dev, const char *name)
 {
+  struct mount_attr guarded = { .attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC };
   cleanup_fd int source = (int) sys_open_tree (host_dev, name, CLONE_TREE);
   if (source < 0)
     return source;
+  word error = sys_mount_setattr (source, 0, &guarded);
+  if (error < 0)
+    return (int) error;
   cleanup_fd int target = (int) sys_openat (dev, name, O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0444);
   if (target < 0)
     return target;

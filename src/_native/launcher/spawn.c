@@ -184,10 +184,17 @@ join (const struct pc_plan *plan, const struct pc_fds *fds, int own[4])
         {
           if (joins[i].type != types[kind])
             continue;
-          if (joins[i].fd >= fds->count)
+          if (joins[i].fd >= fds->count || own[kind] >= 0)
             return -EBADF;
           own[kind] = (int) sys_openat (AT_FDCWD_, names[kind], O_RDONLY | O_CLOEXEC, 0);
-          word error = own[kind] < 0 ? own[kind] : sys_setns (fds->fd[joins[i].fd], (int) types[kind]);
+          /* Into its own first: where it could not come back, it must not go. */
+          word error = own[kind] < 0 ? own[kind] : sys_setns (own[kind], (int) types[kind]);
+          if (error < 0)
+            {
+              pc_close_fd (&own[kind]);
+              return (int) error;
+            }
+          error = sys_setns (fds->fd[joins[i].fd], (int) types[kind]);
           if (error < 0)
             return (int) error;
         }
@@ -236,24 +243,37 @@ fds_present (const struct pc_plan *plan, const struct pc_fds *fds)
   return plan->tasks_count == 0 || plan->tasks_fd + plan->tasks_count <= fds->count;
 }
 
-int
-pc_spawn (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fds *fds,
-          struct pc_record *reply)
+static void
+bury (struct pc_born *born)
+{
+  if (born->pid == 0)
+    return;
+  raw4 (__NR_pidfd_send_signal, born->pidfd, SIGKILL_, 0, 0);
+  pc_close_fd (&born->pidfd);
+  pc_close_fd (&born->sync);
+  raw4 (__NR_wait4, born->pid, 0, 0, 0);
+  born->pid = 0;
+}
+
+/* Clone a child and give it its ids; 0, or -1 and the reply. */
+static int
+give_birth (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fds *fds, int spare,
+            struct pc_born *born, struct pc_record *reply)
 {
   int sync[2];
   int own[4] = { -1, -1, -1, -1 };
-  int pidfd = -1;
 
-  if (!fds_present (plan, fds))
-    return failed (reply, PC_STEP_PLAN, -EBADF, -1);
+  born->pidfd = -1;
   word error = raw4 (__NR_socketpair, 1, 5 | 0x80000, 0, sync);
   if (error < 0)
     return failed (reply, PC_STEP_LAUNCHER, error, -1);
   error = join (plan, fds, own);
-  word pid = error < 0 ? error : clone_child (plan, fds, &pidfd);
+  word pid = error < 0 ? error : clone_child (plan, fds, &born->pidfd);
   if (pid == 0)
     {
       sys_close (sync[0]);
+      if (spare)
+        pc_spare_child (launcher, plan, fds, sync[1]);
       pc_child (launcher, plan, fds, fds->fd[plan->control_fd], sync[1]);
     }
   leave (own);
@@ -263,25 +283,79 @@ pc_spawn (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fd
       sys_close (sync[0]);
       return failed (reply, error < 0 ? PC_STEP_JOIN : PC_STEP_CLONE, pid, -1);
     }
-
+  born->pid = (i32) pid;
+  born->sync = sync[0];
   error = plan->namespaces & CLONE_NEWUSER ? write_maps (plan, pid) : 0;
   if (error < 0)
-    (void) failed (reply, PC_STEP_IDMAP, error, -1);
-  else
-    error = send_sources (launcher, plan, fds, pid, sync[0], reply);
-  sys_close (sync[0]);
+    {
+      bury (born);
+      return failed (reply, PC_STEP_IDMAP, error, -1);
+    }
+  return 0;
+}
+
+/* The child that waits takes the plan. */
+static int
+claim_spare (struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds,
+             struct pc_born *born, struct pc_record *reply)
+{
+  if (launcher->spare.pid == 0)
+    return failed (reply, PC_STEP_SPARE, -ESRCH, -1);
+  *born = launcher->spare;
+  launcher->spare.pid = 0;
+  int error = pc_send (born->sync, plan, plan->size, &fds->fd[plan->control_fd], 1, 0);
   if (error < 0)
     {
-      raw4 (__NR_pidfd_send_signal, pidfd, SIGKILL_, 0, 0);
-      pc_close_fd (&pidfd);
-      raw4 (__NR_wait4, pid, 0, 0, 0);
+      bury (born);
+      return failed (reply, PC_STEP_SPARE, error, -1);
+    }
+  return 0;
+}
+
+void
+pc_spare_ended (struct pc_launcher *launcher, i32 pid)
+{
+  if (launcher->spare.pid != pid)
+    return;
+  pc_close_fd (&launcher->spare.pidfd);
+  pc_close_fd (&launcher->spare.sync);
+  launcher->spare.pid = 0;
+}
+
+void
+pc_prepare_spare (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fds *fds)
+{
+  struct pc_record unsaid = { .kind = 0 };
+
+  bury (&launcher->spare);
+  if (!fds_present (plan, fds)
+      || give_birth (launcher, plan, fds, 1, &launcher->spare, &unsaid) < 0)
+    launcher->spare.pid = 0;
+}
+
+int
+pc_spawn (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fds *fds,
+          struct pc_record *reply)
+{
+  struct pc_born born = { 0, -1, -1 };
+
+  if (!fds_present (plan, fds))
+    return failed (reply, PC_STEP_PLAN, -EBADF, -1);
+  int error = plan->flags & PC_PLAN_SPARE ? claim_spare (launcher, plan, fds, &born, reply)
+                                          : give_birth (launcher, plan, fds, 0, &born, reply);
+  if (error < 0)
+    return -1;
+  if (send_sources (launcher, plan, fds, born.pid, born.sync, reply) < 0)
+    {
+      bury (&born);
       return -1;
     }
+  pc_close_fd (&born.sync);
   reply->kind = PC_RECORD_STARTED;
   reply->step = 0;
   reply->error = 0;
-  reply->value = (i32) pid;
+  reply->value = born.pid;
   if (plan->exit_fd != PC_NO_FD)
-    pc_watch_child ((i32) pid, pc_steal_fd (&fds->fd[plan->exit_fd]));
-  return pidfd;
+    pc_watch_child (born.pid, pc_steal_fd (&fds->fd[plan->exit_fd]));
+  return born.pidfd;
 }

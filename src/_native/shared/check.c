@@ -4,6 +4,9 @@
 #include <linux/errno.h>
 
 #define EINVAL_ (-22)
+/* Together they bound the time that a check takes. */
+#define MOST_OPS 4096
+#define LONGEST_TARGET 4096
 
 static int
 ref_ok (const u8 *base, usize size, struct pc_ref ref, usize unit)
@@ -80,6 +83,8 @@ ops_ok (const struct pc_plan *plan, const u8 *base, usize size)
   const struct pc_op *ops = pc_at (base, plan->ops);
   u32 sources = plan->sources.size / sizeof (struct pc_source);
 
+  if (plan->ops.size / sizeof *ops > MOST_OPS)
+    return 0;
   for (u32 i = 0; i < plan->ops.size / sizeof *ops; i++)
     {
       const struct pc_op *op = &ops[i];
@@ -87,7 +92,7 @@ ops_ok (const struct pc_plan *plan, const u8 *base, usize size)
         return 0;
       if (op->source > sources || op->count > sources - op->source)
         return 0;
-      if (!ref_ok (base, size, op->target, 0))
+      if (op->target.size > LONGEST_TARGET || !ref_ok (base, size, op->target, 0))
         return 0;
       /* Data may be any bytes (file content), but always inside and followed by a NUL. */
       if (op->data.offset >= size || op->data.size >= size - op->data.offset

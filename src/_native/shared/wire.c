@@ -179,6 +179,27 @@ pc_close_fds (struct pc_fds *fds)
   fds->count = 0;
 }
 
+#define SEALED (0x0002 /* F_SEAL_SHRINK */ | 0x0008 /* F_SEAL_WRITE */)
+#define F_GET_SEALS_ 1034
+#define MAPPED_MOST (16u << 20)
+
+const void *
+pc_map_sealed (struct pc_fds *fds, usize size)
+{
+  if (fds->count == 0)
+    return NULL;
+  cleanup_fd int fd = fds->fd[0];
+  fds->count--;
+  for (u32 i = 0; i < fds->count; i++)
+    fds->fd[i] = fds->fd[i + 1];
+  word seals = raw3 (__NR_fcntl, fd, F_GET_SEALS_, 0);
+  word end = raw3 (__NR_lseek, fd, 0, 2 /* SEEK_END */);
+  if (seals < 0 || (seals & SEALED) != SEALED || size == 0 || size > MAPPED_MOST || end < (word) size)
+    return NULL;
+  word map = raw6 (__NR_mmap, 0, (word) size, 1 /* PROT_READ */, 2 /* MAP_PRIVATE */, fd, 0);
+  return map < 0 && map > -4096 ? NULL : (const void *) map;
+}
+
 int
 pc_write_file (int dir, const char *path, const void *data, usize size)
 {

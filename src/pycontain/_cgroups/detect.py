@@ -126,6 +126,9 @@ def _base(mount: Mount, own: str) -> str | None:
 def _enable(directory: str) -> frozenset[str]:
     """Pass on the controllers that this directory has; those that its children have afterwards."""
     control = os.path.join(directory, "cgroup.subtree_control")
+    # With processes of somebody's in it, a group below the root that passes controllers on holds no others.
+    if os.path.exists(os.path.join(directory, "cgroup.type")) and read_words(f"{directory}/cgroup.procs"):
+        return frozenset(read_words(control) & set(V2_CONTROLLERS))
     for name in read_words(os.path.join(directory, "cgroup.controllers")) & set(V2_CONTROLLERS):
         try:
             write(control, f"+{name}")

@@ -16,6 +16,7 @@ from pycontain.errors import LimitError, UnsupportedError
 
 _TO_V1 = {"io": "blkio"}
 _ALWAYS = ("memory", "pids")
+_ONLY_V2 = {"io_weight": "io", "memory_high": "memory"}
 _PER_EXEC = frozenset({"memory", "pids", "cpu", "io"})
 """Controllers of v2 that every container passes on to its leaves; others when a limit asks for them."""
 
@@ -69,8 +70,13 @@ class Cgroups:
                     f"the limit {name} (cgroup controller {controller})",
                     hint="delegate the controller to this user, or name the limit in Security.optional",
                 )
-        if limits.io_weight is not None and "io" not in self.layout.controllers:
-            raise UnsupportedError("io_weight on cgroup v1", hint="it needs cgroup v2 with the io controller")
+        for name, controller in _ONLY_V2.items():
+            if getattr(limits, name) is not None and controller not in self.layout.controllers:
+                raise UnsupportedError(
+                    f"{name} on cgroup v1", hint=f"it needs cgroup v2 with the {controller} controller"
+                )
+        if limits.swap is not None and limits.memory is None and "memory" not in self.layout.controllers:
+            raise UnsupportedError("swap without memory on cgroup v1", hint="give memory as well")
 
     def create(self, name: str, limits: CgroupLimits, block: int | None) -> Group:
         """Make the groups of the container `name`; `block` is the id that may start processes in them."""
@@ -143,6 +149,7 @@ class Group:
         self._legacy: dict[str, str] = {}
         self._leaf_controllers: tuple[str, ...] = ()
         self._passed: frozenset[str] = frozenset()
+        self._orphans = False
         self._spare: list[Leaf] = []
         self._busy: list[Leaf] = []
         self._number = 0
@@ -155,15 +162,54 @@ class Group:
 
         Raises LimitError where the kernel refuses a value.
         """
+        wanted = frozenset(translate.v2(limits)), frozenset(translate.v1(limits))
+        steps = self._plan(*wanted)
+        self._limit(steps, limits)
+        opened = steps.run()
+        if self._unified is not None:
+            self.birth = opened.pop(0)
+        self.tasks = tuple(opened)
+
+    def ahead(self) -> bytes:
+        """How a launcher makes this group for nobody in particular, with a first leaf: a script for it.
+
+        It opens the group of birth, if there is one, and the `tasks` files, in this order.
+        """
+        steps = self._plan(frozenset(), frozenset())
+        leaf, more = self._plan_leaf(None)
+        steps.merge(more)
+        self._spare.append(leaf)
+        return steps.below([os.path.dirname(path) for path in self.paths().values()])
+
+    def takes(self, limits: CgroupLimits) -> bool:
+        """Can a group that was made ahead hold these limits?"""
+        layout = self._cgroups.layout
+        new = translate.v2(limits).keys() & layout.controllers
+        old = translate.v1(limits).keys() & layout.legacy.keys() - layout.controllers
+        return new <= self._passed and old <= self._legacy.keys()
+
+    def claim(self, limits: CgroupLimits, first: int) -> bytes:
+        """How a launcher writes the limits of a group made ahead; its parents' fds stand from `first` on."""
+        steps = _Steps()
+        self._limit(steps, limits)
+        return steps.below([os.path.dirname(path) for path in self.paths().values()], first)
+
+    def _limit(self, steps: _Steps, limits: CgroupLimits) -> None:
+        for controller, wanted in translate.v2(limits).items():
+            if self._unified is not None and controller in self._cgroups.layout.controllers:
+                steps.limit(self._unified, wanted)
+        for controller, wanted in translate.v1(limits).items():
+            if controller in self._legacy:
+                steps.limit(self._legacy[controller], wanted)
+
+    def _plan(self, new: frozenset[str], old: frozenset[str]) -> _Steps:
+        """The directories for these controllers, by their names in v2 and v1."""
         layout = self._cgroups.layout
         steps = _Steps()
         if self._cgroups.unified is not None:
             own = self._unified = f"{self._cgroups.unified}/{self.name}"
             steps.make("unified", own)
-            wanted = translate.v2(limits)
-            for controller in layout.controllers & wanted.keys():
-                steps.limit(own, wanted[controller])
-            self._passed = layout.controllers & (_PER_EXEC | wanted.keys())
+            self._passed = layout.controllers & (_PER_EXEC | new)
             for controller in self._passed:
                 steps.do(files.write(f"{own}/cgroup.subtree_control", f"+{controller}"))
             if self._passed:
@@ -172,20 +218,15 @@ class Group:
             if self._block is not None:
                 steps.do(files.own(f"{self._unified}/cgroup.procs", self._block))
             steps.finally_do(files.open_directory(own))
-        old = translate.v1(limits)
         for controller in layout.legacy:
             if controller in layout.controllers or (controller not in old and controller not in _ALWAYS):
                 continue
             directory = f"{self._cgroups.legacy(controller)}/{self.name}"
             self._legacy[controller] = directory
             steps.make(controller, directory)
-            steps.limit(directory, old.get(controller, {}))
             steps.finally_do(files.open_to_write(f"{directory}/tasks"))
         self._leaf_controllers = ("memory",) if "memory" in self._legacy else ()
-        opened = steps.run()
-        if self._unified is not None:
-            self.birth = opened.pop(0)
-        self.tasks = tuple(opened)
+        return steps
 
     def entrance(self) -> list[int]:
         """What a start sends: the directory of birth, if there is one, and the files to enter by."""
@@ -202,21 +243,24 @@ class Group:
         if limits is None:
             with self._lock:
                 if self._spare:
-                    leaf = self._spare.pop()
-                    self._busy.append(leaf)
-                    return leaf
+                    return self._begin(self._spare.pop())
         else:
             self._cgroups.check(limits)
         if self._unified is None and not self._legacy:
             return None
         leaf = self._make_leaf(limits)
         with self._lock:
-            self._busy.append(leaf)
+            return self._begin(leaf)
+
+    def _begin(self, leaf: Leaf) -> Leaf:
+        self._busy.append(leaf)
+        for one in self._busy:
+            one.crowded = len(self._busy) > 1 or (one.crowded and one is not leaf)
         return leaf
 
     def leaf_ahead(self) -> tuple[Leaf, bytes] | None:
-        """A first leaf, to be made while the container is being born, and how."""
-        if self._unified is None and not self._legacy:
+        """A first leaf, to be made while the container is being born, and how; None where there is one."""
+        if self._spare or (self._unified is None and not self._legacy):
             return None
         leaf, steps = self._plan_leaf(None)
         return leaf, steps.script
@@ -262,7 +306,10 @@ class Group:
             legacy[controller] = f"{parent}/{name}"
             steps.make(controller, legacy[controller])
             steps.limit(legacy[controller], old.get(controller, {}))
+        # v1 counts there because the leaf has no pids group; v2, from 6.11 on, where the limit stands.
         above = self._legacy.get("pids") if "pids" not in legacy else None
+        if "pids" in self._passed:
+            above = self._unified
         leaf = Leaf(
             directory,
             self._passed,
@@ -296,17 +343,17 @@ class Group:
             if leaf not in self._busy:
                 return  # the container ended meanwhile, and its leaves with it
             self._busy.remove(leaf)
+            self._orphans |= leaf.populated
         if reusable and leaf.directory is not None and not self._spare and leaf.reset():
             with self._lock:
                 self._spare.append(leaf)
         else:
             leaf.remove()  # one with orphans in it stays until the container ends
 
-    @property
-    def alone(self) -> bool:
-        """Does one exec at most run now, so that the container's own counters are its alone?"""
+    def alone(self, leaf: Leaf) -> bool:
+        """Was this exec all that ran since it began, so that the container's own counters are its alone?"""
         with self._lock:
-            return len(self._busy) <= 1
+            return not leaf.crowded and not self._orphans
 
     @property
     def freezable(self) -> bool:
@@ -345,8 +392,17 @@ class Group:
         with self._lock:
             self._spare.clear()
             self._busy.clear()
-        parents = [os.path.dirname(path) for path in self.paths().values()]
-        return [(self._cgroups.directory_fd(parent), self.name) for parent in parents]
+        return self.parents()
+
+    def parents(self) -> list[tuple[int, str]]:
+        """(fd of the directory, name) of the group in every hierarchy."""
+        above = [os.path.dirname(path) for path in self.paths().values()]
+        return [(self._cgroups.directory_fd(parent), self.name) for parent in above]
+
+    @property
+    def entrances(self) -> int:
+        """In how many v1 hierarchies PID 1 enters by `tasks`."""
+        return len(self._legacy)
 
 
 class _Steps:
@@ -378,6 +434,20 @@ class _Steps:
             for text in texts:
                 self._limits[len(self._codes)] = (directory, name, text)
                 self.do(files.write(f"{directory}/{name}", text))
+
+    def merge(self, other: _Steps) -> None:
+        """Another batch's operations behind these; limits of its are not told apart any more."""
+        self._codes += other._codes
+        self._last += other._last
+
+    def below(self, parents: list[str], first: int = 0) -> bytes:
+        """All of it by place of an fd and path below: what a launcher, without these mounts, can do."""
+        prefixes = [os.fsencode(parent) + b"/" for parent in parents]
+        parts = []
+        for code in (*self._codes, *self._last):
+            place = next(at for at, prefix in enumerate(prefixes) if code.startswith(prefix, 1))
+            parts.append(code[:1] + bytes([first + place]) + code[1 + len(prefixes[place]) :])
+        return b"".join(parts)
 
     @property
     def script(self) -> bytes:

@@ -90,6 +90,7 @@ class Leaf:
     legacy: dict[str, str]
     above: str | None
     killed: bool = False
+    crowded: bool = False
     _meter: Meter = field(init=False)
     _entrance: bytes = field(init=False)
     _now: dict[str, int] = field(factory=dict, init=False)
@@ -153,11 +154,16 @@ class Leaf:
             written_bytes=since.get("written"),
         )
 
+    @property
+    def populated(self) -> bool:
+        """Did processes live here when the counters were read?"""
+        return self._now.get("populated") != 0
+
     def reset(self) -> bool:
         """Make the leaf as good as new for the next exec, after `counters`; False where it cannot be."""
         # The kernel remembers a kill: what is born by CLONE_INTO_CGROUP into such a group dies at once.
         # The peaks of v2 cannot be set back.
-        if self.killed or self._peaks or self._now.get("populated") != 0:
+        if self.killed or self._peaks or self.populated:
             return False
         memory = self.legacy.get("memory")
         if memory is not None:

@@ -58,8 +58,6 @@ def v1(limits: CgroupLimits) -> dict[str, dict[str, list[str]]]:  # noqa: C901  
     if limits.memory is not None:
         put("memory", "memory.limit_in_bytes", str(limits.memory))
         put("memory", "memory.memsw.limit_in_bytes", str(min(limits.memory + (limits.swap or 0), _MAX_V1)))
-    if limits.memory_high is not None:
-        put("memory", "memory.soft_limit_in_bytes", str(limits.memory_high))
     if limits.cpus is not None:
         put("cpu", "cpu.cfs_period_us", str(PERIOD))
         put("cpu", "cpu.cfs_quota_us", str(max(1000, round(limits.cpus * PERIOD))))
@@ -97,6 +95,8 @@ def _shares(weight: int) -> int:
 
 def _device(path: str) -> str:
     """'major:minor' of a block device, or of the whole device below a file's file system."""
+    if not path.startswith("/"):
+        return path  # MAJOR:MINOR, as CgroupLimits checked it
     try:
         found = os.stat(path)
     except OSError as error:

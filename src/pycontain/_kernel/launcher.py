@@ -12,6 +12,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pycontain._kernel import native
 from pycontain._kernel.plan import request
@@ -32,6 +33,8 @@ class Launcher:
         native.checked(native.lib.pcx_start_launcher(int(plain), socket, pidfd), "launcher")
         self.socket: int = socket[0]
         self.pidfd: int = pidfd[0]
+        self.spare: Any = None
+        """What is known of the child that waits here, for who asked for it."""
         try:
             self.old_layers = self._hear_ready(maps)
         except BaseException:
@@ -129,6 +132,7 @@ class LauncherPool:
         self._free: list[Launcher] = []
         self._count = 0
         self._all: list[Launcher] = []
+        self._orphans: list[Any] = []
         self._changed = threading.Condition(threading.Lock())
         # Growth of the table in a process with threads waits for a grace period: pay once.
         native.lib.pcx_grow_descriptor_table(_FIRST_TABLE_SLOT)
@@ -149,6 +153,12 @@ class LauncherPool:
 
     def __len__(self) -> int:
         return self._count
+
+    def spares(self) -> list[Any]:
+        """What waits in any launcher."""
+        with self._changed:
+            waiting = [launcher.spare for launcher in self._all if launcher.spare is not None]
+            return waiting + self._orphans
 
     def _take(self) -> Launcher:
         with self._changed:
@@ -176,6 +186,8 @@ class LauncherPool:
     def _forget(self, launcher: Launcher) -> None:
         launcher.close()
         with self._changed:
+            if launcher.spare is not None:
+                self._orphans.append(launcher.spare)
             self._all.remove(launcher)
             self._count -= 1
             self._changed.notify()
@@ -185,8 +197,14 @@ class LauncherPool:
         for launcher in self._all:
             launcher.close()
 
+    def end(self) -> None:
+        """End every launcher, and so every container; what waits in them stays known until `close`."""
+        with self._changed:
+            for launcher in self._all:
+                launcher.close()
+
     def close(self) -> None:
-        """End every launcher, and so every container."""
+        """End every launcher, and forget them."""
         with self._changed:
             for launcher in self._all:
                 launcher.close()

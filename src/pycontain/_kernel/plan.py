@@ -62,6 +62,7 @@ class PlanFlag(IntFlag):
     DENY_SETGROUPS = 1
     LOOPBACK = 2
     COMMAND_IS_INIT = 4
+    SPARE = 8
 
 
 class SecurityFlag(IntFlag):

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-import math
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias, TypeVar
 
 from attrs import converters, field, frozen
 
-from pycontain._model.sizes import parse_size
+from pycontain._model.sizes import MOST, parse_size, shown
 from pycontain.errors import LimitError
+
+IoMax: TypeAlias = Mapping["str | os.PathLike[str]", Mapping[str, int | str]]
+"""What `io_max` takes; it is kept as `{device: {key: number}}`."""
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 MEMORY_FLOOR = 1 << 20
 """Bytes below which not even the smallest command starts."""
 
-_SET = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+_CPUS_MOST = 65536
+"""Processors: eight times what Linux can be built for."""
+
+_RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
+_NUMBERS = re.compile(r"([0-9]{1,4}):([0-9]{1,7})")
+_PATH = re.compile(r"/[^\x00-\x1f\x7f]*")
+_PAGE = re.compile(r"[0-9]+[KMG]B")
+_RATES = {"rbps": MOST, "wbps": MOST, "riops": 0xFFFFFFFF, "wiops": 0xFFFFFFFF}
+"""The highest value of each that the kernel keeps whole."""
 
 
 def _cpus(value: float | None) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise LimitError(f"cpus is a number of processors such as 1.5, not {value!r}")
-    if value < 0.01:
-        raise LimitError(f"cpus is at least 0.01: {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise LimitError(f"cpus is a number of processors such as 1.5, not {shown(value)}")
+    if not 0.01 <= value <= _CPUS_MOST:
+        raise LimitError(f"cpus is between 0.01 and {_CPUS_MOST}: {shown(value)}")
     return float(value)
 
 
@@ -31,9 +46,9 @@ def _count(name: str, value: int | None, high: int) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
-        raise LimitError(f"{name} is an int, not {value!r}")
+        raise LimitError(f"{name} is an int, not {shown(value)}")
     if not 1 <= value <= high:
-        raise LimitError(f"{name} is between 1 and {high}: {value}")
+        raise LimitError(f"{name} is between 1 and {high}: {shown(value)}")
     return value
 
 
@@ -50,39 +65,101 @@ def _memory(value: int | str | None) -> int | None:
         return None
     size = parse_size(value)
     if size < MEMORY_FLOOR:
-        raise LimitError(f"memory below {MEMORY_FLOOR} bytes starts nothing: {value!r}")
+        raise LimitError(f"memory below {MEMORY_FLOOR} bytes starts nothing: {shown(value)}")
     return size
 
 
-def _cpu_set(value: str | None) -> str | None:
-    if value is not None and not _SET.fullmatch(value):
-        raise LimitError(f"a set of processors or nodes is written like '0-2,7': {value!r}")
+def _set(value: str | None) -> str | None:
+    if value is not None and not (isinstance(value, str) and all(map(_is_range, value.split(",")))):
+        raise LimitError(f"a set of processors or nodes is written like '0-2,7': {shown(value)}")
     return value
 
 
-def _io_max(value: Mapping[str, Mapping[str, int]] | None) -> Mapping[str, Mapping[str, int]] | None:
-    for device, limits in (value or {}).items():
-        unknown = set(limits) - {"rbps", "wbps", "riops", "wiops"}
-        if unknown:
-            raise LimitError(f"io_max of {device} has unknown keys: {', '.join(sorted(unknown))}")
+def _is_range(text: str) -> bool:
+    found = _RANGE.fullmatch(text)
+    return found is not None and (found[2] is None or int(found[1]) <= int(found[2]))
+
+
+def _io_max(value: IoMax | None) -> dict[str, dict[str, int]] | None:
+    if value is None:
+        return None
+    result: dict[str, dict[str, int]] = {}
+    for given, rates in _items("io_max", value):
+        device = _device(given)
+        if device in result:
+            raise LimitError(f"io_max names {device} twice")
+        what = f"io_max of {shown(device)}"
+        result[device] = {_key(what, key): _rate(what, key, rate) for key, rate in _items(what, rates)}
+        if not result[device]:
+            raise LimitError(f"{what} is empty")
+    return result
+
+
+def _items(what: str, value: Mapping[_Key, _Value]) -> Iterable[tuple[_Key, _Value]]:
+    if not isinstance(value, Mapping):
+        raise LimitError(f"{what} is a mapping, not {shown(value)}")
+    return value.items()
+
+
+def _device(value: object) -> str:
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(text, str):
+        if _PATH.fullmatch(text):
+            return text
+        numbers = _NUMBERS.fullmatch(text)
+        if numbers and int(numbers[1]) < 1 << 12 and int(numbers[2]) < 1 << 20:
+            return f"{int(numbers[1])}:{int(numbers[2])}"
+    raise LimitError(f"a device of io_max is 'MAJOR:MINOR' or an absolute path, not {shown(value)}")
+
+
+def _key(what: str, key: str) -> str:
+    if key not in _RATES:
+        raise LimitError(f"{what} has the unknown key {shown(key)}; known: {', '.join(_RATES)}")
+    return key
+
+
+def _rate(what: str, key: str, value: int | str) -> int:
+    if key.endswith("bps") and isinstance(value, str):
+        try:
+            value = parse_size(value)
+        except LimitError as error:
+            raise LimitError(f"{what}, {key}: {error}") from None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise LimitError(f"{what}, {key}: an int is wanted, not {shown(value)}")
+    # 0 is refused by v2, and no limit at all to v1.
+    if not 1 <= value <= _RATES[key]:
+        raise LimitError(f"{what}, {key}: between 1 and {_RATES[key]}, not {shown(value)}")
     return value
 
 
-def _hugetlb(value: Mapping[str, int | str] | None) -> Mapping[str, int] | None:
-    return None if value is None else {page: parse_size(size) for page, size in value.items()}
+def _hugetlb(value: Mapping[str, int | str] | None) -> dict[str, int] | None:
+    if value is None:
+        return None
+    result = {}
+    for page, size in _items("hugetlb", value):
+        if not isinstance(page, str) or not _PAGE.fullmatch(page):
+            raise LimitError(f"a page size of hugetlb is written like '2MB': {shown(page)}")
+        result[page] = parse_size(size)
+    return result
 
 
 @frozen(kw_only=True)
 class CgroupLimits:
     """Limits of a whole container, or of one exec; None leaves a resource unlimited.
 
-    memory, memory_high, swap: bytes.  `memory` counts swap as well unless `swap` is given.
-    cpus: processors, such as 1.5.  cpu_weight: 1 to 10000, 100 is the default share.
-    cpuset_cpus, cpuset_mems: sets such as '0-2,7'.  pids: processes and threads.
-    io_weight: 1 to 10000.  io_max: device path to {'rbps', 'wbps', 'riops', 'wiops'}.
-    hugetlb: page size such as '2MB' to bytes.
+    memory, memory_high, swap: bytes, or text such as '256M'.  `memory` is at least 1 MiB, and counts
+    swap as well unless `swap` is given; above `memory_high` the kernel slows down instead of killing.
+    cpus: processors, such as 1.5, at least 0.01.  cpu_weight: 1 to 10000, 100 is the default share.
+    cpuset_cpus, cpuset_mems: processors and memory nodes, such as '0-2,7'.
+    pids: processes and threads; a container with an agent needs 2, an exec 1.
+    io_weight: 1 to 10000, 100 is the default share.
+    io_max: 'MAJOR:MINOR' or the path of a block device, or of a file on it, to any of 'rbps', 'wbps'
+    (bytes per second, or text such as '10M') and 'riops', 'wiops' (operations per second).
+    hugetlb: page size as the kernel writes it, such as '2MB', to bytes.
 
-    Raises LimitError for values that cannot be meant.  Meanings are those of the kernel's
+    Everything is checked and copied when the value is made: LimitError, a ValueError, for what cannot
+    be meant.  What only the kernel can know, such as a processor that is not there, is a LimitError
+    when the container starts.  Meanings are those of the kernel's
     Documentation/admin-guide/cgroup-v2.rst.
     """
 
@@ -91,8 +168,8 @@ class CgroupLimits:
     swap: int | None = field(default=None, converter=converters.optional(parse_size))
     cpus: float | None = field(default=None, converter=_cpus)
     cpu_weight: int | None = field(default=None, converter=_weight)
-    cpuset_cpus: str | None = field(default=None, converter=_cpu_set)
-    cpuset_mems: str | None = field(default=None, converter=_cpu_set)
+    cpuset_cpus: str | None = field(default=None, converter=_set)
+    cpuset_mems: str | None = field(default=None, converter=_set)
     pids: int | None = field(default=None, converter=_pids)
     io_weight: int | None = field(default=None, converter=_weight)
     io_max: Mapping[str, Mapping[str, int]] | None = field(default=None, converter=_io_max)

@@ -3,36 +3,82 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
-from attrs import converters, field, frozen
+from attrs import field, frozen
 
-from pycontain._model.sizes import parse_size
+from pycontain._model.sizes import parse_size, shown
+from pycontain.errors import LimitError
 
 
 def _path(value: str | os.PathLike[str]) -> str:
-    path = os.fspath(value)
+    path: object = os.fspath(value)
+    if not isinstance(path, str):
+        raise TypeError(f"a path is text or a path of pathlib, not {shown(path)}")
     if "\0" in path or not path:
-        raise ValueError(f"not a path: {path!r}")
+        raise ValueError(f"not a path: {shown(path)}")
+    os.fsencode(path)
     return os.path.abspath(path)
+
+
+def _flag(*allowed: bool | None) -> Callable[[Any, Any, object], None]:
+    def check(_: object, attribute: Any, value: object) -> None:
+        if not any(value is one for one in allowed):
+            names = " or ".join(map(str, allowed))
+            raise TypeError(f"{attribute.name} is {names}, not {shown(value)}")
+
+    return check
+
+
+def _tmpfs_size(value: int | str | None) -> int | None:
+    if value is None:
+        return None
+    size = parse_size(value)
+    if size == 0:
+        raise LimitError(
+            f"a tmpfs has at least 1 byte: {shown(value)}", hint="the kernel reads 0 as no limit"
+        )
+    return size
+
+
+def _mode(_: object, __: object, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"a mode is an int such as 0o1777, not {shown(value)}")
+    if not 0 <= value <= 0o7777:
+        raise ValueError(f"a mode is between 0 and 0o7777: {shown(value)}")
 
 
 @frozen
 class Bind:
-    """A file or directory of the host, shown at the same content inside.
+    """A file or directory of the host, shown with the same content inside.
 
-    path: on the host; a relative one counts from the current directory.
+    path: on the host; a relative one counts from the current directory of the moment.
     read_only: writes inside fail with EROFS.
-    idmap: show the owner's ids inside as they are on the host (0 inside is 0 on disk).
+    idmap: whose the files are inside.  True shows them through the container's id map: what belongs
+    to 0 on the host belongs to 0 inside, and what root inside makes belongs to 0 on the host; the
+    start fails where the kernel or the file system cannot.  False shows them plain: ids that are not
+    mapped inside are nobody's there.  None, the default: as root, show the caller's files through
+    the container's id map; where there is none, plain.
+
+    Raises TypeError and ValueError for what is no path and no flag.  Whether the path exists is
+    checked when a container is made.
     """
 
     path: str = field(converter=_path)
-    read_only: bool = field(default=False, kw_only=True)
-    idmap: bool = field(default=False, kw_only=True)
+    read_only: bool = field(default=False, validator=_flag(True, False))
+    idmap: bool | None = field(default=None, kw_only=True, validator=_flag(True, False, None))
 
 
 @frozen
 class Tmpfs:
-    """A file system in memory, charged to the container; size in bytes, mode in octal."""
+    """A file system in memory, private to the container and charged to its memory limit.
 
-    size: int | None = field(default=None, converter=converters.optional(parse_size))
-    mode: int = field(default=0o1777, kw_only=True)
+    size: bytes that it holds at most, or text such as '64M'; None for half of the machine's memory.
+    mode: of its root, such as 0o1777.
+
+    Raises LimitError for a size that is none, ValueError and TypeError for such a mode.
+    """
+
+    size: int | None = field(default=None, converter=_tmpfs_size)
+    mode: int = field(default=0o1777, kw_only=True, validator=_mode)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 from attrs import frozen
+
+from pycontain.errors import Args, CommandFailed
 
 Output: TypeAlias = str | bytes | None
 Reason: TypeAlias = Literal[
     "exit", "signal", "timeout", "oom", "pids", "disk", "output", "seccomp", "cancelled"
 ]
+"""Why a command ended, by what the kernel counted and the engine did; never a guess."""
 
 
 @frozen(kw_only=True)
@@ -34,14 +37,15 @@ class Usage:
 class ExecResult(subprocess.CompletedProcess):  # type: ignore[type-arg]
     """A CompletedProcess that explains itself.
 
+    args, returncode, stdout, stderr: as subprocess has them; a negative returncode is the number of
+    a signal, an output that was not captured is None.
     reason: why it ended, as `Reason` lists it.
     usage: what it used.  timings: seconds by phase.  truncated: output was cut at `max_output`.
-    A negative returncode is the number of a signal, as in subprocess.
     """
 
     def __init__(
         self,
-        args: str | Sequence[str],
+        args: Args,
         returncode: int,
         stdout: Output,
         stderr: Output,
@@ -56,6 +60,13 @@ class ExecResult(subprocess.CompletedProcess):  # type: ignore[type-arg]
         self.usage = usage
         self.timings = timings
         self.truncated = truncated
+
+    def check_returncode(self) -> None:
+        """Raise CommandFailed where `exec(..., check=True)` does: not 0, or output that was cut."""
+        if self.returncode != 0 or self.reason == "output":
+            raise CommandFailed(
+                self.args, self.returncode, self.stdout, self.stderr, reason=self.reason, usage=self.usage
+            )
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, reason={self.reason!r})"

@@ -2,40 +2,73 @@
 
 from __future__ import annotations
 
-import math
 import re
 from datetime import timedelta
 
 from pycontain.errors import LimitError
 
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([bkmgtp]?)(?:i?b)?\s*", re.IGNORECASE)
-_POWERS = {"": 0, "b": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+MOST = (1 << 63) - 1
+"""Bytes: no counter of the kernel holds more."""
+
+LONGEST = 1e9
+"""Seconds, some 31 years: longer durations are taken for this one, which every clock can hold."""
+
+_SIZE = re.compile(r"\s*([0-9]+)(?:\.([0-9]+))?\s*(?:([kmgtp])(?:i?b)?|b)?\s*", re.IGNORECASE)
+_POWERS = {"k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+_DIGITS = 40
+"""Of a number that can be meant; more would only keep int() busy."""
+_SHOWN = 160
+
+
+def shown(value: object) -> str:
+    """`value` for a message: its repr, short whatever it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # an int of thousands of digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def parse_size(value: int | str) -> int:
     """Bytes of `value`: an int, or text such as '256M' or '1.5G' in binary units, as docker reads them.
 
-    Raises LimitError for anything else, and for negative sizes.
+    A fraction of a byte is cut off.  Raises LimitError for anything else, for negative sizes and
+    for those of 2**63 bytes or more.
     """
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise LimitError(f"a size is an int or text such as '256M', not {value!r}")
-    if isinstance(value, int):
-        if value < 0:
-            raise LimitError(f"a size cannot be negative: {value}")
-        return value
-    match = _SIZE.fullmatch(value)
+        raise LimitError(f"a size is an int or text such as '256M', not {shown(value)}")
+    size = value if isinstance(value, int) else _read_size(value)
+    if size < 0:
+        raise LimitError(f"a size cannot be negative: {shown(value)}")
+    if size > MOST:
+        raise LimitError(f"a size is below 2**63 bytes: {shown(value)}")
+    return size
+
+
+def _read_size(text: str) -> int:
+    match = _SIZE.fullmatch(text)
     if match is None:
-        raise LimitError(f"not a size: {value!r}", hint="write bytes, or a number with k, M, G, T: '256M'")
-    number, unit = match.groups()
-    return int(float(number) * 1024 ** _POWERS[unit.lower()])
+        raise LimitError(
+            f"not a size: {shown(text)}", hint="write bytes, or a number with k, M, G, T: '256M'"
+        )
+    whole, part, unit = match.group(1), match.group(2) or "", match.group(3) or ""
+    if len(whole) > _DIGITS:
+        raise LimitError(f"a size is below 2**63 bytes: {shown(text)}")
+    part = part[:_DIGITS]
+    scale: int = 10 ** len(part)
+    factor = 1 << 10 * _POWERS.get(unit.lower(), 0)
+    return int(whole) * factor + int(part or 0) * factor // scale
 
 
 def parse_duration(value: float | timedelta) -> float:
-    """Seconds of `value`: a number or a timedelta.  Raises LimitError when it is not finite or negative."""
+    """Seconds of `value`: a number or a timedelta; at most LONGEST, for which longer ones are taken.
+
+    Raises LimitError, a ValueError, for anything else and for what is negative, infinite or no number.
+    """
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise LimitError(f"a duration is a number of seconds or a timedelta, not {value!r}")
-    if not math.isfinite(value) or value < 0:
-        raise LimitError(f"a duration is finite and not negative: {value!r}")
-    return float(value)
+        raise LimitError(f"a duration is a number of seconds or a timedelta, not {shown(value)}")
+    if not 0 <= value < float("inf"):
+        raise LimitError(f"a duration is finite and not negative: {shown(value)}")
+    return float(min(value, LONGEST))

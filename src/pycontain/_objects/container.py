@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal as signals
 import subprocess
@@ -15,6 +16,7 @@ from pycontain._kernel import native
 from pycontain._model.limits import CgroupLimits
 from pycontain._model.process import ExecResult
 from pycontain._model.sizes import parse_duration, parse_size
+from pycontain._model.user import check_user
 from pycontain._objects.image import Image
 from pycontain._objects.main import MainCommand
 from pycontain._objects.process import Process
@@ -26,6 +28,7 @@ from pycontain._runtime.stats import Stats, stats_of
 from pycontain._runtime.streams import DEVNULL, PIPE, Plumbing, Pump, Stream, decoder
 from pycontain._security.policy import Security
 from pycontain.errors import (
+    Args,
     CommandFailed,
     CommandTimeout,
     NotFound,
@@ -36,7 +39,6 @@ from pycontain.errors import (
 if TYPE_CHECKING:
     from pycontain._engine import Engine
 
-Args = str | Sequence[str]
 Status = Literal["created", "running", "paused", "exited", "removed"]
 
 
@@ -62,7 +64,7 @@ class Container:
         *,
         name: str | None = None,
         env: Mapping[str, str] | None = None,
-        workdir: str | None = None,
+        workdir: str | os.PathLike[str] | None = None,
         user: str | int | None = None,
         hostname: str | None = None,
         memory: int | str | None = None,
@@ -70,7 +72,7 @@ class Container:
         pids: int | None = None,
         disk: int | str | None = None,
         limits: CgroupLimits | None = None,
-        rlimits: Mapping[str, int | tuple[int, int]] | None = None,
+        rlimits: Mapping[str, int | Sequence[int]] | None = None,
         network: str = "none",
         ports: Mapping[int, int] | None = None,
         volumes: specs.Mounts | None = None,
@@ -111,13 +113,13 @@ class Container:
             image=base,
             command=command_args or (base.command or None),
             name=name or f"pyc-{self.id[:12]}",
-            env=dict(env or {}),
+            env=env,
             workdir=workdir or base.workdir or "/",
-            user=str(user) if user is not None else base.user,
+            user=user if user is not None else base.user,
             hostname=hostname or self.id[:12],
             limits=chosen,
             asked=asked,
-            rlimits=dict(rlimits or {}),
+            rlimits=rlimits or {},
             disk=disk,
             mounts=points,
             read_only=read_only,
@@ -348,6 +350,7 @@ class Container:
         WorkdirError, NotFound for a user, ValueError for malformed input, StateError.
         """
         argv = _argv(args, shell)
+        limits = specs.checked_limits(limits)
         seconds = None if timeout is None else parse_duration(timeout)
         cap = None if max_output is None else parse_size(max_output)
         data = _input_bytes(input, encoding)
@@ -358,7 +361,7 @@ class Container:
             argv,
             specs.environment(env) if env else None,
             specs.inside(workdir) if workdir is not None else None,
-            None if user is None else str(user),
+            None if user is None else check_user(user),
         )
         plumbing = Plumbing(DEVNULL if data is None else PIPE, stdout, stderr)
         plumbing.give_to(running, command.identity)
@@ -419,13 +422,14 @@ class Container:
         pty: a terminal of its own instead of pipes, `rows` by `columns`.  Raises as `exec` does.
         """
         argv = _argv(args, shell)
+        limits = specs.checked_limits(limits)
         running = self._awake()
         command = command_of(
             running,
             argv,
             specs.environment(env) if env else None,
             specs.inside(workdir) if workdir is not None else None,
-            None if user is None else str(user),
+            None if user is None else check_user(user),
             (rows, columns) if pty else None,
         )
         plumbing = Plumbing(DEVNULL, DEVNULL, DEVNULL) if pty else Plumbing(stdin, stdout, stderr)
@@ -451,8 +455,6 @@ class Container:
 
 
 def _check_layer(path: str) -> None:
-    import os
-
     if not os.path.isdir(path):
         raise NotFound(f"the image's layer is no directory any more: {path}")
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import array
 import collections
+import contextlib
+import fcntl
 import os
+import select
+import signal
+import termios
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pycontain._kernel import native
+from pycontain._objects.process import abandon, deliver, hear_started, signal_number
 from pycontain._runtime.exec import (
     Command,
     Environment,
@@ -29,36 +36,53 @@ if TYPE_CHECKING:
 
 _KEPT = 16 << 20
 _CHUNK = 65536
+_LAST_ID = (1 << 32) - 2
+_LAST_WORDS = 10_000
+"""Milliseconds within which the end of the command must be told once PID 1 is dead."""
 
 
 class MainCommand:
-    """The command that a container was made for, followed by a thread until it ends."""
+    """The command that a container was made for, followed by a thread until its output ends too."""
 
     def __init__(self, running: Running, channel: int, output: int, execution: Execution | None) -> None:
+        """Takes over `channel`, `output` and the execution, even where it raises."""
         self.running = running
         self.returncode: int | None = None
         self._channel = channel
         self._output = output
         self._execution = execution
+        self._alive = -1
         self._chunks: collections.deque[bytes] = collections.deque()
         self._kept = 0
         self._first = 0
         self._changed = threading.Condition()
         self._over = False
         self._thread = threading.Thread(target=self._follow, name="pycontain-main", daemon=True)
-        self._thread.start()
+        try:
+            # Of our own: the container's is closed when others find it dead.
+            self._alive = os.dup(running.pidfd)
+            self._thread.start()
+        except (OSError, RuntimeError):  # no more fds, no more threads
+            self._end(-signal.SIGKILL)
+            self._close()
+            raise
 
     @classmethod
     def beside_agent(cls, running: Running, argv: Sequence[str]) -> MainCommand:
         """Start the command by the agent.  Raises StartError and its kind when it cannot be executed."""
         command = command_of(running, tuple(argv), None, None, None)
         plumbing = Plumbing(DEVNULL, PIPE, STDOUT)
+        execution: Execution | None = None
         try:
+            plumbing.give_to(running, command.identity)
             execution = Execution.launch(running, command, plumbing.guest, None)
+            plumbing.close_guest()
+            hear_started(execution)
         except BaseException:
             plumbing.close()
+            if execution is not None:
+                abandon(execution)
             raise
-        plumbing.close_guest()
         return cls(running, execution.channel, plumbing.ours[1], execution)
 
     @classmethod
@@ -67,25 +91,59 @@ class MainCommand:
         command = _init_command(spec)
         plumbing = Plumbing(DEVNULL, PIPE, STDOUT)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        running: Running | None = None
         try:
-            buffer = command.encode(1, 7, 0)
             guest = [null, plumbing.guest[1], plumbing.guest[1]]
-            running = start(engine, spec, (buffer, guest))
+            running = start(engine, spec, (command.encode(1, 7, 0), guest))
+            plumbing.give_to(running, command.identity)
+            plumbing.close_guest()
+            record = native.receive(running.control)
+            if record is not None and record.kind == native.FAILED:
+                raise start_failure(command, record)
+            channel = os.dup(running.exit_socket)
+            output, plumbing.ours[1] = plumbing.ours[1], -1
+            return cls(running, channel, output, None)
         except BaseException:
             plumbing.close()
+            if running is not None:
+                running.end()
             raise
         finally:
             os.close(null)
-        plumbing.close_guest()
-        record = native.receive(running.control)
-        if record is not None and record.kind == native.FAILED:
-            plumbing.close()
-            running.end()
-            raise start_failure(command, record)
-        return cls(running, running.exit_socket, plumbing.ours[1], None)
 
     def _follow(self) -> None:
-        while chunk := os.read(self._output, _CHUNK):
+        """Until the command ended and nobody can write any more, whichever comes first.
+
+        A command may close its output before it ends, and leave processes that go on to write; a
+        child that the caller forked may hold the output open, so that it ends with PID 1 at the latest.
+        """
+        poll = select.poll()
+        waiting = {self._channel, self._output, self._alive}
+        for fd in waiting:
+            poll.register(fd, select.POLLIN)
+        try:
+            while waiting - {self._alive}:
+                ready = {fd for fd, _ in poll.poll(None if self._alive in waiting else _LAST_WORDS)}
+                if not ready:
+                    break
+                # First what poll saw in the pipe: the others take what is there, and it would block then.
+                done = {self._output} if self._output in ready and not self._read(_CHUNK) else set()
+                if self._channel in ready and self._hear():
+                    done.add(self._channel)
+                if self._alive in ready:
+                    self._drain()
+                    done |= {self._alive, self._output}
+                for fd in done & waiting:
+                    poll.unregister(fd)
+                waiting -= done
+        finally:
+            self._end(-signal.SIGKILL)
+            self._close()
+
+    def _read(self, most: int) -> int:
+        """Keep what is there; 0 at the end of the output."""
+        chunk = os.read(self._output, most)
+        if chunk:
             with self._changed:
                 self._chunks.append(chunk)
                 self._kept += len(chunk)
@@ -93,30 +151,43 @@ class MainCommand:
                     self._kept -= len(self._chunks.popleft())
                     self._first += 1
                 self._changed.notify_all()
-        os.close(self._output)
-        self._hear_end()
+        return len(chunk)
 
-    def _hear_end(self) -> None:
-        failed: native.Record | None = None
-        returncode = -9
-        while True:
-            try:
-                record = native.receive(self._channel)
-            except OSError:
-                record = None
-            if record is None:
-                break
-            if record.kind == native.FAILED:
-                failed = record
-            elif record.kind == native.EXITED:
-                returncode = returncode_of(record.value)
-                break
-        if failed is not None:
-            returncode = 127 if failed.errno == 2 else 126
-        if self._execution is not None:
-            self._execution.finish()
+    def _drain(self) -> None:
+        """Keep what is in the pipe by now, and no more: who writes on must not hold the end back."""
+        there = array.array("i", [0])
+        fcntl.ioctl(self._output, termios.FIONREAD, there)
+        left = there[0]
+        while left > 0 and (got := self._read(min(left, _CHUNK))):
+            left -= got
+
+    def _hear(self) -> bool:
+        """The next record of the channel; True after the last."""
+        record = native.receive(self._channel)
+        if record is not None and record.kind != native.EXITED:
+            return False
+        self._drain()
+        self._end(-signal.SIGKILL if record is None else returncode_of(record.value))
+        return True
+
+    def _end(self, returncode: int) -> None:
+        """The command ended; the first to say so is right."""
+        if self.returncode is not None:
+            return
+        with contextlib.suppress(OSError):  # the container ends meanwhile, and its leaf with it
+            if self._execution is not None:
+                self._execution.finish()
+            else:
+                os.close(self._channel)
         with self._changed:
             self.returncode = returncode
+            self._changed.notify_all()
+
+    def _close(self) -> None:
+        for fd in (self._output, self._alive):
+            if fd >= 0:
+                os.close(fd)
+        with self._changed:
             self._over = True
             self._changed.notify_all()
 
@@ -125,9 +196,10 @@ class MainCommand:
         return self.returncode
 
     def join(self, timeout: float | None) -> bool:
-        """Wait for the end; False at the timeout (seconds)."""
+        """Wait for the command's end; False at the timeout (seconds)."""
+        seconds = None if timeout is None else min(timeout, threading.TIMEOUT_MAX)
         with self._changed:
-            return self._changed.wait_for(lambda: self._over, timeout)
+            return self._changed.wait_for(lambda: self.returncode is not None, seconds)
 
     def close(self) -> int | None:
         """Wait for the thread, once the container ended."""
@@ -135,13 +207,15 @@ class MainCommand:
         return self.returncode
 
     def signal(self, number: int) -> None:
-        """Send a signal to the command."""
-        import signal as signals
-
+        """Send a signal to the command; nothing happens once it ended.  Raises ValueError."""
+        checked = signal_number(number)
+        if self.returncode is not None:
+            return
         if self._execution is not None:
-            self._execution.signal(number)
-        else:
-            signals.pidfd_send_signal(self.running.pidfd, number)
+            deliver(self._execution, checked)
+        elif not self.running.ended:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.running.pidfd, checked)
 
     def logs(self, follow: bool) -> Iterator[bytes]:
         """Chunks that are kept; with follow, those that come until the end."""
@@ -161,13 +235,23 @@ class MainCommand:
                 return
 
 
-def _init_command(spec: ContainerSpec) -> Command:
-    parts = (spec.user or "0").split(":")
-    if not all(part.isdigit() for part in parts) or len(parts) > 2:
+def _init_user(user: str | None) -> tuple[int, int]:
+    if user in (None, "", "0", "root"):
+        return 0, 0
+    parts = str(user).split(":")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
         raise UnsupportedError(
-            f"the user {spec.user!r} with init=False", hint="give numbers: no agent reads the image's passwd"
+            f"the user {user!r} with init=False",
+            hint="give 'uid:gid' in numbers: no agent reads the image's passwd and group",
         )
-    uid, gid = int(parts[0]), int(parts[-1]) if len(parts) == 2 else 0
+    uid, gid = int(parts[0]), int(parts[1])
+    if max(uid, gid) > _LAST_ID:
+        raise ValueError(f"ids are at most {_LAST_ID}: {user}")
+    return uid, gid
+
+
+def _init_command(spec: ContainerSpec) -> Command:
+    uid, gid = _init_user(spec.user)
     identity = Identity(uid, gid, (), "/root" if uid == 0 else "/")
     assert spec.command is not None
     env = Environment.of(default_variables(spec, identity))

@@ -2,35 +2,142 @@
 
 from __future__ import annotations
 
+import codecs
+import collections
 import contextlib
 import errno
 import fcntl
+import functools
 import io
+import operator
 import os
+import select
+import selectors
 import signal
 import struct
 import subprocess
 import termios
 import threading
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from pycontain._kernel import native
+from pycontain._model.sizes import parse_duration
 from pycontain._runtime.exec import Execution, returncode_of, start_failure
-from pycontain.errors import StateError
+from pycontain._runtime.streams import decoder
+from pycontain.errors import Args, StateError
 
 if TYPE_CHECKING:
     from pycontain._cgroups.leaf import Counters
     from pycontain._model.process import Reason, Usage
 
+_CHUNK = 65536
+_LONGEST = 86400.0
+"""Seconds of one wait: what poll(2) and locks take is bounded, so that a longer one is several."""
 
-class _Terminal(io.RawIOBase):
-    """The master of a terminal: EIO, which says that nobody holds the other side, is the end of the file."""
+_forgotten: collections.deque[Execution] = collections.deque()
+"""Of processes that were dropped: a finalizer runs while any lock may be held, so it takes none."""
+
+
+def check_text(encoding: str, errors: str) -> None:
+    """Raise LookupError for what io.TextIOWrapper does not take, some of it late."""
+    io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors).close()
+    codecs.lookup_error(errors)
+
+
+def check_terminal(rows: int, columns: int) -> None:
+    """Raise ValueError for a size that no terminal can have."""
+    for number in (rows, columns):
+        if not 1 <= operator.index(number) <= 0xFFFF:
+            raise ValueError(f"rows and columns of a terminal are 1 to 65535, not {number}")
+
+
+def signal_number(number: int) -> int:
+    """The number as kill(2) takes it.  Raises ValueError where there is no such signal."""
+    if not 0 <= operator.index(number) < signal.NSIG:
+        raise ValueError(f"no such signal: {number}")
+    return int(number)
+
+
+def deliver(execution: Execution, number: int) -> None:
+    """Send a signal to a command; nothing where its container ended."""
+    with contextlib.suppress(StateError, BrokenPipeError, ConnectionResetError):
+        execution.signal(number)
+
+
+def abandon(execution: Execution) -> None:
+    """End a command that an exception came between, and let go of it."""
+    if not execution.ended:
+        try:
+            execution.kill()
+        finally:
+            execution.finish()
+
+
+def hear_started(execution: Execution) -> tuple[int, int]:
+    """Wait until the command is executed; its pid, and its terminal or -1.
+
+    Raises what its start failed with, StateError when the container ended before; it is over then.
+    """
+    terminal = told = -1
+    try:
+        record = native.receive(execution.channel)
+        if record is not None and record.kind == native.OPENED:
+            terminal = record.fd
+            record = native.receive(execution.channel)
+        if record is not None and record.kind == native.STARTED:
+            pid, told = record.value, record.fd
+            if (record := native.receive(told)) is None:
+                return pid, terminal
+        failure = record and start_failure(execution.command, record)
+        # Its leaf is empty, and as good as new for the next, when the agent has reaped it.
+        while failure and record is not None and record.kind != native.EXITED:
+            record = native.receive(execution.channel)
+        execution.finish()
+        raise failure or StateError("the container ended before the command started")
+    except BaseException:
+        if terminal >= 0:
+            os.close(terminal)
+        abandon(execution)
+        raise
+    finally:
+        if told >= 0:
+            os.close(told)
+
+
+def _deadline(timeout: float | timedelta | None) -> tuple[float, float | None]:
+    if timeout is None:
+        return 0.0, None
+    seconds = parse_duration(timeout)
+    return seconds, time.monotonic() + seconds
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else min(max(0.0, deadline - time.monotonic()), _LONGEST)
+
+
+def _give_leaves_back() -> None:
+    with contextlib.suppress(IndexError):  # another thread may take the last one
+        while _forgotten:
+            one = _forgotten.popleft()
+            if one.leaf is not None and one.running.group is not None and not one.running.ended:
+                # Not to be used again: nobody knows whether the command ended.
+                one.running.group.release(one.leaf, reusable=False)
+
+
+class _Output(io.RawIOBase):
+    """What a command writes, as it comes from a pipe or a terminal.
+
+    While `idle` it says that it is at its end: what is in the buffers above it comes without a wait.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self.idle = False
 
     def readable(self) -> bool:
         """Yes."""
@@ -41,9 +148,9 @@ class _Terminal(io.RawIOBase):
         return self._fd
 
     def readinto(self, buffer: Any) -> int:
-        """As io.RawIOBase has it."""
+        """As io.RawIOBase has it; EIO says that nobody holds the other side of a terminal."""
         try:
-            return os.readv(self._fd, [buffer])
+            return 0 if self.idle else os.readv(self._fd, [buffer])
         except OSError as error:
             if error.errno == errno.EIO:
                 return 0
@@ -55,6 +162,119 @@ class _Terminal(io.RawIOBase):
             os.close(self._fd)
         super().close()
 
+    def _dealloc_warn(self, source: object) -> None:
+        warnings.warn(f"unclosed {source!r}", ResourceWarning, source=source, stacklevel=2)
+
+
+def _open(fd: int, reading: bool, codec: tuple[str, str] | None) -> IO[Any]:
+    # Unbuffered or written through: a line sent to a prompt must not wait in a buffer of ours.
+    buffering = 0 if codec is None else -1
+    binary: Any = io.BufferedReader(_Output(fd)) if reading else open(fd, "wb", buffering)  # noqa: SIM115
+    return binary if codec is None else io.TextIOWrapper(binary, *codec, None, True, True)
+
+
+def _shut(stream: IO[Any]) -> None:
+    with contextlib.suppress(OSError):  # what is still to be written has no reader any more
+        stream.close()
+
+
+def _read_ahead(stream: IO[Any]) -> list[bytes]:
+    """What the buffers of a stream hold; reading its descriptor would pass over that."""
+    if stream.closed:
+        return []
+    buffered: Any = getattr(stream, "buffer", stream)
+    raw: _Output = buffered.raw
+    raw.idle = True
+    try:
+        held = stream.read()
+    finally:
+        raw.idle = False
+    if isinstance(held, str):
+        held = held.encode(stream.encoding, stream.errors)  # type: ignore[attr-defined]
+    return [held] if held else []
+
+
+class _Exchange:
+    """A `communicate` under way: it outlives timeouts and interrupts, and loses nothing by them.
+
+    A read or a write and the note of it are one call of C: no signal handler comes in between.
+    """
+
+    def __init__(self, process: Process, data: Any) -> None:
+        self._stdin = process.stdin
+        self._terminal = process._terminal >= 0
+        self._data = memoryview(data).cast("B")
+        self._sent = [0]
+        self._parts = {one: _read_ahead(one) for one in (process.stdout, process.stderr) if one is not None}
+
+    def read(self, stream: IO[Any] | None) -> bytes | None:
+        """What came from a stream so far, None without one."""
+        return None if stream is None else b"".join(self._parts[stream])
+
+    def run(self, deadline: float | None) -> bool:
+        """Carry both ways until every stream is at its end; False at the deadline."""
+        with self._open_streams() as work, selectors.PollSelector() as selector:
+            for stream, carry in work.items():
+                event = selectors.EVENT_READ if stream in self._parts else selectors.EVENT_WRITE
+                selector.register(stream, event, carry)
+            while selector.get_map():
+                for key, _ in selector.select(_left(deadline)):
+                    if key.data():
+                        selector.unregister(key.fileobj)
+                        _shut(key.fileobj)  # type: ignore[arg-type]
+                if selector.get_map() and _left(deadline) == 0:
+                    return False
+        return True
+
+    @contextlib.contextmanager
+    def _open_streams(self) -> Iterator[dict[IO[Any], Callable[[], bool]]]:
+        """Those that are not at their end, not blocking, and how each is carried on."""
+        work: dict[IO[Any], Callable[[], bool]] = {}
+        if self._stdin is not None and not self._stdin.closed:
+            work[self._stdin] = self._feed
+        for stream in self._parts:
+            if not stream.closed:
+                work[stream] = functools.partial(self._fetch, stream)
+        try:
+            for stream in work:
+                os.set_blocking(stream.fileno(), False)
+            yield work
+        finally:
+            for stream in work:
+                if not stream.closed:
+                    os.set_blocking(stream.fileno(), True)
+
+    def _feed(self) -> bool:
+        """Write what goes in; True when all is written, or nobody reads it any more."""
+        assert self._stdin is not None
+        self._sent = [sum(self._sent)]
+        chunk = self._data[self._sent[0] : self._sent[0] + _CHUNK]
+        try:
+            self._stdin.flush()
+            if chunk:
+                self._sent.extend(map(os.write, (self._stdin.fileno(),), (chunk,)))
+        except BlockingIOError:
+            # A terminal that nobody holds hangs up, and takes no more all the same.
+            return self._terminal and all(stream.closed for stream in self._parts)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            return True
+        return sum(self._sent) == len(self._data)
+
+    def _fetch(self, stream: IO[Any]) -> bool:
+        """Read what is there; True at the end."""
+        parts = self._parts[stream]
+        try:
+            parts.extend(map(os.read, (stream.fileno(),), (_CHUNK,)))
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return True
+        return not parts[-1]
+
 
 class Process:
     """A running command, with the verbs and streams of subprocess.Popen.
@@ -64,9 +284,11 @@ class Process:
     `reason` and `usage` explain the end as on ExecResult.
     """
 
+    _whole = False
+
     def __init__(
         self,
-        args: str | Sequence[str],
+        args: Args,
         execution: Execution,
         ours: list[int],
         *,
@@ -78,127 +300,141 @@ class Process:
         self.returncode: int | None = None
         self.reason: Reason | None = None
         self.usage: Usage | None = None
-        self._execution = execution
-        self._text = text
-        self._lock = threading.Lock()
-        self._record: native.Record | None = None
-        self._terminal = -1
         self.pid = 0
         self.stdin: IO[Any] | None = None
         self.stdout: IO[Any] | None = None
         self.stderr: IO[Any] | None = None
-        self._hear_started(ours)
+        self._execution = execution
+        self._codec = (encoding, errors) if text else None
+        self._terminal = -1
+        self._exchange: _Exchange | None = None
+        self._heard = native.ffi.new("struct pc_record_fd *")
+        self._listening = threading.Lock()
+        # Held by who kills and by who gives the leaf back: the next command in it is not to be hit.
+        self._ending = threading.RLock()
+        _give_leaves_back()
+        try:
+            # First: a supervisor that has no child yet has nothing that could be killed below.
+            self.pid, self._terminal = hear_started(execution)
+            if text:
+                check_text(encoding, errors)
+            if execution.command.terminal is not None:
+                check_terminal(*execution.command.terminal)
+            self._open_streams(ours)
+        except BaseException:
+            abandon(execution)
+            self.close()
+            for fd in ours:
+                if fd >= 0:
+                    os.close(fd)
+            raise
+        self._whole = True
 
-        def wrap(fd: int, mode: str) -> IO[Any]:
-            if self._terminal >= 0 and mode == "rb":
-                binary: Any = io.BufferedReader(_Terminal(fd))
-            else:
-                binary = open(fd, mode, buffering=-1 if mode == "rb" or text else 0)  # noqa: SIM115
-            if not text:
-                return binary  # type: ignore[no-any-return]
-            # Written through: a line sent to a prompt must not wait in a buffer of ours.
-            return io.TextIOWrapper(
-                binary, encoding=encoding, errors=errors, write_through=True, line_buffering=True
-            )
-
+    def _open_streams(self, ours: list[int]) -> None:
         if self._terminal >= 0:
-            ours = [os.dup(self._terminal), os.dup(self._terminal), -1]
-        if ours[0] >= 0:
-            self.stdin = wrap(ours[0], "wb")
-        if ours[1] >= 0:
-            self.stdout = wrap(ours[1], "rb")
-        if ours[2] >= 0:
-            self.stderr = wrap(ours[2], "rb")
-
-    def _hear_started(self, ours: list[int]) -> None:
-        record = native.receive(self._execution.channel)
-        if record is not None and record.kind == native.STARTED:
-            self.pid = record.value
-            self._terminal = record.fd
-            return
-        self._execution.finish()
-        for fd in ours:
+            ours[0] = os.dup(self._terminal)
+            ours[1] = os.dup(self._terminal)
+        opened: list[IO[Any] | None] = [None, None, None]
+        for number, fd in enumerate(ours):
             if fd >= 0:
-                os.close(fd)
-        if record is None:
-            raise StateError("the container ended before the command started")
-        raise start_failure(self._execution.command, record)
+                opened[number] = _open(fd, number > 0, self._codec)
+                ours[number] = -1
+        self.stdin, self.stdout, self.stderr = opened
 
-    def _listen(self, timeout: float | None) -> bool:
-        """Wait for the exit record; False at the timeout."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while self._record is None:
-            left = -1 if deadline is None else max(0, int((deadline - time.monotonic()) * 1000 + 0.999))
-            try:
-                record = native.receive(self._execution.channel, left)
-            except TimeoutError:
-                return False
-            if record is None:
+    def _listen(self, seconds: float | None) -> None:
+        """Hear the end if it comes within `seconds`."""
+        if self.returncode is not None:
+            return
+        channel, heard = self._execution.channel, self._heard
+        # A record stands in C's memory at once: what a signal handler raises does not lose it.
+        if heard.record.kind != native.EXITED:
+            poll = select.poll()
+            poll.register(channel, select.POLLIN)
+            if not poll.poll(None if seconds is None else seconds * 1000):
+                return
+            result = native.lib.pcx_receive(channel, heard, 0)
+            if result == 0:
                 self._end(-signal.SIGKILL, None)
-                return True
-            if record.kind in (native.FAILED, native.EXITED):
-                self._record = record
-        if self._record.kind == native.FAILED:
-            self._execution.finish()
-            self.returncode = 127 if self._record.errno == 2 else 126
-            self.reason = "exit"
-            raise start_failure(self._execution.command, self._record)
-        self._end(returncode_of(self._record.value), self._record)
-        return True
+            elif result not in (1, -errno.EAGAIN, -errno.EINTR):
+                native.checked(result)
+        if heard.record.kind == native.EXITED:
+            record = native.record_of(heard.record)
+            self._end(returncode_of(record.value), record)
 
     def _end(self, returncode: int, record: native.Record | None) -> None:
         execution = self._execution
-        counters: Counters = execution.finish()
-        self.returncode = returncode
-        self.usage = execution.usage(record, counters)
-        self.reason = execution.reason(returncode, counters)
+        with self._ending:
+            counters: Counters = execution.finish()
+            self.usage = execution.usage(record, counters)
+            try:
+                self.reason = execution.reason(returncode, counters)
+            except (OSError, StateError):  # the container ended, and tells nothing more
+                self.reason = "signal" if returncode < 0 else "exit"
+            self.returncode = returncode
+
+    def _join(self, deadline: float | None) -> bool:
+        """Wait for the end; False at the deadline."""
+        while self.returncode is None:
+            left = _left(deadline)
+            if self._listening.acquire(timeout=-1 if left is None else left):
+                try:
+                    self._listen(_left(deadline))
+                finally:
+                    self._listening.release()
+            if self.returncode is None and _left(deadline) == 0:
+                return False
+        return True
 
     def poll(self) -> int | None:
-        """The return code, or None while it runs."""
-        with self._lock:
-            if self.returncode is None:
+        """The return code, or None while it runs, or while another thread is about to hear of its end."""
+        if self.returncode is None and self._listening.acquire(blocking=False):
+            try:
                 self._listen(0)
-            return self.returncode
+            finally:
+                self._listening.release()
+        return self.returncode
 
-    def wait(self, timeout: float | None = None) -> int:
+    def wait(self, timeout: float | timedelta | None = None) -> int:
         """Wait for the end; the return code.  Raises subprocess.TimeoutExpired."""
-        with self._lock:
-            if self.returncode is None and not self._listen(timeout):
-                assert timeout is not None
-                raise subprocess.TimeoutExpired(self.args, timeout)
-            assert self.returncode is not None
-            return self.returncode
+        seconds, deadline = _deadline(timeout)
+        if not self._join(deadline):
+            raise subprocess.TimeoutExpired(self.args, seconds)
+        assert self.returncode is not None
+        return self.returncode
 
-    def communicate(self, input: str | bytes | None = None, timeout: float | None = None) -> tuple[Any, Any]:
-        """Send input, read both streams to their end, and wait.  Raises subprocess.TimeoutExpired."""
-        results: list[Any] = [None, None]
-        readers = []
-        for at, stream in enumerate((self.stdout, self.stderr)):
-            if stream is not None:
-                readers.append(threading.Thread(target=self._drain, args=(stream, results, at), daemon=True))
-                readers[-1].start()
-        if self.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                if input:
-                    self.stdin.write(input)
-            if self._terminal < 0:
-                with contextlib.suppress(BrokenPipeError):
-                    self.stdin.close()
-        self.wait(timeout)
-        for reader in readers:
-            reader.join()
-        return results[0], results[1]
+    def communicate(
+        self, input: str | bytes | None = None, timeout: float | timedelta | None = None
+    ) -> tuple[Any, Any]:
+        """Send input, read both streams to their end, wait, and close the streams.
 
-    def _drain(self, stream: IO[Any], results: list[Any], at: int) -> None:
-        parts = []
-        while chunk := stream.read(65536):
-            parts.append(chunk)
-        results[at] = ("" if self._text else b"").join(parts)
+        Raises subprocess.TimeoutExpired with the bytes that came so far; called again it goes on from
+        there, and nothing is lost.  Raises TypeError for input that is not what the streams carry.
+        """
+        seconds, deadline = _deadline(timeout)
+        data = self._encoded(input)
+        if self._exchange is None:
+            self._exchange = _Exchange(self, data)
+        elif input:
+            raise ValueError("input was sent already: communicate goes on with that")
+        done = self._exchange.run(deadline) and self._join(deadline)
+        out, err = self._exchange.read(self.stdout), self._exchange.read(self.stderr)
+        if not done:
+            raise subprocess.TimeoutExpired(self.args, seconds, out or None, err or None)
+        self.close()
+        decode = decoder(self._codec is not None, *(self._codec or ("", "")))
+        return decode(out), decode(err)
+
+    def _encoded(self, data: str | bytes | None) -> Any:
+        if data is not None and isinstance(data, str) != (self._codec is not None):
+            wanted = "bytes" if self._codec is None else "str"
+            raise TypeError(f"input is {wanted} here, not {type(data).__name__}: see `text`")
+        return data.encode(*(self._codec or ())) if isinstance(data, str) else data or b""
 
     def send_signal(self, number: int) -> None:
-        """Send a signal to the command itself; nothing happens once it ended."""
+        """Send a signal to the command itself; nothing happens once it ended.  Raises ValueError."""
+        checked = signal_number(number)
         if self.poll() is None:
-            self._execution.signal(number)
+            deliver(self._execution, checked)
 
     def terminate(self) -> None:
         """SIGTERM."""
@@ -207,23 +443,28 @@ class Process:
     def kill(self) -> None:
         """SIGKILL for the command and for every process that it started."""
         if self.poll() is None:
-            self._execution.kill()
+            with self._ending:
+                if not self._execution.ended:
+                    self._execution.kill()
 
     def resize(self, rows: int, columns: int) -> None:
-        """Tell the terminal its size (TIOCSWINSZ).  Raises StateError without a terminal."""
+        """Tell the terminal its size (TIOCSWINSZ).  Raises StateError without a terminal, ValueError."""
+        check_terminal(rows, columns)
         if self._terminal < 0:
-            raise StateError("the command has no terminal: start it with pty=True")
+            raise StateError("the command has no open terminal: start it with pty=True")
         fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def close(self) -> None:
-        """Close our ends of the streams."""
+        """Close our ends of the streams.  Idempotent."""
         for stream in (self.stdin, self.stdout, self.stderr):
             if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
-        if self._terminal >= 0:
-            os.close(self._terminal)
-            self._terminal = -1
+                _shut(stream)
+        self._close_terminal()
+
+    def _close_terminal(self) -> None:
+        fd, self._terminal = self._terminal, -1
+        if fd >= 0:
+            os.close(fd)
 
     def __enter__(self) -> Process:
         return self
@@ -234,12 +475,26 @@ class Process:
         try:
             if kind is not None:
                 self.kill()
-            if self.stdin is not None and self._terminal < 0:
-                with contextlib.suppress(BrokenPipeError):
-                    self.stdin.close()
+            # As Popen: a command that writes what nobody reads would not end.  A terminal's would get SIGHUP.
+            if self._terminal < 0:
+                self.close()
             self.wait()
         finally:
             self.close()
+
+    def __del__(self) -> None:
+        # The streams may be in use without this object, and close themselves.
+        if not self._whole:
+            return
+        execution = self._execution
+        self._close_terminal()
+        if not execution.ended:
+            execution.ended = True
+            os.close(execution.channel)
+            if not execution.running.ended:  # nor forgotten, as in a forked child
+                _forgotten.append(execution)
+                text = f"process {self.pid} is still running"
+                warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 
     def __repr__(self) -> str:
         return f"<Process pid={self.pid} returncode={self.returncode} args={self.args!r}>"

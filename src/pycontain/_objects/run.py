@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from pycontain._objects.container import Container
+from pycontain.errors import Args
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
@@ -22,7 +24,7 @@ class ContainerOptions(TypedDict, total=False):
 
     name: str | None
     env: Mapping[str, str] | None
-    workdir: str | None
+    workdir: str | os.PathLike[str] | None
     user: str | int | None
     hostname: str | None
     memory: int | str | None
@@ -30,7 +32,7 @@ class ContainerOptions(TypedDict, total=False):
     pids: int | None
     disk: int | str | None
     limits: CgroupLimits | None
-    rlimits: Mapping[str, int | tuple[int, int]] | None
+    rlimits: Mapping[str, int | Sequence[int]] | None
     network: str
     ports: Mapping[int, int] | None
     volumes: Mounts | None
@@ -45,7 +47,7 @@ class ContainerOptions(TypedDict, total=False):
 
 def run(
     image: Image | str | None,
-    args: str | Sequence[str],
+    args: Args,
     *,
     timeout: float | timedelta | None = None,
     check: bool = False,

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from pycontain._kernel.launcher import Launcher
     from pycontain._state.owner import Owner
 
+_LONGEST_POLL = 2_000_000
+"""Seconds: poll(2) takes an int of milliseconds."""
+
 _MOST_WAITING = 64
 """Containers whose remains may lie about before a caller waits for the oldest."""
 
@@ -143,4 +146,4 @@ def wait_dead(pidfd: int, timeout: float | None = None) -> bool:
         return True
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(None if timeout is None else timeout * 1000))
+    return bool(poll.poll(None if timeout is None else min(timeout, _LONGEST_POLL) * 1000))

@@ -58,10 +58,15 @@ class Template:
     live: str
     _encoded: dict[tuple[int, bool], bytes] = field(factory=dict, init=False)
 
-    def fill(self, spec: ContainerSpec, block: int | None, group: Group | None, command: bytes) -> bytes:
-        """The plan of one container."""
-        tasks = len(group.tasks) if group is not None else 0
-        born = group is not None and group.birth >= 0
+    def fill(
+        self, spec: ContainerSpec, block: int | None, group: Group | None, command: bytes, spare: bool
+    ) -> bytes:
+        """The plan of one container; with `spare`, for the child that waits."""
+        if spare:
+            tasks, born = -1, False
+        else:
+            tasks = len(group.tasks) if group is not None else 0
+            born = group is not None and group.birth >= 0
         if command or not self.privileged or len(spec.hostname) != len(_NAME):
             return self._encode(spec, spec.hostname, block, tasks, born, command)
         ready = self._encoded.get((tasks, born))
@@ -71,11 +76,38 @@ class Template:
         name, ids = spec.hostname.encode(), f"0 {block} 65536\n".encode()
         return ready.replace(_NAME.encode(), name).replace(_BLOCK.encode(), ids)
 
+    @property
+    def bulk(self) -> int:
+        """About how many bytes a plan takes."""
+        return sum(96 + len(op.data) + len(op.target) for op in self.ops) + len(self.security)
+
+    def spare(self, block: int, directories: int, tasks: int, born: bool) -> bytes:
+        """The plan by which a child may wait for one of this template's."""
+        key = (-directories, born)
+        ready = self._encoded.get(key)
+        if ready is None:
+            ready = Plan(
+                control_fd=0,
+                cgroup_fd=directories if born else NO_FD,
+                tasks_fd=directories + born,
+                tasks=tasks,
+                namespaces=self.namespaces,
+                ops=(),
+                sources=(),
+                security=self.security,
+                flags=self.flags,
+                uid_map=_BLOCK,
+                gid_map=_BLOCK,
+            ).encode()
+            self._encoded[key] = ready
+        return ready.replace(_BLOCK.encode(), f"0 {block} 65536\n".encode())
+
     def _encode(
         self, spec: ContainerSpec, hostname: str, block: int | None, tasks: int, born: bool, command: bytes
     ) -> bytes:
         """fds in the order sent: control, exit, cgroup, tasks, container's directory, sources, streams."""
         after_exit = 1 if self.init else 2
+        spare, tasks = tasks < 0, max(0, tasks)
         first = after_exit + born + tasks
         directory = os.path.join(self.live, spec.id)
         sources = [(directory, Source()), *self.sources]
@@ -98,7 +130,9 @@ class Template:
             sources=places[1:],
             store=places[0],
             security=self.security,
-            flags=self.flags | (PlanFlag.COMMAND_IS_INIT if command else 0),
+            flags=self.flags
+            | (PlanFlag.COMMAND_IS_INIT if command else 0)
+            | (PlanFlag.SPARE if spare else 0),
             uid_map=id_map,
             gid_map=id_map,
             hostname=hostname,
@@ -215,6 +249,8 @@ def namespaces(engine: Engine, spec: ContainerSpec) -> int:
         wanted |= NEWNET
     if engine.features.time_namespace:
         wanted |= NEWTIME
+    elif "time" not in spec.security.optional:
+        raise UnsupportedError("time namespaces", hint="name 'time' in Security.optional to go without")
     return wanted
 
 

@@ -137,6 +137,8 @@ class Execution:
         if running.spec.init is False:
             raise StateError("the command is PID 1 itself (init=False): no agent starts others beside it")
         group = running.group
+        if limits is not None:
+            running.engine.cgroups.check(limits)
         leaf = group.acquire(limits) if group is not None else None
         try:
             number = next(_NUMBERS) & 0xFFFFFFFF
@@ -207,7 +209,7 @@ class Execution:
             group = self.running.group
             assert group is not None
             # Only then are the container's own counters this command's.
-            self.alone = group.alone
+            self.alone = group.alone(self.leaf)
             if not self.running.ended:
                 group.release(self.leaf)
         return counters

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import timedelta
 from typing import TypeAlias
 
@@ -13,68 +13,98 @@ from attrs import field, fields, frozen
 
 from pycontain._model.limits import CgroupLimits
 from pycontain._model.mounts import Bind, Tmpfs
-from pycontain._model.sizes import parse_duration, parse_size
+from pycontain._model.sizes import parse_duration, parse_size, shown
+from pycontain._model.user import check_user
 from pycontain._objects.image import Image
-from pycontain._security.policy import Security, rlimit_numbers
-from pycontain.errors import NotFound
+from pycontain._security.policy import Security, rlimit_pairs
+from pycontain.errors import Args, LimitError, NotFound
 
 DEFAULT_MEMORY = 512 << 20
+"""Bytes, where neither the argument nor `limits` names them."""
 DEFAULT_PIDS = 128
+"""Processes and threads, likewise."""
+DISK_FLOOR = 64 << 10
+"""Bytes below which a root file system holds not even what the engine writes."""
+PIDS_FLOOR = 2
+"""The agent and one command."""
 LIMIT_NAMES = tuple(attribute.name for attribute in fields(CgroupLimits))
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 _HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,62}[a-zA-Z0-9])?")
 _RESERVED = ("/", "/proc", "/dev", "/dev/pts", "/sys")
 
 Mounts: TypeAlias = Mapping[str, "Bind | Tmpfs | str | os.PathLike[str]"]
+"""Place inside to what stands there; a path alone is `Bind(path)`."""
 TmpfsOption: TypeAlias = "Mapping[str, Tmpfs | int | str | None] | Iterable[str]"
+"""Places, or place to a `Tmpfs` or its size."""
 
 
-def inside(path: str) -> str:
-    """A clean absolute path inside.  Raises ValueError for one that is none."""
-    if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
-        raise ValueError(f"a path inside a container is absolute and without NUL: {path!r}")
-    clean = posixpath.normpath(path)
-    return "/" + clean.lstrip("/")
+def inside(path: str | os.PathLike[str]) -> str:
+    """A clean absolute path inside, `..` and double slashes resolved as text.
+
+    Raises ValueError for one that is relative or has a NUL byte, TypeError for what is no path.
+    """
+    text: object = os.fspath(path)
+    if not isinstance(text, str):
+        raise TypeError(f"a path inside a container is text or a path of pathlib, not {shown(text)}")
+    if not text.startswith("/") or "\0" in text:
+        raise ValueError(f"a path inside a container is absolute and without NUL: {shown(text)}")
+    text.encode("utf-8", "surrogateescape")
+    return "/" + posixpath.normpath(text).lstrip("/")
 
 
 def environment(env: Mapping[str, str] | None) -> dict[str, str]:
-    """A checked environment.  Raises ValueError for names or values that no environment can hold."""
+    """A checked copy of an environment.
+
+    Raises TypeError for names or values that are no text, ValueError for those that no environment
+    can hold.
+    """
+    if not isinstance(env, Mapping | None):
+        raise TypeError(f"an environment maps names to values, not a {type(env).__name__}")
     result = {}
     for name, value in (env or {}).items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"environment names and values are str: {name!r}={value!r}")
+            raise TypeError(f"environment names and values are str: {shown(name)}, {type(value).__name__}")
         if not name or "=" in name or "\0" in name or "\0" in value:
-            raise ValueError(f"not a variable of an environment: {name!r}={value!r}")
+            raise ValueError(f"not a variable of an environment: {shown(name)}")  # its value may be secret
+        (name + value).encode("utf-8", "surrogateescape")
         result[name] = value
     return result
 
 
-def command(args: Sequence[str | os.PathLike[str]] | str | None) -> tuple[str, ...] | None:
-    """Arguments as text.  Raises ValueError for none at all and for NUL bytes."""
+def command(args: Args | None) -> tuple[str, ...] | None:
+    """Arguments as text; one alone is the command itself.  None stays None.
+
+    Raises ValueError for none at all, an empty first one and NUL bytes, TypeError for what is
+    neither text nor a path nor a sequence of those.
+    """
     if args is None:
         return None
-    if isinstance(args, str):
+    if isinstance(args, str | bytes | os.PathLike):
         args = [args]
+    if isinstance(args, Mapping | Set) or not isinstance(args, Iterable):
+        raise TypeError(f"a command is a sequence of arguments, not {shown(args)}")
     result = tuple(os.fsdecode(part) for part in args)
     if not result or not result[0]:
         raise ValueError("a command has at least one argument, and the first is not empty")
     for part in result:
         if "\0" in part:
-            raise ValueError(f"NUL byte in the argument {part!r}")
+            raise ValueError(f"NUL byte in the argument {shown(part)}")
+        os.fsencode(part)
     return result
 
 
 def mount_points(mounts: Mounts | None, tmpfs: TmpfsOption | None) -> dict[str, Bind | Tmpfs]:
     """Everything to mount by its place inside.
 
-    Raises NotFound for a missing source, ValueError for a bad place.
+    Raises NotFound for a missing source, ValueError for a bad place or two mounts at one, LimitError
+    for the size of a tmpfs.
     """
     result: dict[str, Bind | Tmpfs] = {}
     for place, what in (mounts or {}).items():
         result[_place(place, result)] = what if isinstance(what, Bind | Tmpfs) else Bind(os.fspath(what))
     if tmpfs is not None:
-        if isinstance(tmpfs, str):
-            tmpfs = [tmpfs]
+        if isinstance(tmpfs, str | os.PathLike):
+            tmpfs = [os.fspath(tmpfs)]
         pairs = tmpfs.items() if isinstance(tmpfs, Mapping) else [(place, None) for place in tmpfs]
         for place, size in pairs:
             result[_place(place, result)] = size if isinstance(size, Tmpfs) else Tmpfs(size)
@@ -93,14 +123,22 @@ def _place(path: str, taken: Mapping[str, object]) -> str:
     return place
 
 
+def checked_limits(limits: CgroupLimits | None) -> CgroupLimits | None:
+    """`limits` themselves.  Raises TypeError for what is no CgroupLimits."""
+    if not isinstance(limits, CgroupLimits | None):
+        raise TypeError(f"limits is a CgroupLimits, such as CgroupLimits(memory='64M'), not {shown(limits)}")
+    return limits
+
+
 def limits_of(
     limits: CgroupLimits | None, memory: int | str | None, cpus: float | None, pids: int | None
 ) -> tuple[CgroupLimits, frozenset[str]]:
     """The limits with defaults, and the names of those that were asked for.
 
-    Raises ValueError when a short argument and `limits` name the same resource.
+    Raises ValueError when a short argument and `limits` name the same resource, LimitError for a value
+    that cannot be meant, TypeError for `limits` of another type.
     """
-    given = limits or CgroupLimits()
+    given = checked_limits(limits) or CgroupLimits()
     short = {"memory": memory, "cpus": cpus, "pids": pids}
     chosen = {name: getattr(given, name) for name in LIMIT_NAMES}
     for name, value in short.items():
@@ -118,15 +156,19 @@ def limits_of(
 
 
 def _name(_: object, __: object, value: str) -> None:
-    if not _NAME.fullmatch(value):
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise ValueError(
-            f"a name begins with a letter or digit and goes on with those or one of _.-: {value!r}"
+            f"a name begins with a letter or digit and goes on with those or one of _.-: {shown(value)}"
         )
 
 
 def _hostname(_: object, __: object, value: str) -> None:
-    if not _HOSTNAME.fullmatch(value):
-        raise ValueError(f"not a host name: {value!r}")
+    if not isinstance(value, str) or not _HOSTNAME.fullmatch(value):
+        raise ValueError(f"not a host name: {shown(value)}")
+
+
+def _rlimits(value: Mapping[str, int | Sequence[int]]) -> dict[str, int | tuple[int, int]]:
+    return dict(rlimit_pairs(value))
 
 
 def _lifetime(value: float | timedelta | None) -> float | None:
@@ -137,14 +179,22 @@ def _disk(value: int | str | None) -> int | None:
     if value is None:
         return None
     size = parse_size(value)
-    if size < 65536:
-        raise ValueError(f"disk below 64K holds nothing: {value!r}")
+    if size < DISK_FLOOR:
+        raise LimitError(f"disk below 64K holds nothing: {shown(value)}")
     return size
 
 
 @frozen(kw_only=True)
 class ContainerSpec:
-    """Every option of a container, checked.  `asked` names the limits that the caller gave."""
+    """Every option of a container, checked when it is made.
+
+    limits: with the defaults filled in; asked: the names of those that the caller gave.
+    disk: bytes, or None for a root file system on disk.  lifetime: seconds.
+    rlimits: name to (soft, hard).  mounts: what stands where inside.
+
+    Raises LimitError, a ValueError, for limits that nothing can start under, ValueError and TypeError
+    for the rest.
+    """
 
     id: str
     image: Image
@@ -152,11 +202,11 @@ class ContainerSpec:
     name: str = field(validator=_name)
     env: dict[str, str] = field(converter=environment)
     workdir: str = field(converter=inside)
-    user: str
+    user: str = field(converter=check_user)
     hostname: str = field(validator=_hostname)
     limits: CgroupLimits
     asked: frozenset[str]
-    rlimits: dict[str, int | tuple[int, int]]
+    rlimits: dict[str, int | tuple[int, int]] = field(converter=_rlimits)
     disk: int | None = field(converter=_disk)
     mounts: dict[str, Bind | Tmpfs]
     read_only: bool
@@ -167,7 +217,11 @@ class ContainerSpec:
     labels: dict[str, str]
 
     def __attrs_post_init__(self) -> None:
-        rlimit_numbers(self.rlimits)
+        if self.init and self.limits.pids is not None and self.limits.pids < PIDS_FLOOR:
+            raise LimitError(
+                f"pids below {PIDS_FLOOR} starts nothing: {self.limits.pids}",
+                hint="the agent is one process and the command another; init=False has no agent",
+            )
         if not self.init and self.command is None:
             raise ValueError("init=False wants a command: it is PID 1 itself")
         if not isinstance(self.security, Security):

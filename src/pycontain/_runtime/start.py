@@ -21,6 +21,7 @@ from pycontain.errors import PathError, StartError, StateError
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
+    from pycontain._kernel.launcher import Launcher
     from pycontain._runtime.spec import ContainerSpec
 
 _END_PATIENCE = 10.0
@@ -147,24 +148,45 @@ class _Attempt:
 def start(engine: Engine, spec: ContainerSpec, command: tuple[bytes, Sequence[int]] | None = None) -> Running:
     """Start a container; it idles under the agent, or is `command` (an exec buffer and three streams) itself.
 
-    Raises StartError with the control that failed, UnsupportedError for one that this host lacks.
+    Raises StartError with the step that failed, UnsupportedError, LimitError, PathError.
     Nothing is left behind then.
     """
+    try:
+        return _try(engine, spec, command, spares=True)
+    except StartError as error:
+        if error.step != "spare":
+            raise
+        # It died waiting, of a signal or the OOM killer; a fresh child will tell if something is wrong.
+        return _try(engine, spec, command, spares=False)
+
+
+def _try(
+    engine: Engine, spec: ContainerSpec, command: tuple[bytes, Sequence[int]] | None, *, spares: bool
+) -> Running:
     attempt = _Attempt(engine, spec)
     try:
-        return _start(attempt, command)
+        with engine.launchers.borrow() as launcher:
+            return _start(attempt, launcher, command, spares)
     except BaseException:
         attempt.abandon()
         raise
 
 
-def _start(attempt: _Attempt, command: tuple[bytes, Sequence[int]] | None) -> Running:
+def _start(
+    attempt: _Attempt, launcher: Launcher, command: tuple[bytes, Sequence[int]] | None, spares: bool
+) -> Running:
     engine, spec = attempt.engine, attempt.spec
     begun = time.perf_counter()
     template = template_of(engine, spec)
-    if engine.features.privileged:
-        attempt.block = engine.owner.blocks.acquire()
-    group = attempt.group = engine.make_group(spec, attempt.block)
+    limits = engine.enforceable(spec.limits, spec.asked, spec.security.optional)
+    spare = engine.spares.take(launcher, template, limits) if spares and command is None else None
+    if spare is not None:
+        attempt.block, attempt.group = spare.block, spare.group
+    else:
+        if engine.features.privileged:
+            attempt.block = engine.owner.blocks.acquire()
+        attempt.group = engine.make_group(spec.id, limits, attempt.block)
+    group = attempt.group
     directory = os.path.join(engine.owner.live, spec.id)
     attempt.directory = True
     files.run(
@@ -183,16 +205,25 @@ def _start(attempt: _Attempt, command: tuple[bytes, Sequence[int]] | None) -> Ru
     borrowed = group.entrance() if group is not None else []
     opened = _open_sources(attempt, template)
     outgoing = [guest, *told, *borrowed, *opened, *(command[1] if command else ())]
-    message = template.fill(spec, attempt.block, group, command[0] if command else b"")
+    message = template.fill(spec, attempt.block, group, command[0] if command else b"", spare is not None)
     if spec.init:
         native.send(attempt.control, template.security_request)
+    asked = request(native.SPAWN, message)
+    if spare is not None:
+        parents = [fd for fd, _ in spare.group.parents()]
+        script = spare.group.claim(limits, len(outgoing))
+        asked = request(native.SPAWN, message + script, value=len(message))
+        outgoing += parents
+    elif len(message) > native.MAX_INLINE:
+        asked, outgoing = _in_memory(attempt, message, outgoing)
     encoded = time.perf_counter()
-    ready, reply = _ask_launcher(attempt, message, outgoing)
+    ready, reply = _ask_launcher(attempt, launcher, asked, outgoing)
     if ready is None or ready.kind != native.READY or reply.kind != native.STARTED:
         raise _failure(spec, template, ready, reply)
     if group is not None:
         group.started()
     done, sent = time.perf_counter(), attempt.exchange.sent / 1e9
+    engine.spares.refill(launcher, template)
     timings = {
         "prepare": prepared - begun,
         "encode": encoded - prepared,
@@ -215,43 +246,43 @@ def _start(attempt: _Attempt, command: tuple[bytes, Sequence[int]] | None) -> Ru
 
 
 def _ask_launcher(
-    attempt: _Attempt, plan: bytes, outgoing: list[int]
+    attempt: _Attempt, launcher: Launcher, message: bytes, outgoing: list[int]
 ) -> tuple[native.Record | None, native.Record]:
     """Send the plan; meanwhile make the first leaf; READY comes from the agent, then the launcher's reply."""
-    message = request(native.SPAWN, plan)
-    if len(plan) > native.MAX_INLINE:
-        memory = native.sealed("pycontain-plan", plan)
-        attempt.fds.append(memory)
-        message = request(native.SPAWN, flags=native.IN_MEMFD, size=len(plan))
-        outgoing = [memory, *outgoing]
     ahead = attempt.group.leaf_ahead() if attempt.group is not None and attempt.spec.init else None
     leaf, script = ahead or (None, b"")
     made = native.ffi.new("struct pcx_files *")
     exchange = attempt.exchange
-    with attempt.engine.launchers.borrow() as launcher:
-        attempt.given, attempt.fds = native.ffi.new("int[]", attempt.fds), []
-        result = native.lib.pcx_exchange(
-            launcher.socket,
-            message,
-            len(message),
-            outgoing,
-            len(outgoing),
-            attempt.given,
-            len(attempt.given),
-            attempt.control,
-            script,
-            len(script),
-            made,
-            exchange,
-        )
-        native.checked(result, "launcher")
-        if exchange.reply_result != 1:
-            raise ConnectionResetError("the launcher is gone")
+    attempt.given, attempt.fds = native.ffi.new("int[]", attempt.fds), []
+    result = native.lib.pcx_exchange(
+        launcher.socket,
+        message,
+        len(message),
+        outgoing,
+        len(outgoing),
+        attempt.given,
+        len(attempt.given),
+        attempt.control,
+        script,
+        len(script),
+        made,
+        exchange,
+    )
+    native.checked(result, "launcher")
+    if exchange.reply_result != 1:
+        raise ConnectionResetError("the launcher is gone")
     if leaf is not None and attempt.group is not None:
         # Where it could not be made, the first exec tries again and says why.
         attempt.group.keep(leaf) if exchange.files_result == 0 else leaf.remove()
     ready = native.record_of(exchange.ready.record) if exchange.ready_result == 1 else None
     return ready, native.record_of(exchange.reply.record, exchange.reply.fd)
+
+
+def _in_memory(attempt: _Attempt, plan: bytes, outgoing: list[int]) -> tuple[bytes, list[int]]:
+    """A plan that is too long for a message."""
+    memory = native.sealed("pycontain-plan", plan)
+    attempt.fds.append(memory)
+    return request(native.SPAWN, flags=native.IN_MEMFD, size=len(plan)), [memory, *outgoing]
 
 
 def _open_sources(attempt: _Attempt, template: Template) -> list[int]:

@@ -10,6 +10,7 @@ from attrs import frozen
 
 from pycontain._kernel import native
 from pycontain._kernel.plan import request
+from pycontain._model.user import LAST_ID, is_number, split_user
 from pycontain.errors import NotFound, PathError, StateError
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 _MOST = 1 << 20
 """Bytes of passwd or group that are read: CVE-2026-47262 and its kin came from reading all of it."""
-_LAST_ID = (1 << 32) - 2
 
 
 @frozen
@@ -74,12 +74,7 @@ def _lines(running: Running, path: str) -> list[list[str]]:
 
 
 def _number(text: str) -> int | None:
-    if not (text.isascii() and text.isdigit()):
-        return None
-    value = int(text)
-    if value > _LAST_ID:
-        raise ValueError(f"ids are at most {_LAST_ID}: {text}")
-    return value
+    return int(text) if is_number(text) else None
 
 
 def resolve(running: Running, user: str) -> Identity:
@@ -89,9 +84,7 @@ def resolve(running: Running, user: str) -> Identity:
     """
     if user in ("", "0", "root", "0:0"):
         return ROOT
-    name, colon, group = user.partition(":")
-    if not name or (colon and not group) or ":" in group or any(c.isspace() or c == "\0" for c in user):
-        raise ValueError(f"a user is 'name', 'uid', 'name:group' or 'uid:gid', not {user!r}")
+    name, group = split_user(user)
     uid = _number(name)
     entry = _find(_lines(running, "/etc/passwd"), name, uid, 7)
     if entry is None and uid is None:
@@ -122,7 +115,7 @@ def _find(lines: list[list[str]], name: str, number: int | None, fields: int) ->
 
 
 def _is_id(text: str) -> bool:
-    return text.isascii() and text.isdigit() and int(text) <= _LAST_ID
+    return is_number(text) and len(text) <= 10 and int(text) <= LAST_ID
 
 
 def _group(running: Running, group: str) -> int:

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
+import posixpath
 import resource
-from typing import TYPE_CHECKING, ClassVar, TypedDict, Unpack
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, Unpack
 
 import attrs
 from attrs import field, frozen
 
 from pycontain._kernel.plan import SecurityFlag, encode_security
+from pycontain._model.sizes import shown
 from pycontain._security import capabilities as caps
-from pycontain.errors import UnsupportedError
+from pycontain.errors import LimitError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
     from pycontain._security.seccomp import Filter
 
 MASKED = (
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
+    "/proc/iomem",
+    "/proc/ioports",
+    "/proc/kallsyms",
     "/proc/kcore",
     "/proc/keys",
     "/proc/latency_stats",
+    "/proc/pressure",
     "/proc/sched_debug",
     "/proc/scsi",
     "/proc/timer_list",
@@ -38,7 +44,7 @@ SECUREBITS_LOCKED = 0xFF
 _KEEP_CAPS = 1 << 4
 
 _RLIMITS = {
-    "core": (0, 0),
+    "core": (1, 1),  # 0 keeps files away; only 1 keeps a handler behind a pipe from being started (core(5))
     "memlock": (65536, 65536),
     "msgqueue": (0, 0),
     "nofile": (1024, 1024),
@@ -76,19 +82,77 @@ class SecurityOptions(TypedDict, total=False):
     landlock: bool
     masked_paths: Iterable[str]
     readonly_paths: Iterable[str]
-    rlimits: Mapping[str, tuple[int, int]]
+    rlimits: Mapping[str, int | Sequence[int]]
     optional: Iterable[str]
 
 
+def _each(names: Iterable[str] | os.PathLike[str]) -> Iterable[str | os.PathLike[str]]:
+    """One name alone is one name, not its characters."""
+    return (names,) if isinstance(names, str | os.PathLike) else names
+
+
+def _capabilities(names: Iterable[str]) -> frozenset[str]:
+    return caps.capability_set(map(str, _each(names)))
+
+
 def _features(names: Iterable[str]) -> frozenset[str]:
-    given = frozenset(names)
+    given = frozenset(map(str, _each(names)))
     if unknown := given - _FEATURES:
         raise ValueError(f"unknown features {sorted(unknown)}; known: {', '.join(sorted(_FEATURES))}")
     return given
 
 
 def _paths(paths: Iterable[str]) -> tuple[str, ...]:
-    return tuple(paths)
+    return tuple(map(_path, _each(paths)))
+
+
+def _path(path: str | os.PathLike[str]) -> str:
+    text: object = os.fspath(path)
+    if not isinstance(text, str):
+        raise TypeError(f"a path to cover is text or a path of pathlib, not {shown(text)}")
+    clean = "/" + posixpath.normpath(text).lstrip("/")
+    if not text.startswith("/") or "\0" in text or clean == "/":
+        raise ValueError(f"a path to cover is absolute, without NUL, and not the root: {shown(text)}")
+    text.encode("utf-8", "surrogateescape")
+    return clean
+
+
+_NO_LIMIT = 0xFFFFFFFFFFFFFFFF
+"""RLIM_INFINITY of the kernel; resource has it as -1."""
+
+
+def rlimit_pairs(rlimits: Mapping[str, int | Sequence[int]]) -> dict[str, tuple[int, int]]:
+    """`{'nofile': (soft, hard)}` of what users write: a number for both, or a pair; -1 lifts a limit.
+
+    Names are those of setrlimit(2), with or without RLIMIT_.  Raises LimitError, a ValueError, for
+    unknown names and for values that the kernel cannot hold or that have soft above hard, TypeError
+    for what is no number and no pair.
+    """
+    if not isinstance(rlimits, Mapping):
+        raise TypeError(f"rlimits is a mapping such as {{'nofile': (1024, 4096)}}, not {shown(rlimits)}")
+    pairs: dict[str, tuple[int, int]] = {}
+    for given, value in rlimits.items():
+        if not isinstance(given, str):
+            raise TypeError(f"the name of an rlimit is text, not {shown(given)}")
+        name = given.lower().removeprefix("rlimit_")
+        if not hasattr(resource, f"RLIMIT_{name.upper()}"):
+            raise LimitError(f"unknown rlimit {shown(given)}")
+        if name in pairs:
+            raise LimitError(f"rlimit {name} is given twice")
+        pairs[name] = _pair(name, value)
+    return pairs
+
+
+def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    both: list[Any] = list(value) if isinstance(value, tuple | list) else [value, value]
+    if len(both) != 2 or not all(isinstance(one, int) and not isinstance(one, bool) for one in both):
+        raise TypeError(f"rlimit {name} is a number or a pair (soft, hard), -1 for none: {shown(value)}")
+    soft, hard = map(int, both)
+    if not (-1 <= soft <= _NO_LIMIT and -1 <= hard <= _NO_LIMIT):
+        raise LimitError(f"rlimit {name} is between 0 and 2**64 - 1, or -1 for none: {shown(value)}")
+    if soft & _NO_LIMIT > hard & _NO_LIMIT:
+        raise LimitError(f"rlimit {name} has its soft limit above the hard one: {shown(value)}")
+    return soft, hard
 
 
 @frozen(kw_only=True)
@@ -99,22 +163,28 @@ class Security:
     no_new_privs: set-user-id files and file capabilities give nothing (prctl(2)).
     seccomp: the filter of system calls, or None.  landlock: a ruleset beneath the mounts (landlock(7)).
     masked_paths, readonly_paths: below /proc and /sys, as in the OCI runtime specification.
-    rlimits: name to (soft, hard), lowered where the host's hard limit is lower.
+    rlimits: name to (soft, hard), or to one number for both, -1 for none; lowered where the host's
+    hard limit is lower.
     optional: features without which the container may still start: 'landlock', 'time', 'memory',
     'pids', 'idmap'; `Container.isolation` tells which are missing.
+
+    A single name or path stands for a set of one.  Raises ValueError for unknown names, paths that
+    are not absolute and rlimits that cannot be meant (LimitError), TypeError for other types.
     """
 
     SANDBOX: ClassVar[Security]
     DOCKER: ClassVar[Security]
 
     name: str = "custom"
-    capabilities: frozenset[str] = field(default=frozenset(), converter=caps.capability_set)
+    capabilities: frozenset[str] = field(default=frozenset(), converter=_capabilities)
     no_new_privs: bool = True
     seccomp: Filter | None = None
     landlock: bool = True
     masked_paths: tuple[str, ...] = field(default=MASKED, converter=_paths)
     readonly_paths: tuple[str, ...] = field(default=READ_ONLY, converter=_paths)
-    rlimits: Mapping[str, tuple[int, int]] = field(factory=lambda: dict(_RLIMITS), hash=False)
+    rlimits: Mapping[str, tuple[int, int]] = field(
+        factory=lambda: dict(_RLIMITS), converter=rlimit_pairs, hash=False
+    )
     optional: frozenset[str] = field(default=frozenset({"landlock", "time"}), converter=_features)
 
     def evolve(self, **changes: Unpack[SecurityOptions]) -> Security:
@@ -123,18 +193,12 @@ class Security:
         return attrs.evolve(self, **changes)
 
 
-def rlimit_numbers(rlimits: Mapping[str, int | tuple[int, int]]) -> dict[int, tuple[int, int]]:
-    """`{'nofile': (soft, hard)}` by the kernel's numbers.  Raises ValueError for an unknown name."""
-    numbers = {}
-    for name, value in rlimits.items():
-        number = getattr(resource, f"RLIMIT_{name.upper().removeprefix('RLIMIT_')}", None)
-        if number is None:
-            raise ValueError(f"unknown rlimit {name!r}")
-        soft, hard = (value, value) if isinstance(value, int) else value
-        if (soft < 0 and soft != -1) or (hard < 0 and hard != -1):
-            raise ValueError(f"rlimit {name} is negative: {value!r}")
-        numbers[number] = (soft & 0xFFFFFFFFFFFFFFFF, hard & 0xFFFFFFFFFFFFFFFF)
-    return numbers
+def rlimit_numbers(rlimits: Mapping[str, int | Sequence[int]]) -> dict[int, tuple[int, int]]:
+    """The pairs of `rlimit_pairs` by the kernel's numbers, as it has them.  Raises what that raises."""
+    return {
+        getattr(resource, f"RLIMIT_{name.upper()}"): (soft & _NO_LIMIT, hard & _NO_LIMIT)
+        for name, (soft, hard) in rlimit_pairs(rlimits).items()
+    }
 
 
 def landlock_rights(abi: int) -> tuple[int, int, int, int, int]:
@@ -204,7 +268,7 @@ def _presets() -> None:
         seccomp=DOCKER_FILTER,
         landlock=False,
         masked_paths=(*MASKED, "/proc/thermal_throttle", "/sys/firmware", "/sys/devices/virtual/powercap"),
-        rlimits={"core": (0, 0)},
+        rlimits={"core": (1, 1)},
     )
 
 

@@ -1,0 +1,81 @@
+"""The fuzzers for a few seconds each (PYC_FUZZ_SECONDS), and proof that they can fail."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz import make_corpus, run
+
+ROOT = Path(__file__).parent.parent.parent
+SECONDS = int(os.environ.get("PYC_FUZZ_SECONDS", "10"))
+
+pytestmark = pytest.mark.timeout(120 + 6 * SECONDS)
+
+FORGETFUL = """
+#define pc_{name}_check checked_{name}
+#include "{check}"
+#undef pc_{name}_check
+#include <stdlib.h>
+#include <string.h>
+
+int
+pc_{name}_check (const void *buffer, usize size)
+{{
+  struct pc_{name} *copy = malloc (size + 1);
+  memcpy (copy, buffer, size);
+  if (size >= sizeof *copy)
+    memset (&copy->{field}, 0, sizeof copy->{field});
+  int result = checked_{name} (copy, size);
+  free (copy);
+  return result;
+}}
+"""
+
+
+def _run(module: str, seconds: int, tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run one of the fuzzers; skip where it says that it cannot run."""
+    command = [sys.executable, "-m", f"tests.fuzz.{module}", "--seconds", str(seconds)]
+    done = subprocess.run(
+        [*command, "--artifacts", str(tmp_path / "findings")],
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == run.SKIPPED:
+        pytest.skip(done.stdout.strip().splitlines()[-1].partition("skipped: ")[2])
+    return done
+
+
+def test_the_corpus_is_what_this_version_encodes() -> None:
+    wanted = {f"{name}.bin": data for name, data in make_corpus.buffers().items()}
+    assert {path.name: path.read_bytes() for path in make_corpus.CORPUS.iterdir()} == wanted
+
+
+def test_what_the_checks_accept_can_be_walked(tmp_path: Path) -> None:
+    done = _run("run", SECONDS, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = re.search(r"plan=(\d+) security=(\d+) exec=(\d+)", done.stdout)
+    assert counts is not None
+    assert all(int(count) > 0 for count in counts.groups()), "a decoder accepted nothing: " + done.stdout
+
+
+@pytest.mark.parametrize(("name", "field"), [("plan", "joins"), ("security", "rlimits"), ("exec", "groups")])
+def test_a_check_that_forgets_a_reference_is_found(name: str, field: str, tmp_path: Path) -> None:
+    broken = tmp_path / "check.c"
+    broken.write_text(FORGETFUL.format(name=name, field=field, check=run.check_source()))
+    done = _run("run", 30, tmp_path, PYC_CHECK_C=str(broken))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "FINDING" in done.stdout
+
+
+def test_agent_and_launcher_survive_their_messages(tmp_path: Path) -> None:
+    done = _run("agent_messages", SECONDS, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
