@@ -19,7 +19,7 @@ from pycontain._cgroups.group import Cgroups, Group
 from pycontain._kernel.features import Features, features
 from pycontain._kernel.launcher import Launcher, LauncherPool, sub_id_maps
 from pycontain._model.limits import CgroupLimits
-from pycontain._runtime.collect import Collector
+from pycontain._runtime.collect import Collector, Remains
 from pycontain._runtime.spare import Spares
 from pycontain._security import policy
 from pycontain._state.owner import Claim, Owner, claim_dead
@@ -68,7 +68,8 @@ class Engine:
         self.collector = Collector(self.owner, self._make_janitor)
         self.spares = Spares(self)
         self._lock = threading.Lock()
-        self._running: dict[str, tuple[Container, Running]] = {}
+        self._running: dict[str, Running] = {}
+        self._containers: dict[str, Container] = {}
         self._host_image: Image | None = None
         self._held: dict[object, CgroupLimits] = {}
         self.templates: dict[object, Template] = {}
@@ -81,7 +82,7 @@ class Engine:
     def containers(self) -> list[Container]:
         """The containers of this process that live."""
         with self._lock:
-            return [container for container, _ in self._running.values()]
+            return [self._containers[name] for name in self._running if name in self._containers]
 
     def host_image(self) -> Image:
         """`Image.host()` for this store, made once."""
@@ -126,15 +127,17 @@ class Engine:
             return
         self.closed = True
         with self._lock:
-            running = [one for _, one in self._running.values()]
-            self._running.clear()
+            running = list(self._running.values())
         for one in running:
             one.end()
         self.launchers.end()
         self.spares.discard()
+        for name in os.listdir(self.owner.live):  # what an interrupt kept from the collector
+            self.collector.put(Remains(name, None, -1, None))
         self.collector.close()
         self.launchers.close()
-        self.cgroups.remove()
+        if not self.cgroups.remove():
+            groups.collect(self.owner.name, self.cgroups.layout)
         with contextlib.suppress(OSError):
             self.owner.close()
         _engines.discard(self)
@@ -148,24 +151,36 @@ class Engine:
     def forget(self) -> None:
         """In a forked child: let go of everything without ending it."""
         self.closed = True
-        for _, one in self._running.values():
+        for one in self._running.values():
             one.forget()
         self.launchers.forget()
         self.collector.forget()
         self.cgroups.forget()
         self.owner.forget()
 
-    def register(self, container: Container, running: Running) -> None:
+    def adopt(self, running: Running) -> None:
         """A container of this engine lives."""
         with self._lock:
             if self.closed:
                 raise StateError("the engine is closed")
-            self._running[running.spec.id] = container, running
+            self._running[running.spec.id] = running
+
+    def register(self, container: Container) -> None:
+        """Whose handle it is."""
+        with self._lock:
+            self._containers[container.id] = container
+
+    def find(self, name: str) -> Running | None:
+        """What lives under this id."""
+        with self._lock:
+            return self._running.get(name)
 
     def unregister(self, running: Running) -> None:
         """A container of this engine ended."""
         with self._lock:
-            self._running.pop(running.spec.id, None)
+            if self._running.get(running.spec.id) is running:
+                del self._running[running.spec.id]
+                self._containers.pop(running.spec.id, None)
 
     def check_open(self) -> None:
         """Raise StateError for a closed engine."""

@@ -13,7 +13,7 @@ struct pc_process
   i32 pid;       /* of the command, or of its supervisor */
   u32 id;
   i32 channel;   /* where the caller waits, or -1 once answered */
-  i32 *command;  /* under a supervisor: where that keeps the command's pid, else NULL */
+  i32 *command;  /* under a supervisor: where that keeps the command's pid, else NULL; -1 before its birth */
 };
 
 struct pc_agent
@@ -42,7 +42,7 @@ i32 *pc_command_slot (struct pc_agent *agent);
 /* The supervisor of one exec: its orphans come to it, and it ends when the last of them does. */
 _Noreturn void pc_supervise (i32 *command, int channel);
 /* Kill every descendant of root until none is left; 0, or a negative errno when that cannot be said. */
-int pc_kill_tree (int proc, i32 root);
+int pc_kill_tree (int proc, i32 root, const i32 *command);
 void pc_exited_record (struct pc_record *record, i32 status, const struct pc_kernel_usage *usage);
 
 #endif

@@ -173,6 +173,8 @@ start_command (const struct pc_agent *agent, const struct pc_exec *exec, struct 
   if (error < 0)
     {
       answer_failure (channel, PC_STEP_STDIO, error);
+      if (command != NULL)
+        *command = 0;
       return error;
     }
   word pid = clone_into (streams->cgroup);
@@ -180,12 +182,16 @@ start_command (const struct pc_agent *agent, const struct pc_exec *exec, struct 
     run_child (agent, exec, streams, quiet ? channel : told[1]);
   pc_close_fd (&told[1]);
   if (pid < 0)
-    answer_failure (channel, PC_STEP_CLONE, pid);
+    {
+      answer_failure (channel, PC_STEP_CLONE, pid);
+      if (command != NULL)
+        *command = 0;
+    }
   else
     {
       /* Before it is told: a signal that the caller sends next must find its target. */
       if (command != NULL)
-        *command = (i32) pid;
+        __atomic_store_n (command, (i32) pid, __ATOMIC_RELEASE);
       if (!quiet)
         tell_started (streams, channel, pid, told[0]);
     }
@@ -244,6 +250,8 @@ pc_start_exec (struct pc_agent *agent, const struct pc_exec *exec, struct pc_fds
     }
   if (agent->security->flags & PC_SECURITY_SUPERVISE)
     command = pc_command_slot (agent);
+  if (command != NULL)
+    *command = -1;
   word pid = command != NULL ? start_supervisor (agent, exec, &streams, channel, command)
                              : start_command (agent, exec, &streams, channel, NULL);
   pc_close_fd (&streams.peer);

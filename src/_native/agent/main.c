@@ -163,7 +163,7 @@ serve_kill_tree (const struct pc_request *request, struct pc_fds *fds)
   struct pc_process *process = find (request->id);
   int error = 0;
   if (process != NULL && process->command != NULL)
-    error = pc_kill_tree (agent.proc, process->pid);
+    error = pc_kill_tree (agent.proc, process->pid, process->command);
   else if (process != NULL)
     raw2 (__NR_kill, process->pid, SIGKILL_);
   reap (1 /* WNOHANG */);

@@ -105,7 +105,7 @@ mark_descendants (u32 count, i32 root)
 }
 
 int
-pc_kill_tree (int proc, i32 root)
+pc_kill_tree (int proc, i32 root, const i32 *command)
 {
   /* Each pass kills what it saw; what was born meanwhile is seen by the next.  A fork bomb loses,
      since the killed never fork again and its births only come from the not yet seen. */
@@ -117,7 +117,8 @@ pc_kill_tree (int proc, i32 root)
       u32 count = list_processes (listed);
       if (count == 0)
         return -ENOENT; /* PID 1 at least is there: this is no /proc */
-      if (mark_descendants (count, root) == 0)
+      /* A supervisor that has not cloned yet has no descendants, and would after we had gone. */
+      if (mark_descendants (count, root) == 0 && __atomic_load_n (command, __ATOMIC_ACQUIRE) != -1)
         return 0;
       for (u32 i = 0; i < count; i++)
         if (marked[i])

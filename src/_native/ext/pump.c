@@ -194,10 +194,13 @@ pcx_pump_free (struct pcx_pump *pump)
     }
 }
 
+/* The removal of a group tells nobody who polls: look again now and then. */
+#define LOOK_AGAIN_MS 20
+
 int
 pcx_wait_unpopulated (int events, int timeout_ms)
 {
-  for (;;)
+  for (int left = timeout_ms;;)
     {
       char text[256];
       ssize_t got = pread (events, text, sizeof text - 1, 0);
@@ -206,9 +209,14 @@ pcx_wait_unpopulated (int events, int timeout_ms)
       text[got] = '\0';
       if (strstr (text, "populated 0") != NULL)
         return 0;
+      if (left <= 0)
+        return -EAGAIN;
+      int slice = left < LOOK_AGAIN_MS ? left : LOOK_AGAIN_MS;
       struct pollfd polled = { .fd = events, .events = POLLPRI };
-      int ready = poll (&polled, 1, timeout_ms);
-      if (ready <= 0)
-        return ready == 0 ? -EAGAIN : -errno;
+      int ready = poll (&polled, 1, slice);
+      if (ready < 0)
+        return -errno;
+      if (ready == 0)
+        left -= slice;
     }
 }

@@ -5,6 +5,7 @@
 #include <linux/errno.h>
 
 #define MS_REC_ 16384
+#define MS_PRIVATE_ (1 << 18)
 #define MS_SLAVE_ (1 << 19)
 #define LAYER_SLOTS 128
 
@@ -83,7 +84,8 @@ fill_dev (int dev)
 static int
 bind_device (int host_dev, int dev, const char *name)
 {
-  struct mount_attr guarded = { .attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC };
+  struct mount_attr guarded
+      = { .attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, .propagation = MS_PRIVATE_ };
   cleanup_fd int source = (int) sys_open_tree (host_dev, name, CLONE_TREE);
   if (source < 0)
     return source;

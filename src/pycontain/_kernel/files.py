@@ -65,10 +65,15 @@ def run(script: bytes | Sequence[bytes]) -> Done:
     """Do every operation in turn.  Raises Failed at the first that fails."""
     code = script if isinstance(script, bytes) else b"".join(script)
     files = native.ffi.new("struct pcx_files *")
-    result = native.lib.pcx_run_files(code, len(code), files)
+    try:
+        result = native.lib.pcx_run_files(code, len(code), files)
+        fds = native.ffi.unpack(files.fds, files.fd_count) if files.fd_count else []
+        size = files.text_size
+        texts = native.ffi.buffer(files.text, size)[:-1].split(b"\0") if size else []
+    except BaseException:  # a signal handler's, when all was done
+        for at in range(files.fd_count):
+            os.close(files.fds[at])
+        raise
     if result < 0:
         raise Failed(-result, files.done)
-    fds = native.ffi.unpack(files.fds, files.fd_count) if files.fd_count else []
-    size = files.text_size
-    texts = native.ffi.buffer(files.text, size)[:-1].split(b"\0") if size else []
     return Done(fds, texts)

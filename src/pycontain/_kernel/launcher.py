@@ -10,8 +10,7 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 from pycontain._kernel import native
@@ -120,6 +119,33 @@ def _sub_id_range(path: str) -> tuple[int, int] | None:
     return None
 
 
+class Borrowed:
+    """A launcher on loan."""
+
+    def __init__(self, pool: LauncherPool) -> None:
+        self._pool = pool
+        self.launcher: Launcher | None = None
+
+    def __enter__(self) -> Launcher:
+        try:
+            self._pool.lend(self)
+        except BaseException:
+            if self.launcher is not None:
+                self._pool.give_back(self.launcher)
+            raise
+        assert self.launcher is not None
+        return self.launcher
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self.launcher is not None
+        if kind is not None and issubclass(kind, ConnectionError):
+            self._pool.drop(self.launcher)
+        else:
+            self._pool.give_back(self.launcher)
+
+
 class LauncherPool:
     """Launchers that are free; `borrow` makes another while fewer than `size` exist."""
 
@@ -133,59 +159,56 @@ class LauncherPool:
         self._count = 0
         self._all: list[Launcher] = []
         self._orphans: list[Any] = []
-        self._changed = threading.Condition(threading.Lock())
+        # Taken by itself: a handler's exception in the condition's own __enter__ would leave it locked.
+        self._mutex = threading.Lock()
+        self._changed = threading.Condition(self._mutex)
         # Growth of the table in a process with threads waits for a grace period: pay once.
         native.lib.pcx_grow_descriptor_table(_FIRST_TABLE_SLOT)
 
-    @contextmanager
-    def borrow(self) -> Iterator[Launcher]:
-        """A launcher of one's own until the block ends; a dead one is not given back."""
-        launcher = self._take()
-        try:
-            yield launcher
-        except ConnectionError:
-            self._forget(launcher)
-            raise
-        except BaseException:
-            self._give_back(launcher)
-            raise
-        self._give_back(launcher)
+    def borrow(self) -> Borrowed:
+        """A launcher of one's own while a `with` lasts; a dead one is not given back."""
+        return Borrowed(self)
 
     def __len__(self) -> int:
         return self._count
 
     def spares(self) -> list[Any]:
         """What waits in any launcher."""
-        with self._changed:
+        with self._mutex:
             waiting = [launcher.spare for launcher in self._all if launcher.spare is not None]
             return waiting + self._orphans
 
-    def _take(self) -> Launcher:
-        with self._changed:
+    def lend(self, to: Borrowed) -> None:
+        """Give a free launcher, or a new one, or wait."""
+        with self._mutex:
             while not self._free and self._count >= self._size:
                 self._changed.wait()
             if self._free:
-                return self._free.pop()
+                # Without a call in between, after which a signal handler might raise and lose it.
+                to.launcher = self._free[-1]
+                del self._free[-1]
+                return
             self._count += 1
         try:
-            launcher = Launcher(plain=self._plain, maps=self._maps)
+            to.launcher = Launcher(plain=self._plain, maps=self._maps)
         except BaseException:
-            with self._changed:
+            with self._mutex:
                 self._count -= 1
                 self._changed.notify()
             raise
-        with self._changed:
-            self._all.append(launcher)
-        return launcher
+        with self._mutex:
+            self._all.append(to.launcher)
 
-    def _give_back(self, launcher: Launcher) -> None:
-        with self._changed:
-            self._free.append(launcher)
+    def give_back(self, launcher: Launcher) -> None:
+        """Free again."""
+        with self._mutex:
             self._changed.notify()
+            self._free.append(launcher)
 
-    def _forget(self, launcher: Launcher) -> None:
+    def drop(self, launcher: Launcher) -> None:
+        """It is dead."""
         launcher.close()
-        with self._changed:
+        with self._mutex:
             if launcher.spare is not None:
                 self._orphans.append(launcher.spare)
             self._all.remove(launcher)
@@ -199,13 +222,13 @@ class LauncherPool:
 
     def end(self) -> None:
         """End every launcher, and so every container; what waits in them stays known until `close`."""
-        with self._changed:
+        with self._mutex:
             for launcher in self._all:
                 launcher.close()
 
     def close(self) -> None:
         """End every launcher, and forget them."""
-        with self._changed:
+        with self._mutex:
             for launcher in self._all:
                 launcher.close()
             self._all.clear()

@@ -74,9 +74,15 @@ def checked(result: int, what: str | None = None) -> int:
 
 def pair() -> tuple[int, int]:
     """A connected pair of close-on-exec message sockets."""
-    ends = ffi.new("int[2]")
-    checked(lib.pcx_pair(ends))
-    return ends[0], ends[1]
+    ends = ffi.new("int[]", [-1, -1])
+    try:
+        checked(lib.pcx_pair(ends))
+        return ends[0], ends[1]
+    except BaseException:  # a signal handler's, when the pair was made
+        for end in ends:
+            if end >= 0:
+                os.close(end)
+        raise
 
 
 def send(socket: int, message: bytes | bytearray, fds: list[int] | tuple[int, ...] = ()) -> None:

@@ -19,8 +19,9 @@ from pycontain._model.sizes import parse_duration, parse_size
 from pycontain._model.user import check_user
 from pycontain._objects.image import Image
 from pycontain._objects.main import MainCommand
-from pycontain._objects.process import Process
+from pycontain._objects.process import Process, check_terminal, check_text
 from pycontain._runtime import spec as specs
+from pycontain._runtime.collect import shielded
 from pycontain._runtime.exec import Execution, command_of, returncode_of, start_failure
 from pycontain._runtime.isolation import Isolation, isolation_of
 from pycontain._runtime.start import Running, start
@@ -197,52 +198,58 @@ class Container:
 
     def start(self) -> Container:
         """Start it, and its command if it has one.  Raises StartError, StateError."""
-        with self._lock:
-            if self._removed:
-                raise StateError(f"container {self.name} is removed")
-            if self._running is not None and not self._running.ended:
-                raise StateError(f"container {self.name} runs already")
-            self._engine.check_open()
-            if self._started:
-                self._engine.settle()  # the names of the last run are free again
-            self._paused, self._returncode, self._started = False, None, True
-            if self.spec.init:
-                self._running = start(self._engine, self.spec)
-            else:
-                self._main = MainCommand.as_init(self._engine, self.spec)
-                self._running = self._main.running
-            self._timings = self._running.timings
-            self._engine.register(self, self._running)
-            if self.spec.init and self.spec.command is not None:
-                self._start_main(self._running)
-            if self.spec.lifetime is not None:
-                self._timer = threading.Timer(self.spec.lifetime, self.kill)
-                self._timer.daemon = True
-                self._timer.start()
+        try:
+            with self._lock:
+                self._start()
+        except StateError:
+            raise
+        except BaseException:
+            # Whoever enters a `with` and is interrupted is never asked to leave it.
+            shielded(self._end)
+            raise
         return self
 
-    def _start_main(self, running: Running) -> None:
-        assert self.spec.command is not None
-        try:
-            self._main = MainCommand.beside_agent(running, self.spec.command)
-        except BaseException:
-            self._end()
-            raise
+    def _start(self) -> None:
+        if self._removed:
+            raise StateError(f"container {self.name} is removed")
+        if self._running is not None and not self._running.ended:
+            raise StateError(f"container {self.name} runs already")
+        self._engine.check_open()
+        if self._started:
+            self._engine.settle()  # the names of the last run are free again
+        self._paused, self._returncode, self._started = False, None, True
+        if self.spec.init:
+            self._running = start(self._engine, self.spec)
+        else:
+            self._main = MainCommand.as_init(self._engine, self.spec)
+            self._running = self._main.running
+        self._timings = self._running.timings
+        self._engine.register(self)
+        if self.spec.init and self.spec.command is not None:
+            self._main = MainCommand.beside_agent(self._running, self.spec.command)
+        if self.spec.lifetime is not None:
+            self._timer = threading.Timer(self.spec.lifetime, self.kill)
+            self._timer.daemon = True
+            self._timer.start()
 
     def _end(self) -> None:
         with self._lock:
-            running, self._running = self._running, None
             timer, self._timer = self._timer, None
             if timer is not None:
                 timer.cancel()
             # Under the lock: whoever comes second returns when it is over, not while it goes on.
+            running = self._running or self._engine.find(self.id)
             if running is not None:
-                self._engine.unregister(running)
                 running.end()
+            self._running = None
 
     def remove(self) -> None:
         """End it and everything in it, and forget it.  Idempotent."""
-        self._end()
+        try:
+            self._end()
+        except BaseException:
+            shielded(self._end)
+            raise
         main = self._main
         if main is not None:
             self._returncode = main.close()
@@ -310,7 +317,7 @@ class Container:
     def logs(self, follow: bool = False) -> Iterator[bytes]:
         """What the command wrote, both streams in order of arrival; the last 16 MiB are kept.
 
-        follow: go on until the command ends.
+        follow: go on until the command ended and nobody can write any more, or the container ends.
         """
         if self._main is None:
             raise StateError(f"container {self.name} has no command that could write")
@@ -364,16 +371,17 @@ class Container:
             None if user is None else check_user(user),
         )
         plumbing = Plumbing(DEVNULL if data is None else PIPE, stdout, stderr)
-        plumbing.give_to(running, command.identity)
         try:
+            plumbing.give_to(running, command.identity)
             execution = Execution.launch(running, command, plumbing.guest, limits, quiet=True)
-        finally:
             plumbing.close_guest()
-        with Pump(execution, plumbing, data or b"", seconds, cap) as pump:
-            ending = pump.run()
-            raw_out = pump.output(1) if stdout == PIPE else None
-            raw_err = pump.output(2) if stderr == PIPE else None
-            record = pump.record
+            with Pump(execution, plumbing, data or b"", seconds, cap) as pump:
+                ending = pump.run()
+                raw_out = pump.output(1) if stdout == PIPE else None
+                raw_err = pump.output(2) if stderr == PIPE else None
+                record = pump.record
+        finally:
+            plumbing.close()
         counters = execution.finish()
         usage = execution.usage(record, counters)
         out, err = decode(raw_out), decode(raw_err)
@@ -423,6 +431,10 @@ class Container:
         """
         argv = _argv(args, shell)
         limits = specs.checked_limits(limits)
+        if text:
+            check_text(encoding, errors)
+        if pty:
+            check_terminal(rows, columns)
         running = self._awake()
         command = command_of(
             running,

@@ -55,7 +55,9 @@ class MainCommand:
         self._chunks: collections.deque[bytes] = collections.deque()
         self._kept = 0
         self._first = 0
-        self._changed = threading.Condition()
+        # Taken by itself: a handler's exception in the condition's own __enter__ would leave it locked.
+        self._mutex = threading.Lock()
+        self._changed = threading.Condition(self._mutex)
         self._over = False
         self._thread = threading.Thread(target=self._follow, name="pycontain-main", daemon=True)
         try:
@@ -144,7 +146,7 @@ class MainCommand:
         """Keep what is there; 0 at the end of the output."""
         chunk = os.read(self._output, most)
         if chunk:
-            with self._changed:
+            with self._mutex:
                 self._chunks.append(chunk)
                 self._kept += len(chunk)
                 while self._kept > _KEPT:
@@ -179,7 +181,7 @@ class MainCommand:
                 self._execution.finish()
             else:
                 os.close(self._channel)
-        with self._changed:
+        with self._mutex:
             self.returncode = returncode
             self._changed.notify_all()
 
@@ -187,7 +189,7 @@ class MainCommand:
         for fd in (self._output, self._alive):
             if fd >= 0:
                 os.close(fd)
-        with self._changed:
+        with self._mutex:
             self._over = True
             self._changed.notify_all()
 
@@ -198,7 +200,7 @@ class MainCommand:
     def join(self, timeout: float | None) -> bool:
         """Wait for the command's end; False at the timeout (seconds)."""
         seconds = None if timeout is None else min(timeout, threading.TIMEOUT_MAX)
-        with self._changed:
+        with self._mutex:
             return self._changed.wait_for(lambda: self.returncode is not None, seconds)
 
     def close(self) -> int | None:
@@ -221,7 +223,7 @@ class MainCommand:
         """Chunks that are kept; with follow, those that come until the end."""
         at = 0
         while True:
-            with self._changed:
+            with self._mutex:
                 while follow and not self._over and self._first + len(self._chunks) <= at:
                     self._changed.wait()
                 at = max(at, self._first)

@@ -11,7 +11,7 @@ import select
 import threading
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import define
 
 from pycontain._kernel import native
 from pycontain._kernel.plan import request
@@ -30,15 +30,19 @@ _MOST_WAITING = 64
 """Containers whose remains may lie about before a caller waits for the oldest."""
 
 
-@frozen(eq=False)
+@define(eq=False)
 class Remains:
-    """What one container leaves: its groups, its directory, its ids, and the pidfd that tells of its end."""
+    """What one container leaves: its groups, its directory, its ids, and the pidfd that tells of its end.
+
+    taken: the collector has them.
+    """
 
     name: str
     group: Group | None
     pidfd: int
     block: int | None
     has_directory: bool = True
+    taken: bool = False
 
 
 class Collector:
@@ -56,13 +60,16 @@ class Collector:
     def put(self, remains: Remains) -> None:
         """Take over; returns at once unless too much is waiting already."""
         with self._lock:
+            if remains.taken:
+                return
             try:
                 self._send(remains)
             except OSError as error:
                 self._lost(error)
-            finally:
-                if remains.pidfd >= 0:
-                    os.close(remains.pidfd)
+            # Only now: who is interrupted before comes again, and the janitor finds nothing the second time.
+            remains.taken = True
+            if remains.pidfd >= 0:
+                os.close(remains.pidfd)
             self._hear(_MOST_WAITING, wait=False)
 
     def settle(self) -> None:
@@ -131,7 +138,8 @@ class Collector:
                 # Its ids stay taken: a process of it may live.
                 self.errors.append(f"{remains.name}: {os.strerror(record.errno)}")
             elif remains.block is not None:
-                self._owner.blocks.release(remains.block)
+                block, remains.block = remains.block, None
+                self._owner.blocks.release(block)
 
     def _lost(self, error: OSError) -> None:
         """Without a janitor the remains stay for the next engine, and their ids taken until this one ends."""
@@ -147,3 +155,18 @@ def wait_dead(pidfd: int, timeout: float | None = None) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(None if timeout is None else min(timeout, _LONGEST_POLL) * 1000))
+
+
+def shielded(work: Callable[[], None]) -> None:
+    """Do the work where no signal handler interrupts it; what one raises comes when it is done."""
+    thread = threading.Thread(target=work, name="pycontain-shielded")
+    pending: BaseException | None = None
+    while thread.ident is None or thread.is_alive():
+        try:
+            if thread.ident is None:
+                thread.start()
+            thread.join()
+        except BaseException as error:  # noqa: BLE001  it is raised below
+            pending = error
+    if pending is not None:
+        raise pending

@@ -139,7 +139,12 @@ class Execution:
         group = running.group
         if limits is not None:
             running.engine.cgroups.check(limits)
-        leaf = group.acquire(limits) if group is not None else None
+        try:
+            leaf = group.acquire(limits) if group is not None else None
+        except OSError as error:
+            if running.dead:
+                raise StateError(f"container {running.spec.name} has ended") from error
+            raise
         try:
             number = next(_NUMBERS) & 0xFFFFFFFF
             prepared = time.perf_counter()
@@ -159,6 +164,8 @@ class Execution:
         """
         # By the agent first: by then it has begun what it was asked to, and nothing is born after the kill.
         told = self._kill_by_agent()
+        if self.running.ended:
+            return
         if self.leaf is not None and self.leaf.killable:
             try:
                 told = self.leaf.kill(_KILL_PATIENCE)
@@ -256,11 +263,12 @@ def _send(
     if command.terminal is not None:
         flags |= ExecFlag.PTY
     payload = command.encode(number, flags, len(leaf.legacy) if leaf is not None else 0)
-    control = running.hold()
     opened: list[int] = []
     memory: list[int] = []
     ours, theirs = native.pair()
+    control = -1
     try:
+        control = running.hold()
         if leaf is not None:
             opened = leaf.open()
         if len(payload) > native.MAX_INLINE:
@@ -275,7 +283,8 @@ def _send(
             raise StateError(f"container {running.spec.name} has ended") from error
         raise
     finally:
-        running.let_go()
+        if control >= 0:
+            running.let_go()
         for fd in (theirs, *memory, *opened):
             os.close(fd)
     return ours

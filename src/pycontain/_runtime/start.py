@@ -15,7 +15,7 @@ from attrs import define, field
 from pycontain._cgroups.group import Group
 from pycontain._kernel import files, native
 from pycontain._kernel.plan import OpFlag, Source, request
-from pycontain._runtime.collect import Remains, wait_dead
+from pycontain._runtime.collect import Remains, shielded, wait_dead
 from pycontain._runtime.compile import Template, template_of
 from pycontain.errors import PathError, StartError, StateError
 
@@ -56,6 +56,7 @@ class Running:
     ended: bool = False
     frozen: bool = False
     users: int = 0
+    remains: Remains | None = None
 
     def hold(self) -> int:
         """The control socket, which stays open until `let_go`.  Raises StateError when the container ended.
@@ -82,20 +83,27 @@ class Running:
             return self.ended or wait_dead(self.pidfd, 0)
 
     def end(self) -> None:
-        """Kill everything inside, wait until PID 1 is dead, and leave the rest to the collector."""
+        """Kill everything inside, wait until PID 1 is dead, and leave the rest to the collector.
+
+        Idempotent, also where an interrupt ended it half-way.
+        """
         with self.lock:
-            if self.ended:
-                return
-            self.ended = True
-            native.lib.pcx_shutdown(self.control)
-            if self.users == 0:
-                os.close(self.control)
-        kill_by(self.pidfd)
-        if not wait_dead(self.pidfd, _END_PATIENCE) and self.group is not None:
-            self.group.kill()
-        self.engine.collector.put(Remains(self.spec.id, self.group, self.pidfd, self.block))
-        if self.exit_socket >= 0:
-            os.close(self.exit_socket)
+            if not self.ended:
+                self.ended = True
+                native.lib.pcx_shutdown(self.control)
+                if self.users == 0:
+                    os.close(self.control)
+            if self.remains is None:
+                self.remains = Remains(self.spec.id, self.group, self.pidfd, self.block)
+            remains, exit_socket, self.exit_socket = self.remains, self.exit_socket, -1
+        if exit_socket >= 0:
+            os.close(exit_socket)
+        if not remains.taken:
+            kill_by(self.pidfd)
+            if not wait_dead(self.pidfd, _END_PATIENCE) and self.group is not None:
+                self.group.kill()
+            self.engine.collector.put(remains)
+        self.engine.unregister(self)
 
     def forget(self) -> None:
         """For a forked child: close the fds alone; the container goes on, and is the parent's."""
@@ -129,12 +137,17 @@ class _Attempt:
         self.given = native.ffi.new("int[]", 0)
         self.exchange = native.ffi.new("struct pcx_exchange *")
         self.exchange.reply.fd = -1
+        self.running: Running | None = None
 
     @property
     def pidfd(self) -> int:
         return int(self.exchange.reply.fd)
 
     def abandon(self) -> None:
+        if self.running is not None:
+            self.running.end()
+            self.engine.collector.settle()
+            return
         for fd in (*self.fds, *self.given, self.control, self.exit_socket):
             if fd >= 0:
                 os.close(fd)
@@ -168,7 +181,7 @@ def _try(
         with engine.launchers.borrow() as launcher:
             return _start(attempt, launcher, command, spares)
     except BaseException:
-        attempt.abandon()
+        shielded(attempt.abandon)
         raise
 
 
@@ -219,7 +232,7 @@ def _start(
     encoded = time.perf_counter()
     ready, reply = _ask_launcher(attempt, launcher, asked, outgoing)
     if ready is None or ready.kind != native.READY or reply.kind != native.STARTED:
-        raise _failure(spec, template, ready, reply)
+        raise _failure(spec, template, ready, reply, spare is not None)
     if group is not None:
         group.started()
     done, sent = time.perf_counter(), attempt.exchange.sent / 1e9
@@ -231,7 +244,7 @@ def _start(
         "launch": done - sent,
         "total": done - begun,
     }
-    return Running(
+    attempt.running = Running(
         spec,
         engine,
         attempt.control,
@@ -243,6 +256,8 @@ def _start(
         timings,
         reply.value,
     )
+    engine.adopt(attempt.running)
+    return attempt.running
 
 
 def _ask_launcher(
@@ -302,11 +317,16 @@ def _open_sources(attempt: _Attempt, template: Template) -> list[int]:
 
 
 def _failure(
-    spec: ContainerSpec, compiled: Template, ready: native.Record | None, reply: native.Record
+    spec: ContainerSpec,
+    compiled: Template,
+    ready: native.Record | None,
+    reply: native.Record,
+    spare: bool,
 ) -> StartError:
     record = ready if ready is not None and ready.kind == native.FAILED else reply
     if record.kind != native.FAILED:
-        return StartError(f"container {spec.name} died while starting", step="agent")
+        step = "spare" if spare else "agent"
+        return StartError(f"container {spec.name} died while starting", step=step)
     step, path = record.step_name, None
     if record.op >= 0:
         if step in ("mount source", "mount id map"):

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pycontain._kernel import native
+from pycontain._runtime.collect import shielded
 from pycontain.errors import StateError
 
 if TYPE_CHECKING:
@@ -131,10 +132,13 @@ class Pump:
         """Free the buffers and our ends of the pipes; a command that is left by an exception is killed."""
         try:
             if kind is not None:
-                self._execution.kill()
-                self._execution.finish()
+                shielded(self._abandon)
         finally:
             native.lib.pcx_pump_free(self._raw)
+
+    def _abandon(self) -> None:
+        self._execution.kill()
+        self._execution.finish()
 
     def _turn(self) -> int:
         while True:

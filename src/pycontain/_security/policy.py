@@ -59,7 +59,7 @@ _AGENT_CALLS: tuple[tuple[str, *tuple[int, ...]], ...] = (
         for name in (
             "capget capset chdir clone3 close close_range dup3 execve exit_group fcntl getdents64 kill mmap "
             "munmap nanosleep openat openat2 ppoll prctl prlimit64 read recvmsg rt_sigprocmask seccomp "
-            "sendmsg setgroups setresgid setresuid setsid signalfd4 umask wait4 write"
+            "sendmsg setgroups setresgid setresuid setsid signalfd4 socketpair umask wait4 write"
         ).split()
     ),
     *(("ioctl", 0, command) for command in (_TIOCSWINSZ, _TIOCSCTTY, _TIOCSPTLCK, _TIOCGPTPEER)),
