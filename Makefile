@@ -6,7 +6,7 @@ JOBS ?= 2
 STAMP := $(VENV)/.installed
 NATIVE := $(shell find src/_native -name '*.[ch]' -o -name '*.cdef' -o -name 'build_ffi.py')
 
-.PHONY: help demo test bench lint types c-check docs unit kernel plain guest e2e packages wheel clean
+.PHONY: help demo test bench lint types c-check docs unit kernel plain guest fuzz e2e packages wheel clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -47,10 +47,13 @@ plain: $(STAMP) ## the kernel tests again as unprivileged users, with and withou
 guest: $(STAMP) ## the kernel tests again on cgroup v2, in user-mode-linux
 	$(BIN)/python tests/guest/suite.py
 
+fuzz: $(STAMP) ## the decoders under ASan, live agent and launcher under random messages; PYC_FUZZ_SECONDS
+	$(BIN)/python -m pytest tests/fuzz -q
+
 e2e: $(STAMP) ## the demo, the wheel and the sdist as a user meets them
 	$(BIN)/python -m pytest tests/e2e -q
 
-test: packages lint types c-check unit kernel plain guest e2e ## everything
+test: packages lint types c-check unit kernel plain guest fuzz e2e ## everything
 	@echo "make test: all green"
 
 bench: $(STAMP) ## measure against the floor and the peers; benchmarks/results

@@ -19,11 +19,12 @@ PIVOT = """
 import os, sys
 from pycontain import lowlevel
 from pycontain.lowlevel import Namespace
-user = os.geteuid()
+user, group = os.geteuid(), os.getegid()
 lowlevel.unshare(Namespace.USER | Namespace.MOUNT if user else Namespace.MOUNT)
 if user:
-    with open("/proc/self/uid_map", "w") as file:
-        file.write(f"0 {user} 1")
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
 import ctypes
 libc = ctypes.CDLL(None)
 assert libc.mount(None, b"/", None, 0x44000, None) == 0

@@ -13,7 +13,7 @@ enum pc_request_kind
   PC_REQUEST_SPAWN = 1, /* caller to launcher: a plan; for a spare `value` bytes of it, then a script */
   PC_REQUEST_MAPS,      /* caller to launcher: the id maps of its own namespace stand */
   PC_REQUEST_REMOVE,    /* caller to launcher: below each directory sent, a letter and a name: t for a
-                           tree, g for a cgroup and those in it */
+                           tree, g for a cgroup and those in it, k for what is kept until then */
   PC_REQUEST_SECURITY,  /* caller to agent */
   PC_REQUEST_EXEC,
   PC_REQUEST_SIGNAL,    /* to the exec `id`, signal `value` */

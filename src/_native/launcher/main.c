@@ -182,6 +182,7 @@ remove_all (const struct pc_request *request, usize received, const struct pc_fd
       const char *name = (const char *) buffer + at + 1;
       int error = buffer[at] == 'g'   ? pc_remove_group (fds->fd[next], name)
                   : buffer[at] == 't' ? pc_remove_tree (fds->fd[next], name)
+                  : buffer[at] == 'k' ? 0
                                       : -EINVAL;
       at += pc_strlen (name) + 2;
       if (result == 0)

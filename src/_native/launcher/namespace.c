@@ -129,6 +129,22 @@ build_dev (struct pc_launcher *launcher, int host_dev)
   return 0;
 }
 
+/* What covers a masked path: a mount with its attributes set, so that a clone is all that a cover takes. */
+static int
+make_cover (const char *path)
+{
+  struct mount_attr sealed = {
+    .attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
+    .propagation = MS_PRIVATE_,
+  };
+  cleanup_fd int at = (int) sys_openat (AT_FDCWD_, path, O_PATH | O_NOFOLLOW | O_CLOEXEC, 0);
+  cleanup_fd int cover = (int) sys_open_tree (AT_FDCWD_, path, CLONE_TREE);
+  if (at < 0 || cover < 0)
+    return at < 0 ? at : cover;
+  word error = sys_mount_setattr (cover, 0, &sealed);
+  return error < 0 ? (int) error : (int) sys_move_mount (cover, at);
+}
+
 static int
 fill_root (int root)
 {
@@ -199,6 +215,10 @@ move_into_small_root (struct pc_launcher *launcher)
   if (error < 0)
     return (int) error;
   error = build_dev (launcher, devices_tree);
+  if (error == 0)
+    error = make_cover ("/mask");
+  if (error == 0)
+    error = make_cover ("/empty");
   if (error < 0)
     return (int) error;
   return (int) raw2 (__NR_umount2, "/s", 2);

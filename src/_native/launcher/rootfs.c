@@ -359,9 +359,9 @@ do_filesystem (struct builder *b, const struct pc_op *op)
 }
 
 static int
-read_only_clone (int fd, u64 attributes)
+read_only_clone (int fd)
 {
-  struct mount_attr attr = { .attr_set = MOUNT_ATTR_RDONLY | attributes };
+  struct mount_attr attr = { .attr_set = MOUNT_ATTR_RDONLY };
   cleanup_fd int copy = (int) sys_open_tree (fd, "", CLONE_TREE | AT_RECURSIVE_ | AT_EMPTY_PATH);
   if (copy < 0)
     return copy;
@@ -380,18 +380,15 @@ do_cover (struct builder *b, const struct pc_op *op)
     return target;
   if (op->kind == PC_OP_READONLY)
     {
-      cleanup_fd int copy = read_only_clone (target, 0);
+      cleanup_fd int copy = read_only_clone (target);
       return copy < 0 ? copy : (int) sys_move_mount (copy, target);
     }
   word error = raw5 (__NR_statx, target, "", AT_EMPTY_PATH, STATX_TYPE, &seen);
   if (error < 0)
     return (int) error;
   const char *source = (seen.stx_mode & 0170000) == 0040000 ? "/empty" : "/mask";
-  cleanup_fd int empty = (int) sys_openat (AT_FDCWD_, source, O_PATH | O_NOFOLLOW | O_CLOEXEC, 0);
-  if (empty < 0)
-    return empty;
-  cleanup_fd int copy = read_only_clone (empty, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
-  return copy < 0 ? copy : (int) sys_move_mount (copy, target);
+  cleanup_fd int cover = (int) sys_open_tree (AT_FDCWD_, source, CLONE_TREE);
+  return cover < 0 ? cover : (int) sys_move_mount (cover, target);
 }
 
 static int

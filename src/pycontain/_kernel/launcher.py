@@ -172,6 +172,11 @@ class LauncherPool:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def idle(self) -> bool:
+        """Is a launcher free?"""
+        return bool(self._free)
+
     def spares(self) -> list[Any]:
         """What waits in any launcher."""
         with self._mutex:

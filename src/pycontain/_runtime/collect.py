@@ -34,7 +34,7 @@ _MOST_WAITING = 64
 class Remains:
     """What one container leaves: its groups, its directory, its ids, and the pidfd that tells of its end.
 
-    taken: the collector has them.
+    taken: the collector has them.  mounts: an fd of its mount namespace, or -1.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Remains:
     block: int | None
     has_directory: bool = True
     taken: bool = False
+    mounts: int = -1
 
 
 class Collector:
@@ -68,8 +69,9 @@ class Collector:
                 self._lost(error)
             # Only now: who is interrupted before comes again, and the janitor finds nothing the second time.
             remains.taken = True
-            if remains.pidfd >= 0:
-                os.close(remains.pidfd)
+            for fd in (remains.pidfd, remains.mounts):
+                if fd >= 0:
+                    os.close(fd)
             self._hear(_MOST_WAITING, wait=False)
 
     def settle(self) -> None:
@@ -102,6 +104,9 @@ class Collector:
         if remains.has_directory:
             fds.append(self._owner.live_fd)
             names.append(f"t{remains.name}")
+        if remains.mounts >= 0:
+            fds.append(remains.mounts)
+            names.append("k")
         flags = 0
         if remains.pidfd >= 0:
             flags = native.AFTER

@@ -45,6 +45,7 @@ class Spares:
         self._engine = engine
         self._number = 0
         self._last = float("-inf")
+        self._due: Template | None = None
 
     def take(self, launcher: Launcher, template: Template, limits: CgroupLimits) -> Spare | None:
         """The spare that waits in this launcher, if the template can be started in it."""
@@ -58,12 +59,29 @@ class Spares:
         launcher.spare = None
         return spare
 
-    def refill(self, launcher: Launcher, template: Template) -> None:
-        """Ask for a spare where starts follow each other; nothing is waited for."""
+    def started(self, launcher: Launcher, template: Template) -> None:
+        """A container was started: where they follow each other, the next one will want a spare.
+
+        It is asked for when one ends, since it would take processor and locks from the first command
+        of this one; where starts follow each other without an end between, at once.
+        """
         now = time.monotonic()
         soon, self._last = now - self._last < _SUCCESSION, now
+        pending, self._due = self._due is not None, template if soon else None
+        if soon and pending:
+            self._refill(launcher, template)
+
+    def ended(self) -> None:
+        """A container ended: time for the spare that is due."""
+        template, self._due = self._due, None
+        if template is None or self._engine.closed or not self._engine.launchers.idle:
+            return
+        with self._engine.launchers.borrow() as launcher:
+            self._refill(launcher, template)
+
+    def _refill(self, launcher: Launcher, template: Template) -> None:
         cgroups = self._engine.cgroups
-        if not soon or launcher.spare is not None or not template.init or not template.privileged:
+        if launcher.spare is not None or not template.init or not template.privileged:
             return
         if cgroups.unified is None and not cgroups.layout.legacy:
             return
