@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from pycontain import Container, Engine
+from pycontain import Bind, Container, Engine, StartError
 from pycontain._engine import default_engine
 
 
@@ -49,3 +50,16 @@ def needs_freezer(engine: Engine) -> None:
     """Skip where no v2 tree freezes."""
     if engine.cgroups.unified is None:
         pytest.skip("no cgroup v2 tree is delegated to this user")
+
+
+@pytest.fixture
+def needs_idmap(engine: Engine, tmp_path: Path) -> None:
+    """Skip where a start by root cannot show files through the container's ids; a plain user needs none."""
+    if not engine.features.privileged:
+        return
+    try:
+        Container(mounts={"/data": Bind(tmp_path, idmap=True)}).start().remove()
+    except StartError as refused:
+        if refused.step != "mount id map":
+            raise
+        pytest.skip("the file system of this kernel cannot be idmapped")

@@ -283,7 +283,7 @@ def test_streams_can_be_opened_by_name(container: Container) -> None:
     assert (result.stdout, result.stderr) == ("a\nb\n", "a\n")
 
 
-def test_a_bind_is_the_callers_to_read_and_write(tmp_path: Path) -> None:
+def test_a_bind_is_the_callers_to_read_and_write(tmp_path: Path, needs_idmap: None) -> None:
     """A private directory of the caller's is usable inside without a word about ids."""
     shared = tmp_path / "shared"
     shared.mkdir(mode=0o700)

@@ -61,6 +61,14 @@ class Cgroups:
         """Does a v2 tree end and freeze whole trees here?"""
         return self.unified is not None
 
+    @property
+    def keeps_out(self) -> bool:
+        """Would a cgroup namespace keep PID 1, which stands in a group beside the leaves, from reaching them?
+
+        It is so where v2 is mounted with nsdelegate and PID 1 has to have a group of its own (cgroups(7)).
+        """
+        return self.layout.delegate and bool(self.layout.controllers & _PER_EXEC)
+
     def check(self, limits: CgroupLimits) -> None:
         """Raise UnsupportedError for a limit that no controller here can hold."""
         for controller, fields in translate.v2(limits).items():

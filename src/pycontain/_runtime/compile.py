@@ -245,6 +245,8 @@ def _bind_source(bind: Bind, recursive: int, privileged: bool) -> Source:
 def namespaces(engine: Engine, spec: ContainerSpec) -> int:
     """The CLONE_NEW* flags of a start."""
     wanted = NEWUSER | NEWNS | NEWPID | NEWIPC | NEWUTS | NEWCGROUP
+    if engine.cgroups.keeps_out:
+        wanted &= ~NEWCGROUP
     if spec.network == "none":
         wanted |= NEWNET
     if engine.features.time_namespace:

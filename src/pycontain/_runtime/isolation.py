@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from attrs import asdict, frozen
@@ -51,6 +52,10 @@ def isolation_of(running: Running) -> Isolation:
     flags = running.template.namespaces
     held = engine.enforceable(spec.limits, spec.asked, spec.security.optional)
     missing = []
+    if engine.cgroups.keeps_out:
+        missing.append("cgroup namespace")
+    if not engine.features.privileged and not engine.sub_ids and set(os.getgroups()) - {os.getegid()}:
+        missing.append("loss of the caller's supplementary groups")
     if not engine.features.time_namespace:
         missing.append("time namespace")
     if spec.security.landlock and not running.template.landlock:
