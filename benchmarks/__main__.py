@@ -198,8 +198,9 @@ def importing(quick: bool) -> list[dict[str, object]]:
 
         return Case(f"import {module}", sample)
 
-    one, other = interleave([case("pycontain"), case("attrs")], 4 if quick else 15, 5, 0)
-    return [_row("import", one, other, 2.0)]
+    names = ("pycontain", "pycontain.lowlevel, pycontain._objects.run", "attrs")
+    one, all_, other = interleave([case(name) for name in names], 4 if quick else 15, 5, 0)
+    return [_row("import", one, other, 2.0), _row("import, and all it loads later", all_, other, 2.0)]
 
 
 def _available() -> int:

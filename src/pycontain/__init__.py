@@ -5,38 +5,42 @@
 ...     result = c.exec(["python3", "-c", "print(6 * 7)"], timeout=5)
 """
 
-from pycontain._engine import Engine
-from pycontain._model.limits import CgroupLimits
-from pycontain._model.mounts import Bind, Tmpfs
-from pycontain._model.process import ExecResult, Usage
-from pycontain._objects.container import Container
-from pycontain._objects.image import Image
-from pycontain._objects.process import Process
-from pycontain._objects.run import run
-from pycontain._runtime.isolation import Isolation
-from pycontain._runtime.stats import Stats
-from pycontain._runtime.streams import DEVNULL, PIPE, STDOUT
-from pycontain._security.policy import Security
-from pycontain.errors import (
-    AuthError,
-    BuildError,
-    CommandFailed,
-    CommandNotExecutable,
-    CommandNotFound,
-    CommandTimeout,
-    Conflict,
-    DigestMismatch,
-    ImageError,
-    LimitError,
-    NotFound,
-    PathError,
-    PullError,
-    PycontainError,
-    StartError,
-    StateError,
-    UnsupportedError,
-    WorkdirError,
-)
+from importlib import import_module
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycontain._engine import Engine
+    from pycontain._model.limits import CgroupLimits
+    from pycontain._model.mounts import Bind, Tmpfs
+    from pycontain._model.process import ExecResult, Usage
+    from pycontain._objects.container import Container
+    from pycontain._objects.image import Image
+    from pycontain._objects.process import Process
+    from pycontain._objects.run import run
+    from pycontain._runtime.isolation import Isolation
+    from pycontain._runtime.stats import Stats
+    from pycontain._runtime.streams import DEVNULL, PIPE, STDOUT
+    from pycontain._security.policy import Security
+    from pycontain.errors import (
+        AuthError,
+        BuildError,
+        CommandFailed,
+        CommandNotExecutable,
+        CommandNotFound,
+        CommandTimeout,
+        Conflict,
+        DigestMismatch,
+        ImageError,
+        LimitError,
+        NotFound,
+        PathError,
+        PullError,
+        PycontainError,
+        StartError,
+        StateError,
+        UnsupportedError,
+        WorkdirError,
+    )
 
 __version__ = "0.1.0"
 
@@ -76,3 +80,55 @@ __all__ = [
     "WorkdirError",
     "run",
 ]
+
+_HOMES = {
+    "Engine": "_engine",
+    "CgroupLimits": "_model.limits",
+    "Bind": "_model.mounts",
+    "Tmpfs": "_model.mounts",
+    "ExecResult": "_model.process",
+    "Usage": "_model.process",
+    "Container": "_objects.container",
+    "Image": "_objects.image",
+    "Process": "_objects.process",
+    "run": "_objects.run",
+    "Isolation": "_runtime.isolation",
+    "Stats": "_runtime.stats",
+    "DEVNULL": "_runtime.streams",
+    "PIPE": "_runtime.streams",
+    "STDOUT": "_runtime.streams",
+    "Security": "_security.policy",
+    "AuthError": "errors",
+    "BuildError": "errors",
+    "CommandFailed": "errors",
+    "CommandNotExecutable": "errors",
+    "CommandNotFound": "errors",
+    "CommandTimeout": "errors",
+    "Conflict": "errors",
+    "DigestMismatch": "errors",
+    "ImageError": "errors",
+    "LimitError": "errors",
+    "NotFound": "errors",
+    "PathError": "errors",
+    "PullError": "errors",
+    "PycontainError": "errors",
+    "StartError": "errors",
+    "StateError": "errors",
+    "UnsupportedError": "errors",
+    "WorkdirError": "errors",
+}
+"""Where each name lives; it is loaded when it is first asked for."""
+
+
+def __getattr__(name: str) -> object:
+    if name in ("errors", "lowlevel"):
+        return import_module(f"pycontain.{name}")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'pycontain' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"pycontain.{home}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "errors", "lowlevel"]
