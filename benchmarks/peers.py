@@ -58,6 +58,29 @@ def floor(top: Path) -> Case | Absent:
     return Case("floor", sample)
 
 
+def floors(top: Path, number: int) -> Case | Absent:
+    """So many floor programs side by side, each with a root and a directory of its own; seconds per start."""
+    if isinstance(floor(top), Absent):
+        return Absent("floor", "as above")
+
+    def sample(count: int, pause: float) -> list[float]:
+        del pause
+        commands = []
+        for at in range(number):
+            root, work = top / f"root{at}", top / f"work{at}"
+            if not root.exists():
+                shutil.copytree(top / "root", root)
+                work.mkdir()
+            commands.append([NATIVE / "floor", root, work, top / "filter", str(count * 20), "0"])
+        begun = time.perf_counter()
+        running = [subprocess.Popen(list(map(str, argv)), stdout=subprocess.DEVNULL) for argv in commands]
+        for one in running:
+            one.wait()
+        return [(time.perf_counter() - begun) / (count * 20 * number)]
+
+    return Case(f"{number} floors" if number > 1 else "1 floor", sample)
+
+
 def _quiet(command: list[str]) -> None:
     subprocess.run(command, capture_output=True, check=True)
 
