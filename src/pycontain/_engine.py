@@ -68,6 +68,7 @@ class Engine:
         self.collector = Collector(self.owner, self._make_janitor)
         self.spares = Spares(self)
         self._lock = threading.Lock()
+        self._making = threading.Lock()
         self._running: dict[str, Running] = {}
         self._containers: dict[str, Container] = {}
         self._host_image: Image | None = None
@@ -86,11 +87,12 @@ class Engine:
 
     def host_image(self) -> Image:
         """`Image.host()` for this store, made once."""
-        if self._host_image is None:
-            from pycontain._objects.image import host_image
+        with self._making:
+            if self._host_image is None:
+                from pycontain._objects.image import host_image
 
-            self._host_image = host_image(self.roots.data)
-        return self._host_image
+                self._host_image = host_image(self.roots.data)
+            return self._host_image
 
     def info(self) -> dict[str, object]:
         """What this engine is and stands on."""

@@ -283,3 +283,16 @@ def test_ten_thousand_execs(container: Container) -> None:
 def _memory() -> int:
     fields = Path("/proc/self/statm").read_text().split()
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_first_containers_of_many_threads(tmp_path: Path) -> None:
+    """The host image of a new store is made once, whoever comes first."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with Engine(tmp_path / "root") as engine, ThreadPoolExecutor(8) as pool:
+
+        def first(number: int) -> str:
+            with Container(engine=engine) as container:
+                return container.exec(["echo", str(number)]).stdout
+
+        assert list(pool.map(first, range(8))) == [f"{number}\n" for number in range(8)]

@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import sys
+import threading
 
 _VERSION = "1"
 _TREES = ("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin")
@@ -102,7 +103,7 @@ def skeleton(parent: str) -> str:
     if os.path.isdir(directory):
         return directory
     os.makedirs(parent, mode=0o700, exist_ok=True)
-    building = f"{directory}.{os.getpid()}.new"
+    building = f"{directory}.{os.getpid()}-{threading.get_ident()}.new"
     shutil.rmtree(building, ignore_errors=True)
     _build(building, shown)
     try:
