@@ -293,6 +293,6 @@ def test_first_containers_of_many_threads(tmp_path: Path) -> None:
 
         def first(number: int) -> str:
             with Container(engine=engine) as container:
-                return container.exec(["echo", str(number)]).stdout
+                return str(container.exec(["echo", str(number)]).stdout)
 
         assert list(pool.map(first, range(8))) == [f"{number}\n" for number in range(8)]
