@@ -10,9 +10,10 @@ import threading
 from pycontain._cgroups import translate
 from pycontain._cgroups.detect import BASE, Layout, detect, write
 from pycontain._cgroups.leaf import Leaf, remove_group, remove_subtree, wait_empty
+from pycontain._cgroups.steps import Steps
 from pycontain._kernel import files
 from pycontain._model.limits import CgroupLimits
-from pycontain.errors import LimitError, UnsupportedError
+from pycontain.errors import UnsupportedError
 
 _TO_V1 = {"io": "blkio"}
 _ALWAYS = ("memory", "pids")
@@ -137,7 +138,7 @@ def collect(owner: str, layout: Layout) -> bool:
 
 def make_legacy(controller: str, path: str) -> None:
     """A v1 group by itself, unless it is there already.  Raises OSError."""
-    steps = _Steps()
+    steps = Steps()
     steps.make(controller, path)
     try:
         steps.run()
@@ -198,11 +199,11 @@ class Group:
 
     def claim(self, limits: CgroupLimits, first: int) -> bytes:
         """How a launcher writes the limits of a group made ahead; its parents' fds stand from `first` on."""
-        steps = _Steps()
+        steps = Steps()
         self._limit(steps, limits)
         return steps.below([os.path.dirname(path) for path in self.paths().values()], first)
 
-    def _limit(self, steps: _Steps, limits: CgroupLimits) -> None:
+    def _limit(self, steps: Steps, limits: CgroupLimits) -> None:
         for controller, wanted in translate.v2(limits).items():
             if self._unified is not None and controller in self._cgroups.layout.controllers:
                 steps.limit(self._unified, wanted)
@@ -210,10 +211,10 @@ class Group:
             if controller in self._legacy:
                 steps.limit(self._legacy[controller], wanted)
 
-    def _plan(self, new: frozenset[str], old: frozenset[str]) -> _Steps:
+    def _plan(self, new: frozenset[str], old: frozenset[str]) -> Steps:
         """The directories for these controllers, by their names in v2 and v1."""
         layout = self._cgroups.layout
-        steps = _Steps()
+        steps = Steps()
         if self._cgroups.unified is not None:
             own = self._unified = f"{self._cgroups.unified}/{self.name}"
             steps.make("unified", own)
@@ -287,7 +288,7 @@ class Group:
             raise
         return leaf
 
-    def _plan_leaf(self, limits: CgroupLimits | None) -> tuple[Leaf, _Steps]:
+    def _plan_leaf(self, limits: CgroupLimits | None) -> tuple[Leaf, Steps]:
         with self._lock:
             self._number += 1
             name = f"e{self._number}"
@@ -296,7 +297,7 @@ class Group:
         legacy: dict[str, str] = {}
         old = translate.v1(limits) if limits is not None else {}
         new = translate.v2(limits) if limits is not None else {}
-        steps = _Steps()
+        steps = Steps()
         if self._unified is not None:
             directory = f"{self._unified}/{name}"
             steps.make("unified", directory)
@@ -411,88 +412,3 @@ class Group:
     def entrances(self) -> int:
         """In how many v1 hierarchies PID 1 enters by `tasks`."""
         return len(self._legacy)
-
-
-class _Steps:
-    """One batch of file operations, and what each limit among them is called."""
-
-    def __init__(self) -> None:
-        self._codes: list[bytes] = []
-        self._last: list[bytes] = []
-        self._limits: dict[int, tuple[str, str, str]] = {}
-
-    def do(self, code: bytes) -> None:
-        """Something that has to succeed."""
-        self._codes.append(code)
-
-    def finally_do(self, code: bytes) -> None:
-        """Something to open, when the rest is done."""
-        self._last.append(code)
-
-    def make(self, controller: str, path: str) -> None:
-        """A group of this controller."""
-        self.do(files.mkdir(path))
-        if controller == "cpuset":  # it takes nobody in before it has its sets
-            for name in ("cpuset.cpus", "cpuset.mems"):
-                self.do(files.write(f"{path}/{name}", _inherited(path, name)))
-
-    def limit(self, directory: str, limits: dict[str, list[str]]) -> None:
-        """The files of one controller's limits."""
-        for name, texts in limits.items():
-            for text in texts:
-                self._limits[len(self._codes)] = (directory, name, text)
-                self.do(files.write(f"{directory}/{name}", text))
-
-    def merge(self, other: _Steps) -> None:
-        """Another batch's operations behind these; limits of its are not told apart any more."""
-        self._codes += other._codes
-        self._last += other._last
-
-    def below(self, parents: list[str], first: int = 0) -> bytes:
-        """All of it by place of an fd and path below: what a launcher, without these mounts, can do."""
-        prefixes = [os.fsencode(parent) + b"/" for parent in parents]
-        parts = []
-        for code in (*self._codes, *self._last):
-            place = next(at for at, prefix in enumerate(prefixes) if code.startswith(prefix, 1))
-            parts.append(code[:1] + bytes([first + place]) + code[1 + len(prefixes[place]) :])
-        return b"".join(parts)
-
-    @property
-    def script(self) -> bytes:
-        """All of it, for who needs no name for a limit that is refused."""
-        return b"".join([*self._codes, *self._last])
-
-    def run(self) -> list[int]:
-        """Do it all; what was opened.  Raises LimitError, UnsupportedError, OSError."""
-        at = 0
-        while True:
-            try:
-                return files.run([*self._codes[at:], *self._last]).fds
-            except files.Failed as error:
-                at += error.done
-                if at not in self._limits:
-                    raise
-                directory, name, text = self._limits[at]
-                if error.errno != errno.ENOENT:
-                    raise LimitError(f"the kernel refused {name} = {text}: {error.strerror}") from error
-                _missing(directory, name)
-                at += 1
-
-
-def _inherited(path: str, name: str) -> str:
-    """What the nearest group above that exists already has."""
-    parent = os.path.dirname(path)
-    while not os.path.exists(f"{parent}/{name}"):
-        parent = os.path.dirname(parent)
-    with open(f"{parent}/{name}", encoding="ascii") as file:
-        return file.read().strip()
-
-
-def _missing(directory: str, name: str) -> None:
-    # Without swap accounting there is no swap limit to write, and none is needed where memory is the bound.
-    if name == "memory.swap.max":
-        return
-    if name == "memory.memsw.limit_in_bytes":
-        write(f"{directory}/memory.swappiness", "0")
-        return
-    raise UnsupportedError(f"the limit {name}", hint="this kernel has no such file")

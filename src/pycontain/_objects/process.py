@@ -7,26 +7,22 @@ import collections
 import contextlib
 import errno
 import fcntl
-import functools
 import io
 import operator
 import os
 import select
-import selectors
 import signal
 import struct
 import subprocess
 import termios
 import threading
-import time
 import warnings
-from collections.abc import Callable, Iterator
 from datetime import timedelta
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from pycontain._kernel import native
-from pycontain._model.sizes import parse_duration
+from pycontain._objects.exchange import Exchange, deadline_of, left, open_stream, shut
 from pycontain._runtime.exec import Execution, returncode_of, start_failure
 from pycontain._runtime.streams import decoder
 from pycontain.errors import Args, StateError
@@ -34,10 +30,6 @@ from pycontain.errors import Args, StateError
 if TYPE_CHECKING:
     from pycontain._cgroups.leaf import Counters
     from pycontain._model.process import Reason, Usage
-
-_CHUNK = 65536
-_LONGEST = 86400.0
-"""Seconds of one wait: what poll(2) and locks take is bounded, so that a longer one is several."""
 
 _forgotten: collections.deque[Execution] = collections.deque()
 """Of processes that were dropped: a finalizer runs while any lock may be held, so it takes none."""
@@ -109,17 +101,6 @@ def hear_started(execution: Execution) -> tuple[int, int]:
             os.close(told)
 
 
-def _deadline(timeout: float | timedelta | None) -> tuple[float, float | None]:
-    if timeout is None:
-        return 0.0, None
-    seconds = parse_duration(timeout)
-    return seconds, time.monotonic() + seconds
-
-
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else min(max(0.0, deadline - time.monotonic()), _LONGEST)
-
-
 def _give_leaves_back() -> None:
     with contextlib.suppress(IndexError):  # another thread may take the last one
         while _forgotten:
@@ -127,153 +108,6 @@ def _give_leaves_back() -> None:
             if one.leaf is not None and one.running.group is not None and not one.running.ended:
                 # Not to be used again: nobody knows whether the command ended.
                 one.running.group.release(one.leaf, reusable=False)
-
-
-class _Output(io.RawIOBase):
-    """What a command writes, as it comes from a pipe or a terminal.
-
-    While `idle` it says that it is at its end: what is in the buffers above it comes without a wait.
-    """
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self.idle = False
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def fileno(self) -> int:
-        """The descriptor."""
-        return self._fd
-
-    def readinto(self, buffer: Any) -> int:
-        """As io.RawIOBase has it; EIO says that nobody holds the other side of a terminal."""
-        try:
-            return 0 if self.idle else os.readv(self._fd, [buffer])
-        except OSError as error:
-            if error.errno == errno.EIO:
-                return 0
-            raise
-
-    def close(self) -> None:
-        """Close the descriptor.  Idempotent."""
-        if not self.closed:
-            os.close(self._fd)
-        super().close()
-
-    def _dealloc_warn(self, source: object) -> None:
-        warnings.warn(f"unclosed {source!r}", ResourceWarning, source=source, stacklevel=2)
-
-
-def _open(fd: int, reading: bool, codec: tuple[str, str] | None) -> IO[Any]:
-    # Unbuffered or written through: a line sent to a prompt must not wait in a buffer of ours.
-    buffering = 0 if codec is None else -1
-    binary: Any = io.BufferedReader(_Output(fd)) if reading else open(fd, "wb", buffering)  # noqa: SIM115
-    return binary if codec is None else io.TextIOWrapper(binary, *codec, None, True, True)
-
-
-def _shut(stream: IO[Any]) -> None:
-    with contextlib.suppress(OSError):  # what is still to be written has no reader any more
-        stream.close()
-
-
-def _read_ahead(stream: IO[Any]) -> list[bytes]:
-    """What the buffers of a stream hold; reading its descriptor would pass over that."""
-    if stream.closed:
-        return []
-    buffered: Any = getattr(stream, "buffer", stream)
-    raw: _Output = buffered.raw
-    raw.idle = True
-    try:
-        held = stream.read()
-    finally:
-        raw.idle = False
-    if isinstance(held, str):
-        held = held.encode(stream.encoding, stream.errors)  # type: ignore[attr-defined]
-    return [held] if held else []
-
-
-class _Exchange:
-    """A `communicate` under way: it outlives timeouts and interrupts, and loses nothing by them.
-
-    A read or a write and the note of it are one call of C: no signal handler comes in between.
-    """
-
-    def __init__(self, process: Process, data: Any) -> None:
-        self._stdin = process.stdin
-        self._terminal = process._terminal >= 0
-        self._data = memoryview(data).cast("B")
-        self._sent = [0]
-        self._parts = {one: _read_ahead(one) for one in (process.stdout, process.stderr) if one is not None}
-
-    def read(self, stream: IO[Any] | None) -> bytes | None:
-        """What came from a stream so far, None without one."""
-        return None if stream is None else b"".join(self._parts[stream])
-
-    def run(self, deadline: float | None) -> bool:
-        """Carry both ways until every stream is at its end; False at the deadline."""
-        with self._open_streams() as work, selectors.PollSelector() as selector:
-            for stream, carry in work.items():
-                event = selectors.EVENT_READ if stream in self._parts else selectors.EVENT_WRITE
-                selector.register(stream, event, carry)
-            while selector.get_map():
-                for key, _ in selector.select(_left(deadline)):
-                    if key.data():
-                        selector.unregister(key.fileobj)
-                        _shut(key.fileobj)  # type: ignore[arg-type]
-                if selector.get_map() and _left(deadline) == 0:
-                    return False
-        return True
-
-    @contextlib.contextmanager
-    def _open_streams(self) -> Iterator[dict[IO[Any], Callable[[], bool]]]:
-        """Those that are not at their end, not blocking, and how each is carried on."""
-        work: dict[IO[Any], Callable[[], bool]] = {}
-        if self._stdin is not None and not self._stdin.closed:
-            work[self._stdin] = self._feed
-        for stream in self._parts:
-            if not stream.closed:
-                work[stream] = functools.partial(self._fetch, stream)
-        try:
-            for stream in work:
-                os.set_blocking(stream.fileno(), False)
-            yield work
-        finally:
-            for stream in work:
-                if not stream.closed:
-                    os.set_blocking(stream.fileno(), True)
-
-    def _feed(self) -> bool:
-        """Write what goes in; True when all is written, or nobody reads it any more."""
-        assert self._stdin is not None
-        self._sent = [sum(self._sent)]
-        chunk = self._data[self._sent[0] : self._sent[0] + _CHUNK]
-        try:
-            self._stdin.flush()
-            if chunk:
-                self._sent.extend(map(os.write, (self._stdin.fileno(),), (chunk,)))
-        except BlockingIOError:
-            # A terminal that nobody holds hangs up, and takes no more all the same.
-            return self._terminal and all(stream.closed for stream in self._parts)
-        except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):
-                raise
-            return True
-        return sum(self._sent) == len(self._data)
-
-    def _fetch(self, stream: IO[Any]) -> bool:
-        """Read what is there; True at the end."""
-        parts = self._parts[stream]
-        try:
-            parts.extend(map(os.read, (stream.fileno(),), (_CHUNK,)))
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            return True
-        return not parts[-1]
 
 
 class Process:
@@ -307,7 +141,7 @@ class Process:
         self._execution = execution
         self._codec = (encoding, errors) if text else None
         self._terminal = -1
-        self._exchange: _Exchange | None = None
+        self._exchange: Exchange | None = None
         self._heard = native.ffi.new("struct pc_record_fd *")
         self._listening = threading.Lock()
         # Held by who kills and by who gives the leaf back: the next command in it is not to be hit.
@@ -337,7 +171,7 @@ class Process:
         opened: list[IO[Any] | None] = [None, None, None]
         for number, fd in enumerate(ours):
             if fd >= 0:
-                opened[number] = _open(fd, number > 0, self._codec)
+                opened[number] = open_stream(fd, number > 0, self._codec)
                 ours[number] = -1
         self.stdin, self.stdout, self.stderr = opened
 
@@ -375,13 +209,13 @@ class Process:
     def _join(self, deadline: float | None) -> bool:
         """Wait for the end; False at the deadline."""
         while self.returncode is None:
-            left = _left(deadline)
-            if self._listening.acquire(timeout=-1 if left is None else left):
+            patience = left(deadline)
+            if self._listening.acquire(timeout=-1 if patience is None else patience):
                 try:
-                    self._listen(_left(deadline))
+                    self._listen(left(deadline))
                 finally:
                     self._listening.release()
-            if self.returncode is None and _left(deadline) == 0:
+            if self.returncode is None and left(deadline) == 0:
                 return False
         return True
 
@@ -396,7 +230,7 @@ class Process:
 
     def wait(self, timeout: float | timedelta | None = None) -> int:
         """Wait for the end; the return code.  Raises subprocess.TimeoutExpired."""
-        seconds, deadline = _deadline(timeout)
+        seconds, deadline = deadline_of(timeout)
         if not self._join(deadline):
             raise subprocess.TimeoutExpired(self.args, seconds)
         assert self.returncode is not None
@@ -410,10 +244,11 @@ class Process:
         Raises subprocess.TimeoutExpired with the bytes that came so far; called again it goes on from
         there, and nothing is lost.  Raises TypeError for input that is not what the streams carry.
         """
-        seconds, deadline = _deadline(timeout)
+        seconds, deadline = deadline_of(timeout)
         data = self._encoded(input)
         if self._exchange is None:
-            self._exchange = _Exchange(self, data)
+            outputs = self.stdout, self.stderr
+            self._exchange = Exchange(self.stdin, outputs, self._terminal >= 0, data)
         elif input:
             raise ValueError("input was sent already: communicate goes on with that")
         done = self._exchange.run(deadline) and self._join(deadline)
@@ -458,7 +293,7 @@ class Process:
         """Close our ends of the streams.  Idempotent."""
         for stream in (self.stdin, self.stdout, self.stderr):
             if stream is not None:
-                _shut(stream)
+                shut(stream)
         self._close_terminal()
 
     def _close_terminal(self) -> None:

@@ -1,0 +1,185 @@
+"""The streams of a running command as file objects, and `communicate` over them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import io
+import os
+import selectors
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from typing import IO, Any
+
+from pycontain._model.sizes import parse_duration
+
+_CHUNK = 65536
+_LONGEST = 86400.0
+"""Seconds of one wait: what poll(2) and locks take is bounded, so that a longer one is several."""
+
+
+def deadline_of(timeout: float | timedelta | None) -> tuple[float, float | None]:
+    """Seconds, and the moment of time.monotonic that they end at; None without."""
+    if timeout is None:
+        return 0.0, None
+    seconds = parse_duration(timeout)
+    return seconds, time.monotonic() + seconds
+
+
+def left(deadline: float | None) -> float | None:
+    """Seconds until the deadline, of one wait at most; None without."""
+    return None if deadline is None else min(max(0.0, deadline - time.monotonic()), _LONGEST)
+
+
+class Output(io.RawIOBase):
+    """What a command writes, as it comes from a pipe or a terminal.
+
+    While `idle` it says that it is at its end: what is in the buffers above it comes without a wait.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.idle = False
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._fd
+
+    def readinto(self, buffer: Any) -> int:
+        """As io.RawIOBase has it; EIO says that nobody holds the other side of a terminal."""
+        try:
+            return 0 if self.idle else os.readv(self._fd, [buffer])
+        except OSError as error:
+            if error.errno == errno.EIO:
+                return 0
+            raise
+
+    def close(self) -> None:
+        """Close the descriptor.  Idempotent."""
+        if not self.closed:
+            os.close(self._fd)
+        super().close()
+
+    def _dealloc_warn(self, source: object) -> None:
+        warnings.warn(f"unclosed {source!r}", ResourceWarning, source=source, stacklevel=2)
+
+
+def open_stream(fd: int, reading: bool, codec: tuple[str, str] | None) -> IO[Any]:
+    """A file object over our end of a stream; text with (encoding, errors), else bytes."""
+    # Unbuffered or written through: a line sent to a prompt must not wait in a buffer of ours.
+    buffering = 0 if codec is None else -1
+    binary: Any = io.BufferedReader(Output(fd)) if reading else open(fd, "wb", buffering)  # noqa: SIM115
+    return binary if codec is None else io.TextIOWrapper(binary, *codec, None, True, True)
+
+
+def shut(stream: IO[Any]) -> None:
+    """Close, whatever the other side does."""
+    with contextlib.suppress(OSError):  # what is still to be written has no reader any more
+        stream.close()
+
+
+def read_ahead(stream: IO[Any]) -> list[bytes]:
+    """What the buffers of a stream hold; reading its descriptor would pass over that."""
+    if stream.closed:
+        return []
+    buffered: Any = getattr(stream, "buffer", stream)
+    raw: Output = buffered.raw
+    raw.idle = True
+    try:
+        held = stream.read()
+    finally:
+        raw.idle = False
+    if isinstance(held, str):
+        held = held.encode(stream.encoding, stream.errors)  # type: ignore[attr-defined]
+    return [held] if held else []
+
+
+class Exchange:
+    """A `communicate` under way: it outlives timeouts and interrupts, and loses nothing by them.
+
+    A read or a write and the note of it are one call of C: no signal handler comes in between.
+    """
+
+    def __init__(
+        self, stdin: IO[Any] | None, outputs: Iterable[IO[Any] | None], terminal: bool, data: Any
+    ) -> None:
+        self._stdin = stdin
+        self._terminal = terminal
+        self._data = memoryview(data).cast("B")
+        self._sent = [0]
+        self._parts = {one: read_ahead(one) for one in outputs if one is not None}
+
+    def read(self, stream: IO[Any] | None) -> bytes | None:
+        """What came from a stream so far, None without one."""
+        return None if stream is None else b"".join(self._parts[stream])
+
+    def run(self, deadline: float | None) -> bool:
+        """Carry both ways until every stream is at its end; False at the deadline."""
+        with self._open_streams() as work, selectors.PollSelector() as selector:
+            for stream, carry in work.items():
+                event = selectors.EVENT_READ if stream in self._parts else selectors.EVENT_WRITE
+                selector.register(stream, event, carry)
+            while selector.get_map():
+                for key, _ in selector.select(left(deadline)):
+                    if key.data():
+                        selector.unregister(key.fileobj)
+                        shut(key.fileobj)  # type: ignore[arg-type]
+                if selector.get_map() and left(deadline) == 0:
+                    return False
+        return True
+
+    @contextlib.contextmanager
+    def _open_streams(self) -> Iterator[dict[IO[Any], Callable[[], bool]]]:
+        """Those that are not at their end, not blocking, and how each is carried on."""
+        work: dict[IO[Any], Callable[[], bool]] = {}
+        if self._stdin is not None and not self._stdin.closed:
+            work[self._stdin] = self._feed
+        for stream in self._parts:
+            if not stream.closed:
+                work[stream] = functools.partial(self._fetch, stream)
+        try:
+            for stream in work:
+                os.set_blocking(stream.fileno(), False)
+            yield work
+        finally:
+            for stream in work:
+                if not stream.closed:
+                    os.set_blocking(stream.fileno(), True)
+
+    def _feed(self) -> bool:
+        """Write what goes in; True when all is written, or nobody reads it any more."""
+        assert self._stdin is not None
+        self._sent = [sum(self._sent)]
+        chunk = self._data[self._sent[0] : self._sent[0] + _CHUNK]
+        try:
+            self._stdin.flush()
+            if chunk:
+                self._sent.extend(map(os.write, (self._stdin.fileno(),), (chunk,)))
+        except BlockingIOError:
+            # A terminal that nobody holds hangs up, and takes no more all the same.
+            return self._terminal and all(stream.closed for stream in self._parts)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            return True
+        return sum(self._sent) == len(self._data)
+
+    def _fetch(self, stream: IO[Any]) -> bool:
+        """Read what is there; True at the end."""
+        parts = self._parts[stream]
+        try:
+            parts.extend(map(os.read, (stream.fileno(),), (_CHUNK,)))
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return True
+        return not parts[-1]
