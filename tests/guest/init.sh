@@ -1,6 +1,6 @@
 #!/bin/sh
 # PID 1 of the guest: mounts, modules, the command, its status, power off.
-# PYC_JOB is a directory on the host that is bound in as /run/job: `command`, `environment`, `status`.
+# PYC_JOB is a directory on the host that is bound in as /run/job: `command`, `checkout`, `status`.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -18,6 +18,9 @@ mkdir -p /run/job
 job=$(sed 's/.*PYC_JOB=\([^ ]*\).*/\1/' /proc/cmdline)
 mount -t hostfs -o "$job" hostfs /run/job
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
+# A checkout below /tmp lies under the tmpfs by now: show it again.
+checkout=$(cat /run/job/checkout)
+test -d "$checkout" || { mkdir -p "$checkout" && mount -t hostfs -o "$checkout" hostfs "$checkout"; }
 for module in overlay veth bridge nf_tables; do
   modprobe -d /usr/lib/uml -q "$module" 2>/dev/null ||
     find /usr/lib/uml/modules -name "$module.ko*" -exec insmod {} \; 2>/dev/null

@@ -29,6 +29,7 @@ def boot(command: list[str], *, memory: str, timeout: float, cwd: str) -> int:
         return ABSENT
     with tempfile.TemporaryDirectory(prefix="pyc-guest-") as job:
         Path(job, "command").write_text(f"cd {shlex.quote(cwd)}\nexec {shlex.join(command)}\n")
+        Path(job, "checkout").write_text(cwd)
         arguments = [
             kernel,
             f"mem={memory}",
