@@ -26,16 +26,6 @@ struct pc_agent
   i32 *commands; /* shared with the supervisors */
 };
 
-struct pc_kernel_usage
-{
-  i64 user_seconds;
-  i64 user_micros;
-  i64 system_seconds;
-  i64 system_micros;
-  i64 peak_kib;
-  i64 rest[13];
-};
-
 void pc_start_exec (struct pc_agent *agent, const struct pc_exec *exec, struct pc_fds *fds);
 /* A free place in the table that supervisors share with the agent. */
 i32 *pc_command_slot (struct pc_agent *agent);

@@ -7,15 +7,6 @@
 #define SIGKILL_ 9
 #define MAX_TREE 32768
 
-struct entry
-{
-  u64 inode;
-  i64 offset;
-  u16 size;
-  u8 type;
-  char name[];
-};
-
 static i32 pids[MAX_TREE];
 static i32 parents[MAX_TREE];
 static u8 marked[MAX_TREE];
@@ -63,7 +54,7 @@ list_processes (int proc)
   while ((got = raw3 (__NR_getdents64, proc, listing, sizeof listing)) > 0)
     for (word at = 0; at < got;)
       {
-        struct entry *entry = (struct entry *) (void *) (listing + at);
+        struct pc_entry *entry = (struct pc_entry *) (void *) (listing + at);
         at += entry->size;
         i32 pid = parse_pid (entry->name);
         if (pid <= 0 || count == MAX_TREE || pc_strlen (entry->name) > 20)

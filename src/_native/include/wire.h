@@ -17,6 +17,27 @@ int pc_streq (const char *a, const char *b);
 /* Decimal digits of value at out, which holds at least 21 bytes; the length. */
 usize pc_decimal (char *out, u64 value);
 
+/* What getdents64 fills in. */
+struct pc_entry
+{
+  u64 inode;
+  i64 offset;
+  u16 size;
+  u8 type;
+  char name[];
+};
+
+/* What wait4 fills in: struct rusage, as far as it is read. */
+struct pc_kernel_usage
+{
+  i64 user_seconds;
+  i64 user_micros;
+  i64 system_seconds;
+  i64 system_micros;
+  i64 peak_kib;
+  i64 rest[13];
+};
+
 static inline void
 pc_close_fd (int *fd)
 {

@@ -43,18 +43,8 @@ end_children (void)
     raw2 (__NR_kill, children[i].pid, 9 /* SIGKILL */);
 }
 
-struct kernel_usage
-{
-  i64 user_seconds;
-  i64 user_micros;
-  i64 system_seconds;
-  i64 system_micros;
-  i64 peak_kib;
-  i64 rest[13];
-};
-
 static void
-report_exit (i32 pid, i32 status, const struct kernel_usage *usage)
+report_exit (i32 pid, i32 status, const struct pc_kernel_usage *usage)
 {
   for (u32 i = 0; i < child_count; i++)
     {
@@ -80,7 +70,7 @@ pc_reap_children (struct pc_launcher *launcher)
   for (;;)
     {
       i32 status = 0;
-      struct kernel_usage usage;
+      struct pc_kernel_usage usage;
       word pid = raw4 (__NR_wait4, -1, &status, 1 /* WNOHANG */, &usage);
       if (pid <= 0)
         return;

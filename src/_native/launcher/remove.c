@@ -7,15 +7,6 @@
 #define AT_REMOVEDIR_ 0x200
 #define DT_DIR_ 4
 
-struct entry
-{
-  u64 inode;
-  i64 offset;
-  u16 size;
-  u8 type;
-  char name[];
-};
-
 static char listing[32768] __attribute__ ((aligned (8)));
 static u64 moved;
 
@@ -59,7 +50,7 @@ empty_directory (int fd, int top, u32 *left)
   while ((got = raw3 (__NR_getdents64, fd, listing, sizeof listing)) > 0)
     for (word at = 0; at < got;)
       {
-        struct entry *entry = (struct entry *) (void *) (listing + at);
+        struct pc_entry *entry = (struct pc_entry *) (void *) (listing + at);
         at += entry->size;
         if (is_dots (entry->name))
           continue;
@@ -89,7 +80,7 @@ empty_children (int top)
   while ((got = raw3 (__NR_getdents64, reader, names, sizeof names)) > 0)
     for (word at = 0; at < got;)
       {
-        struct entry *entry = (struct entry *) (void *) (names + at);
+        struct pc_entry *entry = (struct pc_entry *) (void *) (names + at);
         at += entry->size;
         if (is_dots (entry->name))
           continue;
@@ -154,7 +145,7 @@ remove_groups_in (int group, u32 depth)
   while ((got = raw3 (__NR_getdents64, group, names, sizeof names)) > 0)
     for (word at = 0; at < got;)
       {
-        struct entry *entry = (struct entry *) (void *) (names + at);
+        struct pc_entry *entry = (struct pc_entry *) (void *) (names + at);
         at += entry->size;
         if (entry->type != DT_DIR_ || is_dots (entry->name)
             || raw3 (__NR_unlinkat, group, entry->name, AT_REMOVEDIR_) == 0 || depth == GROUP_DEPTH)
