@@ -24,7 +24,7 @@ from pycontain._runtime.spare import Spares
 from pycontain._security import policy
 from pycontain._state.owner import Claim, Owner, claim_dead
 from pycontain._state.paths import Roots
-from pycontain.errors import StateError, UnsupportedError
+from pycontain.errors import Conflict, StateError, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._objects.container import Container
@@ -71,6 +71,7 @@ class Engine:
         self._making = threading.Lock()
         self._running: dict[str, Running] = {}
         self._containers: dict[str, Container] = {}
+        self._names: dict[str, str] = {}
         self._host_image: Image | None = None
         self._held: dict[object, CgroupLimits] = {}
         self.templates: dict[object, Template] = {}
@@ -159,6 +160,18 @@ class Engine:
         self.collector.forget()
         self.cgroups.forget()
         self.owner.forget()
+
+    def claim(self, spec: ContainerSpec) -> None:
+        """A container is about to start under its name.  Raises Conflict when another live one has it."""
+        with self._lock:
+            if self._names.setdefault(spec.name, spec.id) != spec.id:
+                raise Conflict(f"the name {spec.name!r} is another live container's")
+
+    def release(self, spec: ContainerSpec) -> None:
+        """Its name is free again."""
+        with self._lock:
+            if self._names.get(spec.name) == spec.id:
+                del self._names[spec.name]
 
     def adopt(self, running: Running) -> None:
         """A container of this engine lives."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pycontain import PIPE, Container, Engine, StateError, UnsupportedError
+from pycontain import PIPE, Conflict, Container, Engine, StateError, UnsupportedError
 from pycontain._engine import default_engine
 
 
@@ -296,3 +296,14 @@ def test_first_containers_of_many_threads(tmp_path: Path) -> None:
                 return str(container.exec(["echo", str(number)]).stdout)
 
         assert list(pool.map(first, range(8))) == [f"{number}\n" for number in range(8)]
+
+
+def test_a_name_is_one_live_containers() -> None:
+    with Container(name="pyc-twin") as first:
+        twin = Container(name="pyc-twin")
+        with pytest.raises(Conflict, match="pyc-twin"):
+            twin.start()
+        assert first.exec(["echo", "on"]).stdout == "on\n"
+        first.restart()
+    with twin:
+        assert twin.name == "pyc-twin"

@@ -197,26 +197,34 @@ class Container:
         return running
 
     def start(self) -> Container:
-        """Start it, and its command if it has one.  Raises StartError, StateError."""
+        """Start it, and its command if it has one.
+
+        Raises StartError, StateError, Conflict when another live container of the engine has its name.
+        """
+        begun = False
         try:
             with self._lock:
+                self._check_startable()
+                begun = True
                 self._start()
-        except StateError:
-            raise
         except BaseException:
             # Whoever enters a `with` and is interrupted is never asked to leave it.
-            shielded(self._end)
+            if begun:
+                shielded(self._end)
             raise
         return self
 
-    def _start(self) -> None:
+    def _check_startable(self) -> None:
         if self._removed:
             raise StateError(f"container {self.name} is removed")
         if self._running is not None and not self._running.ended:
             raise StateError(f"container {self.name} runs already")
         self._engine.check_open()
+
+    def _start(self) -> None:
         if self._started:
             self._engine.settle()  # the names of the last run are free again
+        self._engine.claim(self.spec)
         self._paused, self._returncode, self._started = False, None, True
         if self.spec.init:
             self._running = start(self._engine, self.spec)
@@ -242,6 +250,7 @@ class Container:
             if running is not None:
                 running.end()
             self._running = None
+            self._engine.release(self.spec)
 
     def remove(self) -> None:
         """End it and everything in it, and forget it.  Idempotent."""

@@ -217,8 +217,12 @@ class Execution:
             assert group is not None
             # Only then are the container's own counters this command's.
             self.alone = group.alone(self.leaf)
-            if not self.running.ended:
-                group.release(self.leaf)
+            try:
+                if not self.running.ended:
+                    group.release(self.leaf)
+            except OSError:
+                if not self.running.dead:  # else its groups are being removed, and the leaf with them
+                    raise
         return counters
 
     def usage(self, record: native.Record | Any | None, counters: Counters) -> Usage:
