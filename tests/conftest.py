@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +18,13 @@ os.environ["PYCONTAIN_ROOT"] = _ROOT
 @pytest.fixture(scope="session", autouse=True)
 def _store() -> Iterator[None]:
     yield
-    import shutil
-
     from pycontain import _engine
 
     _engine._close_all()
+
+
+def pytest_unconfigure() -> None:
+    """Also where no test ran, as in the process that hands them out."""
     shutil.rmtree(_ROOT, ignore_errors=True)
 
 
