@@ -239,9 +239,10 @@ print(hits, after[0] - before[0], len(after[1]), left)
     assert done.returncode == 0, done.stderr[-2000:]
     hits, more, lost, left = done.stdout.split(maxsplit=3)
     assert int(hits) > 20
-    # What a call has just returned when a handler raises is lost to Python itself: a few fds in 300.
-    assert int(more) <= 30, done.stdout
-    assert int(lost) <= 6, done.stdout
+    # What a call has just returned when a handler raises is lost to Python itself: less than a fd in two
+    # interrupts, and a container in ten, until the engine ends.  Then nothing is left.
+    assert int(more) <= int(hits) // 2, done.stdout
+    assert int(lost) <= int(hits) // 10, done.stdout
     assert left.strip() == "[]"
 
 
