@@ -188,7 +188,7 @@ class Group:
         leaf, more = self._plan_leaf(None)
         steps.merge(more)
         self._spare.append(leaf)
-        return steps.below([os.path.dirname(path) for path in self.paths().values()])
+        return steps.below(self._above())
 
     def takes(self, limits: CgroupLimits) -> bool:
         """Can a group that was made ahead hold these limits?"""
@@ -201,7 +201,7 @@ class Group:
         """How a launcher writes the limits of a group made ahead; its parents' fds stand from `first` on."""
         steps = Steps()
         self._limit(steps, limits)
-        return steps.below([os.path.dirname(path) for path in self.paths().values()], first)
+        return steps.below(self._above(), first)
 
     def _limit(self, steps: Steps, limits: CgroupLimits) -> None:
         for controller, wanted in translate.v2(limits).items():
@@ -405,8 +405,11 @@ class Group:
 
     def parents(self) -> list[tuple[int, str]]:
         """(fd of the directory, name) of the group in every hierarchy."""
-        above = [os.path.dirname(path) for path in self.paths().values()]
-        return [(self._cgroups.directory_fd(parent), self.name) for parent in above]
+        return [(self._cgroups.directory_fd(parent), self.name) for parent in self._above()]
+
+    def _above(self) -> list[str]:
+        """The directory that the group is in, in every hierarchy."""
+        return [os.path.dirname(path) for path in self.paths().values()]
 
     @property
     def entrances(self) -> int:
