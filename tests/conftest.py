@@ -65,6 +65,7 @@ def _snapshot() -> dict[str, object]:
     from pycontain._engine import default_engine
 
     engine = default_engine()
+    engine.ahead.discard()
     engine.settle()
     return {
         "mounts": Path("/proc/self/mountinfo").read_text(),

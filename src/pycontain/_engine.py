@@ -19,8 +19,8 @@ from pycontain._cgroups.group import Cgroups, Group
 from pycontain._kernel.features import Features, features
 from pycontain._kernel.launcher import Launcher, LauncherPool, sub_id_maps
 from pycontain._model.limits import CgroupLimits
+from pycontain._runtime.ahead import Ahead
 from pycontain._runtime.collect import Collector, Remains
-from pycontain._runtime.spare import Spares
 from pycontain._security import policy
 from pycontain._state.owner import Claim, Owner, claim_dead
 from pycontain._state.paths import Roots
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pycontain._objects.container import Container
     from pycontain._objects.image import Image
     from pycontain._runtime.compile import Template
+    from pycontain._runtime.running import Running
     from pycontain._runtime.spec import ContainerSpec
-    from pycontain._runtime.start import Running
 
 _RLIMIT_NPROC = "nproc"
 _RLIMIT_DATA = "data"
@@ -43,11 +43,12 @@ class Engine:
     """A store and everything live in it that belongs to this process.
 
     root: where to keep state; without it PYCONTAIN_ROOT, else the system's or the user's
-    directories.  Making an engine collects what dead processes left in the same root.
-    Raises PathError when the root cannot be used, StartError when no launcher starts.
+    directories.  ahead: how many containers of a kind may wait, made ahead, where containers of that
+    kind follow each other; 0 for none.  Making an engine collects what dead processes left in the
+    same root.  Raises PathError when the root cannot be used, StartError when no launcher starts.
     """
 
-    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, root: str | os.PathLike[str] | None = None, *, ahead: int = 2) -> None:
         self.roots = Roots.of(root)
         self.features: Features = features()
         maps = None if self.features.privileged else sub_id_maps()
@@ -55,18 +56,18 @@ class Engine:
         self._maps = maps
         self.owner = Owner(self.roots)
         try:
-            self._open()
+            self._open(ahead)
         except BaseException:
             self.owner.close()
             raise
         self.closed = False
         _engines.add(self)
 
-    def _open(self) -> None:
+    def _open(self, ahead: int) -> None:
         self.cgroups = Cgroups(self.owner.name)
         self.launchers = LauncherPool(plain=not self.features.privileged, maps=self._maps)
         self.collector = Collector(self.owner, self._make_janitor)
-        self.spares = Spares(self)
+        self.ahead = Ahead(self, ahead)
         self._lock = threading.Lock()
         self._making = threading.Lock()
         self._running: dict[str, Running] = {}
@@ -133,8 +134,9 @@ class Engine:
             running = list(self._running.values())
         for one in running:
             one.end()
+        self.ahead.discard()
         self.launchers.end()
-        self.spares.discard()
+        self.ahead.spares.discard()
         for name in os.listdir(self.owner.live):  # what an interrupt kept from the collector
             self.collector.put(Remains(name, None, -1, None))
         self.collector.close()
@@ -156,6 +158,7 @@ class Engine:
         self.closed = True
         for one in self._running.values():
             one.forget()
+        self.ahead.forget()
         self.launchers.forget()
         self.collector.forget()
         self.cgroups.forget()
@@ -234,9 +237,11 @@ class Engine:
 
     def make_group(self, name: str, limits: CgroupLimits, block: int | None) -> Group | None:
         """The cgroups of a container, or None where this user may make none."""
-        if self.cgroups.unified is None and not self.cgroups.layout.legacy:
-            return None
-        return self.cgroups.create(name, limits, block)
+        return self.cgroups.create(name, limits, block) if self.cgroups.usable else None
+
+    def plan_group(self, name: str, _: CgroupLimits, block: int | None) -> Group | None:
+        """The same, not made yet."""
+        return Group(self.cgroups, name, block) if self.cgroups.usable else None
 
     def encode_security(self, spec: ContainerSpec) -> bytes:
         """The security buffer of a container."""

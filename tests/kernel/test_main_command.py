@@ -11,7 +11,14 @@ import time
 
 import pytest
 
-from pycontain import CommandNotExecutable, CommandNotFound, Container, UnsupportedError, WorkdirError
+from pycontain import (
+    CommandNotExecutable,
+    CommandNotFound,
+    Container,
+    Engine,
+    UnsupportedError,
+    WorkdirError,
+)
 
 SOON = 5.0
 """Seconds: far below the sleeps of the commands."""
@@ -86,13 +93,15 @@ def test_closed_output_is_not_the_end() -> None:
 @pytest.mark.parametrize("init", [True, False])
 def test_removal_ends_the_follower_and_its_fds(init: bool) -> None:
     gc.collect()
-    before, followers = _fds(), _followers()
-    for _ in range(3):
-        container = Container(command=["sh", "-c", "sleep 100 & exec sleep 100"], init=init).start()
-        container.remove()
-        container._engine.settle()
-    assert _followers() == followers
-    assert len(_fds()) <= len(before)
+    with Engine(ahead=0) as engine:
+        Container(engine=engine).start().remove()  # launcher and janitor are there before the count
+        before, followers = _fds(), _followers()
+        for _ in range(3):
+            command = ["sh", "-c", "sleep 100 & exec sleep 100"]
+            Container(command=command, init=init, engine=engine).start().remove()
+            engine.settle()
+        assert _followers() == followers
+        assert len(_fds()) <= len(before)
 
 
 def test_a_fork_of_the_caller_does_not_hold_the_follower() -> None:
@@ -144,14 +153,14 @@ def test_no_busy_loop() -> None:
     ],
 )
 def test_a_command_that_cannot_start_fails_the_start(
-    init: bool, command: list[str], workdir: str | None, kind: type[Exception]
+    engine: Engine, init: bool, command: list[str], workdir: str | None, kind: type[Exception]
 ) -> None:
+    engine.ahead.discard()
     container = Container(command=command, workdir=workdir, init=init)
-    container._engine.settle()
     before = _fds()
     with pytest.raises(kind):
         container.start()
-    container._engine.settle()
+    engine.ahead.discard()
     assert len(_fds()) <= len(before)
     assert container.status != "running"
     container.remove()

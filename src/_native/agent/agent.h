@@ -26,6 +26,8 @@ struct pc_agent
   i32 *commands; /* shared with the supervisors */
 };
 
+/* Take the end of every child that has ended, and tell of it; with 0 for flags, wait for the last. */
+word pc_reap (int flags);
 void pc_start_exec (struct pc_agent *agent, const struct pc_exec *exec, struct pc_fds *fds);
 /* A free place in the table that supervisors share with the agent. */
 i32 *pc_command_slot (struct pc_agent *agent);

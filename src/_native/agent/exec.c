@@ -145,6 +145,22 @@ clone_into (int cgroup)
   return raw2 (__NR_clone3, &args, sizeof args);
 }
 
+/* What was killed is counted until it is reaped, and its signal may come after this request. */
+static word
+clone_when_reaped (int cgroup)
+{
+  i64 pause[2] = { 0, 1000000 };
+
+  for (u32 try = 0;; try++)
+    {
+      word pid = clone_into (cgroup);
+      if (pid != -EAGAIN || try == 10)
+        return pid;
+      pc_reap (1 /* WNOHANG */);
+      raw2 (__NR_nanosleep, pause, 0);
+    }
+}
+
 /* Each message wakes the caller: who waits for the end alone asks for that alone. */
 static void
 tell_started (const struct streams *streams, int channel, word pid, int told)
@@ -177,7 +193,7 @@ start_command (const struct pc_agent *agent, const struct pc_exec *exec, struct 
         *command = 0;
       return error;
     }
-  word pid = clone_into (streams->cgroup);
+  word pid = command != NULL ? clone_into (streams->cgroup) : clone_when_reaped (streams->cgroup);
   if (pid == 0)
     run_child (agent, exec, streams, quiet ? channel : told[1]);
   pc_close_fd (&told[1]);
@@ -217,7 +233,7 @@ static word
 start_supervisor (const struct pc_agent *agent, const struct pc_exec *exec, struct streams *streams,
                   int channel, i32 *command)
 {
-  word pid = clone_into (streams->cgroup);
+  word pid = clone_when_reaped (streams->cgroup);
   if (pid == 0)
     run_supervisor (agent, exec, streams, channel, command);
   if (pid < 0)

@@ -54,8 +54,8 @@ process_ended (i32 pid, i32 status, const struct pc_kernel_usage *usage)
     }
 }
 
-static word
-reap (int flags)
+word
+pc_reap (int flags)
 {
   word pid;
   for (;;)
@@ -166,7 +166,7 @@ serve_kill_tree (const struct pc_request *request, struct pc_fds *fds)
     error = pc_kill_tree (agent.proc, process->pid, process->command);
   else if (process != NULL)
     raw2 (__NR_kill, process->pid, SIGKILL_);
-  reap (1 /* WNOHANG */);
+  pc_reap (1 /* WNOHANG */);
   answer_gone (fds, error);
 }
 
@@ -175,7 +175,7 @@ serve_kill_all (struct pc_fds *fds)
 {
   raw2 (__NR_kill, -1, SIGKILL_);
   /* All but PID 1 are dying and belong to us by now or soon: wait for the last. */
-  while (reap (0) >= 0)
+  while (pc_reap (0) >= 0)
     continue;
   answer_gone (fds, 0);
 }
@@ -255,7 +255,7 @@ pc_main (word *stack)
         {
           while (sys_read (signals, info, sizeof info) > 0)
             continue;
-          reap (1);
+          pc_reap (1);
         }
       if (polled[0].revents != 0)
         serve ();

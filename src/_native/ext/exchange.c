@@ -1,5 +1,5 @@
-/* One start, from the plan to both answers, in one call: no signal handler of the caller's comes in between,
-   so no answer is lost and none is left for the next start to find. */
+/* One start: the plan goes out in one call, both answers come in in another, and no signal handler of the
+   caller's comes in between what is done and the note of it. */
 #define _GNU_SOURCE
 #include "extension.h"
 
@@ -19,13 +19,11 @@ hear (int socket, struct pc_record_fd *record)
 }
 
 int
-pcx_exchange (int launcher, const char *plan, size_t size, const int *fds, unsigned int count, int *ours,
-              unsigned int ours_count, int control, const char *script, size_t script_size,
-              struct pcx_files *files, struct pcx_exchange *out)
+pcx_ask (int launcher, const char *plan, size_t size, const int *fds, unsigned int count, int *ours,
+         unsigned int ours_count, struct pcx_exchange *out)
 {
   struct timespec now;
 
-  out->ready.fd = out->reply.fd = -1;
   int error = pcx_send (launcher, plan, size, fds, count);
   if (error < 0)
     return error;
@@ -37,10 +35,19 @@ pcx_exchange (int launcher, const char *plan, size_t size, const int *fds, unsig
       close (ours[i]);
       ours[i] = -1;
     }
+  return 0;
+}
+
+void
+pcx_hear (int launcher, int control, const char *script, size_t script_size, struct pcx_files *files,
+          struct pcx_exchange *out)
+{
+  if (out->sent == 0 || out->heard)
+    return;
   out->files_result = script_size > 0 ? pcx_run_files (script, script_size, files) : 0;
   out->ready_result = hear (control, &out->ready);
   out->reply_result = hear (launcher, &out->reply);
-  return 0;
+  out->heard = 1;
 }
 
 int

@@ -48,7 +48,8 @@ struct pcx_exchange
   int ready_result;
   int reply_result;
   int files_result;
-  int64_t sent; /* CLOCK_MONOTONIC in ns */
+  int heard;
+  int64_t sent; /* CLOCK_MONOTONIC in ns; 0 before that */
 };
 
 /* Every function returns a negative errno on failure. */
@@ -57,10 +58,12 @@ int pcx_start_launcher (int plain_user, int *socket_out, int *pidfd_out);
 int pcx_send (int socket, const char *buffer, size_t size, const int *fds, unsigned int count);
 int pcx_receive (int socket, struct pc_record_fd *out, int timeout_ms);
 int pcx_pair (int ends[2]);
-/* Send a plan, close `ours`, do the script's file operations meanwhile, and hear both answers. */
-int pcx_exchange (int launcher, const char *plan, size_t size, const int *fds, unsigned int count, int *ours,
-                  unsigned int ours_count, int control, const char *script, size_t script_size,
-                  struct pcx_files *files, struct pcx_exchange *out);
+/* Send a plan and close `ours`. */
+int pcx_ask (int launcher, const char *plan, size_t size, const int *fds, unsigned int count, int *ours,
+             unsigned int ours_count, struct pcx_exchange *out);
+/* Do the script's file operations while the answers to what was asked are under way, and hear both; once. */
+void pcx_hear (int launcher, int control, const char *script, size_t script_size, struct pcx_files *files,
+               struct pcx_exchange *out);
 int pcx_shutdown (int socket);
 int pcx_sealed_memory (const char *name, const char *data, size_t size);
 int pcx_open_tree (const char *path, int recursive);

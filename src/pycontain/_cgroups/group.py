@@ -8,6 +8,7 @@ import os
 import threading
 
 from pycontain._cgroups import translate
+from pycontain._cgroups.blueprint import NAME, OWNER, Blueprint
 from pycontain._cgroups.detect import BASE, Layout, detect, write
 from pycontain._cgroups.leaf import Leaf, remove_group, remove_subtree, wait_empty
 from pycontain._cgroups.steps import Steps
@@ -18,6 +19,7 @@ from pycontain.errors import UnsupportedError
 _TO_V1 = {"io": "blkio"}
 _ALWAYS = ("memory", "pids")
 _ONLY_V2 = {"io_weight": "io", "memory_high": "memory"}
+_BLUEPRINTS = 64
 _PER_EXEC = frozenset({"memory", "pids", "cpu", "io"})
 """Controllers of v2 that every container passes on to its leaves; others when a limit asks for them."""
 
@@ -30,6 +32,7 @@ class Cgroups:
         self.owner = owner
         self._made: set[str] = set()
         self._fds: dict[str, int] = {}
+        self._blueprints: dict[object, Blueprint] = {}
         self._lock = threading.Lock()
         self.unified = self._prepare_unified()
 
@@ -87,6 +90,11 @@ class Cgroups:
         if limits.swap is not None and limits.memory is None and "memory" not in self.layout.controllers:
             raise UnsupportedError("swap without memory on cgroup v1", hint="give memory as well")
 
+    @property
+    def usable(self) -> bool:
+        """Can this user make any group here?"""
+        return self.unified is not None or bool(self.layout.legacy)
+
     def create(self, name: str, limits: CgroupLimits, block: int | None) -> Group:
         """Make the groups of the container `name`; `block` is the id that may start processes in them."""
         group = Group(self, name, block)
@@ -97,6 +105,18 @@ class Cgroups:
                 remove_subtree(path)
             raise
         return group
+
+    def blueprint(self, limits: CgroupLimits, first: int, owned: bool) -> Blueprint:
+        """How groups of these limits are made by a launcher; their directories are sent from `first` on."""
+        key = (limits, first, owned)
+        found = self._blueprints.get(key)
+        if found is None:
+            found = Group(self, NAME, OWNER if owned else None).blueprint(limits, first)
+            if len(self._blueprints) >= _BLUEPRINTS or limits.cpuset_cpus or limits.cpuset_mems:
+                self._blueprints.clear()  # where it says what cpuset inherits, it holds for now alone
+            else:
+                self._blueprints[key] = found
+        return found
 
     def directory_fd(self, path: str) -> int:
         """An fd of one of this owner's directories, kept open."""
@@ -179,16 +199,29 @@ class Group:
             self.birth = opened.pop(0)
         self.tasks = tuple(opened)
 
-    def ahead(self) -> bytes:
-        """How a launcher makes this group for nobody in particular, with a first leaf: a script for it.
+    def ahead(self, limits: CgroupLimits, first: int = 0) -> bytes:
+        """How a launcher makes this group, with a first leaf: a script for it.
 
-        It opens the group of birth, if there is one, and the `tasks` files, in this order.
+        Its parents' fds stand from `first` on among those sent.  It opens the group of birth, if there is
+        one, and the `tasks` files, in this order.
         """
-        steps = self._plan(frozenset(), frozenset())
+        plan = self._cgroups.blueprint(limits, first, self._block is not None)
+        self._unified = plan.unified.replace(NAME, self.name) if plan.unified is not None else None
+        self._legacy = {one: path.replace(NAME, self.name) for one, path in plan.legacy.items()}
+        self._passed, self._leaf_controllers, self._number = plan.passed, plan.leaf_controllers, 1
+        self._spare.append(plan.leaf.moved(NAME, self.name))
+        return plan.script_for(self.name, self._block)
+
+    def blueprint(self, limits: CgroupLimits, first: int) -> Blueprint:
+        """What `ahead` does for groups like this one."""
+        steps = self._plan(frozenset(translate.v2(limits)), frozenset(translate.v1(limits)))
+        self._limit(steps, limits)
         leaf, more = self._plan_leaf(None)
         steps.merge(more)
-        self._spare.append(leaf)
-        return steps.below(self._above())
+        script = steps.below(self._above(), first)
+        return Blueprint(
+            self._unified, dict(self._legacy), self._passed, self._leaf_controllers, leaf, script
+        )
 
     def takes(self, limits: CgroupLimits) -> bool:
         """Can a group that was made ahead hold these limits?"""
@@ -410,6 +443,11 @@ class Group:
     def _above(self) -> list[str]:
         """The directory that the group is in, in every hierarchy."""
         return [os.path.dirname(path) for path in self.paths().values()]
+
+    @property
+    def born(self) -> bool:
+        """Is PID 1 born in a v2 group?"""
+        return self._unified is not None
 
     @property
     def entrances(self) -> int:

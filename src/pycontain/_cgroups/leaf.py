@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 
 from attrs import define, field, frozen
@@ -36,7 +37,6 @@ class Counters:
 class Meter:
     """Which numbers of which files count for a leaf: `name` to (place of the file, key in it)."""
 
-    paths: tuple[str, ...]
     numbers: dict[str, tuple[int, bytes]]
     script: bytes
 
@@ -45,7 +45,7 @@ class Meter:
         """From (name, path, key); an empty key takes the whole file for a number."""
         paths = tuple(dict.fromkeys(path for _, path, _ in wanted))
         numbers = {name: (paths.index(path), key) for name, path, key in wanted}
-        return cls(paths, numbers, b"".join(files.read(path) for path in paths))
+        return cls(numbers, b"".join(files.read(path) for path in paths))
 
     def take(self, texts: list[bytes]) -> dict[str, int]:
         """The numbers that are there."""
@@ -103,6 +103,18 @@ class Leaf:
             entrance.append(files.read(self.above))
         self._entrance = b"".join(entrance)
         self._meter = self._make_meter()
+
+    def moved(self, old: str, new: str) -> Leaf:
+        """One that is not there yet, in the group `new` instead of `old`."""
+        twin = copy.copy(self)
+        twin.directory = self.directory.replace(old, new) if self.directory is not None else None
+        twin.legacy = {one: path.replace(old, new) for one, path in self.legacy.items()}
+        twin.above = self.above.replace(old, new) if self.above is not None else None
+        twin._entrance = self._entrance.replace(old.encode(), new.encode())
+        script = self._meter.script.replace(old.encode(), new.encode())
+        twin._meter = Meter(self._meter.numbers, script)
+        twin._now, twin._base = {}, {}
+        return twin
 
     def _make_meter(self) -> Meter:
         wanted = []
@@ -168,12 +180,13 @@ class Leaf:
         memory = self.legacy.get("memory")
         if memory is not None:
             script = files.write(f"{memory}/memory.max_usage_in_bytes", "0")
-            if self._now.get("peak", 0) > _REUSABLE_BELOW:
-                usage = files.run(script + files.read(f"{memory}/memory.usage_in_bytes")).texts[0]
-                if not usage or int(usage) > _REUSABLE_BELOW:
-                    return False
-            else:
-                files.run(script)
+            big = self._now.get("peak", 0) > _REUSABLE_BELOW
+            try:
+                done = files.run(script + (files.read(f"{memory}/memory.usage_in_bytes") if big else b""))
+            except files.Failed:
+                return False  # its container has ended
+            if big and (not done.texts[0] or int(done.texts[0]) > _REUSABLE_BELOW):
+                return False
         self._base = dict(self._now)
         return True
 

@@ -6,6 +6,7 @@ start at once, up to the number of processors.
 
 from __future__ import annotations
 
+import collections
 import os
 import shutil
 import subprocess
@@ -34,6 +35,9 @@ class Launcher:
         self.pidfd: int = pidfd[0]
         self.spare: Any = None
         """What is known of the child that waits here, for who asked for it."""
+        self.owed: collections.deque[Any] = collections.deque()
+        """Starts that were asked for and not heard of yet: the answers come in this order."""
+        self.listening = threading.Lock()
         try:
             self.old_layers = self._hear_ready(maps)
         except BaseException:

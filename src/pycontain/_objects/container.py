@@ -24,7 +24,8 @@ from pycontain._runtime import spec as specs
 from pycontain._runtime.collect import shielded
 from pycontain._runtime.exec import Execution, command_of, returncode_of, start_failure
 from pycontain._runtime.isolation import Isolation, isolation_of
-from pycontain._runtime.start import Running, start
+from pycontain._runtime.running import Running
+from pycontain._runtime.start import start
 from pycontain._runtime.stats import Stats, stats_of
 from pycontain._runtime.streams import DEVNULL, PIPE, Plumbing, Pump, Stream, decoder
 from pycontain._security.policy import Security
@@ -98,7 +99,7 @@ class Container:
                 f"the runtime {runtime!r}", hint="leave it out: pycontain starts containers itself"
             )
         chosen, asked = specs.limits_of(limits, memory, cpus, pids)
-        self.id = secrets.token_hex(16)
+        new = secrets.token_hex(16)
         given = {**(volumes or {}), **(mounts or {})}
         if len(given) < len(volumes or {}) + len(mounts or {}):
             raise ValueError("volumes and mounts name the same place")
@@ -109,15 +110,15 @@ class Container:
         base = self._image(image)
         for layer in base.layers:
             _check_layer(layer)
-        self.spec = specs.ContainerSpec(
-            id=self.id,
+        spec = specs.ContainerSpec(
+            id=new,
             image=base,
             command=command_args or (base.command or None),
-            name=name or f"pyc-{self.id[:12]}",
+            name=name or specs.default_name(new),
             env=env,
             workdir=workdir or base.workdir or "/",
             user=user if user is not None else base.user,
-            hostname=hostname or self.id[:12],
+            hostname=hostname or new[:12],
             limits=chosen,
             asked=asked,
             rlimits=rlimits or {},
@@ -131,6 +132,8 @@ class Container:
             labels=dict(labels or {}),
         )
         self._engine.enforceable(chosen, asked, security.optional)
+        self.spec = self._engine.ahead.named(spec, self)
+        self.id = self.spec.id
         self._running: Running | None = None
         self._main: MainCommand | None = None
         self._timer: threading.Timer | None = None

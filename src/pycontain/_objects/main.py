@@ -25,7 +25,8 @@ from pycontain._runtime.exec import (
     returncode_of,
     start_failure,
 )
-from pycontain._runtime.start import Running, start
+from pycontain._runtime.running import Running
+from pycontain._runtime.start import start
 from pycontain._runtime.streams import DEVNULL, PIPE, STDOUT, Plumbing
 from pycontain._runtime.users import Identity
 from pycontain.errors import UnsupportedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,6 @@ from pycontain._rootfs import layout
 from pycontain.errors import PathError, UnsupportedError
 
 if TYPE_CHECKING:
-    from pycontain._cgroups.group import Group
     from pycontain._engine import Engine
     from pycontain._runtime.spec import ContainerSpec
 
@@ -37,11 +37,21 @@ _NAME = "\x02" * 12
 _BLOCK = "0 1111111111 65536\n"
 
 
+@frozen
+class Entrance:
+    """How PID 1 comes into its groups: behind `skipped` fds, a v2 directory if `born`, v1 files."""
+
+    born: bool = False
+    tasks: int = 0
+    skipped: int = 0
+
+
 @frozen(eq=False)
 class Template:
     """A plan of which only host name, ids and fds are open: made once for containers that are alike.
 
-    ops, sources as (path, how), security: as the plan has them, for errors and reports.
+    ops, sources as (path, how), the image's `layers` first, security: as the plan has them, for errors and
+    reports.  bulk: about how many bytes a plan takes.
     """
 
     ops: tuple[Op, ...]
@@ -49,6 +59,8 @@ class Template:
     security: bytes
     security_request: bytes
     flags: int
+    layers: int
+    bulk: int
     seccomp: bool
     landlock: int
     namespaces: int
@@ -56,41 +68,36 @@ class Template:
     init: bool
     id_map: str
     live: str
-    _encoded: dict[tuple[int, bool], bytes] = field(factory=dict, init=False)
+    _encoded: dict[tuple[object, ...], bytes] = field(factory=dict, init=False)
 
     def fill(
-        self, spec: ContainerSpec, block: int | None, group: Group | None, command: bytes, spare: bool
+        self,
+        spec: ContainerSpec,
+        block: int | None,
+        entrance: Entrance,
+        command: bytes = b"",
+        *,
+        spare: bool = False,
     ) -> bytes:
         """The plan of one container; with `spare`, for the child that waits."""
-        if spare:
-            tasks, born = -1, False
-        else:
-            tasks = len(group.tasks) if group is not None else 0
-            born = group is not None and group.birth >= 0
         if command or not self.privileged or len(spec.hostname) != len(_NAME):
-            return self._encode(spec, spec.hostname, block, tasks, born, command)
-        ready = self._encoded.get((tasks, born))
+            return self._encode(spec, spec.hostname, block, entrance, command, spare)
+        ready = self._encoded.get((entrance, spare))
         if ready is None:
-            ready = self._encode(spec, _NAME, None, tasks, born, b"")
-            self._encoded[tasks, born] = ready
+            ready = self._encoded[entrance, spare] = self._encode(spec, _NAME, None, entrance, b"", spare)
         name, ids = spec.hostname.encode(), f"0 {block} 65536\n".encode()
         return ready.replace(_NAME.encode(), name).replace(_BLOCK.encode(), ids)
 
-    @property
-    def bulk(self) -> int:
-        """About how many bytes a plan takes."""
-        return sum(96 + len(op.data) + len(op.target) for op in self.ops) + len(self.security)
-
-    def spare(self, block: int, directories: int, tasks: int, born: bool) -> bytes:
+    def spare(self, block: int, entrance: Entrance) -> bytes:
         """The plan by which a child may wait for one of this template's."""
-        key = (-directories, born)
+        key = ("spare", entrance)
         ready = self._encoded.get(key)
         if ready is None:
-            ready = Plan(
+            ready = self._encoded[key] = Plan(
                 control_fd=0,
-                cgroup_fd=directories if born else NO_FD,
-                tasks_fd=directories + born,
-                tasks=tasks,
+                cgroup_fd=entrance.skipped if entrance.born else NO_FD,
+                tasks_fd=entrance.skipped + entrance.born,
+                tasks=entrance.tasks,
                 namespaces=self.namespaces,
                 ops=(),
                 sources=(),
@@ -99,22 +106,25 @@ class Template:
                 uid_map=_BLOCK,
                 gid_map=_BLOCK,
             ).encode()
-            self._encoded[key] = ready
         return ready.replace(_BLOCK.encode(), f"0 {block} 65536\n".encode())
 
     def _encode(
-        self, spec: ContainerSpec, hostname: str, block: int | None, tasks: int, born: bool, command: bytes
+        self,
+        spec: ContainerSpec,
+        hostname: str,
+        block: int | None,
+        entrance: Entrance,
+        command: bytes,
+        spare: bool,
     ) -> bytes:
-        """fds in the order sent: control, exit, cgroup, tasks, container's directory, sources, streams."""
-        after_exit = 1 if self.init else 2
-        spare, tasks = tasks < 0, max(0, tasks)
-        first = after_exit + born + tasks
-        directory = os.path.join(self.live, spec.id)
-        sources = [(directory, Source()), *self.sources]
+        """fds in the order sent: control, exit, container's directory, sources, skipped, group's, streams."""
+        first = 1 if self.init else 2
+        sources = [(os.path.join(self.live, spec.id), Source()), *self.sources]
         places = [
             attrs.evolve(source, fd=first + at) if self.privileged else _described(path, source)
             for at, (path, source) in enumerate(sources)
         ]
+        groups = first + (len(sources) if self.privileged else 0) + entrance.skipped
         id_map = self.id_map
         if self.privileged:
             id_map = _BLOCK if block is None else f"0 {block} 65536\n"
@@ -122,9 +132,9 @@ class Template:
         return Plan(
             control_fd=0,
             exit_fd=NO_FD if self.init else 1,
-            cgroup_fd=after_exit if born else NO_FD,
-            tasks_fd=after_exit + born,
-            tasks=tasks,
+            cgroup_fd=groups if entrance.born else NO_FD,
+            tasks_fd=groups + entrance.born,
+            tasks=entrance.tasks,
             namespaces=self.namespaces,
             ops=files,
             sources=places[1:],
@@ -150,29 +160,38 @@ def _described(path: str, source: Source) -> Source:
     return attrs.evolve(source, path=path, device=device, inode=found.st_ino)
 
 
+def known_template(engine: Engine, spec: ContainerSpec) -> Template | None:
+    """The template of containers like this one, where one was started already."""
+    try:
+        return engine.templates.get(_key(spec))
+    except TypeError:  # limits with mappings
+        return None
+
+
 def template_of(engine: Engine, spec: ContainerSpec) -> Template:
     """The template of containers like this one.  Raises UnsupportedError."""
-    try:
-        key = (
-            spec.image,
-            spec.security,
-            spec.limits,
-            spec.asked,
-            spec.disk,
-            spec.read_only,
-            spec.init,
-            tuple(spec.mounts.items()),
-            tuple(spec.rlimits.items()),
-        )
-        found = engine.templates.get(key)
-    except TypeError:  # limits with mappings
-        return compile_root(engine, spec)
+    found = known_template(engine, spec)
     if found is None:
         found = compile_root(engine, spec)
         if len(engine.templates) >= _TEMPLATES:
             engine.templates.clear()
-        engine.templates[key] = found
+        with contextlib.suppress(TypeError):
+            engine.templates[_key(spec)] = found
     return found
+
+
+def _key(spec: ContainerSpec) -> tuple[object, ...]:
+    return (
+        spec.image,
+        spec.security,
+        spec.limits,
+        spec.asked,
+        spec.disk,
+        spec.read_only,
+        spec.init,
+        tuple(spec.mounts.items()),
+        tuple(spec.rlimits.items()),
+    )
 
 
 def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
@@ -218,6 +237,8 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
         security=security,
         security_request=request(SECURITY, security),
         flags=int(flags),
+        layers=len(spec.image.layers),
+        bulk=sum(96 + len(op.data) + len(op.target) for op in ops) + len(security),
         seccomp=spec.security.seccomp is not None,
         landlock=engine.features.landlock if spec.security.landlock else 0,
         namespaces=namespaces(engine, spec),

@@ -19,8 +19,8 @@ from pycontain.errors import CommandNotExecutable, CommandNotFound, StartError, 
 
 if TYPE_CHECKING:
     from pycontain._model.limits import CgroupLimits
+    from pycontain._runtime.running import Running
     from pycontain._runtime.spec import ContainerSpec
-    from pycontain._runtime.start import Running
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NUMBERS = itertools.count(1)
@@ -217,12 +217,8 @@ class Execution:
             assert group is not None
             # Only then are the container's own counters this command's.
             self.alone = group.alone(self.leaf)
-            try:
-                if not self.running.ended:
-                    group.release(self.leaf)
-            except OSError:
-                if not self.running.dead:  # else its groups are being removed, and the leaf with them
-                    raise
+            if not self.running.ended:
+                group.release(self.leaf)
         return counters
 
     def usage(self, record: native.Record | Any | None, counters: Counters) -> Usage:

@@ -10,7 +10,7 @@ from attrs import asdict, frozen
 from pycontain._runtime.compile import NEWTIME
 
 if TYPE_CHECKING:
-    from pycontain._runtime.start import Running
+    from pycontain._runtime.running import Running
 
 _NAMES = {
     0x20000: "mount",

@@ -5,7 +5,6 @@ One waits in each launcher from which containers are started in quick succession
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -14,18 +13,16 @@ from pycontain._cgroups.group import Group
 from pycontain._kernel import native
 from pycontain._kernel.launcher import Launcher
 from pycontain._kernel.plan import request
+from pycontain._model.limits import CgroupLimits
 from pycontain._runtime.collect import Remains
+from pycontain._runtime.compile import Entrance
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
-    from pycontain._model.limits import CgroupLimits
     from pycontain._runtime.compile import Template
 
-_MOST_BULK = 64 << 10
+MOST_BULK = 64 << 10
 """Bytes of a plan that go in one message with a spare's script in any case."""
-
-_SUCCESSION = 1.0
-"""Seconds between two starts within which a third is expected."""
 
 
 @frozen(eq=False)
@@ -44,13 +41,11 @@ class Spares:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._number = 0
-        self._last = float("-inf")
-        self._due: Template | None = None
 
     def take(self, launcher: Launcher, template: Template, limits: CgroupLimits) -> Spare | None:
         """The spare that waits in this launcher, if the template can be started in it."""
         spare: Spare | None = launcher.spare
-        if spare is None or not template.init or template.bulk > _MOST_BULK:
+        if spare is None or not template.init or template.bulk > MOST_BULK:
             return None
         if (spare.namespaces, spare.flags) != (template.namespaces, template.flags):
             return None
@@ -59,38 +54,19 @@ class Spares:
         launcher.spare = None
         return spare
 
-    def started(self, launcher: Launcher, template: Template) -> None:
-        """A container was started: where they follow each other, the next one will want a spare.
-
-        It is asked for when one ends, since it would take processor and locks from the first command
-        of this one; where starts follow each other without an end between, at once.
-        """
-        now = time.monotonic()
-        soon, self._last = now - self._last < _SUCCESSION, now
-        pending, self._due = self._due is not None, template if soon else None
-        if soon and pending:
-            self._refill(launcher, template)
-
-    def ended(self) -> None:
-        """A container ended: time for the spare that is due."""
-        template, self._due = self._due, None
-        if template is None or self._engine.closed or not self._engine.launchers.idle:
-            return
-        with self._engine.launchers.borrow() as launcher:
-            self._refill(launcher, template)
-
-    def _refill(self, launcher: Launcher, template: Template) -> None:
+    def refill(self, launcher: Launcher, template: Template) -> None:
+        """Let a child wait in this launcher, if none does and the template can be started in one."""
         cgroups = self._engine.cgroups
         if launcher.spare is not None or not template.init or not template.privileged:
             return
-        if cgroups.unified is None and not cgroups.layout.legacy:
+        if not cgroups.usable:
             return
         block = self._engine.owner.blocks.acquire()
         self._number += 1
         group = Group(cgroups, f"s{self._number}", block)
-        script = group.ahead()
+        script = group.ahead(CgroupLimits())
         parents = [fd for fd, _ in group.parents()]
-        plan = template.spare(block, len(parents), group.entrances, cgroups.unified is not None)
+        plan = template.spare(block, Entrance(group.born, group.entrances, len(parents)))
         # Known before it exists: whatever of it comes to be is removed with the launcher's engine.
         launcher.spare = Spare(group, block, template.namespaces, template.flags)
         native.send(launcher.socket, request(native.PREPARE, plan + script, value=len(plan)), parents)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import timedelta
 from typing import TypeAlias
 
-from attrs import field, fields, frozen
+from attrs import evolve, field, fields, frozen
 
 from pycontain._model.limits import CgroupLimits
 from pycontain._model.mounts import Bind, Tmpfs
@@ -155,6 +155,11 @@ def limits_of(
     return CgroupLimits(**chosen), asked
 
 
+def default_name(new: str) -> str:
+    """What a container of this id is called where nobody named it."""
+    return f"pyc-{new[:12]}"
+
+
 def _name(_: object, __: object, value: str) -> None:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise ValueError(
@@ -215,6 +220,15 @@ class ContainerSpec:
     security: Security
     lifetime: float | None = field(converter=_lifetime)
     labels: dict[str, str]
+
+    def renamed(self, new: str) -> ContainerSpec:
+        """The same under another id, and what follows from it."""
+        return evolve(
+            self,
+            id=new,
+            name=default_name(new) if self.name == default_name(self.id) else self.name,
+            hostname=new[:12] if self.hostname == self.id[:12] else self.hostname,
+        )
 
     def __attrs_post_init__(self) -> None:
         if self.init and self.limits.pids is not None and self.limits.pids < PIDS_FLOOR:

@@ -10,7 +10,7 @@ from pycontain._cgroups.leaf import keyed
 from pycontain.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from pycontain._runtime.start import Running
+    from pycontain._runtime.running import Running
 
 
 @frozen(kw_only=True)

@@ -17,7 +17,7 @@ from pycontain.errors import StateError
 
 if TYPE_CHECKING:
     from pycontain._runtime.exec import Execution
-    from pycontain._runtime.start import Running
+    from pycontain._runtime.running import Running
     from pycontain._runtime.users import Identity
 
 PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL

@@ -14,7 +14,7 @@ from pycontain._model.user import LAST_ID, is_number, split_user
 from pycontain.errors import NotFound, PathError, StateError
 
 if TYPE_CHECKING:
-    from pycontain._runtime.start import Running
+    from pycontain._runtime.running import Running
 
 _MOST = 1 << 20
 """Bytes of passwd or group that are read: CVE-2026-47262 and its kin came from reading all of it."""

@@ -1,0 +1,272 @@
+"""One start under way: record, cgroups, directory, plan, launcher, READY; and how to undo it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pycontain._cgroups.group import Group
+from pycontain._cgroups.leaf import Leaf
+from pycontain._kernel import files, native
+from pycontain._kernel.plan import OpFlag, Source, request
+from pycontain._runtime.collect import Remains
+from pycontain._runtime.compile import Entrance, Template, template_of
+from pycontain._runtime.running import Running, kill_by
+from pycontain.errors import PathError, StartError
+
+if TYPE_CHECKING:
+    from pycontain._engine import Engine
+    from pycontain._kernel.launcher import Launcher
+    from pycontain._model.limits import CgroupLimits
+    from pycontain._runtime.spare import Spare
+    from pycontain._runtime.spec import ContainerSpec
+
+_NO_USERNS = "user namespaces may be disabled: see `Engine().doctor()`"
+_HINTS = {
+    ("mount", 1): "the host hides parts of /proc, as inside Docker: a new /proc cannot be mounted there",
+    ("clone", 1): _NO_USERNS,
+    ("namespaces", 1): _NO_USERNS,
+    ("session keyring", 1): "a filter above this process refuses keyctl, as Docker's does",
+    ("session keyring", 122): "this user's keys are used up: see kernel.keys.maxkeys in keyrings(7)",
+}
+
+
+class Attempt:
+    """A container that is being born.  `prepare`, `ask`, `hear`, `conclude`, in this order; or `abandon`.
+
+    command: an exec buffer and three streams, where the command is PID 1 itself.
+    """
+
+    def __init__(
+        self, engine: Engine, spec: ContainerSpec, command: tuple[bytes, Sequence[int]] | None = None
+    ) -> None:
+        self.engine = engine
+        self.spec = spec
+        self.template: Template = template_of(engine, spec)
+        self.limits: CgroupLimits = engine.enforceable(spec.limits, spec.asked, spec.security.optional)
+        self._command, self._streams = command or (b"", ())
+        self._spare: Spare | None = None
+        self._launcher: Launcher | None = None
+        self._block: int | None = None
+        self._group: Group | None = None
+        self._leaf: Leaf | None = None
+        self._leaf_script = b""
+        self._directory = False
+        self._control = -1
+        self._exit_socket = -1
+        self._fds: list[int] = []
+        self._given = native.ffi.new("int[]", 0)
+        self._exchange = native.ffi.new("struct pcx_exchange *")
+        self._exchange.reply.fd = -1
+        self._running: Running | None = None
+        self._outgoing: list[int] = []
+        self._asked = b""
+        self.begun = self._prepared = self._encoded = time.perf_counter()
+
+    @property
+    def pidfd(self) -> int:
+        """PID 1's, once it was heard of."""
+        return int(self._exchange.reply.fd)
+
+    def prepare(self, *, spare: Spare | None = None, ahead: bool = False) -> None:
+        """Make what the container needs, and the plan.
+
+        spare: the child that waits, of whom to make it.  ahead: the launcher makes the groups.
+        Raises LimitError, PathError, OSError.
+        """
+        engine, spec = self.engine, self.spec
+        self._spare = spare
+        if spare is not None:
+            self._block, self._group = spare.block, spare.group
+        else:
+            if engine.features.privileged:
+                self._block = engine.owner.blocks.acquire()
+            self._group = (engine.plan_group if ahead else engine.make_group)(
+                spec.id, self.limits, self._block
+            )
+        directory = os.path.join(engine.owner.live, spec.id)
+        self._directory = True
+        files.run(
+            files.mkdir_private(directory)
+            + (files.own(directory, self._block) if self._block is not None else b"")
+        )
+        self._prepared = time.perf_counter()
+        self._open_sockets()
+        self._open_sources()
+        self._encode(ahead)
+        self._encoded = time.perf_counter()
+
+    def _open_sockets(self) -> None:
+        self._control, guest = native.pair()
+        self._fds.append(guest)
+        if self.spec.init:
+            native.send(self._control, self.template.security_request)
+        else:
+            self._exit_socket, other = native.pair()
+            self._fds.append(other)
+
+    def _open_sources(self) -> None:
+        """As root, the mounts that the plan names, in its order; the launcher opens them for plain users."""
+        if not self.engine.features.privileged:
+            return
+        directory = f"{self.engine.owner.live}/{self.spec.id}"
+        for path, source in ((directory, Source()), *self.template.sources):
+            fd = native.lib.pcx_open_tree(os.fsencode(path), int(bool(source.flags & OpFlag.RECURSIVE)))
+            if fd < 0:
+                raise PathError(f"cannot open {path}: {os.strerror(-fd)}", path=path, errno=-fd)
+            self._fds.append(fd)
+
+    def _encode(self, ahead: bool) -> None:
+        """The message: the plan and, where the launcher has groups to make or to limit, the script for it."""
+        group, entrance, script = self._group, Entrance(), b""
+        self._outgoing = list(self._fds)
+        by_launcher = group is not None and (ahead or self._spare is not None)
+        if group is not None and by_launcher:
+            first = len(self._outgoing)
+            script = (group.ahead if ahead else group.claim)(self.limits, first)
+            parents = [fd for fd, _ in group.parents()]
+            if ahead:
+                entrance = Entrance(group.born, group.entrances, len(parents))
+            self._outgoing += parents
+        elif group is not None:
+            entrance = Entrance(group.birth >= 0, len(group.tasks))
+            self._outgoing += group.entrance()
+        self._outgoing += self._streams
+        plan = self.template.fill(
+            self.spec, self._block, entrance, self._command, spare=self._spare is not None
+        )
+        if by_launcher:
+            self._asked = request(native.SPAWN, plan + script, value=len(plan))
+        elif len(plan) > native.MAX_INLINE:
+            memory = native.sealed("pycontain-plan", plan)
+            self._fds.append(memory)
+            self._asked = request(native.SPAWN, flags=native.IN_MEMFD, size=len(plan))
+            self._outgoing.insert(0, memory)
+        else:
+            self._asked = request(native.SPAWN, plan)
+        if group is not None and self.spec.init:
+            self._leaf, self._leaf_script = group.leaf_ahead() or (None, b"")
+
+    def ask(self, launcher: Launcher) -> None:
+        """Send it.  Raises OSError, a ConnectionError where the launcher is gone."""
+        self._launcher = launcher
+        self._given, self._fds = native.ffi.new("int[]", self._fds), []
+        launcher.owed.append(self)  # whatever comes now: who is answered next hears this answer first
+        native.checked(
+            native.lib.pcx_ask(
+                launcher.socket,
+                self._asked,
+                len(self._asked),
+                self._outgoing,
+                len(self._outgoing),
+                self._given,
+                len(self._given),
+                self._exchange,
+            ),
+            "launcher",
+        )
+
+    def hear(self) -> None:
+        """Wait for READY and the launcher's reply; meanwhile make the first leaf.  Idempotent."""
+        launcher = self._launcher
+        if launcher is None:
+            return
+        with launcher.listening:
+            while self in launcher.owed:
+                launcher.owed[0]._listen(launcher.socket)
+                launcher.owed.popleft()
+
+    def _listen(self, socket: int) -> None:
+        made = native.ffi.new("struct pcx_files *")
+        script = self._leaf_script
+        native.lib.pcx_hear(socket, self._control, script, len(script), made, self._exchange)
+
+    def conclude(self, spec: ContainerSpec | None = None) -> Running:
+        """What came of it.  spec: what the container is to be known as, where it was made ahead.
+
+        Raises StartError with the step that failed, ConnectionResetError where the launcher is gone.
+        """
+        if spec is not None:
+            self.spec, self.begun = spec, time.perf_counter()
+            self._prepared = self._encoded = self.begun
+        self.hear()
+        exchange, group = self._exchange, self._group
+        if exchange.reply_result != 1:
+            raise ConnectionResetError("the launcher is gone")
+        if self._leaf is not None and group is not None:
+            # Where it could not be made, the first exec tries again and says why.
+            group.keep(self._leaf) if exchange.files_result == 0 else self._leaf.remove()
+            self._leaf = None
+        ready = native.record_of(exchange.ready.record) if exchange.ready_result == 1 else None
+        reply = native.record_of(exchange.reply.record, exchange.reply.fd)
+        if ready is None or ready.kind != native.READY or reply.kind != native.STARTED:
+            raise self._failure(ready, reply)
+        if group is not None:
+            group.started()
+        self._running = Running(
+            self.spec,
+            self.engine,
+            self._control,
+            self.pidfd,
+            self._exit_socket,
+            group,
+            self._block,
+            self.template,
+            self._timings(),
+            reply.value,
+        )
+        return self._running
+
+    def _timings(self) -> dict[str, float]:
+        done = time.perf_counter()
+        sent = max(self._encoded, self._exchange.sent / 1e9)
+        return {
+            "prepare": self._prepared - self.begun,
+            "encode": self._encoded - self._prepared,
+            "send": sent - self._encoded,
+            "launch": done - sent,
+            "total": done - self.begun,
+        }
+
+    def abandon(self) -> None:
+        """Undo it, and leave the rest to the collector."""
+        if self._running is not None:
+            self._running.end()
+            return
+        self.hear()
+        for fd in (*self._fds, *self._given, self._control, self._exit_socket):
+            if fd >= 0:
+                os.close(fd)
+        kill_by(self.pidfd)
+        if self._group is not None:
+            self._group.kill()
+        self.engine.collector.put(
+            Remains(self.spec.id, self._group, self.pidfd, self._block, self._directory)
+        )
+
+    def forget(self) -> None:
+        """For a forked child: close the fds alone."""
+        for fd in (self._control, self._exit_socket, self.pidfd):
+            if fd >= 0:
+                os.close(fd)
+
+    def _failure(self, ready: native.Record | None, reply: native.Record) -> StartError:
+        record = ready if ready is not None and ready.kind == native.FAILED else reply
+        name = self.spec.name
+        if record.kind != native.FAILED:
+            step = "spare" if self._spare is not None else "agent"
+            return StartError(f"container {name} died while starting", step=step)
+        step, path = record.step_name, None
+        if record.op >= 0:
+            if step in ("mount source", "mount id map"):
+                path = self.template.sources[record.op][0]
+            elif record.op < len(self.template.ops):
+                path = "/" + self.template.ops[record.op].target.lstrip("/")
+        hint = _HINTS.get((step, record.errno))
+        if record.errno == 40:
+            hint = "a symbolic link of the image stands where the engine mounts or writes"
+        return StartError(
+            f"container {name} could not start", step=step, errno=record.errno, path=path, hint=hint
+        )

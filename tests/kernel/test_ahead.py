@@ -1,0 +1,179 @@
+"""Containers made ahead: the next of the same options takes one over, and none that has gone stale."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pycontain import Bind, Container, Engine
+
+
+@pytest.fixture
+def busy(tmp_path: Path) -> Iterator[Engine]:
+    """An engine of its own, in which containers of the default options have followed each other."""
+    with Engine() as engine:
+        follow(engine)
+        yield engine
+
+
+def follow(engine: Engine, **options: object) -> None:
+    """Start and end as many as it takes until one waits."""
+    for _ in range(3):
+        with Container(engine=engine, **options) as container:  # type: ignore[arg-type]
+            container.exec(["true"])
+    assert waiting(engine)
+
+
+def waiting(engine: Engine) -> dict[str, int]:
+    """Id and PID 1 of all that wait, the oldest first."""
+    found = {}
+    for one in engine.ahead._stock:
+        one.attempt.hear()
+        found[one.attempt.spec.id] = one.attempt._exchange.reply.record.value
+    return found
+
+
+def test_the_next_takes_it_over(busy: Engine) -> None:
+    ready = waiting(busy)
+    with Container(engine=busy) as container:
+        assert (container.id, container.pid) == next(iter(ready.items()))
+        assert container.name == f"pyc-{container.id[:12]}"
+        assert container.exec(["hostname"]).stdout.strip() == container.id[:12]
+        assert container.exec(["cat", "/etc/hostname"]).stdout.strip() == container.id[:12]
+        assert busy.containers == [container]
+    assert container.id not in waiting(busy)
+
+
+def test_what_waits_is_no_container_yet(busy: Engine) -> None:
+    assert waiting(busy)
+    assert busy.containers == []
+    assert busy.info()["containers"] == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"disk": "8M"},
+        {"rlimits": {"nofile": 64}},
+        {"read_only": True},
+        {"tmpfs": ["/scratch"]},
+        {"hostname": "other"},
+    ],
+)
+def test_other_options_want_another(busy: Engine, options: dict[str, object]) -> None:
+    ready = waiting(busy)
+    with Container(engine=busy, **options) as container:  # type: ignore[arg-type]
+        assert container.id not in ready
+        assert container.pid not in ready.values()
+        if "rlimits" in options:
+            assert container.exec(["sh", "-c", "ulimit -n"]).stdout == "64\n"
+
+
+def test_what_says_nothing_about_the_root_does_not(busy: Engine) -> None:
+    ready = waiting(busy)
+    with Container(engine=busy, env={"A": "b"}, workdir="/tmp", name="pyc-named", labels={"k": "v"}) as one:
+        assert one.id in ready
+        assert one.name == "pyc-named"
+        assert one.exec("echo $A; pwd", shell=True).stdout == "b\n/tmp\n"
+
+
+def test_a_host_name_of_ones_own_is_waited_for_too(busy: Engine) -> None:
+    follow(busy, hostname="own")
+    ready = waiting(busy)
+    with Container(engine=busy, hostname="own") as container:
+        assert container.id in ready
+        assert container.exec(["hostname"]).stdout == "own\n"
+
+
+def test_two_never_share_an_id(busy: Engine) -> None:
+    made = [Container(engine=busy) for _ in range(5)]
+    assert len({one.id for one in made}) == 5
+    for one in reversed(made):
+        one.start()
+        assert one.exec(["hostname"]).stdout.strip() == one.id[:12]
+    assert len({one.pid for one in made}) == 5
+    for one in made:
+        one.remove()
+
+
+def test_an_id_that_was_not_used_is_given_again(busy: Engine) -> None:
+    first = Container(engine=busy)
+    name = first.id
+    assert name in waiting(busy)
+    del first
+    gc.collect()
+    with Container(engine=busy) as container:
+        assert container.id == name
+
+
+def test_a_directory_that_was_replaced_is_seen(tmp_path: Path) -> None:
+    source = tmp_path / "work"
+    with Engine() as engine:
+        for turn in range(5):
+            if source.exists():
+                shutil.rmtree(source)
+            source.mkdir(mode=0o755)
+            (source / "turn").write_text(str(turn))
+            with Container(mounts={"/work": Bind(source, read_only=True)}, engine=engine) as container:
+                assert container.exec(["cat", "/work/turn"]).stdout == str(turn)
+        assert waiting(engine)
+
+
+def test_one_that_died_waiting_is_replaced(busy: Engine) -> None:
+    ready = waiting(busy)
+    for pid in ready.values():
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}/ns").exists() for pid in ready.values()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    with Container(engine=busy) as container:
+        assert container.pid not in ready.values()
+        assert container.exec(["echo", "well"]).stdout == "well\n"
+
+
+def test_none_is_made_where_none_is_wanted() -> None:
+    with Engine(ahead=0) as engine:
+        for _ in range(4):
+            with Container(engine=engine) as container:
+                container.exec(["true"])
+        assert not waiting(engine)
+
+
+def test_closing_the_engine_ends_them() -> None:
+    engine = Engine()
+    follow(engine)
+    ready = waiting(engine)
+    engine.close()
+    for pid in ready.values():
+        assert not Path(f"/proc/{pid}/ns").exists()
+    assert not os.path.exists(engine.owner.live)
+
+
+def test_nobody_has_run_in_one(busy: Engine) -> None:
+    """What one container leaves is not in the next, however it came to be."""
+    for turn in range(4):
+        with Container(engine=busy) as container:
+            script = f"ls -A /tmp /dev/shm /root 2>/dev/null; echo {turn} > /tmp/mark; echo {turn} > /mark"
+            assert "mark" not in container.exec(script, shell=True).stdout
+            assert container.exec("ls -A / | grep mark; ls /tmp", shell=True).stdout == "mark\nmark\n"
+
+
+def test_a_forked_child_holds_none(busy: Engine) -> None:
+    """A copy of a control socket would keep one alive beyond its owner."""
+    waiting(busy)
+    sockets = [one.attempt._control for one in busy.ahead._stock]
+    child = os.fork()
+    if child == 0:
+        held = [fd for fd in sockets if os.path.exists(f"/proc/self/fd/{fd}")]
+        os._exit(len(held))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    with Container(engine=busy) as container:
+        assert container.exec(["echo", "on"]).stdout == "on\n"
