@@ -78,7 +78,7 @@ def _number(text: str) -> int | None:
 
 
 def resolve(running: Running, user: str) -> Identity:
-    """Who 'name', 'uid', 'name:group' or 'uid:gid' is, as docker reads it.
+    """Who 'name', 'uid', 'name:group' or 'uid:gid' is, as docker reads it, but that digits are never a name.
 
     Raises NotFound for a name that the image does not know, ValueError for text that is none of these.
     """
@@ -109,7 +109,8 @@ def _find(lines: list[list[str]], name: str, number: int | None, fields: int) ->
     for line in lines:
         if len(line) != fields or not _is_id(line[2]) or (fields == 7 and not _is_id(line[3])):
             continue
-        if line[0] == name or (number is not None and int(line[2]) == number):
+        # A number is a number: an image whose passwd names somebody "1000" does not say who 1000 is.
+        if line[0] == name if number is None else int(line[2]) == number:
             return line
     return None
 

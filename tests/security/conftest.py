@@ -1,0 +1,120 @@
+"""What the cases share: a host with a canary on it, root file systems, and the account of what was shown."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pycontain import Engine
+from pycontain._engine import default_engine
+from tests.security.roots import make_root
+
+_SEEN: dict[str, dict[str, str]] = {}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every case wants a real kernel; `full` ones run where the whole set is asked for."""
+    for item in items:
+        if "/security/" not in str(item.path):
+            continue
+        item.add_marker(pytest.mark.kernel)
+        item.add_marker(pytest.mark.security)
+        if item.get_closest_marker("full") and not os.environ.get("PYC_SECURITY_FULL"):
+            item.add_marker(pytest.mark.skip(reason="part of the full set (make security)"))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Note for every id whether it held, and whether its control was seen failing."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    if report.when != "call" and not report.skipped and not report.failed:
+        return
+    for kind in ("case", "control"):
+        for marker in item.iter_markers(kind):
+            for name in marker.args:
+                _note(name, kind, report)
+
+
+def _note(name: str, kind: str, report: pytest.TestReport) -> None:
+    told = _SEEN.setdefault(name, {})
+    if report.failed:
+        told[kind] = "FAILED"
+    elif report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        told.setdefault(kind, "skipped: " + reason.removeprefix("Skipped: "))
+    elif told.get(kind) != "FAILED":
+        told[kind] = "ok"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Keep the account, a file per process, where the report asks for it."""
+    directory = os.environ.get("PYC_CASES")
+    if directory and _SEEN:
+        worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+        path = Path(directory) / f"{os.getuid()}-{os.getpid()}-{worker}.json"
+        path.write_text(json.dumps({"user": os.getuid(), "seen": _SEEN}))
+
+
+@pytest.fixture
+def engine() -> Engine:
+    """The engine of this run."""
+    return default_engine()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root file system of busybox, the directories that the engine wants, and nothing else."""
+    return make_root(tmp_path / "rootfs")
+
+
+class Canary:
+    """A tree of the host that nothing may touch or read.  `check` says what happened to it."""
+
+    SECRET = "canary-3c0e5b1d"
+
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        (top / "inner").mkdir(parents=True)
+        for name in ("secret", "inner/secret"):
+            (top / name).write_text(self.SECRET)
+            (top / name).chmod(0o644)
+        (top / "link").symlink_to("secret")
+        self._before = self._state()
+
+    def _state(self) -> dict[str, tuple[object, ...]]:
+        found: dict[str, tuple[object, ...]] = {}
+        for path in (self.top, *sorted(self.top.rglob("*"))):
+            seen = path.lstat()
+            content = hashlib.sha256(path.read_bytes()).hexdigest() if stat.S_ISREG(seen.st_mode) else ""
+            found[str(path)] = (
+                seen.st_mode,
+                seen.st_uid,
+                seen.st_gid,
+                seen.st_nlink,
+                seen.st_mtime_ns,
+                seen.st_size,
+                tuple(os.listxattr(path, follow_symlinks=False)),
+                content,
+            )
+        return found
+
+    def check(self) -> list[str]:
+        """What is not as it was."""
+        now = self._state()
+        return sorted(name for name in {*now, *self._before} if now.get(name) != self._before.get(name))
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Iterator[Canary]:
+    """A canary, found untouched at the end."""
+    tmp_path.chmod(0o755)
+    one = Canary(tmp_path / "canary")
+    yield one
+    assert not one.check()

@@ -1,0 +1,155 @@
+"""Builds of the helper with one control switched off.  They live in a temporary directory, never in a wheel.
+
+`run(weakness, "module:function", ...)` runs an attack of this package in a process of its own that loads such
+a build; what the attack returns comes back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+_EXTENSION = "pycontain._kernel._ffi"
+
+
+@frozen
+class Edit:
+    """One text of one file below src/_native, and what stands there instead."""
+
+    file: str
+    old: str
+    new: str
+
+
+_OPEN_FDS = (
+    Edit("shared/wire.c", "flags | MSG_CMSG_CLOEXEC_", "flags"),
+    Edit("agent/exec.c", "|| (error = pc_close_all_but (&channel, 1)) < 0)", "|| 0)"),
+    Edit(
+        "shared/identity.c",
+        "return (int) sys_close_range (3, ~0u, 4 /*",
+        "return (int) sys_close_range (~0u, ~0u, 4 /*",
+    ),
+)
+_DUMPABLE = (Edit("agent/main.c", "sys_prctl (PR_SET_DUMPABLE, 0, 0);", ""),)
+_MAGIC_LINKS = (
+    Edit(
+        "shared/identity.c",
+        ".resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,",
+        ".resolve = 0,",
+    ),
+)
+
+WEAKNESSES: Mapping[str, tuple[Edit, ...]] = {
+    "none": (),
+    "open-fds": _OPEN_FDS,
+    "dumpable": _DUMPABLE,
+    "unsealed": (
+        *_DUMPABLE,
+        Edit("ext/start.c", "F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)", "F_SEAL_SHRINK)"),
+    ),
+    "magic-links": (*_MAGIC_LINKS, *_OPEN_FDS),
+    "links": (
+        Edit(
+            "launcher/rootfs.c",
+            ".resolve = nofollow ? RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS\n"
+            "                        : RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,",
+            ".resolve = nofollow ? 0 : 0,",
+        ),
+    ),
+    "terminal": (
+        Edit("ext/start.c", "  syscall (SYS_setsid);\n", ""),
+        Edit("agent/exec.c", "if ((error = raw0 (__NR_setsid)) < 0)", "if ((error = 0) < 0)"),
+    ),
+    "groups": (
+        Edit(
+            "shared/identity.c", "error = raw2 (__NR_setgroups, exec->", "error = raw2 (__NR_geteuid, exec->"
+        ),
+        Edit("launcher/child.c", "word error = raw2 (__NR_setgroups, 0, 0);", "word error = 0;"),
+    ),
+    "kill": (Edit("agent/main.c", "sys_exit (0); /* the caller is gone", "for (;;) raw0 (__NR_pause); /*"),),
+}
+"""What is switched off, by name."""
+
+
+def build(weakness: str) -> Path:
+    """The extension with this weakness, made once per state of the sources."""
+    edits = WEAKNESSES[weakness]
+    state = hashlib.sha256(repr(edits).encode())
+    for path in sorted((ROOT / "src" / "_native").rglob("*")):
+        if path.is_file():
+            state.update(path.read_bytes())
+    home = Path(tempfile.gettempdir()) / f"pyc-weak-{os.getuid()}-{state.hexdigest()[:16]}"
+    if not home.exists():
+        fresh = Path(tempfile.mkdtemp(prefix="pyc-weak-"))
+        _make(fresh, edits)
+        try:
+            fresh.rename(home)
+        except OSError:  # another was faster
+            shutil.rmtree(fresh)
+    (found,) = (home / "pycontain" / "_kernel").glob("_ffi*.so")
+    return found
+
+
+def _make(home: Path, edits: tuple[Edit, ...]) -> None:
+    shutil.copytree(ROOT / "src" / "_native", home / "src" / "_native")
+    for edit in edits:
+        path = home / "src" / "_native" / edit.file
+        text = path.read_text()
+        if edit.old not in text:
+            raise LookupError(f"{edit.file} has no {edit.old!r} any more: bring the weakness up to date")
+        path.write_text(text.replace(edit.old, edit.new))
+    command = [sys.executable, "src/_native/ext/build_ffi.py"]
+    subprocess.run(command, cwd=home, check=True, capture_output=True)
+
+
+def run(weakness: str, attack: str, *arguments: Any) -> Any:
+    """What the attack `module:function` of this package finds where this control is off."""
+    command = [
+        sys.executable,
+        "-m",
+        "tests.security.weak",
+        str(build(weakness)),
+        attack,
+        json.dumps(arguments),
+    ]
+    with tempfile.TemporaryDirectory(prefix="pyc-weak-root-") as root:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PYCONTAIN_ROOT": root},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    if done.returncode:
+        raise RuntimeError(f"{attack} with {weakness}: {done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _main(extension: str, attack: str, arguments: str) -> None:
+    spec = importlib.util.spec_from_file_location(_EXTENSION, extension)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules[_EXTENSION] = module
+    where, _, what = attack.partition(":")
+    found = getattr(importlib.import_module(where), what)(*json.loads(arguments))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
