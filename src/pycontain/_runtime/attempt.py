@@ -240,11 +240,13 @@ class Attempt:
             if fd >= 0:
                 os.close(fd)
         kill_by(self.pidfd)
-        if self._group is not None:
-            self._group.kill()
-        self.engine.collector.put(
-            Remains(self.spec.id, self._group, self.pidfd, self._block, self._directory)
-        )
+        try:
+            if self._group is not None:
+                self._group.kill()
+        finally:  # no fd may be left to say it to the group by: what is left is collected all the same
+            self.engine.collector.put(
+                Remains(self.spec.id, self._group, self.pidfd, self._block, self._directory)
+            )
 
     def forget(self) -> None:
         """For a forked child: close the fds alone."""

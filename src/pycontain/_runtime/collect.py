@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import select
+import signal
+import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import define
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 _LONGEST_POLL = 2_000_000
 """Seconds: poll(2) takes an int of milliseconds."""
+
+_MOST_INTERRUPTIONS = 1000
+"""Handlers in a row that raise before the next one is put off; where none can be put off at all, it ends."""
 
 _MOST_WAITING = 64
 """Containers whose remains may lie about before a caller waits for the oldest."""
@@ -163,15 +168,48 @@ def wait_dead(pidfd: int, timeout: float | None = None) -> bool:
 
 
 def shielded(work: Callable[[], None]) -> None:
-    """Do the work where no signal handler interrupts it; what one raises comes when it is done."""
-    thread = threading.Thread(target=work, name="pycontain-shielded")
-    pending: BaseException | None = None
-    while thread.ident is None or thread.is_alive():
-        try:
-            if thread.ident is None:
-                thread.start()
-            thread.join()
-        except BaseException as error:  # noqa: BLE001  it is raised below
-            pending = error
+    """Do the work where no signal handler interrupts it; what one raises comes when it is done.
+
+    Handlers run in the main thread alone: there they are put off.  No thread of its own does the work, since
+    none may be had, or it may die before it begins, where memory is short.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        work()
+        return
+    saved: dict[int, Any] = {}
+    came: list[int] = []
+    pending = _despite_handlers(lambda: _put_off(saved, lambda number, _: came.append(number)))
+    try:
+        work()
+    finally:
+        pending = _despite_handlers(lambda: _take_up(saved)) or pending
+    for number in came:
+        saved[number](number, sys._getframe())
     if pending is not None:
         raise pending
+
+
+def _despite_handlers(work: Callable[[], None]) -> BaseException | None:
+    """Do it again until no handler came in between; what the last one raised."""
+    pending: BaseException | None = None
+    for _ in range(_MOST_INTERRUPTIONS):
+        try:
+            work()
+            break
+        except BaseException as error:  # noqa: BLE001  the caller raises it
+            pending = error
+    return pending
+
+
+def _put_off(saved: dict[int, Any], note: Callable[[int, object], None]) -> None:
+    for number in signal.valid_signals():
+        handler = signal.getsignal(number)
+        if callable(handler) and number not in saved:
+            saved[number] = handler
+            signal.signal(number, note)
+
+
+def _take_up(saved: dict[int, Any]) -> None:
+    for number, handler in saved.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
