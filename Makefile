@@ -6,7 +6,7 @@ JOBS ?= 2
 STAMP := $(VENV)/.installed
 NATIVE := $(shell find src/_native -name '*.[ch]' -o -name '*.cdef' -o -name 'build_ffi.py')
 
-.PHONY: help demo test bench lint types c-check docs unit kernel plain guest fuzz e2e packages wheel clean
+.PHONY: help demo test bench lint types c-check docs unit kernel security plain guest fuzz e2e packages wheel clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -39,7 +39,11 @@ unit: $(STAMP)
 	$(BIN)/python -m pytest tests/unit tests/test_architecture.py -n $(JOBS) -q
 
 kernel: $(STAMP)
-	$(BIN)/python -m pytest tests/kernel -n $(JOBS) -q --dist loadgroup
+	$(BIN)/python -m pytest tests/kernel tests/security -n $(JOBS) -q --dist loadgroup -m "not soak"
+
+security: $(STAMP) ## every case of the threat list, root and plain users, and its table in docs; under an hour
+	$(BIN)/python -m tests.security.report
+	$(BIN)/python -m tests.security.inject
 
 plain: $(STAMP) ## the kernel tests again as unprivileged users, with and without sub-ids
 	$(BIN)/python tests/plain/run.py

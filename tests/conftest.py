@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.account import pytest_runtest_makereport, pytest_sessionfinish
+
+__all__ = ["pytest_runtest_makereport", "pytest_sessionfinish"]
+
 _ROOT = tempfile.mkdtemp(prefix="pyc-test-")
 os.environ["PYCONTAIN_ROOT"] = _ROOT
 

@@ -114,7 +114,7 @@ class Engine:
         """What this host lacks and what to do about it, a line each; nothing to say is a good sign."""
         from pycontain._runtime.doctor import examine
 
-        return examine(self)
+        return [str(check) for check in examine(self) if not check.ok]
 
     def prune(self) -> int:
         """Collect what dead processes left; how many owners were collected."""

@@ -55,6 +55,53 @@ def test_wheel_carries_all_and_no_sources(built: Path) -> None:
     assert not any("_native" in name or name.endswith((".c", ".h")) for name in names)
 
 
+@pytest.mark.case("X08")
+def test_wheel_holds_hardened_programs_and_nothing_setuid(built: Path, tmp_path: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [one for one in archive.infolist() if one.external_attr >> 16 & 0o6002]
+        archive.extractall(tmp_path)
+    (extension,) = tmp_path.rglob("_ffi*.so")
+    programs = [extension, *_embedded(extension.read_bytes(), tmp_path)]
+    assert len(programs) == 3
+    for program in programs:
+        assert _weaknesses(program) == []
+
+
+@pytest.mark.control("X08")
+def test_a_program_without_hardening_is_seen(tmp_path: Path) -> None:
+    source, program = tmp_path / "weak.c", tmp_path / "weak"
+    source.write_text("int main (void) { return 0; }\n")
+    flags = ["-no-pie", "-Wl,-z,norelro", "-Wl,-z,lazy", "-Wl,-z,execstack"]
+    subprocess.run(["gcc", *flags, "-o", str(program), str(source)], check=True, capture_output=True)
+    assert len(_weaknesses(program)) >= 2
+
+
+def _embedded(data: bytes, top: Path) -> list[Path]:
+    """The ELF programs inside of the extension, each from its header on."""
+    found: list[Path] = []
+    at = data.find(b"\x7fELF", 4)
+    while at >= 0:
+        path = top / f"program{len(found)}"
+        path.write_bytes(data[at:])
+        found.append(path)
+        at = data.find(b"\x7fELF", at + 4)
+    return found
+
+
+def _weaknesses(program: Path) -> list[str]:
+    """What a loader would do for an attacker: fixed addresses, memory to write and execute."""
+    done = subprocess.run(["readelf", "-hlW", str(program)], capture_output=True, text=True, check=False)
+    found = []
+    if not re.search(r"Type:\s+DYN", done.stdout):
+        found.append("not position independent")
+    for line in done.stdout.splitlines():
+        kind, flags = line.split()[:1], line[-20:]
+        if kind in (["LOAD"], ["GNU_STACK"]) and "RWE" in flags:
+            found.append(f"{kind[0]} can be written and executed")
+    return found
+
+
 def test_wheel_works_without_a_compiler(built: Path, tmp_path: Path) -> None:
     wheel = next(built.glob("*.whl"))
     venv.create(tmp_path / "venv", with_pip=True)

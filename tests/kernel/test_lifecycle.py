@@ -204,6 +204,7 @@ while True:
 
 
 @pytest.mark.soak
+@pytest.mark.case("F02")
 def test_killed_callers_leave_nothing(tmp_path: Path) -> None:
     """300 SIGKILLs at random moments of start, exec and stop; then one engine collects it all."""
     import random
@@ -241,6 +242,7 @@ def _open_fds() -> int:
 
 
 @pytest.mark.soak
+@pytest.mark.case("F13")
 def test_thousand_containers_leave_nothing(engine: Engine) -> None:
     for _ in range(20):
         with Container() as container:
@@ -257,6 +259,7 @@ def test_thousand_containers_leave_nothing(engine: Engine) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.case("F13")
 def test_two_hundred_at_once(engine: Engine) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
@@ -271,6 +274,7 @@ def test_two_hundred_at_once(engine: Engine) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.case("F13")
 def test_ten_thousand_execs(container: Container) -> None:
     container.exec(["true"])
     before, memory = _open_fds(), _memory()

@@ -1,4 +1,4 @@
-"""The kernel tests as unprivileged users: one with sub-ids, one without.
+"""The kernel and security tests as unprivileged users: one with sub-ids, one without.
 
 As root this makes both users, gives them a copy of the package and the test tools, and
 removes everything again.  As a plain user the suite has run as that user already.
@@ -16,7 +16,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from tests.security import weak
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 USERS = {"pycsub": True, "pycnone": False}
 _HEAVY = ("mypy*", "ruff*", "pip*", "setuptools*", "sphinx*", "docutils*", "babel*", "__pycache__")
 
@@ -84,6 +88,8 @@ def run_as(user: str, top: Path, arguments: list[str]) -> int:
         "PYTHONPATH": f"{top}/src:{top}/site",
         "PYTHONDONTWRITEBYTECODE": "1",
         "TMPDIR": f"{home.pw_dir}",
+        "PYC_WEAK": f"{top}/weak",
+        **{name: value for name, value in os.environ.items() if name in ("PYC_CASES", "PYC_SECURITY_FULL")},
     }
     command = [python, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
     return _as(user, command, env=environment, cwd=top).returncode
@@ -94,11 +100,12 @@ def main() -> int:
     if os.geteuid() != 0:
         print("plain: the suite has run as this plain user already")
         return 0
-    arguments = sys.argv[1:] or ["tests/kernel", "-q", "-n", "2", "-m", "not soak"]
+    arguments = sys.argv[1:] or ["tests/kernel", "tests/security", "-q", "-n", "2", "-m", "not soak"]
     worst = 0
     with tempfile.TemporaryDirectory(prefix="pyc-plain-", dir="/tmp") as directory:
         top = Path(directory)
         portable_copy(top)
+        weak.build_all(top / "weak")
         for user, sub_ids in USERS.items():
             remove_user(user)
             make_user(user, sub_ids)

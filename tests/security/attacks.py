@@ -48,8 +48,11 @@ while time.monotonic() < end:
             if libc.ptrace(0x4206, pid, 0, 0) == 0:
                 print('ptrace', pid, 'seized', flush=True)
                 libc.ptrace(17, pid, 0, 0)
-            if libc.syscall(438, libc.syscall(434, pid, 0), 3, 0) >= 0:
+            held = libc.syscall(434, pid, 0)
+            if libc.syscall(438, held, 3, 0) >= 0:
                 print('pidfd_getfd', pid, 'taken', flush=True)
+            if held >= 0:
+                os.close(held)
 print('end')
 """
 
@@ -62,9 +65,9 @@ def scan_processes(execs: int, seconds: float) -> list[str]:
         assert watcher.stdout.readline() == "up\n"
         for _ in range(execs):
             container.exec(["true"])
-        found: list[str] = watcher.stdout.read().splitlines()
-        watcher.wait()
-    assert found[-1] == "end", found
+        told, wrong = watcher.communicate()
+    found: list[str] = told.splitlines()
+    assert found[-1:] == ["end"], (found, wrong, watcher.returncode)
     return found[:-1]
 
 
@@ -99,8 +102,7 @@ print(sorted(set(found)))
         watcher.stdout.readline()
         for _ in range(int(seconds * 100)):
             container.exec(["true"])
-        told: str = watcher.stdout.read()
-        watcher.wait()
+        told: str = watcher.communicate()[0]
     return [] if told.strip() == "[]" else [told.strip()]
 
 

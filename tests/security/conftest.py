@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
 from collections.abc import Iterator
@@ -15,8 +14,6 @@ from pycontain import Engine
 from pycontain._engine import default_engine
 from tests.security.roots import make_root
 
-_SEEN: dict[str, dict[str, str]] = {}
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Every case wants a real kernel; `full` ones run where the whole set is asked for."""
@@ -27,39 +24,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.security)
         if item.get_closest_marker("full") and not os.environ.get("PYC_SECURITY_FULL"):
             item.add_marker(pytest.mark.skip(reason="part of the full set (make security)"))
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Note for every id whether it held, and whether its control was seen failing."""
-    outcome = yield
-    report = outcome.get_result()  # type: ignore[attr-defined]
-    if report.when != "call" and not report.skipped and not report.failed:
-        return
-    for kind in ("case", "control"):
-        for marker in item.iter_markers(kind):
-            for name in marker.args:
-                _note(name, kind, report)
-
-
-def _note(name: str, kind: str, report: pytest.TestReport) -> None:
-    told = _SEEN.setdefault(name, {})
-    if report.failed:
-        told[kind] = "FAILED"
-    elif report.skipped:
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        told.setdefault(kind, "skipped: " + reason.removeprefix("Skipped: "))
-    elif told.get(kind) != "FAILED":
-        told[kind] = "ok"
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Keep the account, a file per process, where the report asks for it."""
-    directory = os.environ.get("PYC_CASES")
-    if directory and _SEEN:
-        worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
-        path = Path(directory) / f"{os.getuid()}-{os.getpid()}-{worker}.json"
-        path.write_text(json.dumps({"user": os.getuid(), "seen": _SEEN}))
 
 
 @pytest.fixture

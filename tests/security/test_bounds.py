@@ -161,7 +161,7 @@ except OSError as error:
 @pytest.mark.case("L07", "L08")
 @pytest.mark.parametrize("how", ["write", "fallocate", "deleted", "inodes"])
 def test_a_disk_limit_holds(how: str) -> None:
-    with Container(disk="8M", memory="512M") as container:
+    with Container(disk="8M") as container:
         for top in ("/", "/tmp", "/dev/shm"):
             if top != "/" and how != "write":
                 continue
@@ -184,7 +184,7 @@ def test_a_read_only_root_takes_nothing() -> None:
 
 @pytest.mark.control("L07", "L08")
 def test_a_larger_disk_takes_more() -> None:
-    with Container(disk="32M", memory="512M") as container:
+    with Container(disk="32M") as container:
         done = container.exec([sys.executable, "-c", FILL, "/", "write"])
         assert 8 << 20 < int(done.stdout.split()[1]) <= 32 << 20
 
@@ -334,7 +334,7 @@ def test_a_soft_limit_below_a_hard_one_is_raised(engine: Engine) -> None:
 
 
 @pytest.mark.case("L16")
-def test_zombies_are_reaped() -> None:
+def test_zombies_are_reaped(needs_pids: None) -> None:
     count = 10_000 if FULL else 500
     code = f"import os\nfor _ in range({count}):\n    if os.fork() == 0:\n        if os.fork() == 0: os._exit(0)\n        os._exit(0)\n    os.wait()"
     with Container(pids=64) as container:

@@ -493,3 +493,14 @@ def test_time_passes() -> None:
     with Container() as container:
         told = float(container.exec([sys.executable, "-c", "import time; print(time.time())"]).stdout)
     assert abs(told - time.time()) < 5
+
+
+@pytest.mark.case("K02")
+def test_the_agents_files_are_nobodys_inside(engine: Engine) -> None:
+    if not engine.features.privileged:
+        pytest.skip("a plain user's containers have no id that is the agent's alone")
+    script = "cd /proc/1; for f in *; do test -w $f && echo $f; done; stat -c %u oom_score_adj environ"
+    with Container() as container:
+        # timerslack_ns has 0666 by itself; writing it takes a capability (proc_pid_timerslack_ns(5)).
+        told = set(container.exec(script, shell=True).stdout.split()) - {"timerslack_ns"}
+    assert told == {"65534"}

@@ -33,16 +33,18 @@ def test_no_program_of_an_image_runs_outside(root: Path, tmp_path: Path) -> None
         (root / "lib" / name).write_text("no library")
     (root / "etc" / "ld.so.preload").write_text("/lib/libc.so.6")
     (root / "etc" / "nsswitch.conf").write_text("passwd: evil\n")
-    container = Container(Image.from_rootfs(root), command=["/bin/true"], memory=None)
+    container = Container(Image.from_rootfs(root), command=["/bin/true"])
     container.start()
     container.wait(10)
     container.remove()
-    with Container(Image.from_rootfs(root), user="bob") as one:
-        one.exec(["/bin/cat"], input="x", user="bob:more")
+    with Container(Image.from_rootfs(root)) as one:
+        many = one._engine.features.privileged or one._engine.sub_ids
+        one.exec(["/bin/cat"], input="x", user="bob:more" if many else "root")
         one.exec("exit 3", shell=True)
         with one.popen(["/bin/id"], pty=True) as process:
             process.wait()
-        one.stats()
+        if one._engine.cgroups.usable:
+            one.stats()
         if one._engine.cgroups.unified:
             one.pause()
             one.unpause()

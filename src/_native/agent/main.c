@@ -36,14 +36,12 @@ process_ended (i32 pid, i32 status, const struct pc_kernel_usage *usage)
       struct pc_process *process = &agent.processes[i];
       if (process->pid != pid)
         continue;
-      if (process->command != NULL)
+      /* A supervisor that was killed leaves its tree to us, unknown among others: end them all. */
+      if (process->command != NULL && (status & 0x7f) != 0)
+        raw2 (__NR_kill, -1, SIGKILL_);
+      if (process->command == NULL || (status & 0x7f) != 0)
         {
-          /* A supervisor that was killed leaves its tree to us, unknown among others: end them all. */
-          if (status != 0 && (status & 0x7f) != 0)
-            raw2 (__NR_kill, -1, SIGKILL_);
-        }
-      else
-        {
+          /* Of a killed supervisor's command it is what has just been done to it. */
           struct pc_record record;
           pc_exited_record (&record, status, usage);
           (void) pc_send_record (process->channel, &record, -1);

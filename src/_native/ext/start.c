@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -20,7 +21,7 @@
 #define ABOVE_STDIO 16
 
 static int
-sealed (const char *name, const char *data, size_t size, unsigned int exec_flag)
+sealed (const char *name, const char *data, size_t size, unsigned int exec_flag, mode_t mode)
 {
   int fd = memfd_create (name, MFD_CLOEXEC | MFD_ALLOW_SEALING | exec_flag);
   if (fd < 0 && errno == EINVAL) /* before 6.3 every memfd may be executed */
@@ -38,7 +39,9 @@ sealed (const char *name, const char *data, size_t size, unsigned int exec_flag)
         }
       done += (size_t) n;
     }
-  if (fcntl (fd, F_ADD_SEALS, SEALS) < 0)
+  /* What root alone may read belongs to the host's user namespace once it runs, not to the container's
+     (execve(2), "would_dump" in the kernel): a guest's root does not own its PID 1's files in /proc then. */
+  if ((mode != 0 && fchmod (fd, mode) < 0) || fcntl (fd, F_ADD_SEALS, SEALS) < 0)
     {
       int error = errno;
       close (fd);
@@ -50,7 +53,7 @@ sealed (const char *name, const char *data, size_t size, unsigned int exec_flag)
 int
 pcx_sealed_memory (const char *name, const char *data, size_t size)
 {
-  return sealed (name, data, size, 0);
+  return sealed (name, data, size, 0, 0);
 }
 
 struct start_fds
@@ -140,9 +143,9 @@ pcx_start_launcher (int plain_user, int *socket_out, int *pidfd_out)
     return -errno;
   fds.socket = lift (pair[1]);
   fds.launcher = lift (sealed ("pycontain-launcher", pcx_launcher_start,
-                               (size_t) (pcx_launcher_end - pcx_launcher_start), MFD_EXEC));
+                               (size_t) (pcx_launcher_end - pcx_launcher_start), MFD_EXEC, 0));
   fds.agent = lift (sealed ("pycontain-agent", pcx_agent_start,
-                            (size_t) (pcx_agent_end - pcx_agent_start), MFD_EXEC));
+                            (size_t) (pcx_agent_end - pcx_agent_start), MFD_EXEC, 0111));
   fds.null = lift (opened ("/dev/null"));
   int worst = fds.socket < 0 ? fds.socket : fds.launcher < 0 ? fds.launcher : fds.agent < 0 ? fds.agent : fds.null;
   if (worst < 0)

@@ -38,6 +38,18 @@ MASKED = (
     "/proc/timer_stats",
 )
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+"""With MASKED what Docker covers."""
+HOST_FACTS = (
+    "/proc/bus",
+    "/proc/cmdline",
+    "/proc/config.gz",
+    "/proc/diskstats",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/partitions",
+    "/proc/softirqs",
+)
+"""What tells of the host's devices, disks and boot, and nothing of the container."""
 
 SECUREBITS_LOCKED = 0xFF
 """noroot, no_setuid_fixup, keep_caps off, no_cap_ambient_raise, each locked (capabilities(7))."""
@@ -180,8 +192,8 @@ class Security:
     no_new_privs: bool = True
     seccomp: Filter | None = None
     landlock: bool = True
-    masked_paths: tuple[str, ...] = field(default=MASKED, converter=_paths)
-    readonly_paths: tuple[str, ...] = field(default=READ_ONLY, converter=_paths)
+    masked_paths: tuple[str, ...] = field(default=(*MASKED, *HOST_FACTS), converter=_paths)
+    readonly_paths: tuple[str, ...] = field(default=READ_ONLY[-2:], converter=_paths)
     rlimits: Mapping[str, tuple[int, int]] = field(
         factory=lambda: dict(_RLIMITS), converter=rlimit_pairs, hash=False
     )
@@ -268,6 +280,7 @@ def _presets() -> None:
         seccomp=DOCKER_FILTER,
         landlock=False,
         masked_paths=(*MASKED, "/proc/thermal_throttle", "/sys/firmware", "/sys/devices/virtual/powercap"),
+        readonly_paths=READ_ONLY,
         rlimits={"core": (1, 1)},
     )
 
