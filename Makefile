@@ -39,7 +39,7 @@ unit: $(STAMP)
 	$(BIN)/python -m pytest tests/unit tests/test_architecture.py -n $(JOBS) -q
 
 kernel: $(STAMP)
-	$(BIN)/python -m pytest tests/kernel tests/security -n $(JOBS) -q --dist loadgroup -m "not soak"
+	$(BIN)/python -m pytest tests/kernel tests/security -n $(JOBS) -q --dist loadgroup
 
 security: $(STAMP) ## every case of the threat list, root and plain users, and its table in docs; under an hour
 	$(BIN)/python -m tests.security.report

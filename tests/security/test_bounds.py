@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -172,6 +173,18 @@ def test_a_disk_limit_holds(how: str) -> None:
                 assert int(written) <= 8 << 20
                 assert int(files) <= 100_000
         assert container.exec(["echo", "on"]).stdout == "on\n"
+
+
+@pytest.mark.case("L07")
+def test_a_gigabyte_can_be_written_and_no_more() -> None:
+    code = "f = open('/big', 'wb', 0)\nn = 0\ntry:\n    while True: n += f.write(b'x' * (1 << 20))\nexcept OSError as e: print(e.errno, n)"
+    with Container(disk="1G") as container:
+        done = container.exec([sys.executable, "-c", code])
+        assert done.stdout, done
+        number, written = map(int, done.stdout.split())
+        assert number == errno.ENOSPC
+        assert 0.98 * (1 << 30) < written <= 1 << 30
+        assert done.reason in ("exit", "disk")
 
 
 @pytest.mark.case("L07")

@@ -49,7 +49,8 @@ class Container:
 
     image: an `Image`; `Image.host()` without one.  command: what it runs; without one it idles
     until `exec`.  memory, cpus, pids: short for fields of `limits`; 512M and 128 where none is
-    given.  disk: bytes that may be written to the root file system, kept in memory then.
+    given.  disk: bytes that may be written to the root file system, kept in memory then: the default
+    of memory grows by it, and below one that is given the container runs out of memory first.
     rlimits: name to value or (soft, hard).  network: 'none'.  mounts: place inside to `Bind`,
     `Tmpfs` or a path.  tmpfs: places, or place to size.  read_only: no writes but to tmpfs.
     init: False makes the command PID 1 itself.  lifetime: seconds after which it is ended.
@@ -98,7 +99,7 @@ class Container:
             raise UnsupportedError(
                 f"the runtime {runtime!r}", hint="leave it out: pycontain starts containers itself"
             )
-        chosen, asked = specs.limits_of(limits, memory, cpus, pids)
+        chosen, asked = specs.limits_of(limits, memory, cpus, pids, disk)
         new = secrets.token_hex(16)
         given = {**(volumes or {}), **(mounts or {})}
         if len(given) < len(volumes or {}) + len(mounts or {}):

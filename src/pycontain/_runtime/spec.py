@@ -131,9 +131,15 @@ def checked_limits(limits: CgroupLimits | None) -> CgroupLimits | None:
 
 
 def limits_of(
-    limits: CgroupLimits | None, memory: int | str | None, cpus: float | None, pids: int | None
+    limits: CgroupLimits | None,
+    memory: int | str | None,
+    cpus: float | None,
+    pids: int | None,
+    disk: int | str | None = None,
 ) -> tuple[CgroupLimits, frozenset[str]]:
     """The limits with defaults, and the names of those that were asked for.
+
+    What `disk` allows to be written is kept in memory, so the default of memory grows by it.
 
     Raises ValueError when a short argument and `limits` name the same resource, LimitError for a value
     that cannot be meant, TypeError for `limits` of another type.
@@ -149,7 +155,7 @@ def limits_of(
         chosen[name] = value
     asked = frozenset(name for name, value in chosen.items() if value is not None)
     if chosen["memory"] is None:
-        chosen["memory"] = DEFAULT_MEMORY
+        chosen["memory"] = DEFAULT_MEMORY + (_disk(disk) or 0)
     if chosen["pids"] is None:
         chosen["pids"] = DEFAULT_PIDS
     return CgroupLimits(**chosen), asked
