@@ -81,7 +81,6 @@ WEAKNESSES: Mapping[str, tuple[Edit, ...]] = {
         ),
         Edit("launcher/child.c", "word error = raw2 (__NR_setgroups, 0, 0);", "word error = 0;"),
     ),
-    "kill": (Edit("agent/main.c", "sys_exit (0); /* the caller is gone", "for (;;) raw0 (__NR_pause); /*"),),
 }
 """What is switched off, by name."""
 

@@ -20,6 +20,7 @@ struct pc_agent
 {
   const struct pc_security *security;
   int proc;      /* /proc of this container, opened before any guest ran, or -1 */
+  int signals;   /* tells of children that ended, or a negative errno: the caller hears of it */
   int terminals; /* /dev/pts of this container, or -1 */
   struct pc_process processes[PC_MAX_EXECS];
   u32 count;

@@ -61,6 +61,10 @@ pc_reap (int flags)
       i32 status = 0;
       struct pc_kernel_usage usage;
       pid = raw4 (__NR_wait4, -1, &status, flags, &usage);
+      if (pid == -EINTR)
+        continue;
+      if (pid < 0 && pid != -ECHILD)
+        sys_exit (1); /* nobody's end would be told any more */
       if (pid <= 0)
         return pid;
       process_ended ((i32) pid, status, &usage);
@@ -137,7 +141,9 @@ serve_security (const struct pc_request *request, usize received)
   const struct pc_security *security = (const struct pc_security *) (const void *) security_copy;
   usize size = request->size;
 
-  if (agent.security == NULL && size <= sizeof security_copy && received == sizeof *request + size
+  if (agent.signals < 0)
+    answer.error = -agent.signals;
+  else if (agent.security == NULL && size <= sizeof security_copy && received == sizeof *request + size
       && pc_security_check (buffer + sizeof *request, size) == 0)
     {
       memcpy (security_copy, buffer + sizeof *request, size);
@@ -152,7 +158,9 @@ serve_security (const struct pc_request *request, usize received)
           answer = (struct pc_record){ .kind = PC_RECORD_READY };
         }
     }
-  (void) pc_send_record (PC_AGENT_CONTROL_FD, &answer, -1);
+  /* The caller waits for this: where it cannot be said, the end of the stream has to say it. */
+  if (pc_send_record (PC_AGENT_CONTROL_FD, &answer, -1) < 0)
+    sys_exit (1);
 }
 
 static void
@@ -235,8 +243,9 @@ pc_main (word *stack)
   (void) stack;
 
   sys_prctl (PR_SET_DUMPABLE, 0, 0);
-  raw4 (__NR_rt_sigprocmask, 2, &blocked, 0, 8);
-  int signals = (int) raw4 (__NR_signalfd4, -1, &child, 8, 0x80000 | 0x800);
+  agent.signals = (int) raw4 (__NR_rt_sigprocmask, 2, &blocked, 0, 8);
+  if (agent.signals == 0)
+    agent.signals = (int) raw4 (__NR_signalfd4, -1, &child, 8, 0x80000 | 0x800);
   raw3 (__NR_fcntl, PC_AGENT_CONTROL_FD, F_SETFD, FD_CLOEXEC);
   agent.proc = (int) sys_openat (AT_FDCWD_, "/proc", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
   agent.terminals
@@ -246,12 +255,12 @@ pc_main (word *stack)
     {
       struct pollfd polled[2] = {
         { .fd = PC_AGENT_CONTROL_FD, .events = POLLIN },
-        { .fd = signals, .events = POLLIN },
+        { .fd = agent.signals, .events = POLLIN },
       };
       raw5 (__NR_ppoll, polled, 2, 0, 0, 8);
       if (polled[1].revents != 0)
         {
-          while (sys_read (signals, info, sizeof info) > 0)
+          while (sys_read (agent.signals, info, sizeof info) > 0)
             continue;
           pc_reap (1);
         }

@@ -102,10 +102,11 @@ become_launcher (const struct start_fds *fds, int plain_user)
 
   syscall (SYS_setsid);
   for (int i = 0; i < 3; i++)
-    syscall (SYS_dup3, fds->null, i, 0);
-  syscall (SYS_dup3, fds->socket, 3, 0);
-  syscall (SYS_dup3, fds->agent, 4, 0);
-  syscall (SYS_close_range, 5, ~0U, 4 /* CLOSE_RANGE_CLOEXEC */);
+    if (syscall (SYS_dup3, fds->null, i, 0) < 0)
+      _exit (127);
+  if (syscall (SYS_dup3, fds->socket, 3, 0) < 0 || syscall (SYS_dup3, fds->agent, 4, 0) < 0
+      || syscall (SYS_close_range, 5, ~0U, 4 /* CLOSE_RANGE_CLOEXEC */) < 0)
+    _exit (127);
   syscall (SYS_execveat, fds->launcher, "", argv, env, AT_EMPTY_PATH);
   _exit (127);
 }

@@ -72,10 +72,33 @@ pc_reap_children (struct pc_launcher *launcher)
       i32 status = 0;
       struct pc_kernel_usage usage;
       word pid = raw4 (__NR_wait4, -1, &status, 1 /* WNOHANG */, &usage);
+      if (pid == -EINTR)
+        continue;
+      if (pid < 0 && pid != -ECHILD)
+        sys_exit (1);
       if (pid <= 0)
         return;
       pc_spare_ended (launcher, (i32) pid);
       report_exit ((i32) pid, status, &usage);
+    }
+}
+
+/* Who asked waits for this: where it cannot be said, the end of the stream has to say it. */
+static void
+answer (struct pc_launcher *launcher, struct pc_record *reply, int pidfd)
+{
+  int error = pc_send_record (launcher->socket, reply, pidfd);
+
+  if (error < 0 && pidfd >= 0)
+    {
+      raw4 (__NR_pidfd_send_signal, pidfd, 9 /* SIGKILL */, 0, 0);
+      *reply = (struct pc_record){ .kind = PC_RECORD_FAILED, .step = PC_STEP_LAUNCHER, .error = -error, .op = -1 };
+      error = pc_send_record (launcher->socket, reply, -1);
+    }
+  if (error < 0)
+    {
+      end_children ();
+      sys_exit (1);
     }
 }
 
@@ -119,7 +142,7 @@ serve_spawn (struct pc_launcher *launcher, const struct pc_request *request, usi
     reply.error = EMFILE;
   else if (plan != NULL && pc_plan_check (plan, size) == 0)
     pidfd = pc_spawn (launcher, plan, fds, &reply);
-  (void) pc_send_record (launcher->socket, &reply, pidfd);
+  answer (launcher, &reply, pidfd);
   pc_close_fd (&pidfd);
   if (plan != NULL && (request->flags & PC_REQUEST_IN_MEMFD))
     raw2 (__NR_munmap, plan, size);
@@ -187,7 +210,7 @@ serve_remove (struct pc_launcher *launcher, const struct pc_request *request, us
 {
   struct pc_record reply = { .kind = PC_RECORD_GONE, .value = (i32) request->id };
   reply.error = -remove_all (request, received, fds);
-  (void) pc_send_record (launcher->socket, &reply, -1);
+  answer (launcher, &reply, -1);
 }
 
 static int
@@ -227,8 +250,14 @@ prepare_signals (void)
 
   /* A caller may ignore SIGPIPE or SIGCHLD; neither may reach a guest or hide an exit. */
   for (word number = 1; number <= 64; number++)
-    raw4 (__NR_rt_sigaction, number, &defaults, 0, 8);
-  raw4 (__NR_rt_sigprocmask, 2, &mask, 0, 8);
+    {
+      word error = raw4 (__NR_rt_sigaction, number, &defaults, 0, 8);
+      if (error < 0 && number != 9 /* SIGKILL */ && number != 19 /* SIGSTOP */)
+        return (int) error;
+    }
+  word error = raw4 (__NR_rt_sigprocmask, 2, &mask, 0, 8);
+  if (error < 0)
+    return (int) error;
   return (int) raw4 (__NR_signalfd4, -1, &child, 8, 0x80000 | 0x800 /* CLOEXEC, NONBLOCK */);
 }
 
@@ -284,14 +313,20 @@ pc_main (word *stack)
   take_common_rank ();
   raw3 (__NR_fcntl, PC_LAUNCHER_FD, F_SETFD, FD_CLOEXEC);
   raw3 (__NR_fcntl, PC_AGENT_IMAGE_FD, F_SETFD, FD_CLOEXEC);
-  if (pc_prepare_namespace (&launcher, stack[0] > 1 && pc_streq (argv[1], "plain"), &ready) < 0)
+  if (signals < 0)
+    {
+      ready.step = PC_STEP_LAUNCHER;
+      ready.error = -signals;
+    }
+  if (signals < 0
+      || pc_prepare_namespace (&launcher, stack[0] > 1 && pc_streq (argv[1], "plain"), &ready) < 0)
     {
       ready.kind = PC_RECORD_FAILED;
       (void) pc_send_record (launcher.socket, &ready, -1);
       sys_exit (1);
     }
   ready.flags = (u32) launcher.old_layers;
-  (void) pc_send_record (launcher.socket, &ready, -1);
+  answer (&launcher, &ready, -1);
 
   for (;;)
     {

@@ -123,7 +123,9 @@ build_dev (struct pc_launcher *launcher, int host_dev)
   cleanup_fd int again = (int) sys_open_tree (detached, "", CLONE_TREE | AT_RECURSIVE_ | AT_EMPTY_PATH);
   if (again >= 0)
     {
-      raw2 (__NR_umount2, "/dev", 2);
+      error = raw2 (__NR_umount2, "/dev", 2);
+      if (error < 0)
+        return (int) error;
       launcher->dev = pc_steal_fd (&detached);
     }
   return 0;

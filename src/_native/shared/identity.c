@@ -92,7 +92,7 @@ drop_bounding (u64 keep)
       if (keep & (1ull << cap) || !(bounding & (1ull << cap)))
         continue;
       word error = sys_prctl (PR_CAPBSET_DROP, cap, 0);
-      if (error == -EINVAL)
+      if (error == -EINVAL && sys_prctl (PR_CAPBSET_READ, cap, 0) < 0)
         break; /* past the kernel's last capability */
       if (error < 0)
         return (int) error;
@@ -330,7 +330,12 @@ pc_become_guest (const struct pc_security *security, const struct pc_exec *exec,
   raw1 (__NR_umask, exec->umask);
   if (set_user (exec, failure) < 0)
     return;
-  raw4 (__NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &unblocked, 0, 8);
+  error = raw4 (__NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &unblocked, 0, 8);
+  if (error < 0)
+    {
+      (void) fail (failure, PC_STEP_SESSION, error);
+      return;
+    }
   if (exec->uid != 0 && (error = regain_effective ()) < 0)
     {
       (void) fail (failure, PC_STEP_CAPABILITIES, error);

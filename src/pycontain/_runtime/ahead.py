@@ -117,6 +117,8 @@ class Ahead:
         """
         pending = self._due is not None
         self._note(attempt)
+        if not self._most:
+            return
         if self._due is not None and pending:
             self.spares.refill(launcher, attempt.template)
 
@@ -128,7 +130,7 @@ class Ahead:
     def ended(self) -> None:
         """A container ended: time for what is due."""
         engine, attempt, self._due = self._engine, self._due, None
-        if attempt is None or engine.closed or not engine.launchers.idle:
+        if not self._most or attempt is None or engine.closed or not engine.launchers.idle:
             return
         kind = attempt.template, _hostname_of(attempt.spec)
         again, self._before = kind == self._before, kind

@@ -25,11 +25,21 @@ def start(engine: Engine, spec: ContainerSpec, command: tuple[bytes, Sequence[in
         return running
     try:
         return _make(engine, spec, command, spares=True)
+    except ConnectionError:
+        pass  # a launcher that died waiting, and is forgotten by now
     except StartError as error:
         if error.step != "spare":
             raise
-        # It died waiting, of a signal or the OOM killer; a fresh child will tell if something is wrong.
+    # What died waiting died of a signal or the OOM killer; a fresh one will tell if something is wrong.
+    try:
         return _make(engine, spec, command, spares=False)
+    except ConnectionError as error:
+        raise StartError(
+            f"container {spec.name} could not start: its launcher died",
+            step="launcher",
+            errno=error.errno or 0,
+            hint="the OOM killer ends it where the host has no memory left",
+        ) from error
 
 
 def _make(

@@ -67,7 +67,7 @@ def test_sandbox_refuses_what_opens_the_kernel() -> None:
         process_mrelease remap_file_pages get_thread_area set_thread_area setxattrat getxattrat listxattrat
         removexattrat file_getattr file_setattr statmount listmount listns lsm_get_self_attr lsm_set_self_attr
         lsm_list_modules rseq_slice_yield epoll_ctl_old epoll_wait_old ustat sysfs _sysctl getpmsg putpmsg
-        afs_syscall tuxcall security vserver
+        afs_syscall tuxcall security vserver fchmodat2 mseal pkey_alloc pkey_free pkey_mprotect
     """)
 
     assert {EPERM} == {verdict(SANDBOX_FILTER, name) for name in forbidden}
