@@ -45,10 +45,13 @@ class Engine:
     root: where to keep state; without it PYCONTAIN_ROOT, else the system's or the user's
     directories.  ahead: how many containers of a kind may wait, made ahead, where containers of that
     kind follow each other; 0 for none.  Making an engine collects what dead processes left in the
-    same root.  Raises PathError when the root cannot be used, StartError when no launcher starts.
+    same root.  Raises PathError when the root cannot be used, StartError when no launcher starts,
+    ValueError for a negative number.
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None, *, ahead: int = 2) -> None:
+        if ahead < 0:
+            raise ValueError(f"ahead is 0 or a number of containers, not {ahead}")
         self.roots = Roots.of(root)
         self.features: Features = features()
         maps = None if self.features.privileged else sub_id_maps()

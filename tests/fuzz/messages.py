@@ -339,7 +339,7 @@ class Maker:
             carrier = self.random.choice(self._kinds)
         place = 0 if not self._chance(8) else self.random.randint(0, len(fds))
         return Message(
-            request(kind, number=self._word(), flags=native.IN_MEMFD, size=size),
+            request(kind, number=self._word(), flags=native.IN_MEMFD, size=size & 0xFFFFFFFF),
             (*fds[:place], carrier, *fds[place:]),
             held,
         )

@@ -12,31 +12,22 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
-from pycontain._kernel import native
 from pycontain._model.limits import CgroupLimits
 from pycontain._model.process import ExecResult
-from pycontain._model.sizes import parse_duration, parse_size
-from pycontain._model.user import check_user
+from pycontain._model.sizes import parse_duration
+from pycontain._objects.call import Call, Invocation
 from pycontain._objects.image import Image
 from pycontain._objects.main import MainCommand
 from pycontain._objects.process import Process, check_terminal, check_text
 from pycontain._runtime import spec as specs
 from pycontain._runtime.collect import shielded
-from pycontain._runtime.exec import Execution, command_of, returncode_of, start_failure
 from pycontain._runtime.isolation import Isolation, isolation_of
 from pycontain._runtime.running import Running
 from pycontain._runtime.start import start
 from pycontain._runtime.stats import Stats, stats_of
-from pycontain._runtime.streams import DEVNULL, PIPE, Plumbing, Pump, Stream, decoder
+from pycontain._runtime.streams import DEVNULL, PIPE, Stream
 from pycontain._security.policy import Security
-from pycontain.errors import (
-    Args,
-    CommandFailed,
-    CommandTimeout,
-    NotFound,
-    StateError,
-    UnsupportedError,
-)
+from pycontain.errors import Args, NotFound, StateError, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
@@ -369,55 +360,9 @@ class Container:
         CommandFailed with check=True, CommandNotFound (127), CommandNotExecutable (126),
         WorkdirError, NotFound for a user, ValueError for malformed input, StateError.
         """
-        argv = _argv(args, shell)
-        limits = specs.checked_limits(limits)
-        seconds = None if timeout is None else parse_duration(timeout)
-        cap = None if max_output is None else parse_size(max_output)
-        data = _input_bytes(input, encoding)
-        decode = decoder(text, encoding, errors)
-        running = self._awake()
-        command = command_of(
-            running,
-            argv,
-            specs.environment(env) if env else None,
-            specs.inside(workdir) if workdir is not None else None,
-            None if user is None else check_user(user),
-        )
-        plumbing = Plumbing(DEVNULL if data is None else PIPE, stdout, stderr)
-        try:
-            plumbing.give_to(running, command.identity)
-            execution = Execution.launch(running, command, plumbing.guest, limits, quiet=True)
-            plumbing.close_guest()
-            with Pump(execution, plumbing, data or b"", seconds, cap) as pump:
-                ending = pump.run()
-                raw_out = pump.output(1) if stdout == PIPE else None
-                raw_err = pump.output(2) if stderr == PIPE else None
-                record = pump.record
-        finally:
-            plumbing.close()
-        counters = execution.finish()
-        usage = execution.usage(record, counters)
-        out, err = decode(raw_out), decode(raw_err)
-        if ending == "timeout":
-            assert seconds is not None
-            raise CommandTimeout(args, seconds, out, err, usage=usage)
-        if record is not None and record.kind == native.FAILED:
-            raise start_failure(command, record)
-        returncode = returncode_of(record.value) if record is not None else -signals.SIGKILL
-        reason = "output" if ending == "output" else execution.reason(returncode, counters)
-        execution.timings["total"] = usage.wall
-        if check and (returncode != 0 or ending == "output"):
-            raise CommandFailed(args, returncode, out, err, reason=reason, usage=usage)
-        return ExecResult(
-            args,
-            returncode,
-            out,
-            err,
-            reason=reason,
-            usage=usage,
-            timings=execution.timings,
-            truncated=ending == "output",
-        )
+        call = Call(args, stdout, stderr, text, encoding, errors, input, timeout, max_output)
+        what = Invocation.of(args, shell, env, workdir, user, limits)
+        return call.run(self._awake(), what, check=check)
 
     def popen(
         self,
@@ -442,30 +387,15 @@ class Container:
 
         pty: a terminal of its own instead of pipes, `rows` by `columns`.  Raises as `exec` does.
         """
-        argv = _argv(args, shell)
-        limits = specs.checked_limits(limits)
+        what = Invocation.of(args, shell, env, workdir, user, limits)
         if text:
             check_text(encoding, errors)
         if pty:
             check_terminal(rows, columns)
-        running = self._awake()
-        command = command_of(
-            running,
-            argv,
-            specs.environment(env) if env else None,
-            specs.inside(workdir) if workdir is not None else None,
-            None if user is None else check_user(user),
-            (rows, columns) if pty else None,
-        )
-        plumbing = Plumbing(DEVNULL, DEVNULL, DEVNULL) if pty else Plumbing(stdin, stdout, stderr)
-        plumbing.give_to(running, command.identity)
-        try:
-            execution = Execution.launch(running, command, plumbing.guest, limits)
-        except BaseException:
-            plumbing.close()
-            raise
-        plumbing.close_guest()
-        return Process(args, execution, plumbing.ours, text=text, encoding=encoding, errors=errors)
+        terminal = (rows, columns) if pty else None
+        streams = (DEVNULL, DEVNULL, DEVNULL) if pty else (stdin, stdout, stderr)
+        execution, ours = what.launch(self._awake(), streams, terminal)
+        return Process(args, execution, ours, text=text, encoding=encoding, errors=errors)
 
     def __enter__(self) -> Container:
         return self.start()
@@ -482,19 +412,3 @@ class Container:
 def _check_layer(path: str) -> None:
     if not os.path.isdir(path):
         raise NotFound(f"the image's layer is no directory any more: {path}")
-
-
-def _argv(args: Args, shell: bool) -> tuple[str, ...]:
-    if shell:
-        if not isinstance(args, str):
-            raise ValueError("shell=True wants one string")
-        return ("/bin/sh", "-c", *(specs.command(args) or ()))
-    argv = specs.command(args)
-    assert argv is not None
-    return argv
-
-
-def _input_bytes(data: str | bytes | None, encoding: str) -> bytes | None:
-    if data is None:
-        return None
-    return data.encode(encoding) if isinstance(data, str) else bytes(memoryview(data).cast("B"))

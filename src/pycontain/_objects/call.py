@@ -1,0 +1,162 @@
+"""What `exec` and `popen` are asked for, checked, and one `exec` from its start to its result."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+
+from attrs import frozen
+
+from pycontain._kernel import native
+from pycontain._model.limits import CgroupLimits
+from pycontain._model.process import ExecResult
+from pycontain._model.sizes import parse_duration, parse_size
+from pycontain._model.user import check_user
+from pycontain._runtime import spec as specs
+from pycontain._runtime.exec import Command, Execution, command_of, returncode_of, start_failure
+from pycontain._runtime.running import Running
+from pycontain._runtime.streams import DEVNULL, PIPE, Plumbing, Pump, Stream, decoder
+from pycontain.errors import Args, CommandFailed, CommandTimeout
+
+
+@frozen
+class Invocation:
+    """What to run and under which limits, checked but not looked up in a container yet."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str] | None
+    workdir: str | None
+    user: str | None
+    limits: CgroupLimits | None
+
+    @classmethod
+    def of(
+        cls,
+        args: Args,
+        shell: bool,
+        env: Mapping[str, str] | None,
+        workdir: str | None,
+        user: str | int | None,
+        limits: CgroupLimits | None,
+    ) -> Invocation:
+        """Raises ValueError and TypeError for what no command can be started with."""
+        return cls(
+            _argv(args, shell),
+            specs.environment(env) if env else None,
+            specs.inside(workdir) if workdir is not None else None,
+            None if user is None else check_user(user),
+            specs.checked_limits(limits),
+        )
+
+    def resolve(self, running: Running, terminal: tuple[int, int] | None = None) -> Command:
+        """Who and where it is in this container.  Raises NotFound for an unknown user."""
+        return command_of(running, self.argv, self.env, self.workdir, self.user, terminal)
+
+    def launch(
+        self, running: Running, streams: tuple[Stream, Stream, Stream], terminal: tuple[int, int] | None
+    ) -> tuple[Execution, list[int]]:
+        """Start it and go on; the execution, and our ends of its streams."""
+        command = self.resolve(running, terminal)
+        plumbing = Plumbing(*streams)
+        plumbing.give_to(running, command.identity)
+        try:
+            execution = Execution.launch(running, command, plumbing.guest, self.limits)
+        except BaseException:
+            plumbing.close()
+            raise
+        plumbing.close_guest()
+        return execution, plumbing.ours
+
+
+class Call:
+    """One `exec`: its input, its streams, its bounds, and how its output is read.
+
+    Raises ValueError, TypeError, LookupError for what cannot be meant.
+    """
+
+    def __init__(
+        self,
+        args: Args,
+        stdout: Stream,
+        stderr: Stream,
+        text: bool,
+        encoding: str,
+        errors: str,
+        data: str | bytes | None,
+        timeout: float | timedelta | None,
+        max_output: int | str | None,
+    ) -> None:
+        self._args = args
+        self._streams = stdout, stderr
+        self._seconds = None if timeout is None else parse_duration(timeout)
+        self._cap = None if max_output is None else parse_size(max_output)
+        self._data = _input_bytes(data, encoding)
+        self._decode = decoder(text, encoding, errors)
+
+    def run(self, running: Running, what: Invocation, *, check: bool) -> ExecResult:
+        """Start it, carry its streams, wait for its end and say what became of it."""
+        command = what.resolve(running)
+        plumbing = Plumbing(DEVNULL if self._data is None else PIPE, *self._streams)
+        try:
+            plumbing.give_to(running, command.identity)
+            execution = Execution.launch(running, command, plumbing.guest, what.limits, quiet=True)
+            plumbing.close_guest()
+            with Pump(execution, plumbing, self._data or b"", self._seconds, self._cap) as pump:
+                ending = pump.run()
+                outputs = [
+                    pump.output(at) if stream == PIPE else None for at, stream in enumerate(self._streams, 1)
+                ]
+                record = pump.record
+        finally:
+            plumbing.close()
+        return self._result(execution, command, ending, record, outputs, check)
+
+    def _result(
+        self,
+        execution: Execution,
+        command: Command,
+        ending: str | None,
+        record: native.Record | None,
+        outputs: Sequence[bytes | None],
+        check: bool,
+    ) -> ExecResult:
+        counters = execution.finish()
+        usage = execution.usage(record, counters)
+        out, err = map(self._decode, outputs)
+        if ending == "timeout":
+            assert self._seconds is not None
+            raise CommandTimeout(self._args, self._seconds, out, err, usage=usage)
+        if record is not None and record.kind == native.FAILED:
+            raise start_failure(command, record)
+        returncode = returncode_of(record.value) if record is not None else -signal.SIGKILL
+        reason = "output" if ending == "output" else execution.reason(returncode, counters)
+        execution.timings["total"] = usage.wall
+        if check and (returncode != 0 or ending == "output"):
+            raise CommandFailed(self._args, returncode, out, err, reason=reason, usage=usage)
+        return ExecResult(
+            self._args,
+            returncode,
+            out,
+            err,
+            reason=reason,
+            usage=usage,
+            timings=execution.timings,
+            truncated=ending == "output",
+        )
+
+
+def _argv(args: Args, shell: bool) -> tuple[str, ...]:
+    if shell:
+        if not isinstance(args, str):
+            raise ValueError("shell=True wants one string")
+        return ("/bin/sh", "-c", *(specs.command(args) or ()))
+    argv = specs.command(args)
+    assert argv is not None
+    return argv
+
+
+def _input_bytes(data: str | bytes | None, encoding: str) -> bytes | None:
+    if data is None:
+        return None
+    return data.encode(encoding) if isinstance(data, str) else bytes(memoryview(data).cast("B"))
