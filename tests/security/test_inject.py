@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.security.inject import Aim, Bench, Unable, every_aim, some_aims
+from tests.security.inject.aims import every_aim, some_aims
+from tests.security.inject.bench import Bench
+from tests.security.inject.model import Aim, Unable
 
 pytestmark = [pytest.mark.security, pytest.mark.kernel]
 
@@ -88,7 +90,7 @@ def test_what_a_run_leaves_is_seen(bench: Bench, litter: str, seen: str) -> None
 
 @pytest.mark.control("F08")
 def test_a_run_without_an_end_is_seen(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.security.inject.PATIENCE", 1.5)
+    monkeypatch.setattr("tests.security.inject.bench.PATIENCE", 1.5)
     run = bench.run(Aim("child", "mount", 1, "delay", 30.0))
     assert run.verdict == "hang"
     assert run.findings

@@ -1,0 +1,81 @@
+"""What everybody here speaks of: aims, what a run came to, and what a clean one shows."""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+from attrs import frozen
+
+PATIENCE = 10.0
+"""Seconds for one run; a longer one hangs."""
+WAYS = {
+    "plain": "a launcher that runs, and nothing made ahead",
+    "fresh": "the launcher itself starts first",
+    "spare": "the container is made of a spare",
+    "ahead": "the whole container is made ahead",
+}
+
+
+class Unable(Exception):
+    """This host cannot run it; the text says why."""
+
+
+@frozen
+class Aim:
+    """One system call of one process, counted from 1, and what becomes of it.
+
+    kind: 'error' with an errno's name, 'delay' with seconds, or 'signal' with a number.  way: one of WAYS.
+    """
+
+    role: str
+    name: str
+    n: int
+    kind: str
+    value: Any
+    way: str = "plain"
+
+    def __str__(self) -> str:
+        where = "" if self.way == "plain" else f", {self.way}"
+        return f"{self.name} #{self.n} of the {self.role}{where}: {self.kind} {self.value}"
+
+
+@frozen
+class Run:
+    """What one run came to.  where: the step or the error that was told."""
+
+    aim: Aim | None
+    verdict: str
+    where: str = ""
+    call: str = ""
+    names_step: bool = False
+    details: tuple[str, ...] = ()
+    leaks: tuple[str, ...] = ()
+
+    @property
+    def findings(self) -> list[str]:
+        """What is wrong with it, a line each."""
+        head = f"{self.aim or 'no injection'} {self.call}"
+        found = []
+        if self.verdict not in ("refused", "same", "missed"):
+            found.append(f"{self.verdict}: {head} [{self.where}] {'; '.join(self.details)}")
+        if self.leaks:
+            found.append(f"leak: {head} [{self.verdict}: {self.where}] {'; '.join(self.leaks)}")
+        return found
+
+
+@frozen
+class Clean:
+    """What runs without injection show: both views, and of each way every (process, name, call) in order."""
+
+    views: tuple[str, ...]
+    calls: dict[str, list[tuple[str, str, str]]]
+
+    def counts(self, way: str = "plain") -> collections.Counter[tuple[str, str]]:
+        """How often each process makes each call."""
+        return collections.Counter((role, name) for role, name, _ in self.calls[way])
+
+    @property
+    def names(self) -> set[str]:
+        """Every system call that some process makes in a plain start."""
+        return {name for _, name in self.counts()}
