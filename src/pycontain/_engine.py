@@ -238,12 +238,8 @@ class Engine:
                 dropped[name] = None
         return attrs.evolve(limits, **dropped) if dropped else limits
 
-    def make_group(self, name: str, limits: CgroupLimits, block: int | None) -> Group | None:
-        """The cgroups of a container, or None where this user may make none."""
-        return self.cgroups.create(name, limits, block) if self.cgroups.usable else None
-
-    def plan_group(self, name: str, _: CgroupLimits, block: int | None) -> Group | None:
-        """The same, not made yet."""
+    def plan_group(self, name: str, block: int | None) -> Group | None:
+        """The cgroups of a container, not made yet, or None where this user may make none."""
         return Group(self.cgroups, name, block) if self.cgroups.usable else None
 
     def encode_security(self, spec: ContainerSpec) -> bytes:

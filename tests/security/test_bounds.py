@@ -192,7 +192,13 @@ def test_a_read_only_root_takes_nothing() -> None:
     with Container(read_only=True) as container:
         code = "import os\nfor top, dirs, _ in os.walk('/'):\n    dirs[:] = [d for d in dirs if os.path.join(top, d) not in ('/proc', '/sys')]\n    try: open(top + '/pyc-x', 'w').close(); print(top)\n    except OSError: pass"
         found = set(container.exec([sys.executable, "-c", code]).stdout.split())
-        assert found <= {"/tmp", "/run", "/dev/shm", "/workspace"}
+        # Below /tmp stands the prefix of the interpreter where that is there on the host.
+        assert {one for one in found if not one.startswith("/tmp/")} <= {
+            "/tmp",
+            "/run",
+            "/dev/shm",
+            "/workspace",
+        }
 
 
 @pytest.mark.control("L07", "L08")

@@ -95,17 +95,6 @@ class Cgroups:
         """Can this user make any group here?"""
         return self.unified is not None or bool(self.layout.legacy)
 
-    def create(self, name: str, limits: CgroupLimits, block: int | None) -> Group:
-        """Make the groups of the container `name`; `block` is the id that may start processes in them."""
-        group = Group(self, name, block)
-        try:
-            group.make(limits)
-        except BaseException:
-            for path in group.paths().values():
-                remove_subtree(path)
-            raise
-        return group
-
     def blueprint(self, limits: CgroupLimits, first: int, owned: bool) -> Blueprint:
         """How groups of these limits are made by a launcher; their directories are sent from `first` on."""
         key = (limits, first, owned)

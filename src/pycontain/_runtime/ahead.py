@@ -82,7 +82,7 @@ class Ahead:
 
     def take(self, spec: ContainerSpec) -> Running | None:
         """The container that waits for this one, if it does and may still be used."""
-        standby = self._pop(spec.id)
+        standby = next((one for one in list(self._stock) if one.attempt.spec.id == spec.id), None)
         if standby is None:
             return None
         attempt = standby.attempt
@@ -92,12 +92,15 @@ class Ahead:
                 if not wait_dead(attempt.pidfd, 0):
                     self._engine.adopt(running)
                     self._note(attempt)
+                    self._pop(spec.id)  # only now: until then it is known to be here, whatever interrupts
                     return running
         except (PycontainError, OSError):
             self._unfit.add(attempt.template)  # a start from the beginning will tell what is wrong
         except BaseException:
+            self._pop(spec.id)
             shielded(attempt.abandon)
             raise
+        self._pop(spec.id)
         attempt.abandon()
         self._engine.settle()  # the names are its successor's
         return None

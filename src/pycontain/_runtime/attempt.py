@@ -83,9 +83,10 @@ class Attempt:
         else:
             if engine.features.privileged:
                 self._block = engine.owner.blocks.acquire()
-            self._group = (engine.plan_group if ahead else engine.make_group)(
-                spec.id, self.limits, self._block
-            )
+            # Known before it exists: what an interrupt leaves of it is collected.
+            self._group = engine.plan_group(spec.id, self._block)
+            if self._group is not None and not ahead:
+                self._group.make(self.limits)
         directory = os.path.join(engine.owner.live, spec.id)
         self._directory = True
         files.run(
