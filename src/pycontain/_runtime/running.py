@@ -88,7 +88,8 @@ class Running:
         if exit_socket >= 0:
             os.close(exit_socket)
         if not remains.taken:
-            remains.mounts = mounts_of(self.pidfd)
+            if remains.mounts < 0:  # else this is the second time, after an interrupt
+                remains.mounts = mounts_of(self.pidfd)
             kill_by(self.pidfd)
             self.engine.ahead.ended()  # while it dies
             if not wait_dead(self.pidfd, _END_PATIENCE) and self.group is not None:
