@@ -114,7 +114,7 @@ KERNEL = {
 }
 
 
-@pytest.mark.case("L05", "L09")
+@pytest.mark.case("L05")
 @pytest.mark.parametrize("what", list(KERNEL))
 def test_memory_of_the_kernel_counts_too(what: str, needs_memory: None) -> None:
     with Container(memory="64M", rlimits={"nofile": 1024}) as container:
@@ -125,6 +125,42 @@ def test_memory_of_the_kernel_counts_too(what: str, needs_memory: None) -> None:
         stats = container.stats()
         assert stats.memory is None or stats.memory <= (64 << 20) * 1.05
         assert container.exec(["echo", "on"]).stdout == "on\n"
+
+
+DESCRIPTORS = """
+import array, errno, os, socket
+held, sent = [], 0
+try:
+    while True: held.append(os.open('/dev/null', os.O_RDONLY))
+except OSError as error: print(errno.errorcode[error.errno], len(held))
+os.close(held.pop()); os.close(held.pop())
+ours, theirs = socket.socketpair()
+try:
+    for _ in range(100_000):
+        ours.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', held[:200]))], socket.MSG_DONTWAIT)
+        sent += 200
+except OSError as error: print(errno.errorcode[error.errno])
+print(sent < 50_000)
+"""
+
+
+def _descriptors(most: int) -> list[str]:
+    """How many files a command gets open, and whether sending them away makes room for more without end."""
+    with Container(rlimits={"nofile": most}) as container:
+        return str(container.exec([sys.executable, "-c", DESCRIPTORS]).stdout).split()
+
+
+@pytest.mark.case("L09")
+def test_descriptors_are_bounded_open_or_in_flight() -> None:
+    told = _descriptors(300)
+    assert told[0] == "EMFILE"
+    assert int(told[1]) < 300
+    assert told[-1] == "True"
+
+
+@pytest.mark.control("L09")
+def test_with_a_higher_limit_more_are_open() -> None:
+    assert int(_descriptors(900)[1]) > 800
 
 
 @pytest.mark.control("L05")

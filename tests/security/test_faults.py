@@ -241,6 +241,23 @@ sys.stdin.readline()
         assert os.listdir(f"{engine.roots.data}/live") == [engine.owner.name]
 
 
+@pytest.mark.control("F02", "F13")
+def test_what_a_killed_caller_leaves_is_seen_until_the_next_engine(tmp_path: Path) -> None:
+    code = f"""
+import os, signal
+from pycontain import Container, Engine
+engine = Engine({str(tmp_path)!r})
+containers = [Container(engine=engine).start() for _ in range(3)]
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    live = next(iter(tmp_path.rglob("live")))
+    (owner,) = live.iterdir()
+    assert len(list(owner.iterdir())) == 3
+    with Engine(tmp_path) as engine:
+        assert os.listdir(live) == [engine.owner.name]
+
+
 @pytest.mark.control("F11", "F12")
 def test_a_guest_of_a_living_caller_lives() -> None:
     with Container() as container:
