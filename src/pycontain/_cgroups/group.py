@@ -180,10 +180,7 @@ class Group:
 
         Raises LimitError where the kernel refuses a value.
         """
-        wanted = frozenset(translate.v2(limits)), frozenset(translate.v1(limits))
-        steps = self._plan(*wanted)
-        self._limit(steps, limits)
-        opened = steps.run()
+        opened = self._plan(limits).run()
         if self._unified is not None:
             self.birth = opened.pop(0)
         self.tasks = tuple(opened)
@@ -203,8 +200,7 @@ class Group:
 
     def blueprint(self, limits: CgroupLimits, first: int) -> Blueprint:
         """What `ahead` does for groups like this one."""
-        steps = self._plan(frozenset(translate.v2(limits)), frozenset(translate.v1(limits)))
-        self._limit(steps, limits)
+        steps = self._plan(limits)
         leaf, more = self._plan_leaf(None)
         steps.merge(more)
         script = steps.below(self._above(), first)
@@ -233,8 +229,9 @@ class Group:
             if controller in self._legacy:
                 steps.limit(self._legacy[controller], wanted)
 
-    def _plan(self, new: frozenset[str], old: frozenset[str]) -> Steps:
-        """The directories for these controllers, by their names in v2 and v1."""
+    def _plan(self, limits: CgroupLimits) -> Steps:
+        """The directories of the controllers that these limits want, the limits, and what to open."""
+        new, old = translate.v2(limits).keys(), translate.v1(limits).keys()
         layout = self._cgroups.layout
         steps = Steps()
         if self._cgroups.unified is not None:
@@ -257,6 +254,7 @@ class Group:
             steps.make(controller, directory)
             steps.finally_do(files.open_to_write(f"{directory}/tasks"))
         self._leaf_controllers = ("memory",) if "memory" in self._legacy else ()
+        self._limit(steps, limits)
         return steps
 
     def entrance(self) -> list[int]:

@@ -53,7 +53,7 @@ class Attempt:
         self._group: Group | None = None
         self._leaf: Leaf | None = None
         self._leaf_script = b""
-        self._directory = False
+        self._directory = ""
         self._control = -1
         self._exit_socket = -1
         self._fds: list[int] = []
@@ -87,11 +87,10 @@ class Attempt:
             self._group = engine.plan_group(spec.id, self._block)
             if self._group is not None and not ahead:
                 self._group.make(self.limits)
-        directory = os.path.join(engine.owner.live, spec.id)
-        self._directory = True
+        self._directory = os.path.join(engine.owner.live, spec.id)
         files.run(
-            files.mkdir_private(directory)
-            + (files.own(directory, self._block) if self._block is not None else b"")
+            files.mkdir_private(self._directory)
+            + (files.own(self._directory, self._block) if self._block is not None else b"")
         )
         self._prepared = time.perf_counter()
         self._open_sockets()
@@ -112,8 +111,7 @@ class Attempt:
         """As root, the mounts that the plan names, in its order; the launcher opens them for plain users."""
         if not self.engine.features.privileged:
             return
-        directory = f"{self.engine.owner.live}/{self.spec.id}"
-        for path, source in ((directory, Source()), *self.template.sources):
+        for path, source in ((self._directory, Source()), *self.template.sources):
             fd = native.lib.pcx_open_tree(os.fsencode(path), int(bool(source.flags & OpFlag.RECURSIVE)))
             if fd < 0:
                 raise PathError(f"cannot open {path}: {os.strerror(-fd)}", path=path, errno=-fd)
@@ -246,7 +244,7 @@ class Attempt:
                 self._group.kill()
         finally:  # no fd may be left to say it to the group by: what is left is collected all the same
             self.engine.collector.put(
-                Remains(self.spec.id, self._group, self.pidfd, self._block, self._directory)
+                Remains(self.spec.id, self._group, self.pidfd, self._block, bool(self._directory))
             )
 
     def forget(self) -> None:

@@ -37,7 +37,8 @@ MASKED = (
     "/proc/timer_list",
     "/proc/timer_stats",
 )
-READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
+DOCKER_READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", *READ_ONLY)
 """With MASKED what Docker covers."""
 HOST_FACTS = (
     "/proc/bus",
@@ -193,7 +194,7 @@ class Security:
     seccomp: Filter | None = None
     landlock: bool = True
     masked_paths: tuple[str, ...] = field(default=(*MASKED, *HOST_FACTS), converter=_paths)
-    readonly_paths: tuple[str, ...] = field(default=READ_ONLY[-2:], converter=_paths)
+    readonly_paths: tuple[str, ...] = field(default=READ_ONLY, converter=_paths)
     rlimits: Mapping[str, tuple[int, int]] = field(
         factory=lambda: dict(_RLIMITS), converter=rlimit_pairs, hash=False
     )
@@ -280,7 +281,7 @@ def _presets() -> None:
         seccomp=DOCKER_FILTER,
         landlock=False,
         masked_paths=(*MASKED, "/proc/thermal_throttle", "/sys/firmware", "/sys/devices/virtual/powercap"),
-        readonly_paths=READ_ONLY,
+        readonly_paths=DOCKER_READ_ONLY,
         rlimits={"core": (1, 1)},
     )
 
