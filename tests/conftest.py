@@ -8,10 +8,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.account import pytest_runtest_makereport, pytest_sessionfinish
+from tests.support.roots import make_root
+
+if TYPE_CHECKING:
+    from pycontain import Engine
 
 __all__ = ["pytest_runtest_makereport", "pytest_sessionfinish"]
 
@@ -77,6 +82,34 @@ def _snapshot() -> dict[str, object]:
         "containers": os.listdir(engine.owner.live),
         "fds": _held_fds() - 2 * len(engine.launchers) - len(engine.cgroups.held),
     }
+
+
+@pytest.fixture
+def engine() -> Engine:
+    """The engine of this run."""
+    from pycontain._engine import default_engine
+
+    return default_engine()
+
+
+@pytest.fixture
+def needs_memory(engine: Engine) -> None:
+    """Skip where no cgroup limits memory."""
+    if not engine.cgroups.layout.has("memory"):
+        pytest.skip("no memory controller is delegated to this user")
+
+
+@pytest.fixture
+def needs_pids(engine: Engine) -> None:
+    """Skip where no cgroup limits processes."""
+    if not engine.cgroups.layout.has("pids"):
+        pytest.skip("no pids controller is delegated to this user")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root file system of busybox, the directories that the engine wants, and nothing else."""
+    return make_root(tmp_path / "rootfs")
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from pycontain import Bind, Container, Engine, StartError
-from pycontain._engine import default_engine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,30 +18,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def engine() -> Engine:
-    """The engine of this run."""
-    return default_engine()
-
-
-@pytest.fixture
 def container() -> Iterator[Container]:
     """An idle container with the defaults."""
     with Container() as one:
         yield one
-
-
-@pytest.fixture
-def needs_memory(engine: Engine) -> None:
-    """Skip where no cgroup limits memory."""
-    if not engine.cgroups.layout.has("memory"):
-        pytest.skip("no memory controller is delegated to this user")
-
-
-@pytest.fixture
-def needs_pids(engine: Engine) -> None:
-    """Skip where no cgroup limits processes."""
-    if not engine.cgroups.layout.has("pids"):
-        pytest.skip("no pids controller is delegated to this user")
 
 
 @pytest.fixture

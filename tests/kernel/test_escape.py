@@ -15,24 +15,6 @@ import pytest
 from pycontain import Bind, Container, Engine, Image, PycontainError, Security, StartError, StateError, Tmpfs
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A root file system of /bin/busybox and the mount points."""
-    busybox = Path("/bin/busybox")
-    if not busybox.exists():
-        pytest.skip("no static busybox on this host")
-    top = tmp_path / "rootfs"
-    for name in ("bin", "etc", "proc", "dev", "tmp", "run", "sys"):
-        (top / name).mkdir(parents=True)
-    (top / "bin" / "busybox").write_bytes(busybox.read_bytes())
-    (top / "bin" / "busybox").chmod(0o755)
-    for name in ("sh", "cat", "ls", "sleep", "id", "mount", "true", "stat"):
-        (top / "bin" / name).symlink_to("busybox")
-    for directory in (tmp_path, top, *top.iterdir()):
-        directory.chmod(0o755)
-    return top
-
-
 @pytest.mark.security
 @pytest.mark.parametrize("where", ["workdir", "argv", "PATH"])
 def test_no_fd_of_the_agent_leads_out(where: str, container: Container) -> None:

@@ -154,6 +154,7 @@ def test_popen_signals(container: Container) -> None:
     process.close()
 
 
+@pytest.mark.case("F11")
 def test_started_in_a_thread_that_ends() -> None:
     started: list[Container] = []
     thread = threading.Thread(target=lambda: started.append(Container().start()))

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from pycontain import Container, Engine, Image, StartError, Tmpfs
-from tests.security.roots import make_root
+from tests.support.roots import make_root
 
 SCANNER = """
 import ctypes, errno, os, sys, time
@@ -189,6 +189,12 @@ def mounts_beside(root: Path) -> list[str]:
         return [f"refused by chance: {error}"]
 
 
+def _with_this_build(code: str) -> list[str]:
+    """A Python of its own that loads the extension which is loaded here, weakened or not."""
+    extension = sys.modules["pycontain._kernel._ffi"].__file__
+    return [sys.executable, "-c", f"from tests.security.weak import load; load({extension!r}); {code}"]
+
+
 def push_into_the_terminal() -> list[str]:
     """E18: from a terminal of the caller's, reach it from inside."""
     code = (
@@ -197,14 +203,8 @@ def push_into_the_terminal() -> list[str]:
     )
     pid, master = pty.fork()
     if pid == 0:
-        extension = sys.modules["pycontain._kernel._ffi"].__file__
-        load = (
-            "import importlib.util as u, sys; "
-            f"s = u.spec_from_file_location('pycontain._kernel._ffi', {extension!r}); "
-            "m = u.module_from_spec(s); s.loader.exec_module(m); "
-            "sys.modules['pycontain._kernel._ffi'] = m; "
-        )
-        os.execv(sys.executable, [sys.executable, "-c", load + code])
+        command = _with_this_build(code)
+        os.execv(command[0], command)
     told = b""
     while True:
         try:
@@ -230,14 +230,8 @@ def open_the_terminal() -> list[str]:
 def groups_of_the_caller() -> list[str]:
     """E16: the caller is in groups of the host; a command of another user is in none that nobody gave it."""
     code = "from tests.security.attacks import list_groups; print(list_groups())"
-    extension = sys.modules["pycontain._kernel._ffi"].__file__
-    load = (
-        "import importlib.util as u, sys; "
-        f"s = u.spec_from_file_location('pycontain._kernel._ffi', {extension!r}); "
-        "m = u.module_from_spec(s); s.loader.exec_module(m); sys.modules['pycontain._kernel._ffi'] = m; "
-    )
     done = subprocess.run(
-        [sys.executable, "-c", load + code],
+        _with_this_build(code),
         extra_groups=list(range(4000, 4040)),
         capture_output=True,
         text=True,

@@ -10,10 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from pycontain import Engine
-from pycontain._engine import default_engine
-from tests.security.roots import make_root
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Every case wants a real kernel; `full` ones run where the whole set is asked for."""
@@ -24,18 +20,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.security)
         if item.get_closest_marker("full") and not os.environ.get("PYC_SECURITY_FULL"):
             item.add_marker(pytest.mark.skip(reason="part of the full set (make security)"))
-
-
-@pytest.fixture
-def engine() -> Engine:
-    """The engine of this run."""
-    return default_engine()
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A root file system of busybox, the directories that the engine wants, and nothing else."""
-    return make_root(tmp_path / "rootfs")
 
 
 class Canary:

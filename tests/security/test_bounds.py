@@ -18,20 +18,6 @@ from pycontain import CgroupLimits, CommandTimeout, Container, Engine, ExecResul
 FULL = bool(os.environ.get("PYC_SECURITY_FULL"))
 
 
-@pytest.fixture
-def needs_memory(engine: Engine) -> None:
-    """Skip where no cgroup limits memory."""
-    if not engine.cgroups.layout.has("memory"):
-        pytest.skip("no memory controller is delegated to this user")
-
-
-@pytest.fixture
-def needs_pids(engine: Engine) -> None:
-    """Skip where no cgroup limits processes."""
-    if not engine.cgroups.layout.has("pids"):
-        pytest.skip("no pids controller is delegated to this user")
-
-
 def _python(container: Container, code: str, **options: Any) -> ExecResult:
     return container.exec([sys.executable, "-c", code], **options)
 

@@ -187,17 +187,6 @@ def test_processes_of_a_pool_have_engines_of_their_own(method: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.case("F11")
-def test_a_container_outlives_the_thread_that_made_it() -> None:
-    made: list[Container] = []
-    thread = threading.Thread(target=lambda: made.append(Container().start()))
-    thread.start()
-    thread.join()
-    time.sleep(0.2)
-    assert made[0].exec(["echo", "on"]).stdout == "on\n"
-    made[0].remove()
-
-
 ENDINGS = {
     "return": "",
     "exit": "import sys; sys.exit(3)",

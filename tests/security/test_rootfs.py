@@ -15,7 +15,7 @@ import pytest
 from pycontain import Bind, Container, Engine, Image, PycontainError, Security, StartError
 from tests.security import attacks, weak
 from tests.security.conftest import Canary
-from tests.security.roots import make_root
+from tests.support.roots import make_root
 
 FULL = bool(os.environ.get("PYC_SECURITY_FULL"))
 _LIBC = ctypes.CDLL(None, use_errno=True)

@@ -153,13 +153,18 @@ def run(weakness: str, attack: str, *arguments: Any) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _main(extension: str, attack: str, arguments: str) -> None:
+def load(extension: str) -> None:
+    """Let the package use this build of its extension; before the package is imported."""
     spec = importlib.util.spec_from_file_location(_EXTENSION, extension)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.modules[_EXTENSION] = module
+
+
+def _main(extension: str, attack: str, arguments: str) -> None:
+    load(extension)
     where, _, what = attack.partition(":")
     found = getattr(importlib.import_module(where), what)(*json.loads(arguments))
     print(json.dumps(found))
