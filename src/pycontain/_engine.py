@@ -24,9 +24,12 @@ from pycontain._runtime.collect import Collector, Remains
 from pycontain._security import policy
 from pycontain._state.owner import Claim, Owner, claim_dead
 from pycontain._state.paths import Roots
-from pycontain.errors import Conflict, StateError, UnsupportedError
+from pycontain.errors import Conflict, ImageError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
+    from pycontain._images.bounds import LayerLimits
+    from pycontain._images.store import Pins, Store
+    from pycontain._images.sweep import Swept
     from pycontain._objects.container import Container
     from pycontain._objects.image import Image
     from pycontain._runtime.compile import Template
@@ -44,12 +47,19 @@ class Engine:
 
     root: where to keep state; without it PYCONTAIN_ROOT, else the system's or the user's
     directories.  ahead: how many containers of a kind may wait, made ahead, where containers of that
-    kind follow each other; 0 for none.  Making an engine collects what dead processes left in the
-    same root.  Raises PathError when the root cannot be used, StartError when no launcher starts,
-    ValueError for a negative number.
+    kind follow each other; 0 for none.  layer_limits: how much a layer of an image may hold.  Making an
+    engine collects what dead processes left in the same root.  Raises PathError when the root cannot
+    be used, StartError when no launcher starts, ValueError for a negative number.
     """
 
-    def __init__(self, root: str | os.PathLike[str] | None = None, *, ahead: int = 2) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        *,
+        ahead: int = 2,
+        layer_limits: LayerLimits | None = None,
+    ) -> None:
+        self._layer_limits = layer_limits
         if ahead < 0:
             raise ValueError(f"ahead is 0 or a number of containers, not {ahead}")
         self.roots = Roots.of(root)
@@ -77,6 +87,9 @@ class Engine:
         self._containers: dict[str, Container] = {}
         self._names: dict[str, str] = {}
         self._host_image: Image | None = None
+        self._store: Store | None = None
+        self._pins: Pins | None = None
+        self._pinned: set[str] = set()
         self._held: dict[object, CgroupLimits] = {}
         self.templates: dict[object, Template] = {}
         collect_dead(self.roots, self.cgroups.layout, self._make_janitor)
@@ -99,6 +112,71 @@ class Engine:
                 self._host_image = host_image(self.roots.data)
             return self._host_image
 
+    @property
+    def store(self) -> Store:
+        """The images of this root."""
+        self.check_open()
+        with self._making:
+            if self._store is None:
+                from pycontain._images.bounds import LayerLimits
+                from pycontain._images.store import Store
+
+                privileged = self.features.privileged
+                self._store = Store(
+                    self.roots,
+                    self.owner,
+                    self._layer_limits or LayerLimits(),
+                    privileged=privileged,
+                    owners=privileged or bool(self.sub_ids),
+                    landlock=self.features.landlock,
+                    make_launcher=self._make_janitor,
+                )
+            return self._store
+
+    @property
+    def images(self) -> list[Image]:
+        """The images of the store, the newest first."""
+        from pycontain._objects.image import Image
+
+        return Image.list(engine=self)
+
+    def hold(self, image: Image) -> None:
+        """No sweep takes this image's layers while the engine lives.  Raises NotFound when they are gone."""
+        if image.manifest is None or image.manifest.digest in self._pinned:
+            return
+        store = self.store
+        with self._lock:
+            if self._pins is None:
+                from pycontain._images.store import Pins
+
+                self._pins = Pins(store, f"engine-{self.owner.name}")
+            self._pins.add("layer", *image.config.chain_ids)
+            self._pinned.add(image.manifest.digest)
+
+    def fsck(self, *, repair: bool = False) -> list[str]:
+        """What is damaged in the store, a line each; nothing to say is a good sign.
+
+        repair: forget what is damaged, so that a pull or load brings it again.
+        """
+        from pycontain._images.fsck import check
+
+        return [str(one) for one in check(self.store, repair=repair)]
+
+    def sweep(self) -> Swept:
+        """Remove content and layers that no image names and nobody uses."""
+        from pycontain._images.sweep import sweep
+
+        self.let_go()
+        return sweep(self.store)
+
+    def let_go(self) -> None:
+        """Images that no container of this engine has any more are no longer held."""
+        with self._lock:
+            if self._pins is None or self._running:
+                return
+            self._pins.release()
+            self._pinned.clear()
+
     def info(self) -> dict[str, object]:
         """What this engine is and stands on."""
         return {
@@ -120,9 +198,12 @@ class Engine:
         return [str(check) for check in examine(self) if not check.ok]
 
     def prune(self) -> int:
-        """Collect what dead processes left; how many owners were collected."""
+        """Collect what dead processes left, whose number is returned, and content that no image names."""
         self.settle()
-        return collect_dead(self.roots, self.cgroups.layout, self._make_janitor)
+        collected = collect_dead(self.roots, self.cgroups.layout, self._make_janitor)
+        if os.path.exists(os.path.join(self.roots.data, "store.db")):
+            self.sweep()
+        return collected
 
     def settle(self) -> None:
         """Wait until the remains of every ended container are removed."""
@@ -144,6 +225,11 @@ class Engine:
             self.collector.put(Remains(name, None, -1, None))
         self.collector.close()
         self.launchers.close()
+        if self._store is not None:
+            with contextlib.suppress(ImageError):
+                if self._pins is not None:
+                    self._pins.release()
+            self._store.close()
         if not self.cgroups.remove():
             groups.collect(self.owner.name, self.cgroups.layout)
         with contextlib.suppress(OSError):
@@ -159,6 +245,7 @@ class Engine:
     def forget(self) -> None:
         """In a forked child: let go of everything without ending it."""
         self.closed = True
+        self._store = self._pins = None
         for one in self._running.values():
             one.forget()
         self.ahead.forget()

@@ -5,8 +5,10 @@
     PycontainError
     ├── ImageError                     the image or its store
     │   ├── PullError
+    │   ├── PushError
     │   ├── AuthError
     │   ├── DigestMismatch
+    │   ├── InvalidReference           text that names no image; also ValueError
     │   └── BuildError
     ├── StartError                     a container or process could not start: step, errno, hint
     │   ├── CommandNotFound            also NotFound, FileNotFoundError; a shell would say 127
@@ -91,12 +93,20 @@ class PullError(ImageError):
     """An image could not be fetched; the store is as it was."""
 
 
+class PushError(ImageError):
+    """An image could not be sent; what the registry has already stays there."""
+
+
 class AuthError(ImageError):
     """A registry refused the credentials."""
 
 
 class DigestMismatch(ImageError):
     """Content is not what its digest says."""
+
+
+class InvalidReference(ImageError, ValueError):
+    """Text that is no reference of an image; nothing was asked of anybody."""
 
 
 class BuildError(ImageError):

@@ -217,7 +217,7 @@ def test_archive_as_image(rootfs: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "image.tar.gz", "w:gz") as archive:
         archive.add(rootfs, ".")
     image = Image.from_rootfs(tmp_path / "image.tar.gz")
-    assert Image.from_rootfs(tmp_path / "image.tar.gz").layers == image.layers
+    assert Image.from_rootfs(tmp_path / "image.tar.gz").layers == image.directories
     with Container(image) as container:
         assert container.exec(["echo", "hi"]).stdout == "hi\n"
 
@@ -271,7 +271,7 @@ def test_many_layers(rootfs: Path, tmp_path: Path) -> None:
         layer.mkdir()
         (layer / f"file{number}").write_text(str(number))
         layers.insert(0, str(layer))
-    with Container(Image(name="many", layers=tuple(layers))) as container:
+    with Container(Image(name="many", directories=tuple(layers))) as container:
         assert container.exec(["cat", "/file0", "/file59"]).stdout == "059"
 
 

@@ -31,7 +31,7 @@ def made(**changes: Any) -> spec.ContainerSpec:
     limits, asked = spec.limits_of(None, None, None, None)
     options: dict[str, Any] = {
         "id": "0" * 32,
-        "image": Image(name="x", layers=("/",)),
+        "image": Image(name="x", directories=("/",)),
         "command": ("true",),
         "name": "x",
         "env": {},

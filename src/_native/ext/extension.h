@@ -54,6 +54,8 @@ struct pcx_exchange
 
 /* Every function returns a negative errno on failure. */
 const char *pcx_step_name (unsigned int step);
+const char *pcx_unpack_problem (unsigned int problem);
+int pcx_syncfs (int fd);
 int pcx_start_launcher (int plain_user, int *socket_out, int *pidfd_out);
 int pcx_send (int socket, const char *buffer, size_t size, const int *fds, unsigned int count);
 int pcx_receive (int socket, struct pc_record_fd *out, int timeout_ms);

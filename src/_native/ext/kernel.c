@@ -3,6 +3,7 @@
 #include "extension.h"
 #include "../include/plan.h"
 #include "../include/steps.h"
+#include "../include/layer.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -31,6 +32,24 @@ pcx_step_name (unsigned int step)
 #undef NAME
   };
   return step < PC_STEP_COUNT ? names[step] : NULL;
+}
+
+const char *
+pcx_unpack_problem (unsigned int problem)
+{
+  static const char *const texts[] = {
+#define TEXT(name, text) text,
+    PC_UNPACK_PROBLEMS (TEXT)
+#undef TEXT
+  };
+  return problem < PC_UNPACK_PROBLEM_COUNT ? texts[problem] : NULL;
+}
+
+/* Everything that was written to the file system of this fd is on its disk. */
+int
+pcx_syncfs (int fd)
+{
+  return result_of (syncfs (fd));
 }
 
 int

@@ -36,6 +36,9 @@ struct pc_request
    child with the plan's namespaces, ids and groups wait for a plan.  `value` bytes of plan, then the script.
    Nothing is answered: who claims a spare that is not there is told so. */
 #define PC_REQUEST_PREPARE 10u
+#define PC_REQUEST_UNPACK 11u /* layer.h */
+#define PC_REQUEST_FINISH 12u
+#define PC_REQUEST_PACK 13u
 
 #define PC_REQUEST_IN_MEMFD 1u
 #define PC_REQUEST_AFTER 2u /* PC_REQUEST_REMOVE: the first fd is a pidfd whose end to wait for */

@@ -4,6 +4,7 @@
  * and is gone when that closes; the containers' PID 1 die with it.
  */
 #include "launcher.h"
+#include "../unpack/unpack.h"
 
 #include <linux/errno.h>
 #include <linux/fcntl.h>
@@ -213,6 +214,22 @@ serve_remove (struct pc_launcher *launcher, const struct pc_request *request, us
   answer (launcher, &reply, -1);
 }
 
+/* A launcher that unpacks or packs does nothing else and ends with it: what it has read by then is not to be
+   trusted. */
+static void
+serve_layer (struct pc_launcher *launcher, const struct pc_request *request, usize received, struct pc_fds *fds)
+{
+  struct pc_unpack_report refused = { .problem = PC_UNPACK_REQUEST };
+  const void *whole = buffer;
+  int alone = fds->count == 2 && child_count == 0;
+
+  if (alone && request->kind == PC_REQUEST_UNPACK && received == sizeof (struct pc_unpack_request))
+    pc_unpack (launcher->socket, whole, fds->fd[0], fds->fd[1]);
+  if (alone && request->kind == PC_REQUEST_PACK && received == sizeof (struct pc_pack_request))
+    pc_pack (launcher->socket, whole, fds->fd[0], fds->fd[1]);
+  (void) pc_send (launcher->socket, &refused, sizeof refused, NULL, 0, 0);
+}
+
 static int
 serve (struct pc_launcher *launcher)
 {
@@ -230,6 +247,8 @@ serve (struct pc_launcher *launcher)
         serve_prepare (launcher, request, (usize) received, &fds);
       else if (request->kind == PC_REQUEST_REMOVE)
         serve_remove (launcher, request, (usize) received, &fds);
+      else if (request->kind == PC_REQUEST_UNPACK || request->kind == PC_REQUEST_PACK)
+        serve_layer (launcher, request, (usize) received, &fds);
     }
   pc_close_fds (&fds);
   return 0;

@@ -13,10 +13,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 from pycontain._model.limits import CgroupLimits
+from pycontain._model.mounts import Tmpfs
 from pycontain._model.process import ExecResult
 from pycontain._model.sizes import parse_duration
 from pycontain._objects.call import Call, Invocation
-from pycontain._objects.image import Image
+from pycontain._objects.image import Default, Image
 from pycontain._objects.main import MainCommand
 from pycontain._objects.process import Process, check_terminal, check_text
 from pycontain._runtime import spec as specs
@@ -38,9 +39,11 @@ Status = Literal["created", "running", "paused", "exited", "removed"]
 class Container:
     """A container: private namespaces, a root file system of its own, limits, and no way out.
 
-    image: an `Image`; `Image.host()` without one.  command: what it runs; without one it idles
-    until `exec`.  memory, cpus, pids: short for fields of `limits`; 512M and 128 where none is
-    given.  disk: bytes that may be written to the root file system, kept in memory then: the default
+    image: an `Image`, or the name of one, which is pulled where the store has none; `Image.host()`
+    without one.  command: what it runs, after the image's entrypoint; `Image.DEFAULT` for what the image
+    itself runs; without one it idles until `exec`.  memory, cpus, pids: short for fields of `limits`;
+    512M and 128 where none is given.  disk: bytes that may be written to the root file system, kept in
+    memory then: the default
     of memory grows by it, and below one that is given the container runs out of memory first.
     rlimits: name to value or (soft, hard).  network: 'none'.  mounts: place inside to `Bind`,
     `Tmpfs` or a path.  tmpfs: places, or place to size.  read_only: no writes but to tmpfs.
@@ -54,7 +57,7 @@ class Container:
     def __init__(
         self,
         image: Image | str | None = None,
-        command: Args | None = None,
+        command: Args | Default | None = None,
         *,
         name: str | None = None,
         env: Mapping[str, str] | None = None,
@@ -96,16 +99,18 @@ class Container:
         if len(given) < len(volumes or {}) + len(mounts or {}):
             raise ValueError("volumes and mounts name the same place")
         points = specs.mount_points(given, tmpfs)
-        command_args = specs.command(command)
         self._engine = engine or default_engine()
         self._engine.check_open()
         base = self._image(image)
-        for layer in base.layers:
+        self._engine.hold(base)
+        for layer in base.directories:
             _check_layer(layer)
+        if read_only:
+            points = {**{place: Tmpfs() for place in base.volumes if specs.is_free(place, points)}, **points}
         spec = specs.ContainerSpec(
             id=new,
             image=base,
-            command=command_args or (base.command or None),
+            command=_whole_command(base, command),
             name=name or specs.default_name(new),
             env=env,
             workdir=workdir or base.workdir or "/",
@@ -121,7 +126,7 @@ class Container:
             network=network,
             security=security,
             lifetime=lifetime,
-            labels=dict(labels or {}),
+            labels={**base.labels, **(labels or {})},
         )
         self._engine.enforceable(chosen, asked, security.optional)
         self.spec = self._engine.ahead.named(spec, self)
@@ -140,9 +145,10 @@ class Container:
         if image is None:
             return self._engine.host_image()
         if isinstance(image, str):
-            raise NotFound(
-                f"no image {image!r} in the store: this version has Image.host and Image.from_rootfs"
-            )
+            try:
+                return Image.get(image, engine=self._engine)
+            except NotFound:
+                return Image.pull(image, engine=self._engine)
         if not isinstance(image, Image):
             raise TypeError(f"image is an Image, not {image!r}")
         return image
@@ -260,11 +266,11 @@ class Container:
         self._removed = True
 
     def stop(self, timeout: float | timedelta = 10) -> None:
-        """SIGTERM to the command, SIGKILL to everything after `timeout` seconds."""
+        """The image's stop signal or SIGTERM to the command, SIGKILL to all after `timeout` seconds."""
         main = self._main
         self._live()
         if main is not None and main.poll() is None:
-            main.signal(signals.SIGTERM)
+            main.signal(self.spec.image.stop_signal or signals.SIGTERM)
             main.join(parse_duration(timeout))
         self._end()
         if main is not None:
@@ -407,6 +413,17 @@ class Container:
 
     def __repr__(self) -> str:
         return f"<Container {self.name} {self.status} image={self.spec.image.name}>"
+
+
+def _whole_command(image: Image, command: Args | Default | None) -> tuple[str, ...] | None:
+    """What runs: the image's entrypoint before what was asked for, as docker has it."""
+    if command is None:
+        return None
+    own = image.command if isinstance(command, Default) else specs.command(command)
+    whole = (*image.entrypoint, *(own or ()))
+    if not whole:
+        raise ValueError(f"the image {image.name} has no command of its own")
+    return whole
 
 
 def _check_layer(path: str) -> None:

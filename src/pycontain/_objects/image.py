@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
+import builtins
 import os
-import shutil
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import IO, TYPE_CHECKING, ClassVar, Literal
 
 from attrs import field, frozen
 
 from pycontain._rootfs import host
-from pycontain.errors import ImageError, NotFound
+from pycontain.errors import Conflict, ImageError, NotFound
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
+    from pycontain._images.progress import ProgressOption
+    from pycontain.oci import Descriptor, Digest, History, ImageConfig, Manifest, Platform
+
+    Auth = tuple[str, str]
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Default:
+    """The type of `Image.DEFAULT`."""
+
+    def __repr__(self) -> str:
+        return "Image.DEFAULT"
 
 
 def _engine(engine: Engine | None) -> Engine:
@@ -29,18 +39,32 @@ def _engine(engine: Engine | None) -> Engine:
 class Image:
     """Read-only layers and what to do with them by default.
 
-    layers: directories of this host, the uppermost first.  trees: further directories of this
-    host and the places where they are shown, read-only.  env, user, workdir, command: defaults of
-    a container, as in the OCI image configuration.
+    directories: unpacked layers on this host, the uppermost first.  trees: further directories of this
+    host and the places where they are shown, read-only.  env, user, workdir, entrypoint, command,
+    volumes, labels, stop_signal (a number, 0 for SIGTERM): defaults of a container, as in the OCI image
+    configuration.  manifest: of an image in the store; None for a directory used in place.
     """
 
+    DEFAULT: ClassVar[Default] = Default()
+    """As the command of a container: what the image itself says."""
+
     name: str
-    layers: tuple[str, ...]
+    directories: tuple[str, ...]
     trees: tuple[tuple[str, str], ...] = ()
     env: Mapping[str, str] = field(factory=lambda: {"PATH": _PATH}, hash=False)
     user: str = ""
     workdir: str = "/"
+    entrypoint: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(factory=dict, hash=False)
+    stop_signal: int = 0
+    manifest: Manifest | None = field(default=None, repr=False)
+    size: int = field(default=0, eq=False)
+    _config: ImageConfig | None = field(default=None, repr=False, eq=False)
+    _engine: Engine | None = field(default=None, repr=False, eq=False)
+
+    # ---- ways to an image ---------------------------------------------------------------------------------
 
     @classmethod
     def host(cls, *, engine: Engine | None = None) -> Image:
@@ -52,61 +76,337 @@ class Image:
         return _engine(engine).host_image()
 
     @classmethod
+    def pull(
+        cls,
+        reference: str,
+        platform: str | Platform | None = None,
+        auth: Auth | None = None,
+        progress: ProgressOption = None,
+        *,
+        insecure: bool = False,
+        engine: Engine | None = None,
+    ) -> Image:
+        """Fetch an image from its registry; what the store has of it already is not fetched again.
+
+        reference: as docker reads it: 'debian', 'ghcr.io/a/b:tag', 'localhost:5000/x@sha256:...'.
+        platform: 'linux/arm64', this machine's without one.  auth: (user, password), else what docker
+        and podman have kept, their credential helpers included.  progress: a function that is called
+        with a `Progress`, True or False for a bar, None for one where standard error is a terminal.
+        insecure: plain HTTP, for this registry alone.
+
+        Raises PullError, AuthError, NotFound, DigestMismatch, ImageError; the store is as it was then.
+        """
+        from pycontain._images.progress import metering
+        from pycontain._images.pull import Pull
+        from pycontain._registry.credentials import Credentials
+        from pycontain.oci import Reference
+
+        parsed = Reference.parse(reference)
+        credentials = Credentials.of(auth)
+        store = _engine(engine).store
+        with metering(parsed.familiar, progress) as meter:
+            pull = Pull(
+                store,
+                parsed,
+                _platform(platform),
+                auth=credentials,
+                insecure=insecure,
+                patience=None,
+                meter=meter,
+            )
+            record = pull.run()
+        return cls._stored(_engine(engine), record.digest, parsed.familiar)
+
+    @classmethod
+    def get(cls, name: str, *, engine: Engine | None = None) -> Image:
+        """An image of the store, by reference, digest, id or the beginning of an id.
+
+        Raises NotFound; Conflict when several ids begin so; ImageError when a layer of it is damaged.
+        """
+        from pycontain._images.library import check_there, find
+
+        chosen = _engine(engine)
+        record, called = find(chosen.store, name)
+        check_there(chosen.store, record)
+        return cls._stored(chosen, record.digest, called)
+
+    @classmethod
+    def list(cls, *, engine: Engine | None = None) -> builtins.list[Image]:
+        """The images of the store, the newest first; those that are damaged are left to `Engine.fsck`."""
+        from pycontain._images.library import name_of
+
+        chosen = _engine(engine)
+        found = []
+        for record in chosen.store.images():
+            try:
+                found.append(cls._stored(chosen, record.digest, name_of(chosen.store, record.digest)))
+            except (ImageError, NotFound):
+                continue
+        return found
+
+    @classmethod
+    def load(
+        cls, source: str | os.PathLike[str] | IO[bytes], *, engine: Engine | None = None
+    ) -> builtins.list[Image]:
+        """Every image of an archive: what `docker save`, `podman save`, skopeo and `save` write.
+
+        Raises NotFound for no file, ImageError for no such archive, DigestMismatch.
+        """
+        from pycontain._images.archives import opened_to_read, unpacked
+
+        chosen = _engine(engine)
+        with opened_to_read(source) as file, unpacked(chosen.store, file.read) as directory:
+            return cls._from_layout(chosen, directory, None)
+
+    @classmethod
+    def from_archive(
+        cls,
+        source: str | os.PathLike[str] | IO[bytes],
+        name: str | None = None,
+        *,
+        engine: Engine | None = None,
+    ) -> Image:
+        """The one image of an archive, or the one of that name.  Raises as `load` does, and Conflict."""
+        return _single(cls.load(source, engine=engine), name, source, engine)
+
+    @classmethod
+    def from_oci_layout(
+        cls, directory: str | os.PathLike[str], name: str | None = None, *, engine: Engine | None = None
+    ) -> Image:
+        """The one image of an OCI layout, or the one that its index calls so.  Raises as `from_archive`."""
+        found = cls._from_layout(_engine(engine), os.fspath(directory), name)
+        return _single(found, None, directory, engine)
+
+    @classmethod
+    def scratch(cls, *, engine: Engine | None = None) -> Image:
+        """Nothing: an empty directory."""
+        chosen = _engine(engine)
+        return cls(name="scratch", directories=(chosen.store.empty(),), engine=chosen)
+
+    @classmethod
     def from_rootfs(
-        cls, source: str | os.PathLike[str], *, copy: bool = False, engine: Engine | None = None
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        copy: bool = False,
+        tag: str | None = None,
+        engine: Engine | None = None,
     ) -> Image:
         """A directory, used in place as a read-only layer, or a tar archive, unpacked into the store.
 
-        copy: import the directory, so that later changes of it do not show.  Raises NotFound when
-        there is nothing, ImageError when it is neither a directory nor a tar archive.
+        copy: import the directory into the store, so that later changes of it do not show.  tag: a
+        name for what is imported.  Raises NotFound when there is nothing, ImageError when it is neither a
+        directory nor a tar archive.
         """
+        from pycontain._images.imports import import_archive, import_tree
+
         path = os.path.realpath(os.fspath(source))
         if not os.path.lexists(path):
             raise NotFound(f"no such image directory or archive: {os.fspath(source)}")
-        if os.path.isdir(path):
-            if copy:
-                path = _imported(_engine(engine), path)
-            return cls(name=os.path.basename(path) or "rootfs", layers=(path,))
-        if not os.path.isfile(path):
+        name = os.path.basename(path) or "rootfs"
+        if os.path.isdir(path) and not copy and tag is None:
+            return cls(name=name, directories=(path,))
+        if not os.path.isdir(path) and not os.path.isfile(path):
             raise ImageError(f"neither a directory nor an archive: {path}")
-        return cls(name=os.path.basename(path), layers=(_imported(_engine(engine), path),))
+        chosen = _engine(engine)
+        bring = import_tree if os.path.isdir(path) else import_archive
+        record = bring(chosen.store, path, tag)
+        return cls._stored(chosen, record.digest, tag or name)
+
+    # ---- what it is ---------------------------------------------------------------------------------------
+
+    @property
+    def digest(self) -> Digest | None:
+        """The manifest's digest; None for a directory used in place."""
+        return None if self.manifest is None else self.manifest.digest
+
+    @property
+    def layers(self) -> tuple[Descriptor, ...]:
+        """The content of each layer, the lowest first, as the manifest has it."""
+        return () if self.manifest is None else self.manifest.layers
+
+    @property
+    def config(self) -> ImageConfig:
+        """The image configuration; one made of the defaults where there is none."""
+        from pycontain.oci import ContainerConfig, ImageConfig, Platform
+
+        if self._config is not None:
+            return self._config
+        container = ContainerConfig(
+            user=self.user,
+            env=tuple(f"{name}={value}" for name, value in self.env.items()),
+            entrypoint=self.entrypoint,
+            command=self.command,
+            workdir=self.workdir,
+            volumes=self.volumes,
+            labels=dict(self.labels),
+        )
+        return ImageConfig(platform=Platform.host(), container=container)
+
+    @property
+    def history(self) -> tuple[History, ...]:
+        """What made each layer."""
+        return self.config.history
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Every name that it has in the store."""
+        if self.manifest is None:
+            return ()
+        return tuple(self._store_engine().store.tags(self.manifest.digest))
+
+    # ---- what can be done with it -------------------------------------------------------------------------
+
+    def tag(self, name: str) -> Image:
+        """Give it a name, even one that another image has.  Raises InvalidReference, NotFound."""
+        from pycontain._images.library import tag_name
+
+        manifest = self._kept()
+        self._store_engine().store.set_tag(tag_name(name), manifest.digest)
+        return self._stored(self._store_engine(), manifest.digest, name)
+
+    def remove(self, *, force: bool = False) -> None:
+        """Take it out of the store: the name it was got by, and the image itself with its last name.
+
+        Layers go when no other image has them and no container uses them.  force: all names at once.
+        Raises Conflict while containers of this process run from it, NotFound when it is gone.
+        """
+        from pycontain._images.library import remove
+
+        manifest, engine = self._kept(), self._store_engine()
+        for container in engine.containers:
+            if container.spec.image.manifest == manifest:
+                raise Conflict(
+                    f"the container {container.name} runs from {self.name}", hint="remove it first"
+                )
+        remove(engine.store, manifest.digest, self.name, force=force)
+        engine.sweep()
+
+    def save(
+        self, target: str | os.PathLike[str] | IO[bytes], format: Literal["oci", "docker"] = "oci"
+    ) -> None:
+        """Write an archive that docker, podman, skopeo and `load` read; the same bytes for the same image.
+
+        'oci' is an OCI layout with docker's manifest.json beside it, 'docker' the latter alone.
+        """
+        from pycontain._images.archives import save_to
+
+        manifest = self._kept()
+        if format not in ("oci", "docker"):
+            raise ValueError(f"the format is 'oci' or 'docker', not {format!r}")
+        save_to(self._store_engine().store, [(manifest.digest, self.tags)], target, format)
+
+    def push(
+        self,
+        reference: str | None = None,
+        auth: Auth | None = None,
+        progress: ProgressOption = None,
+        *,
+        insecure: bool = False,
+    ) -> Digest:
+        """Send it to a registry, under its own name or another; the digest of its manifest there.
+
+        What the registry has already is not sent; what another repository there is known to have is
+        mounted from it.  Raises PushError, AuthError.
+        """
+        from pycontain._images.progress import metering
+        from pycontain._images.push import Push
+        from pycontain._registry.credentials import Credentials
+        from pycontain.oci import Reference
+
+        manifest = self._kept()
+        parsed = Reference.parse(reference or self.name)
+        credentials = Credentials.of(auth)
+        with metering(parsed.familiar, progress) as meter:
+            push = Push(
+                self._store_engine().store,
+                manifest.digest,
+                parsed,
+                auth=credentials,
+                insecure=insecure,
+                patience=None,
+                meter=meter,
+            )
+            return push.run()
+
+    # ---- inside -------------------------------------------------------------------------------------------
+
+    def _store_engine(self) -> Engine:
+        return _engine(self._engine)
+
+    def _kept(self) -> Manifest:
+        if self.manifest is None:
+            raise ImageError(
+                f"{self.name} is not in the store",
+                hint="Image.from_rootfs(directory, copy=True) brings it there",
+            )
+        return self.manifest
+
+    @classmethod
+    def _from_layout(cls, engine: Engine, directory: str, name: str | None) -> builtins.list[Image]:
+        from pycontain._images.layout import Layout, full_names
+
+        store, images = engine.store, []
+        with Layout(directory, _platform(None)) as layout:
+            for found in layout.images(store):
+                if name is not None and name not in (*found.names, *full_names(found.names)):
+                    continue
+                names = full_names(found.names)
+                record = layout.keep(store, found, names)
+                images.append(cls._stored(engine, record.digest, _familiar(names, record.digest)))
+        return images
+
+    @classmethod
+    def _stored(cls, engine: Engine, digest: Digest, name: str) -> Image:
+        """The value for an image of the store.  Raises ImageError where its configuration cannot be meant."""
+        from pycontain._images.defaults import defaults_of, directories_of
+
+        store = engine.store
+        manifest = store.manifest(digest)
+        config = store.config(manifest.config.digest)
+        record = store.record(digest)
+        return cls(
+            name=name,
+            directories=directories_of(store, config),
+            manifest=manifest,
+            size=record.size if record is not None else 0,
+            config=config,
+            engine=engine,
+            **defaults_of(config),
+        )
 
 
-def _imported(engine: Engine, source: str) -> str:
-    """The directory in the store that holds the content of `source`; archives are kept by their digest."""
-    from pycontain._rootfs import archive
+def _familiar(names: Sequence[str], digest: Digest) -> str:
+    from pycontain.oci import Reference
 
-    imports = os.path.join(engine.roots.data, "imports")
-    os.makedirs(imports, mode=0o700, exist_ok=True)
-    if os.path.isdir(source):
-        target = os.path.join(imports, os.urandom(12).hex())
-    else:
-        with open(source, "rb") as file:
-            target = os.path.join(imports, hashlib.file_digest(file, "sha256").hexdigest())
-        if os.path.isdir(target):
-            return target
-    building = f"{target}.{os.urandom(4).hex()}.new"
-    os.mkdir(building, 0o755)
-    try:
-        if os.path.isdir(source):
-            archive.copy_tree(source, building)
-        else:
-            with open(source, "rb") as file:
-                archive.unpack(file, building)
-        os.rename(building, target)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        if os.path.isdir(target):
-            return target
-        raise
-    return target
+    return Reference.parse(names[0]).familiar if names else str(digest)
+
+
+def _platform(platform: str | Platform | None) -> Platform:
+    from pycontain.oci import Platform
+
+    if platform is None:
+        return Platform.host()
+    return platform if isinstance(platform, Platform) else Platform.parse(platform)
+
+
+def _single(found: Sequence[Image], name: str | None, source: object, engine: Engine | None) -> Image:
+    if name is not None:
+        from pycontain._images.library import tag_name
+
+        found = [image for image in found if tag_name(name) in image.tags]
+    if not found:
+        raise NotFound(f"no image {name or ''} in {source}".replace("  ", " "))
+    if len({image.digest for image in found}) > 1:
+        raise Conflict(f"{source} has {len(found)} images", hint="name one, or use Image.load")
+    return found[0]
 
 
 def host_image(store: str) -> Image:
     """The value of `Image.host()` for a store directory."""
     return Image(
         name="host",
-        layers=(host.skeleton(os.path.join(store, "host")),),
+        directories=(host.skeleton(os.path.join(store, "host")),),
         trees=tuple(host.trees()),
         env={"PATH": host.search_path(), "LANG": "C.UTF-8"},
     )

@@ -197,7 +197,7 @@ def _key(spec: ContainerSpec) -> tuple[object, ...]:
 def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
     """Compile everything but fds and ids.  Raises UnsupportedError."""
     idmap = engine.features.privileged
-    sources = [(path, layout.layer_source(idmap)) for path in spec.image.layers]
+    sources = [(path, layout.layer_source(idmap)) for path in spec.image.directories]
     trees = []
     recursive = 0 if engine.features.privileged else int(OpFlag.RECURSIVE)
     for path, place in spec.image.trees:
@@ -216,7 +216,7 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
         sources.append((what.path, _bind_source(what, recursive, idmap)))
     memory = spec.limits.memory or _SCRATCH_MOST * 2
     ops = layout.compose(
-        layers=len(spec.image.layers),
+        layers=len(spec.image.directories),
         first_layer=0,
         trees=trees,
         mounts=mounts,
@@ -237,7 +237,7 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
         security=security,
         security_request=request(SECURITY, security),
         flags=int(flags),
-        layers=len(spec.image.layers),
+        layers=len(spec.image.directories),
         bulk=sum(96 + len(op.data) + len(op.target) for op in ops) + len(security),
         seccomp=spec.security.seccomp is not None,
         landlock=engine.features.landlock if spec.security.landlock else 0,

@@ -123,6 +123,11 @@ def _place(path: str, taken: Mapping[str, object]) -> str:
     return place
 
 
+def is_free(path: str, taken: Mapping[str, object]) -> bool:
+    """Can something be mounted here that is not yet?"""
+    return path not in taken and path not in _RESERVED and not path.startswith(("/proc/", "/sys/"))
+
+
 def checked_limits(limits: CgroupLimits | None) -> CgroupLimits | None:
     """`limits` themselves.  Raises TypeError for what is no CgroupLimits."""
     if not isinstance(limits, CgroupLimits | None):

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 from attrs import frozen
 
+from pycontain._state.locks import is_locked
 from pycontain._state.paths import Roots, private_directory
 from pycontain.errors import LimitError
 
@@ -83,6 +84,11 @@ class Claim:
         if collected:
             os.unlink(self._path)
         os.close(self._lock)
+
+
+def is_alive(roots: Roots, owner: str) -> bool:
+    """Does the process of this owner live?"""
+    return is_locked(os.path.join(roots.run, "owners", f"{owner}.lock"))
 
 
 def claim_dead(roots: Roots) -> list[Claim]:

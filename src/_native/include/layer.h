@@ -1,0 +1,95 @@
+/* Layers: what caller and unpacker say to each other, and why an archive is refused. */
+#ifndef PC_LAYER_H
+#define PC_LAYER_H
+
+#include "protocol.h"
+
+/* What can be wrong, declared once; Python reads the texts through the extension. */
+#define PC_UNPACK_PROBLEMS(X)                                                                     \
+  X (NONE, "nothing")                                                                             \
+  X (REQUEST, "the request is malformed")                                                         \
+  X (CONFINE, "the unpacker could not confine itself")                                            \
+  X (MEMORY, "no memory")                                                                         \
+  X (READ, "the stream could not be read")                                                        \
+  X (TRUNCATED, "the archive ends inside of an entry")                                            \
+  X (CHECKSUM, "a header's checksum is wrong")                                                    \
+  X (NUMBER, "a header has a number that cannot be meant")                                        \
+  X (EXTENDED, "an extended header is malformed")                                                 \
+  X (EXTENDED_SIZE, "an extended header is larger than 1 MiB")                                    \
+  X (SPARSE, "a sparse file's map is malformed or has more than 65536 regions")                   \
+  X (TYPE, "an entry has a type that no layer has")                                               \
+  X (NAME, "an entry's name leaves the tree, is empty or longer than 4095 bytes")                 \
+  X (LINK_NAME, "a link leads out of the tree, to nothing or further than 4095 bytes")            \
+  X (BYTES, "the archive holds more bytes than allowed")                                          \
+  X (ENTRIES, "the archive holds more entries than allowed")                                      \
+  X (WHITEOUT, "a whiteout has a name that hides nothing")                                        \
+  X (DEVICE, "the device 0/0 is overlayfs's own mark")                                            \
+  X (TARGET, "a hard link's target is not in the same layer, or is a directory")                  \
+  X (PARENT, "an entry lies below something that is no directory")                                \
+  X (BELOW, "an entry without its directory lies below a link of a lower layer")                  \
+  X (CREATE, "cannot create")                                                                     \
+  X (REPLACE, "cannot replace")                                                                   \
+  X (WRITE, "cannot write")                                                                       \
+  X (OWNER, "cannot give away")                                                                   \
+  X (MODE, "cannot set the mode")                                                                 \
+  X (TIMES, "cannot set the times")                                                               \
+  X (ATTRIBUTE, "cannot set an extended attribute")                                               \
+  X (LOWER, "a lower layer cannot be read")                                                       \
+  X (TREE, "the tree cannot be read")                                                             \
+  X (OUTPUT, "the archive cannot be written")                                                     \
+  X (DEPTH, "a path of the tree is longer than 4095 bytes")
+
+enum pc_unpack_problem
+{
+#define PC_UNPACK_ENUM(name, text) PC_UNPACK_##name,
+  PC_UNPACK_PROBLEMS (PC_UNPACK_ENUM)
+#undef PC_UNPACK_ENUM
+  PC_UNPACK_PROBLEM_COUNT
+};
+
+#define PC_UNPACK_OWNERS 1u   /* files get the owners that the archive names */
+#define PC_UNPACK_DEVICES 2u  /* device nodes are made, else left out */
+#define PC_UNPACK_LANDLOCK 4u /* this kernel has Landlock: it must hold */
+
+/* PC_REQUEST_UNPACK, to a launcher that ends with it; fds: the layer's directory, the stream of its archive.
+   Answered by one report when the stream ended; then PC_REQUEST_FINISH brings the lower layers, the uppermost
+   first, and another report ends it. */
+struct pc_unpack_request
+{
+  struct pc_request request;
+  u64 max_bytes;
+  u64 max_entries;
+  u32 flags;
+  u32 pad;
+};
+
+#define PC_PACK_WHITEOUTS 1u /* overlayfs's marks become those of layers, else they are left out */
+#define PC_PACK_CLAMP 2u     /* no time is later than `clamp` */
+#define PC_PACK_LANDLOCK 4u
+
+/* PC_REQUEST_PACK, to a launcher that ends with it; fds: the tree's directory, where to write the archive.
+   Answered by one report. */
+struct pc_pack_request
+{
+  struct pc_request request;
+  u64 first_id; /* this id is the archive's 0, the 65535 after it likewise; all others stay */
+  i64 clamp;    /* seconds */
+  u32 flags;
+  u32 pad;
+};
+
+#define PC_UNPACK_ROOT_OPAQUE 1u /* nothing of the lower layers shows */
+
+struct pc_unpack_report
+{
+  u32 problem;
+  i32 error; /* errno, or 0 */
+  u32 flags;
+  u32 implied; /* directories that the archive left out and that have an entry below them */
+  u64 entries;
+  u64 bytes;   /* of file content */
+  u64 skipped; /* device nodes and attributes that were left out */
+  char name[256];
+};
+
+#endif

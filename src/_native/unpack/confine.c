@@ -1,0 +1,103 @@
+/* The unpacker reads what nobody has read yet: it keeps one directory, one stream, and the calls it needs. */
+#include "unpack.h"
+#include "identity.h"
+
+#include <linux/audit.h>
+#include <linux/capability.h>
+#include <linux/errno.h>
+#include <linux/fcntl.h>
+#include <linux/filter.h>
+#include <linux/prctl.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+
+#define BIT(capability) (1ull << (capability))
+#define TO_WRITE                                                                                              \
+  (BIT (CAP_CHOWN) | BIT (CAP_DAC_OVERRIDE) | BIT (CAP_FOWNER) | BIT (CAP_FSETID) | BIT (CAP_MKNOD)           \
+   | BIT (CAP_SETFCAP))
+
+#if defined(__x86_64__)
+#define OWN_ARCH AUDIT_ARCH_X86_64
+#else
+#define OWN_ARCH AUDIT_ARCH_AARCH64
+#endif
+
+static const u16 calls[] = {
+  __NR_read,     __NR_write,     __NR_close,     __NR_openat,   __NR_openat2,  __NR_mknodat,   __NR_mkdirat,
+  __NR_symlinkat, __NR_linkat,   __NR_unlinkat,  __NR_renameat2, __NR_fchmod,  __NR_fchmodat,  __NR_fchownat,
+  __NR_utimensat, __NR_fsetxattr, __NR_lsetxattr, __NR_fgetxattr, __NR_flistxattr, __NR_statx, __NR_getdents64,
+  __NR_lseek,    __NR_ftruncate, __NR_mmap,      __NR_mremap,   __NR_munmap,   __NR_sendmsg,   __NR_recvmsg,
+  __NR_fchdir,   __NR_exit_group, __NR_readlinkat,
+};
+
+static word
+filter_calls (void)
+{
+  struct sock_filter filter[COUNT (calls) + 6];
+  u32 n = 0;
+
+  filter[n++] = (struct sock_filter) BPF_STMT (BPF_LD | BPF_W | BPF_ABS, offsetof (struct seccomp_data, arch));
+  filter[n++] = (struct sock_filter) BPF_JUMP (BPF_JMP | BPF_JEQ | BPF_K, OWN_ARCH, 1, 0);
+  filter[n++] = (struct sock_filter) BPF_STMT (BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
+  filter[n++] = (struct sock_filter) BPF_STMT (BPF_LD | BPF_W | BPF_ABS, offsetof (struct seccomp_data, nr));
+  for (u32 i = 0; i < COUNT (calls); i++)
+    filter[n++]
+        = (struct sock_filter) BPF_JUMP (BPF_JMP | BPF_JEQ | BPF_K, calls[i], (u8) (COUNT (calls) - i), 0);
+  filter[n++] = (struct sock_filter) BPF_STMT (BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
+  filter[n++] = (struct sock_filter) BPF_STMT (BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+  struct sock_fprog program = { .len = (u16) n, .filter = filter };
+  return raw3 (__NR_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);
+}
+
+#define LANDLOCK_RIGHTS 0x7fffu /* of ABI 3: all of files but what later kernels add */
+#define LANDLOCK_EXECUTE 1u
+#define LANDLOCK_READ 0xcu /* files and directories */
+
+static word
+lock_to_root (int writes)
+{
+  u64 handled = LANDLOCK_RIGHTS;
+  struct
+  {
+    u64 allowed;
+    i32 parent_fd;
+  } __attribute__ ((packed)) rule = { .allowed = writes ? LANDLOCK_RIGHTS & ~LANDLOCK_EXECUTE : LANDLOCK_READ };
+
+  cleanup_fd int rules = (int) raw3 (__NR_landlock_create_ruleset, &handled, sizeof handled, 0);
+  if (rules < 0)
+    return rules;
+  cleanup_fd int root = (int) sys_openat (AT_FDCWD_, "/", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+  if (root < 0)
+    return root;
+  rule.parent_fd = root;
+  word error = raw4 (__NR_landlock_add_rule, rules, 1, &rule, 0);
+  return error < 0 ? error : raw2 (__NR_landlock_restrict_self, rules, 0);
+}
+
+word
+pc_confine_to (int top, int socket, int stream, int writes, int landlock)
+{
+  int kept[] = { socket, top, stream };
+  struct pc_failure failure = { 0 };
+  u64 none[2] = { 0, 0 };
+  word error = pc_close_all_but (kept, COUNT (kept));
+
+  if (error == 0)
+    error = raw1 (__NR_fchdir, top);
+  if (error == 0)
+    error = raw1 (__NR_chroot, ".");
+  if (error == 0)
+    error = raw1 (__NR_chdir, "/");
+  if (error == 0)
+    error = raw4 (__NR_prlimit64, 0, 4 /* RLIMIT_CORE */, none, 0);
+  if (error == 0)
+    error = sys_prctl (PR_SET_NO_NEW_PRIVS, 1, 0);
+  if (error == 0 && pc_limit_capabilities (writes ? TO_WRITE : BIT (CAP_DAC_READ_SEARCH), 0, &failure) < 0)
+    error = -failure.error;
+  if (error == 0 && landlock)
+    error = lock_to_root (writes);
+  raw1 (__NR_umask, 0);
+  if (error == 0)
+    error = filter_calls ();
+  return error;
+}

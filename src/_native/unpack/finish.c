@@ -1,0 +1,238 @@
+/* What an archive left to the layers below it, and what can be set only when everything is in place. */
+#include "unpack.h"
+
+#include <linux/errno.h>
+#include <linux/fcntl.h>
+#include <linux/stat.h>
+
+#define AT_SYMLINK_NOFOLLOW_ 0x100
+
+struct walk
+{
+  int dir;    /* what was found, or -1 */
+  int hidden; /* nothing further below can show through */
+  int link;   /* a symbolic link lies on the way */
+};
+
+static int
+is_opaque (int dir)
+{
+  char value;
+  return raw4 (__NR_fgetxattr, dir, PC_OPAQUE, &value, 1) == 1 && value == 'y';
+}
+
+/* Follow a path of directories in one layer. */
+static struct walk
+walk_layer (int layer, const char *path)
+{
+  char part[256];
+  struct walk walk = { -1, 0, 0 };
+  cleanup_fd int dir = (int) sys_openat (layer, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+
+  while (dir >= 0 && *path != '\0')
+    {
+      usize n = 0;
+      while (path[n] != '\0' && path[n] != '/')
+        n++;
+      if (n >= sizeof part)
+        return walk;
+      memcpy (part, path, n);
+      part[n] = '\0';
+      struct pc_stat found = { 0 };
+      int error = pc_tree_stat (dir, part, &found);
+      if (error < 0)
+        return walk;
+      walk.link = (found.mode & S_IFMT) == S_IFLNK;
+      if ((found.mode & S_IFMT) != S_IFDIR)
+        {
+          walk.hidden = 1;
+          return walk;
+        }
+      int next = (int) sys_openat (dir, part, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+      pc_close_fd (&dir);
+      dir = next;
+      walk.hidden |= dir >= 0 && is_opaque (dir);
+      path += n + (path[n] == '/');
+    }
+  walk.dir = pc_steal_fd (&dir);
+  return walk;
+}
+
+/* The directory that shows through at a path: its fd, -ENOENT, or -ELOOP where a link shows. */
+static int
+find_below (const struct pc_unpack *unpack, const int *lowers, u32 count, const char *path)
+{
+  struct walk own = walk_layer (unpack->top, path);
+  int hidden = own.hidden;
+
+  pc_close_fd (&own.dir);
+  for (u32 i = 0; i < count && !hidden; i++)
+    {
+      struct walk walk = walk_layer (lowers[i], path);
+      if (walk.dir >= 0)
+        return walk.dir;
+      if (walk.link)
+        return -ELOOP;
+      hidden = walk.hidden;
+    }
+  return -ENOENT;
+}
+
+static int
+copy_attributes (int from, int to)
+{
+  char names[4096];
+  char value[4096];
+  word size = raw3 (__NR_flistxattr, from, names, sizeof names);
+
+  for (word at = 0; at < size; at += (word) pc_strlen (names + at) + 1)
+    {
+      if (!pc_attribute_is_content (names + at))
+        continue;
+      word got = raw4 (__NR_fgetxattr, from, names + at, value, sizeof value);
+      word error = got < 0 ? got : raw5 (__NR_fsetxattr, to, names + at, value, got, 0);
+      if (error < 0)
+        return (int) error;
+    }
+  return 0;
+}
+
+/* A directory that no entry named is the one below it, or a common one. */
+static int
+settle_directory (struct pc_unpack *unpack, const int *lowers, u32 count, int dir, const char *path,
+                  struct pc_noted *noted)
+{
+  struct pc_stat found = { .mode = 0755 };
+  cleanup_fd int below = find_below (unpack, lowers, count, path);
+
+  if (below == -ELOOP)
+    return pc_unpack_failed (unpack, PC_UNPACK_BELOW, 0);
+  if (below < 0 && below != -ENOENT)
+    return pc_unpack_failed (unpack, PC_UNPACK_LOWER, below);
+  word error = below < 0 ? 0 : pc_tree_stat (below, "", &found);
+  if (error == 0 && below >= 0)
+    error = copy_attributes (below, dir);
+  if (error < 0)
+    return pc_unpack_failed (unpack, PC_UNPACK_LOWER, error);
+  if (unpack->flags & PC_UNPACK_OWNERS)
+    error = raw5 (__NR_fchownat, dir, "", found.uid, found.gid, 0x1000);
+  if (error < 0)
+    return pc_unpack_failed (unpack, PC_UNPACK_OWNER, error);
+  error = raw2 (__NR_fchmod, dir, found.mode & 07777);
+  if (error < 0)
+    return pc_unpack_failed (unpack, PC_UNPACK_MODE, error);
+  if (noted != NULL && below >= 0)
+    {
+      noted->seconds = found.seconds;
+      noted->nanoseconds = found.nanoseconds;
+      noted->kind = PC_NOTED_NAMED;
+    }
+  return 0;
+}
+
+/* Whiteouts for all that the layers below have in a directory and this one has not. */
+static int
+spell_out (struct pc_unpack *unpack, const int *lowers, u32 count, int dir, const char *path)
+{
+  static char names[32768] __attribute__ ((aligned (8)));
+
+  for (u32 i = 0; i < count; i++)
+    {
+      struct walk walk = walk_layer (lowers[i], path);
+      cleanup_fd int below = walk.dir;
+      word got = 0;
+      while (below >= 0 && (got = raw3 (__NR_getdents64, below, names, sizeof names)) > 0)
+        for (word at = 0; at < got;)
+          {
+            struct pc_entry *entry = (struct pc_entry *) (void *) (names + at);
+            at += entry->size;
+            if (pc_streq (entry->name, ".") || pc_streq (entry->name, ".."))
+              continue;
+            word error = raw4 (__NR_mknodat, dir, entry->name, S_IFCHR, 0);
+            if (error < 0 && error != -EEXIST)
+              return pc_unpack_failed (unpack, PC_UNPACK_WHITEOUT, error);
+          }
+      if (got < 0)
+        return pc_unpack_failed (unpack, PC_UNPACK_LOWER, got);
+      if (walk.hidden)
+        return 0;
+    }
+  return 0;
+}
+
+/* The directory that was noted, if it is still one: its parent and last part, and itself opened. */
+static int
+open_noted (const struct pc_unpack *unpack, char *path, int *parent, const char **last)
+{
+  usize cut = pc_strlen (path);
+  while (cut > 0 && path[cut - 1] != '/')
+    cut--;
+  *last = path[0] == '\0' ? "." : path + cut;
+  if (cut > 0)
+    path[cut - 1] = '\0';
+  *parent = pc_tree_open (unpack->top, cut > 0 ? path : ".");
+  if (cut > 0)
+    path[cut - 1] = '/';
+  if (*parent < 0)
+    return *parent;
+  return (int) sys_openat (*parent, *last, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+}
+
+static int
+settle (struct pc_unpack *unpack, const int *lowers, u32 count, struct pc_noted *noted)
+{
+  char *path = (char *) (noted + 1);
+  const char *last = "";
+  struct pc_stat found = { 0 };
+  cleanup_fd int parent = -1;
+  cleanup_fd int dir = open_noted (unpack, path, &parent, &last);
+
+  if (dir < 0 || pc_tree_stat (dir, "", &found) < 0)
+    return 0; /* replaced by a later entry */
+  if (noted->kind == PC_NOTED_OPAQUE)
+    return spell_out (unpack, lowers, count, dir, path);
+  if ((found.mode & 07777 & ~(u32) S_ISGID) != PC_IMPLIED_MODE)
+    return 0; /* named by a later entry */
+  return settle_directory (unpack, lowers, count, dir, path, noted);
+}
+
+static int
+set_times (struct pc_unpack *unpack, struct pc_noted *noted)
+{
+  i64 times[4] = { noted->seconds, noted->nanoseconds, noted->seconds, noted->nanoseconds };
+  const char *last = "";
+  cleanup_fd int parent = -1;
+  cleanup_fd int dir = open_noted (unpack, (char *) (noted + 1), &parent, &last);
+
+  if (dir < 0)
+    return 0;
+  word error = raw4 (__NR_utimensat, dir, NULL, times, 0);
+  return error < 0 ? pc_unpack_failed (unpack, PC_UNPACK_TIMES, error) : 0;
+}
+
+static struct pc_noted *
+next_noted (struct pc_unpack *unpack, usize *at)
+{
+  if (*at >= unpack->notes_size)
+    return NULL;
+  struct pc_noted *noted = (struct pc_noted *) (void *) (unpack->notes + *at);
+  *at += sizeof *noted + noted->size;
+  return noted;
+}
+
+int
+pc_unpack_finish (struct pc_unpack *unpack, const int *lowers, u32 count)
+{
+  struct pc_noted *noted;
+  int error = 0;
+
+  for (usize at = 0; error == 0 && (noted = next_noted (unpack, &at)) != NULL;)
+    if (noted->kind != PC_NOTED_NAMED)
+      error = settle (unpack, lowers, count, noted);
+  if (error == 0 && !unpack->root_seen)
+    error = settle_directory (unpack, lowers, count, unpack->top, "", NULL);
+  for (usize at = 0; error == 0 && (noted = next_noted (unpack, &at)) != NULL;)
+    if (noted->kind == PC_NOTED_NAMED)
+      error = set_times (unpack, noted);
+  return error;
+}

@@ -1,0 +1,510 @@
+/* A tree becomes an archive: in one order, without following a link, whatever a guest does to it meanwhile. */
+#include "header.h"
+#include "unpack.h"
+
+#include <linux/errno.h>
+#include <linux/fcntl.h>
+#include <linux/stat.h>
+
+#define AT_SYMLINK_NOFOLLOW_ 0x100
+#define AT_EMPTY_PATH_ 0x1000
+#define ARENA_MOST (1ull << 30)
+#define ATTRIBUTES_MOST 128u
+#define IDS 65536u
+
+/* What grows and shrinks with the depth: names of the directories above, and for good: linked files. */
+struct arena
+{
+  u8 *memory;
+  usize used;
+};
+
+struct linked
+{
+  u64 inode;
+  u32 major;
+  u32 minor;
+  u32 next; /* of the same bucket, 0 for none; an offset in the arena, as are the buckets */
+  u32 pad;
+  char path[];
+};
+
+#define BUCKETS 16384u
+
+struct pack
+{
+  struct pc_writer writer;
+  struct arena names;
+  struct arena links;
+  u32 buckets[BUCKETS];
+  u64 first_id;
+  i64 clamp;
+  u32 flags;
+  struct pc_unpack_report report;
+  char path[PC_TAR_NAME_MOST + 8];
+  char link[PC_TAR_NAME_MOST + 8];
+  char attribute_names[65536];
+  u8 *attribute_values;
+  struct pc_attribute attributes[ATTRIBUTES_MOST];
+  u32 attribute_count;
+};
+
+static struct pack pack;
+
+static int
+failed (u32 problem, word error)
+{
+  pack.report.problem = problem;
+  pack.report.error = (i32) -error;
+  usize n = pc_strlen (pack.path);
+  if (n > sizeof pack.report.name - 1)
+    n = sizeof pack.report.name - 1;
+  memcpy (pack.report.name, pack.path, n);
+  pack.report.name[n] = '\0';
+  return -1;
+}
+
+static int
+output_failed (void)
+{
+  return failed (PC_UNPACK_OUTPUT, -pack.writer.error);
+}
+
+static u8 *
+reserve (usize size)
+{
+  word map = raw6 (__NR_mmap, 0, size, 3 /* READ | WRITE */, 0x4022 /* PRIVATE | ANONYMOUS | NORESERVE */, -1, 0);
+  return map < 0 && map > -4096 ? NULL : (u8 *) map;
+}
+
+static void *
+take (struct arena *arena, usize size)
+{
+  size = (size + 7) / 8 * 8;
+  if (size > ARENA_MOST - arena->used)
+    return NULL;
+  void *taken = arena->memory + arena->used;
+  arena->used += size;
+  return taken;
+}
+
+static u32
+own_id (u32 id)
+{
+  return pack.first_id != 0 && id >= pack.first_id && id - pack.first_id < IDS ? id - (u32) pack.first_id : id;
+}
+
+/* A capability set inside of a user namespace carries that namespace's root; what is packed belongs to any. */
+static void
+plain_capability (struct pc_attribute *attribute)
+{
+  if (attribute->size != 24 || attribute->value[3] != 3)
+    return;
+  ((u8 *) (usize) attribute->value)[3] = 2;
+  attribute->size = 20;
+}
+
+static int
+compare_names (const char *a, const char *b)
+{
+  while (*a != '\0' && *a == *b)
+    {
+      a++;
+      b++;
+    }
+  return (int) (u8) *a - (int) (u8) *b;
+}
+
+static int
+read_attribute (int fd, const char *key, usize *used)
+{
+  struct pc_attribute *out = &pack.attributes[pack.attribute_count];
+  u8 *value = pack.attribute_values + *used;
+  usize room = PC_HEADER_ATTRIBUTES - *used;
+  word got = raw4 (__NR_fgetxattr, fd, key, value, room);
+
+  if (got < 0)
+    return got == -ENODATA || got == -EOPNOTSUPP ? 0 : (int) got;
+  *out = (struct pc_attribute){ key, value, (usize) got };
+  if (pc_streq (key, "security.capability"))
+    plain_capability (out);
+  *used += ((usize) got + 7) / 8 * 8;
+  /* In the order of their names, for a file system may list them in any. */
+  for (u32 i = pack.attribute_count++; i > 0 && compare_names (pack.attributes[i - 1].name, key) > 0; i--)
+    {
+      struct pc_attribute held = pack.attributes[i - 1];
+      pack.attributes[i - 1] = pack.attributes[i];
+      pack.attributes[i] = held;
+    }
+  return 0;
+}
+
+/* Of files and directories: nothing else has what is content. */
+static int
+read_attributes (int fd)
+{
+  usize used = 0;
+  pack.attribute_count = 0;
+  word size = fd < 0 ? 0 : raw3 (__NR_flistxattr, fd, pack.attribute_names, sizeof pack.attribute_names);
+  if (size == -EOPNOTSUPP)
+    return 0;
+  if (size < 0)
+    return failed (PC_UNPACK_TREE, size);
+  for (word at = 0; at < size; at += (word) pc_strlen (pack.attribute_names + at) + 1)
+    {
+      const char *key = pack.attribute_names + at;
+      /* The ids of an ACL are of this host. */
+      if (!pc_attribute_is_content (key) || pc_starts_with (key, "system.") || pack.attribute_count == ATTRIBUTES_MOST)
+        continue;
+      int error = read_attribute (fd, key, &used);
+      if (error < 0)
+        return failed (PC_UNPACK_TREE, error);
+    }
+  return 0;
+}
+
+static int
+put_entry (const struct statx *found, char type, u64 size, char *link)
+{
+  struct pc_tar_entry entry = {
+    .type = type,
+    .mode = found->stx_mode & 07777,
+    .uid = own_id (found->stx_uid),
+    .gid = own_id (found->stx_gid),
+    .size = size,
+    .seconds = found->stx_mtime.tv_sec,
+    .nanoseconds = found->stx_mtime.tv_nsec,
+    .major = type == PC_TAR_CHARACTER || type == PC_TAR_BLOCK_DEVICE ? found->stx_rdev_major : 0,
+    .minor = type == PC_TAR_CHARACTER || type == PC_TAR_BLOCK_DEVICE ? found->stx_rdev_minor : 0,
+    .name = pack.path[0] == '\0' ? (char[]){ "./" } : pack.path,
+    .link = link,
+  };
+
+  if ((pack.flags & PC_PACK_CLAMP) && entry.seconds >= pack.clamp)
+    {
+      entry.seconds = pack.clamp;
+      entry.nanoseconds = 0;
+    }
+  pack.report.entries++;
+  pack.report.bytes += size;
+  if (pc_writer_entry (&pack.writer, &entry, pack.attributes, pack.attribute_count) < 0)
+    return output_failed ();
+  return 0;
+}
+
+/* As many bytes as the header says, whatever becomes of the file. */
+static int
+put_content (int fd, u64 size)
+{
+  static u8 data[1 << 16];
+  u64 left = size;
+  while (left > 0)
+    {
+      word got = sys_read (fd, data, left < sizeof data ? (usize) left : sizeof data);
+      if (got == -EINTR)
+        continue;
+      if (got < 0)
+        return failed (PC_UNPACK_TREE, got);
+      if (got == 0)
+        {
+          memset (data, 0, sizeof data);
+          got = left < sizeof data ? (word) left : (word) sizeof data;
+        }
+      if (pc_writer_put (&pack.writer, data, (usize) got) < 0)
+        return output_failed ();
+      left -= (u64) got;
+    }
+  return pc_writer_pad (&pack.writer, size) < 0 ? output_failed () : 0;
+}
+
+/* The name under which a file of several was packed first, or NULL and it is remembered. */
+static char *
+known_link (const struct statx *found)
+{
+  u32 *bucket = &pack.buckets[found->stx_ino % BUCKETS];
+  for (u32 at = *bucket; at != 0;)
+    {
+      struct linked *linked = (struct linked *) (void *) (pack.links.memory + at);
+      if (linked->inode == found->stx_ino && linked->major == found->stx_dev_major
+          && linked->minor == found->stx_dev_minor)
+        return linked->path;
+      at = linked->next;
+    }
+  usize size = pc_strlen (pack.path) + 1;
+  struct linked *fresh = take (&pack.links, sizeof *fresh + size);
+  if (fresh == NULL)
+    return NULL; /* packed as a file of its own */
+  fresh->inode = found->stx_ino;
+  fresh->major = found->stx_dev_major;
+  fresh->minor = found->stx_dev_minor;
+  fresh->next = *bucket;
+  memcpy (fresh->path, pack.path, size);
+  *bucket = (u32) ((u8 *) fresh - pack.links.memory);
+  return NULL;
+}
+
+static int
+put_file (int dir, const char *name)
+{
+  struct statx found;
+  cleanup_fd int fd = (int) sys_openat (dir, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0);
+  if (fd == -ENOENT || fd == -ELOOP)
+    return 0; /* gone, or something else by now */
+  word error = fd < 0 ? fd : raw5 (__NR_statx, fd, "", AT_EMPTY_PATH_, STATX_BASIC_STATS, &found);
+  if (error < 0)
+    return failed (PC_UNPACK_TREE, error);
+  if ((found.stx_mode & S_IFMT) != S_IFREG)
+    return 0;
+  if (found.stx_nlink > 1)
+    {
+      char *first = known_link (&found);
+      if (first != NULL)
+        {
+          pack.attribute_count = 0;
+          return put_entry (&found, PC_TAR_HARD, 0, first);
+        }
+    }
+  if (read_attributes (fd) < 0 || put_entry (&found, PC_TAR_FILE, found.stx_size, NULL) < 0)
+    return -1;
+  return put_content (fd, found.stx_size);
+}
+
+static int
+put_symlink (int dir, const char *name, const struct statx *found)
+{
+  word size = raw4 (__NR_readlinkat, dir, name, pack.link, PC_TAR_NAME_MOST);
+  if (size == -ENOENT || size == -EINVAL)
+    return 0;
+  if (size < 0)
+    return failed (PC_UNPACK_TREE, size);
+  pack.link[size] = '\0';
+  pack.attribute_count = 0;
+  return put_entry (found, PC_TAR_SYMLINK, 0, pack.link);
+}
+
+/* ".wh.name" in the place of name. */
+static int
+put_whiteout (const struct statx *found, usize cut, const char *name)
+{
+  struct statx plain = *found;
+  char kept[256];
+  usize n = pc_strlen (name) + 1;
+
+  if (!(pack.flags & PC_PACK_WHITEOUTS))
+    return 0;
+  memcpy (kept, name, n);
+  if (cut + 4 + n > PC_TAR_NAME_MOST)
+    return failed (PC_UNPACK_DEPTH, 0);
+  memcpy (pack.path + cut, ".wh.", 4);
+  memcpy (pack.path + cut + 4, kept, n);
+  plain.stx_mode = S_IFREG | 0644;
+  pack.attribute_count = 0;
+  return put_entry (&plain, PC_TAR_FILE, 0, NULL);
+}
+
+static int put_directory (int dir, const char *name, const struct statx *found, usize size);
+
+static int
+put_any (int dir, const char *name, usize cut)
+{
+  struct statx found;
+  word error = raw5 (__NR_statx, dir, name, AT_SYMLINK_NOFOLLOW_, STATX_BASIC_STATS, &found);
+  usize n = pc_strlen (name);
+
+  if (error == -ENOENT)
+    return 0;
+  if (cut + n + 2 > PC_TAR_NAME_MOST)
+    return failed (PC_UNPACK_DEPTH, 0);
+  memcpy (pack.path + cut, name, n + 1);
+  if (error < 0)
+    return failed (PC_UNPACK_TREE, error);
+  pack.attribute_count = 0;
+  switch (found.stx_mode & S_IFMT)
+    {
+    case S_IFDIR:
+      return put_directory (dir, name, &found, cut + n);
+    case S_IFREG:
+      return put_file (dir, name);
+    case S_IFLNK:
+      return put_symlink (dir, name, &found);
+    case S_IFCHR:
+      if (found.stx_rdev_major == 0 && found.stx_rdev_minor == 0)
+        return put_whiteout (&found, cut, name);
+      return put_entry (&found, PC_TAR_CHARACTER, 0, NULL);
+    case S_IFBLK:
+      return put_entry (&found, PC_TAR_BLOCK_DEVICE, 0, NULL);
+    case S_IFIFO:
+      return put_entry (&found, PC_TAR_FIFO, 0, NULL);
+    default:
+      pack.report.skipped++; /* sockets mean nothing without who listens */
+      return 0;
+    }
+}
+
+/* Heap sort: no depth, no memory. */
+static void
+sort_names (char **names, usize count)
+{
+  for (usize built = count / 2, end = count; end > 1;)
+    {
+      if (built > 0)
+        built--;
+      else
+        {
+          end--;
+          char *last = names[end];
+          names[end] = names[0];
+          names[0] = last;
+        }
+      for (usize root = built;;)
+        {
+          usize child = 2 * root + 1;
+          if (child >= end)
+            break;
+          if (child + 1 < end && compare_names (names[child], names[child + 1]) < 0)
+            child++;
+          if (compare_names (names[root], names[child]) >= 0)
+            break;
+          char *held = names[root];
+          names[root] = names[child];
+          names[child] = held;
+          root = child;
+        }
+    }
+}
+
+/* The names in a directory, in the arena: a list behind them. */
+static char **
+list_names (int fd, usize *count)
+{
+  static char listing[32768] __attribute__ ((aligned (8)));
+  usize begin = pack.names.used;
+  word got;
+
+  *count = 0;
+  while ((got = raw3 (__NR_getdents64, fd, listing, sizeof listing)) > 0)
+    for (word at = 0; at < got;)
+      {
+        struct pc_entry *entry = (struct pc_entry *) (void *) (listing + at);
+        at += entry->size;
+        if (pc_streq (entry->name, ".") || pc_streq (entry->name, ".."))
+          continue;
+        usize n = pc_strlen (entry->name) + 1;
+        char *name = take (&pack.names, n);
+        if (name == NULL)
+          return NULL;
+        memcpy (name, entry->name, n);
+        ++*count;
+      }
+  usize end = pack.names.used;
+  char **names = got < 0 ? NULL : take (&pack.names, (*count + 1) * sizeof *names);
+  if (names == NULL)
+    return NULL;
+  usize i = 0;
+  for (usize at = begin; at < end; i++)
+    {
+      names[i] = (char *) pack.names.memory + at;
+      at += (pc_strlen (names[i]) + 1 + 7) / 8 * 8;
+    }
+  sort_names (names, *count);
+  return names;
+}
+
+static int
+put_children (int fd, usize size)
+{
+  usize before = pack.names.used;
+  usize count;
+  char **names = list_names (fd, &count);
+  if (names == NULL)
+    return failed (PC_UNPACK_MEMORY, 0);
+  if (size > 0)
+    pack.path[size++] = '/';
+  for (usize i = 0; i < count; i++)
+    if (put_any (fd, names[i], size) < 0)
+      return -1;
+  pack.names.used = before;
+  return 0;
+}
+
+static int
+put_opaque (int fd, const struct statx *found, usize size)
+{
+  char value;
+  if (!(pack.flags & PC_PACK_WHITEOUTS) || raw4 (__NR_fgetxattr, fd, PC_OPAQUE, &value, 1) != 1 || value != 'y')
+    return 0;
+  if (size + 16 > PC_TAR_NAME_MOST)
+    return failed (PC_UNPACK_DEPTH, 0);
+  pack.path[size] = '/';
+  int done = put_whiteout (found, size + 1, ".wh..opq");
+  pack.path[size] = '\0';
+  return done;
+}
+
+/* A directory, then what it holds; its path ends at `size`. */
+static int
+put_directory (int dir, const char *name, const struct statx *found, usize size)
+{
+  struct statx here = *found;
+  cleanup_fd int fd = (int) sys_openat (dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+  if (fd == -ENOENT || fd == -ENOTDIR || fd == -ELOOP)
+    return 0;
+  word error = fd < 0 ? fd : raw5 (__NR_statx, fd, "", AT_EMPTY_PATH_, STATX_BASIC_STATS, &here);
+  if (error < 0)
+    return failed (PC_UNPACK_TREE, error);
+  if (read_attributes (fd) < 0)
+    return -1;
+  if (size > 0)
+    {
+      pack.path[size] = '/';
+      pack.path[size + 1] = '\0';
+    }
+  if (put_entry (&here, PC_TAR_DIRECTORY, 0, NULL) < 0)
+    return -1;
+  pack.path[size] = '\0';
+  if (size > 0 && put_opaque (fd, &here, size) < 0)
+    return -1;
+  return put_children (fd, size);
+}
+
+static int
+put_tree (int top)
+{
+  static const u8 end[2 * PC_TAR_BLOCK];
+  struct statx found;
+  word error = raw5 (__NR_statx, top, "", AT_EMPTY_PATH_, STATX_BASIC_STATS, &found);
+
+  if (error < 0)
+    return failed (PC_UNPACK_TREE, error);
+  if (put_directory (top, ".", &found, 0) < 0)
+    return -1;
+  if (pc_writer_put (&pack.writer, end, sizeof end) < 0 || pc_writer_flush (&pack.writer) < 0)
+    return output_failed ();
+  return 0;
+}
+
+_Noreturn void
+pc_pack (int socket, const struct pc_pack_request *request, int top, int stream)
+{
+  pack.first_id = request->first_id;
+  pack.clamp = request->clamp;
+  pack.flags = request->flags;
+  word error = pc_confine_to (top, socket, stream, 0, (pack.flags & PC_PACK_LANDLOCK) != 0);
+  if (error < 0)
+    (void) failed (PC_UNPACK_CONFINE, error);
+  pack.names.memory = error < 0 ? NULL : reserve (ARENA_MOST);
+  pack.links.memory = error < 0 ? NULL : reserve (ARENA_MOST);
+  pack.links.used = 8; /* 0 is no offset */
+  pack.attribute_values = error < 0 ? NULL : reserve (PC_HEADER_ATTRIBUTES);
+  pack.writer.fd = stream;
+  pack.writer.buffer = error < 0 ? NULL : reserve (PC_TAR_BUFFER);
+  pack.writer.extended = error < 0 ? NULL : reserve (PC_TAR_EXTENDED_MOST);
+  if (error == 0
+      && (pack.names.memory == NULL || pack.links.memory == NULL || pack.attribute_values == NULL
+          || pack.writer.buffer == NULL || pack.writer.extended == NULL))
+    (void) failed (PC_UNPACK_MEMORY, 0);
+  if (pack.report.problem == 0)
+    (void) put_tree (top);
+  sys_close (stream);
+  sys_exit (pc_send (socket, &pack.report, sizeof pack.report, NULL, 0, 0) < 0);
+}

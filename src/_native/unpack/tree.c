@@ -1,0 +1,264 @@
+/* Paths of a layer: each is resolved beneath the layer's own directory, links inside of it included. */
+#include "unpack.h"
+#include "../launcher/launcher.h"
+#include "mountapi.h"
+
+#include <linux/errno.h>
+#include <linux/fcntl.h>
+#include <linux/stat.h>
+
+#define AT_SYMLINK_NOFOLLOW_ 0x100
+
+int
+pc_unpack_failed (struct pc_unpack *unpack, u32 problem, word error)
+{
+  unpack->report.problem = problem;
+  unpack->report.error = (i32) -error;
+  return -(int) problem;
+}
+
+void
+pc_tree_forget (struct pc_unpack *unpack)
+{
+  if (unpack->parent != unpack->top)
+    pc_close_fd (&unpack->parent);
+  unpack->parent = -1;
+}
+
+int
+pc_tree_open (int top, const char *path)
+{
+  struct open_how how = {
+    .flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
+    .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+  };
+  word fd;
+  u32 tries = 0;
+  /* EAGAIN: something on this machine was renamed while ".." of a link was resolved. */
+  do
+    fd = sys_openat2 (top, path, &how);
+  while (fd == -EAGAIN && ++tries < 100);
+  return (int) fd;
+}
+
+int
+pc_tree_stat (int dir, const char *name, struct pc_stat *out)
+{
+  struct statx found;
+  word error = raw5 (__NR_statx, dir, name, AT_SYMLINK_NOFOLLOW_ | (name[0] == '\0' ? 0x1000 : 0),
+                     STATX_BASIC_STATS, &found);
+  if (error < 0)
+    return (int) error;
+  *out = (struct pc_stat){
+    .mode = found.stx_mode,
+    .uid = found.stx_uid,
+    .gid = found.stx_gid,
+    .is_whiteout = (found.stx_mode & S_IFMT) == S_IFCHR && found.stx_rdev_major == 0 && found.stx_rdev_minor == 0,
+    .seconds = found.stx_mtime.tv_sec,
+    .nanoseconds = found.stx_mtime.tv_nsec,
+  };
+  return 0;
+}
+
+/* "/a//./b/" to "a/b". */
+static int
+clean (struct pc_unpack *unpack, const char *name)
+{
+  usize n = 0;
+  while (*name != '\0')
+    {
+      usize size = 0;
+      while (name[size] != '\0' && name[size] != '/')
+        size++;
+      if (size == 2 && name[0] == '.' && name[1] == '.')
+        return pc_unpack_failed (unpack, PC_UNPACK_NAME, 0);
+      if (size > 0 && !(size == 1 && name[0] == '.'))
+        {
+          if (n + size + 2 > sizeof unpack->path)
+            return pc_unpack_failed (unpack, PC_UNPACK_NAME, 0);
+          if (n > 0)
+            unpack->path[n++] = '/';
+          memcpy (unpack->path + n, name, size);
+          n += size;
+        }
+      name += size;
+      if (*name == '/')
+        name++;
+    }
+  unpack->path[n] = '\0';
+  return 0;
+}
+
+static int
+is_marker (const char *part)
+{
+  return part[0] == '.' && part[1] == 'w' && part[2] == 'h' && part[3] == '.';
+}
+
+/* One directory that no entry named yet, below one that is there. */
+static word
+make_implied (struct pc_unpack *unpack, char *path, usize cut)
+{
+  struct pc_stat there;
+  int hides = 0;
+  const char *name = path + cut;
+
+  if (cut > 0)
+    path[cut - 1] = '\0';
+  cleanup_fd int above = pc_tree_open (unpack->top, cut > 0 ? path : ".");
+  if (cut > 0)
+    path[cut - 1] = '/';
+  word error = above < 0 ? above : pc_tree_stat (above, name, &there);
+  if (error == 0 && there.is_whiteout)
+    error = pc_tree_clear (above, name, &hides);
+  else if (error == 0)
+    error = -ENOTDIR;
+  if (above >= 0 && (error == 0 || error == -ENOENT))
+    error = sys_mkdirat (above, name, PC_IMPLIED_MODE);
+  if (error == 0 && hides)
+    error = pc_tree_mark_opaque (unpack, above, name, path);
+  return error < 0 ? error : pc_tree_note (unpack, path, 0, 0, PC_NOTED_IMPLIED);
+}
+
+/* Make what is missing on the way to a directory, one part after the other. */
+static int
+make_way (struct pc_unpack *unpack, char *path)
+{
+  usize cut = 0;
+  for (usize at = 0;; at++)
+    {
+      if (path[at] != '/' && path[at] != '\0')
+        continue;
+      char kept = path[at];
+      path[at] = '\0';
+      cleanup_fd int fd = pc_tree_open (unpack->top, path);
+      word error = fd < 0 ? make_implied (unpack, path, cut) : 0;
+      path[at] = kept;
+      if (error < 0)
+        return pc_unpack_failed (unpack, PC_UNPACK_PARENT, error);
+      if (kept == '\0')
+        return 0;
+      cut = at + 1;
+    }
+}
+
+int
+pc_tree_enter (struct pc_unpack *unpack, const char *name, const char **last)
+{
+  int error = clean (unpack, name);
+  if (error < 0)
+    return error;
+  char *path = unpack->path;
+  usize size = pc_strlen (path);
+  usize cut = size;
+  while (cut > 0 && path[cut - 1] != '/')
+    cut--;
+  *last = path + cut;
+  usize parent = cut > 0 ? cut - 1 : 0;
+  for (usize at = 0; at < cut; at++)
+    if ((at == 0 || path[at - 1] == '/') && is_marker (path + at))
+      return pc_unpack_failed (unpack, PC_UNPACK_WHITEOUT, 0);
+  if (unpack->parent >= 0 && unpack->parent_size == parent && memcmp (unpack->parent_path, path, parent) == 0)
+    return 0;
+  pc_tree_forget (unpack);
+  memcpy (unpack->parent_path, path, parent);
+  unpack->parent_path[parent] = '\0';
+  unpack->parent_size = parent;
+  int fd = parent == 0 ? unpack->top : pc_tree_open (unpack->top, unpack->parent_path);
+  if (fd == -ENOENT || fd == -ENOTDIR)
+    {
+      error = make_way (unpack, unpack->parent_path);
+      if (error < 0)
+        return error;
+      fd = pc_tree_open (unpack->top, unpack->parent_path);
+    }
+  if (fd < 0)
+    return pc_unpack_failed (unpack, PC_UNPACK_PARENT, fd);
+  struct pc_stat found = { 0 };
+  word found_error = pc_tree_stat (fd, "", &found);
+  if (found_error < 0)
+    return pc_unpack_failed (unpack, PC_UNPACK_PARENT, found_error);
+  unpack->parent = fd;
+  unpack->parent_shares = (found.mode & S_ISGID) != 0;
+  return 0;
+}
+
+int
+pc_tree_clear (int dir, const char *name, int *hides)
+{
+  struct pc_stat found = { 0 };
+  word error = pc_tree_stat (dir, name, &found);
+
+  *hides = 0;
+  if (error == -ENOENT)
+    return 0;
+  if (error < 0)
+    return (int) error;
+  *hides = (int) found.is_whiteout;
+  if ((found.mode & S_IFMT) == S_IFDIR)
+    return pc_remove_tree (dir, name);
+  return (int) raw3 (__NR_unlinkat, dir, name, 0);
+}
+
+int
+pc_tree_mark_opaque (struct pc_unpack *unpack, int dir, const char *name, const char *path)
+{
+  cleanup_fd int fd = (int) sys_openat (dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+  if (fd < 0)
+    return fd;
+  word error = raw5 (__NR_fsetxattr, fd, PC_OPAQUE, "y", 1, 0);
+  /* tmpfs before 6.6 keeps no user.*: what is hidden is spelled out, once the lower layers are known. */
+  if (error == -EOPNOTSUPP)
+    error = pc_tree_note (unpack, path, 0, 0, PC_NOTED_OPAQUE);
+  return (int) error;
+}
+
+int
+pc_tree_whiteout (struct pc_unpack *unpack, int dir, const char *name)
+{
+  word error = raw4 (__NR_mknodat, dir, name, S_IFCHR, 0);
+  if (error != -EEXIST)
+    return (int) error;
+  /* What this layer has is not hidden by its own whiteout, but what lies below a directory of it is. */
+  struct pc_stat found = { 0 };
+  error = pc_tree_stat (dir, name, &found);
+  if (error < 0 || (found.mode & S_IFMT) != S_IFDIR)
+    return (int) error;
+  static char path[PC_TAR_NAME_MOST + 8];
+  usize n = unpack->parent_size;
+  memcpy (path, unpack->parent_path, n);
+  if (n > 0)
+    path[n++] = '/';
+  memcpy (path + n, name, pc_strlen (name) + 1);
+  return pc_tree_mark_opaque (unpack, dir, name, path);
+}
+
+#define NOTES_STEP (1u << 20)
+#define NOTES_MOST (256u << 20)
+
+int
+pc_tree_note (struct pc_unpack *unpack, const char *path, i64 seconds, u32 nanoseconds, u32 kind)
+{
+  usize size = (pc_strlen (path) + 1 + 7) / 8 * 8;
+  usize wanted = sizeof (struct pc_noted) + size;
+
+  if (unpack->notes_size + wanted > unpack->notes_room)
+    {
+      usize room = unpack->notes_room == 0 ? NOTES_STEP : unpack->notes_room * 2;
+      if (room > NOTES_MOST)
+        return -ENOMEM;
+      word map = unpack->notes_room == 0
+                     ? raw6 (__NR_mmap, 0, (word) room, 3 /* READ | WRITE */, 0x22 /* PRIVATE | ANONYMOUS */, -1, 0)
+                     : raw4 (__NR_mremap, unpack->notes, unpack->notes_room, room, 1 /* MAYMOVE */);
+      if (map < 0 && map > -4096)
+        return (int) map;
+      unpack->notes = (u8 *) map;
+      unpack->notes_room = room;
+    }
+  struct pc_noted *noted = (struct pc_noted *) (void *) (unpack->notes + unpack->notes_size);
+  *noted = (struct pc_noted){ seconds, nanoseconds, (u16) size, (u16) kind };
+  memcpy (noted + 1, path, pc_strlen (path) + 1);
+  unpack->notes_size += wanted;
+  unpack->report.implied += kind == PC_NOTED_IMPLIED;
+  return 0;
+}

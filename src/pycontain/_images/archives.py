@@ -1,0 +1,154 @@
+"""Archives of images: what `docker save`, `podman save` and skopeo write, and what they load."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, TYPE_CHECKING, Literal
+
+from pycontain._images.layers import LayerBuild
+from pycontain._images.layout import blob_name
+from pycontain._images.write import source_date
+from pycontain.errors import ImageError, NotFound
+from pycontain.oci import Digest, Manifest, MediaType, Reference
+from pycontain.oci.document import compact
+
+if TYPE_CHECKING:
+    from pycontain._images.store import Store
+
+_CHUNK = 1 << 20
+
+
+@contextlib.contextmanager
+def opened_to_read(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[bytes]]:
+    """A file that a caller names or has open.  Raises NotFound, ImageError."""
+    if not isinstance(source, str | os.PathLike):
+        yield source
+        return
+    try:
+        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        kind = NotFound if isinstance(error, FileNotFoundError) else ImageError
+        raise kind(f"no archive of images: {os.fspath(source)}: {error.strerror}") from error
+    with open(fd, "rb") as file:
+        yield file
+
+
+def save_to(
+    store: Store,
+    images: Sequence[tuple[Digest, Sequence[str]]],
+    target: str | os.PathLike[str] | IO[bytes],
+    form: Literal["oci", "docker"],
+) -> None:
+    """`save` to a file of the caller's, or under a name that exists when it is whole."""
+    if not isinstance(target, str | os.PathLike):
+        save(store, images, target, form)
+        return
+    path = os.fspath(target)
+    building = f"{path}.{os.urandom(4).hex()}.part"
+    try:
+        with open(building, "xb") as file:
+            save(store, images, file, form)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(building, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(building)
+        raise
+
+
+@contextlib.contextmanager
+def unpacked(store: Store, read: Callable[[int], bytes]) -> Iterator[str]:
+    """An archive of images as a directory, for as long as a `with` lasts.
+
+    It is a stranger's, so it goes through the same confined unpacker and the same bounds as a layer.
+    Raises ImageError.
+    """
+    build = LayerBuild(store, None, owners=False)
+    try:
+        while chunk := read(_CHUNK):
+            build.feed(chunk)
+        build.end()
+        build.finish(())
+        yield build.tree
+    finally:
+        build.abandon()
+
+
+def save(
+    store: Store,
+    images: Sequence[tuple[Digest, Sequence[str]]],
+    out: IO[bytes],
+    form: Literal["oci", "docker"],
+) -> None:
+    """Write images with their names; the same bytes for the same images.
+
+    'oci' is an OCI layout that docker and podman load as well; 'docker' is docker's older form alone.
+    Raises NotFound for content that is not in the store.
+    """
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        written: set[str] = set()
+        index, listed = [], []
+        for digest, names in images:
+            manifest = store.manifest(digest)
+            for one in (manifest.config, *manifest.layers):
+                _add_blob(store, archive, one.digest, written)
+            listed.append(_docker_entry(manifest, names))
+            if form == "oci":
+                _add_blob(store, archive, digest, written)
+                index += _index_entries(manifest, names)
+        if form == "oci":
+            layout = {"schemaVersion": 2, "mediaType": MediaType.OCI_INDEX, "manifests": index}
+            _add(archive, "index.json", compact(layout))
+            _add(archive, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+        _add(archive, "manifest.json", json.dumps(listed, separators=(",", ":")).encode())
+
+
+def _docker_entry(manifest: Manifest, names: Sequence[str]) -> dict[str, object]:
+    return {
+        "Config": blob_name(manifest.config.digest),
+        "RepoTags": [Reference.parse(name).familiar for name in names],
+        "Layers": [blob_name(layer.digest) for layer in manifest.layers],
+    }
+
+
+def _index_entries(manifest: Manifest, names: Sequence[str]) -> list[dict[str, object]]:
+    entry = {"mediaType": manifest.media_type, "digest": manifest.digest, "size": len(manifest.raw)}
+    if not names:
+        return [dict(entry)]
+    return [
+        {
+            **entry,
+            "annotations": {
+                "io.containerd.image.name": name,
+                "org.opencontainers.image.ref.name": Reference.parse(name).tag or "latest",
+            },
+        }
+        for name in names
+    ]
+
+
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode, member.mtime = size, 0o644, source_date() or 0
+    return member
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    archive.addfile(_member(name, len(data)), io.BytesIO(data))
+
+
+def _add_blob(store: Store, archive: tarfile.TarFile, digest: Digest, written: set[str]) -> None:
+    name = blob_name(digest)
+    if name in written:
+        return
+    written.add(name)
+    if not store.has_blob(digest):
+        raise NotFound(f"the store has no content {digest}", hint="pull or load the image again")
+    with open(store.open_blob(digest), "rb") as file:
+        archive.addfile(_member(name, os.fstat(file.fileno()).st_size), file)

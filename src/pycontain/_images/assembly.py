@@ -1,0 +1,187 @@
+"""An image on its way into the store: which layers it lacks, and the one moment at which it exists."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from pycontain._images.layers import LayerBuild, discard
+from pycontain._images.store import LayerRecord, Pins, Record, sync_directory
+from pycontain._state.locks import exclusive
+from pycontain.errors import ImageError
+from pycontain.oci import ImageConfig, Manifest
+
+if TYPE_CHECKING:
+    from pycontain._images.store import Store
+
+
+@contextlib.contextmanager
+def assembling(store: Store, pins: Pins, manifest: Manifest, config: ImageConfig) -> Iterator[Assembly]:
+    """An assembly that nobody else works at; what is not concluded is taken down again.
+
+    Raises ImageError when manifest and configuration disagree on the layers.
+    """
+    if len(manifest.layers) != len(config.diff_ids):
+        raise ImageError(
+            f"the manifest has {len(manifest.layers)} layers, the configuration {len(config.diff_ids)}"
+        )
+    pins.add("blob", manifest.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers))
+    pins.add("layer", *config.chain_ids)
+    with contextlib.ExitStack() as stack:
+        # In one order everywhere, so that two who share layers never wait for each other in a circle.
+        for chain in sorted(chain for chain in set(config.chain_ids) if store.layer(chain) is None):
+            stack.enter_context(exclusive(os.path.join(store.partial, f"{chain.hex}.layer"), patience=None))
+        assembly = Assembly(store, manifest, config)
+        try:
+            yield assembly
+        finally:
+            assembly.abandon()
+
+
+class Assembly:
+    """The layers of one image: those that are there, and builds of those that are not."""
+
+    def __init__(self, store: Store, manifest: Manifest, config: ImageConfig) -> None:
+        self._store, self.manifest, self.config = store, manifest, config
+        self._chains = config.chain_ids
+        self._mutex = threading.Lock()
+        self._there: list[LayerRecord | None] = [store.layer(chain) for chain in self._chains]
+        self._builds: dict[int, LayerBuild] = {}
+        self._ended: set[int] = set()
+        self._finished: set[int] = set()
+
+    def lacks_tree(self, position: int) -> bool:
+        """Is this layer to be unpacked?"""
+        return self._there[position] is None
+
+    def lacks_blob(self, position: int) -> bool:
+        """Is its content to be fetched?"""
+        layer = self.manifest.layers[position]
+        return not self._store.has_blob(layer.digest, layer.size)
+
+    @property
+    def missing(self) -> list[int]:
+        """Positions of which tree or content is not there."""
+        return [at for at in range(len(self._chains)) if self.lacks_tree(at) or self.lacks_blob(at)]
+
+    def build(self, position: int) -> LayerBuild:
+        """Begin a layer."""
+        build = LayerBuild(self._store, self.config.diff_ids[position])
+        with self._mutex:
+            self._builds[position] = build
+        return build
+
+    def begin_again(self, position: int) -> None:
+        """Throw away what was built of a layer."""
+        with self._mutex:
+            build = self._builds.pop(position, None)
+        if build is not None:
+            build.abandon()
+
+    def ended(self, position: int) -> None:
+        """A layer's stream is whole: finish it, and those that waited for it."""
+        with self._mutex:
+            self._ended.add(position)
+            for at in range(len(self._chains)):
+                if at in self._finished or not self.lacks_tree(at):
+                    continue
+                if at not in self._ended:
+                    return
+                self._builds[at].finish(self._lowers(at))
+                self._finished.add(at)
+
+    def _tree(self, position: int) -> tuple[str, bool]:
+        record = self._there[position]
+        if record is not None:
+            return self._store.layer_path(record.chain), record.root_opaque
+        build = self._builds[position]
+        assert build.report is not None
+        return build.tree, build.report.root_opaque
+
+    def _lowers(self, position: int) -> list[str]:
+        """Directories below a layer, the uppermost first, as far as they show."""
+        result = []
+        for at in reversed(range(position)):
+            path, opaque = self._tree(at)
+            result.append(path)
+            if opaque:
+                break
+        return result
+
+    def conclude(self, names: Sequence[str] = (), origin: tuple[str, str] | None = None) -> Record:
+        """Everything is there: from here on the image exists.  origin: registry and repository."""
+        store = self._store
+        moved = sorted(self._builds)
+        if moved:
+            store.sync()
+        for at in moved:
+            self._move(at)
+        if moved:
+            sync_directory(store.layers)
+        return self._record(names, origin)
+
+    def _move(self, position: int) -> None:
+        store, build = self._store, self._builds[position]
+        chain = self._chains[position]
+        target = os.path.dirname(store.layer_path(chain))
+        if os.path.lexists(target):  # without a record: what a kill left of somebody's conclusion
+            stale = f"stale-{os.urandom(8).hex()}"
+            os.rename(target, os.path.join(store.owner.live, stale))
+            discard(store, stale)
+        os.rename(build.directory, target)
+
+    def _record(self, names: Sequence[str], origin: tuple[str, str] | None) -> Record:
+        digest, now = self.manifest.digest, time.time()
+        size = 0
+        with self._store.database.writing(durable=True) as records:
+            for at, chain in enumerate(self._chains):
+                known = self._there[at]
+                report = None if known is not None else self._builds[at].report
+                if report is not None:
+                    parent = self._chains[at - 1] if at else None
+                    records.execute(
+                        "INSERT OR REPLACE INTO layer VALUES (?, ?, ?, ?, ?, ?, ?)",
+                        (
+                            chain,
+                            self.config.diff_ids[at],
+                            parent,
+                            report.size,
+                            report.entries,
+                            report.root_opaque,
+                            now,
+                        ),
+                    )
+                size += known.size if known is not None else report.size if report is not None else 0
+            records.execute(
+                "INSERT OR IGNORE INTO image VALUES (?, ?, ?, ?)",
+                (digest, self.manifest.config.digest, size, now),
+            )
+            records.executemany(
+                "INSERT OR IGNORE INTO part VALUES (?, ?, ?, ?)",
+                [
+                    (digest, at, chain, layer.digest)
+                    for at, (chain, layer) in enumerate(zip(self._chains, self.manifest.layers, strict=True))
+                ],
+            )
+            records.executemany(
+                "INSERT INTO tag VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
+                " SET digest = excluded.digest, changed = excluded.changed",
+                [(name, digest, now) for name in names],
+            )
+            if origin is not None:
+                records.executemany(
+                    "INSERT OR IGNORE INTO origin VALUES (?, ?, ?)",
+                    [(layer.digest, *origin) for layer in self.manifest.layers],
+                )
+        self._builds.clear()
+        return Record(digest, self.manifest.config.digest, size, now)
+
+    def abandon(self) -> None:
+        """Take down what was not concluded."""
+        builds, self._builds = self._builds, {}
+        for build in builds.values():
+            build.abandon()

@@ -1,0 +1,164 @@
+"""Content on its way into the store: verified, on the disk, then named."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from pycontain._images.store import sync_directory
+from pycontain._state.locks import open_locked
+from pycontain.errors import DigestMismatch, ImageError
+from pycontain.oci import Digest
+
+if TYPE_CHECKING:
+    from pycontain._images.store import Store
+
+CHUNK = 1 << 20
+
+
+class Partial:
+    """A blob of known digest and size that is being fetched, alone by this process.
+
+    `have` bytes are there already, left by whoever was cut off; `existing` reads them, `write` appends,
+    `commit` verifies.  `there` is True when somebody else brought it meanwhile: then there is nothing
+    to do.
+    """
+
+    def __init__(self, store: Store, digest: Digest, size: int) -> None:
+        self._store, self.digest, self.size = store, digest, size
+        self.path = os.path.join(store.partial, digest.hex)
+        self._hasher = digest.hasher()
+        self.have = 0
+        self.there = self.resumed = False
+        self._fd = -1
+
+    def __enter__(self) -> Partial:
+        def arrived() -> bool:
+            return self._store.has_blob(self.digest, self.size)
+
+        fd = open_locked(self.path, patience=None, given_up=arrived)
+        self.there = fd is None or arrived()
+        if fd is None:
+            return self
+        self._fd = fd
+        if self.there:
+            self._drop()
+        elif os.fstat(fd).st_size > self.size:
+            self.restart()
+        self.resumed = os.fstat(fd).st_size > 0
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def existing(self) -> bytes:
+        """The next bytes of what was there; empty when all of it was read."""
+        chunk = os.pread(self._fd, CHUNK, self.have)
+        self._hasher.update(chunk)
+        self.have += len(chunk)
+        return chunk
+
+    def write(self, data: bytes) -> None:
+        """Append.  Raises DigestMismatch past the announced size."""
+        if self.have + len(data) > self.size:
+            self.restart()
+            raise DigestMismatch(f"{self.digest} is longer than the {self.size} bytes announced")
+        view = memoryview(data)
+        while view:
+            done = os.pwrite(self._fd, view, self.have)
+            self._hasher.update(view[:done])
+            self.have += done
+            view = view[done:]
+
+    def restart(self) -> None:
+        """Forget what is there."""
+        os.ftruncate(self._fd, 0)
+        self._hasher = self.digest.hasher()
+        self.have = 0
+
+    def commit(self) -> None:
+        """Give it its name.  Raises DigestMismatch, and forgets it, when it is not what it should be."""
+        if self.have != self.size:
+            raise ImageError(f"{self.digest} ended after {self.have} of {self.size} bytes")
+        if not self.digest.matches(self._hasher):
+            found = self._hasher.hexdigest()
+            self.restart()
+            raise DigestMismatch(f"content is not {self.digest}, its digest is {found}")
+        os.fsync(self._fd)
+        target = self._store.blob_path(self.digest)
+        os.rename(self.path, target)
+        sync_directory(os.path.dirname(target))
+
+    def _drop(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+
+
+class NewBlob:
+    """A blob whose digest is known when it is whole."""
+
+    def __init__(self, store: Store, algorithm: str = "sha256") -> None:
+        self._store = store
+        self.path = os.path.join(store.owner.live, f"blob-{os.urandom(8).hex()}")
+        self._algorithm = algorithm
+        self._hasher = hashlib.new(algorithm)
+        self.size = 0
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+    def __enter__(self) -> NewBlob:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._fd)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+
+    def write(self, data: bytes) -> None:
+        """Append."""
+        view = memoryview(data)
+        while view:
+            done = os.write(self._fd, view)
+            self._hasher.update(view[:done])
+            self.size += done
+            view = view[done:]
+
+    @property
+    def digest(self) -> Digest:
+        """Of what was written so far."""
+        return Digest(f"{self._algorithm}:{self._hasher.hexdigest()}")
+
+    def commit(self, expected: Digest | None = None) -> Digest:
+        """Give it its name.  Raises DigestMismatch when it is not `expected`."""
+        digest = self.digest
+        if expected is not None and expected != digest:
+            raise DigestMismatch(f"content is not {expected}, its digest is {digest}")
+        target = self._store.blob_path(digest)
+        os.fsync(self._fd)
+        os.rename(self.path, target)
+        sync_directory(os.path.dirname(target))
+        return digest
+
+
+def put_document(store: Store, data: bytes, expected: Digest | None = None) -> Digest:
+    """Keep a small document; nothing is written where it is there already.  Raises DigestMismatch."""
+    digest = expected or Digest.of(data)
+    hasher = digest.hasher()
+    hasher.update(data)
+    if not digest.matches(hasher):
+        raise DigestMismatch(f"content is not {digest}, its digest is {hasher.hexdigest()}")
+    if store.has_blob(digest, len(data)):
+        with contextlib.suppress(DigestMismatch):
+            store.read_document(digest, len(data))
+            return digest
+    with NewBlob(store, digest.algorithm) as blob:
+        blob.write(data)
+        return blob.commit(expected)

@@ -1,0 +1,184 @@
+"""Compare the store with what it says of itself, and name what is damaged."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from attrs import evolve, frozen
+
+from pycontain._images.blobs import CHUNK
+from pycontain._images.layers import LayerBuild, discard
+from pycontain._images.pull import feed_verified
+from pycontain._images.write import same_tree
+from pycontain._state.locks import exclusive, is_locked
+from pycontain.errors import ImageError
+from pycontain.oci import Digest, ImageConfig, Manifest
+
+if TYPE_CHECKING:
+    from pycontain._images.store import Record, Store
+
+Kind: TypeAlias = Literal["records", "blob", "layer", "image", "permissions"]
+
+
+@frozen(kw_only=True)
+class Damage:
+    """What is wrong with what.  images: digests of those that it concerns.  repaired: it was forgotten."""
+
+    kind: Kind
+    name: str
+    problem: str
+    images: tuple[Digest, ...] = ()
+    repaired: bool = False
+
+    def __str__(self) -> str:
+        of = f" (of {', '.join(self.images)})" if self.images else ""
+        return f"{self.kind} {self.name}{of}: {self.problem}{'; forgotten' if self.repaired else ''}"
+
+
+def check(store: Store, *, repair: bool = False) -> list[Damage]:
+    """Everything that can be verified: records, digests of all content, trees against their archives.
+
+    repair: what is damaged is forgotten, so that the next pull or load of its image brings it again.
+    """
+    broken = store.database.damage()
+    if broken is not None:
+        return [Damage(kind="records", name=store.database.path, problem=broken)]
+    found = [*_permissions(store)]
+    for record in store.images():
+        found += _image(store, record)
+    found = _merged(found)
+    return [_repaired(store, one) for one in found] if repair else found
+
+
+def _merged(found: list[Damage]) -> list[Damage]:
+    """What several images share is one damage."""
+    merged: dict[tuple[str, str, str], Damage] = {}
+    for one in found:
+        key = one.kind, one.name, one.problem
+        before = merged[key].images if key in merged else ()
+        merged[key] = evolve(one, images=tuple(dict.fromkeys((*before, *one.images))))
+    return list(merged.values())
+
+
+def _permissions(store: Store) -> Iterator[Damage]:
+    for path in (store.roots.data, store.blobs, store.layers, store.partial):
+        try:
+            found = os.stat(path, follow_symlinks=False)
+        except OSError as error:
+            yield Damage(kind="permissions", name=path, problem=str(error.strerror))
+            continue
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            yield Damage(kind="permissions", name=path, problem="not a directory of this user")
+        elif found.st_mode & 0o077:
+            yield Damage(kind="permissions", name=path, problem=f"open to others: {found.st_mode & 0o777:o}")
+
+
+def _image(store: Store, record: Record) -> Iterator[Damage]:
+    images = (record.digest,)
+    documents: tuple[Manifest, ImageConfig] | None = None
+    for digest in (record.digest, record.config_digest):
+        problem = _blob_problem(store, digest, None)
+        if problem is not None:
+            yield Damage(kind="blob", name=digest, problem=problem, images=images)
+            return
+    try:
+        documents = store.manifest(record.digest), store.config(record.config_digest)
+    except ImageError as error:
+        yield Damage(kind="image", name=record.digest, problem=str(error), images=images)
+        return
+    manifest, config = documents
+    if store.parts(record.digest) != [
+        (chain, layer.digest) for chain, layer in zip(config.chain_ids, manifest.layers, strict=False)
+    ]:
+        yield Damage(
+            kind="image", name=record.digest, problem="its records are not of its layers", images=images
+        )
+    for at, layer in enumerate(manifest.layers):
+        problem = _blob_problem(store, layer.digest, layer.size)
+        if problem is not None:
+            yield Damage(kind="blob", name=layer.digest, problem=problem, images=images)
+        problem = _tree_problem(store, config, at, layer.digest if problem is None else None)
+        if problem is not None:
+            yield Damage(kind="layer", name=config.chain_ids[at], problem=problem, images=images)
+
+
+def _blob_problem(store: Store, digest: Digest, size: int | None) -> str | None:
+    path = store.blob_path(digest)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        return "is missing" if isinstance(error, FileNotFoundError) else str(error.strerror)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            return "is no regular file"
+        if size is not None and found.st_size != size:
+            return f"has {found.st_size} bytes, not {size}"
+        hasher = digest.hasher()
+        while chunk := os.read(fd, CHUNK):
+            hasher.update(chunk)
+        return None if digest.matches(hasher) else "its content is another"
+    except OSError as error:
+        return str(error.strerror)
+    finally:
+        os.close(fd)
+
+
+def _tree_problem(store: Store, config: ImageConfig, at: int, blob: Digest | None) -> str | None:
+    """A layer's tree, compared with one that is unpacked again from its content."""
+    chain = config.chain_ids[at]
+    record = store.layer(chain)
+    if record is None:
+        return "is not unpacked"
+    if blob is None:
+        return None  # there is nothing to compare it with
+    lowers = []
+    for below in reversed(range(at)):
+        lowers.append(store.layer_path(config.chain_ids[below]))
+        known = store.layer(config.chain_ids[below])
+        if known is None:
+            return None  # named by itself
+        if known.root_opaque:
+            break
+    build = LayerBuild(store, config.diff_ids[at])
+    try:
+        feed_verified(store, blob, build)
+        build.end()
+        build.finish(lowers)
+        same = same_tree(store, store.layer_path(chain), build.tree)
+        return None if same else "its files are not those of its archive"
+    except ImageError as error:
+        return str(error)
+    finally:
+        build.abandon()
+
+
+def _repaired(store: Store, damage: Damage) -> Damage:
+    if damage.kind == "permissions":
+        return damage
+    if damage.kind == "image":
+        store.remove_image(Digest(damage.name))
+    elif damage.kind == "blob":
+        path = store.blob_path(Digest(damage.name))
+        if os.path.lexists(path):
+            os.unlink(path)
+    elif damage.kind == "layer":
+        _forget_layer(store, Digest(damage.name))
+    return evolve(damage, repaired=True)
+
+
+def _forget_layer(store: Store, chain: Digest) -> None:
+    lock = os.path.join(store.partial, f"{chain.hex}.layer")
+    if is_locked(lock):
+        return  # somebody brings it just now
+    with exclusive(lock):
+        with store.database.writing(durable=True) as records:
+            records.execute("DELETE FROM layer WHERE chain = ?", (chain,))
+        path = os.path.dirname(store.layer_path(chain))
+        if os.path.lexists(path):
+            dead = f"dead-{os.urandom(8).hex()}"
+            os.rename(path, os.path.join(store.owner.live, dead))
+            discard(store, dead)

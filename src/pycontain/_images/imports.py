@@ -1,0 +1,49 @@
+"""Root file systems that are no images yet."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from pycontain._images.layers import opened
+from pycontain._images.library import tag_name
+from pycontain._images.write import (
+    Written,
+    adopt_archive,
+    archive,
+    compose,
+    now,
+    write_layer,
+)
+from pycontain.oci import Digest, History, ImageConfig, Platform
+
+if TYPE_CHECKING:
+    from pycontain._images.store import Record, Store
+
+
+def import_archive(store: Store, path: str, tag: str | None) -> Record:
+    """A tar, of any compression, as an image of one layer.  Raises ImageError."""
+    names = [tag_name(tag)] if tag is not None else []
+    with store.pinning() as pins, open(path, "rb") as file:
+        written = adopt_archive(store, file.read, lambda digest: pins.add("blob", digest))
+        return _compose(store, written, names, None)
+
+
+def import_tree(store: Store, path: str, tag: str | None) -> Record:
+    """A directory, with owners, times and extended attributes, as an image of one layer."""
+    names = [tag_name(tag)] if tag is not None else []
+
+    def pin(digest: Digest) -> None:
+        pins.add("blob", digest)
+
+    with store.pinning() as pins, opened([path]) as fds:
+        return _compose(store, write_layer(store, archive(store, fds[0]), pin), names, os.path.basename(path))
+
+
+def _compose(store: Store, written: Written, names: list[str], source: str | None) -> Record:
+    # Without a time of its own, so that the same content is the same image.
+    history = History(created_by=f"pycontain import {source}" if source else "pycontain import")
+    config = ImageConfig(
+        platform=Platform.host(), created=now() if os.environ.get("SOURCE_DATE_EPOCH") else ""
+    )
+    return compose(store, None, [written], config, [history], names)

@@ -1,0 +1,162 @@
+"""One layer: compressed bytes in, a directory of overlayfs out, verified on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from pycontain._images.inflate import Inflater
+from pycontain._kernel.unpacker import Report, Unpacker
+from pycontain.errors import DigestMismatch, ImageError
+from pycontain.oci import Digest
+
+if TYPE_CHECKING:
+    from pycontain._images.store import Store
+
+
+def discard(store: Store, name: str) -> None:
+    """Remove what stands under a name in the owner's live directory, as the one who may."""
+    if not os.path.lexists(os.path.join(store.owner.live, name)):
+        return
+    launcher = store.make_launcher()
+    try:
+        launcher.remove(store.owner.live_fd, name)
+    finally:
+        launcher.close()
+
+
+@contextlib.contextmanager
+def opened(paths: Sequence[str]) -> Iterator[list[int]]:
+    """Directories as O_PATH fds."""
+    fds: list[int] = []
+    try:
+        for path in paths:
+            fds.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        yield fds
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def checked(what: str, report: Report) -> Report:
+    """A report of success.  Raises ImageError, with the entry and the kernel's word, for any other."""
+    if report.problem is None:
+        return report
+    message = f"the layer cannot be {what}: {report.problem}"
+    if report.name:
+        message += f": {report.name!r}"
+    if report.errno:
+        message += f" ({os.strerror(report.errno)})"
+    raise ImageError(message)
+
+
+class LayerBuild:
+    """A layer under way: `feed` its bytes, `end` them, `finish` it upon the layers below.
+
+    diff_id: what the unpacked stream must be, or None when it is to be found out.  owners: whether files
+    get the owners that the archive names; where this user may, unless said.
+    """
+
+    def __init__(self, store: Store, diff_id: Digest | None, *, owners: bool | None = None) -> None:
+        self._store = store
+        self._owners = store.owners if owners is None else owners
+        self._expected = diff_id
+        self._hasher = hashlib.sha256() if diff_id is None else diff_id.hasher()
+        self._inflater = Inflater(store.limits)
+        self.name = f"layer-{os.urandom(8).hex()}"
+        self.directory = os.path.join(store.owner.live, self.name)
+        self.report: Report | None = None
+        self._unpacker: Unpacker | None = None
+        try:
+            os.mkdir(self.directory, 0o700)
+            os.mkdir(self.tree, 0o755)
+            os.chmod(self.tree, 0o755)
+            self._unpacker = self._start()
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _start(self) -> Unpacker:
+        store = self._store
+        with opened([self.tree]) as fds:
+            return Unpacker(
+                store.make_launcher,
+                fds[0],
+                owners=self._owners,
+                devices=store.privileged and self._owners,
+                landlock=store.landlock,
+                size=store.limits.size,
+                entries=store.limits.entries,
+            )
+
+    @property
+    def tree(self) -> str:
+        """The directory that overlayfs takes."""
+        return os.path.join(self.directory, "fs")
+
+    @property
+    def diff_id(self) -> Digest:
+        """Of the stream so far."""
+        return Digest(
+            f"{'sha256' if self._expected is None else self._expected.algorithm}:{self._hasher.hexdigest()}"
+        )
+
+    @property
+    def compression(self) -> str:
+        """How the stream was compressed."""
+        return self._inflater.kind
+
+    def feed(self, data: bytes) -> None:
+        """More compressed bytes.  Raises ImageError for what is no layer, or too much of one."""
+        for piece in self._inflater.feed(data):
+            self._take(piece)
+
+    def _take(self, piece: bytes) -> None:
+        assert self._unpacker is not None
+        self._hasher.update(piece)
+        view = memoryview(piece)
+        while view:
+            try:
+                view = view[os.write(self._unpacker.stream, view) :]
+            except BrokenPipeError:
+                checked("unpacked", self._heard())
+                raise ImageError("the layer's unpacker stopped reading") from None
+
+    def _heard(self) -> Report:
+        assert self._unpacker is not None
+        try:
+            return self._unpacker.report()
+        except ConnectionError as error:
+            raise ImageError("the layer's unpacker died", hint="its memory may have been used up") from error
+
+    def end(self) -> None:
+        """All was fed.  Raises ImageError, DigestMismatch."""
+        assert self._unpacker is not None
+        for piece in self._inflater.finish():
+            self._take(piece)
+        self._unpacker.end_stream()
+        self.report = checked("unpacked", self._heard())
+        if self._expected is not None and self.diff_id != self._expected:
+            raise DigestMismatch(f"the layer's content is {self.diff_id}, its image says {self._expected}")
+
+    def finish(self, lowers: Sequence[str]) -> None:
+        """Upon these directories, the uppermost first.  Raises ImageError."""
+        assert self._unpacker is not None
+        assert self.report is not None
+        with opened([] if self.report.root_opaque else lowers) as fds:
+            try:
+                checked("unpacked", self._unpacker.finish(fds))
+            except ConnectionError as error:
+                raise ImageError("the layer's unpacker died") from error
+        self._unpacker.close()
+        self._unpacker = None
+
+    def abandon(self) -> None:
+        """Nothing of it is kept."""
+        if self._unpacker is not None:
+            self._unpacker.close()
+            self._unpacker = None
+        discard(self._store, self.name)

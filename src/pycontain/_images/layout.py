@@ -1,0 +1,234 @@
+"""Images in directories: OCI layouts and unpacked docker archives, read beneath one fd."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from pycontain._images.assembly import assembling
+from pycontain._images.blobs import CHUNK, Partial, put_document
+from pycontain._images.inflate import HEAD, compression_of
+from pycontain._images.pull import unpack_blob
+from pycontain._kernel import native
+from pycontain._model.sizes import shown
+from pycontain.errors import ImageError, InvalidReference, NotFound
+from pycontain.oci import (
+    Descriptor,
+    Digest,
+    ImageConfig,
+    Index,
+    Manifest,
+    MediaType,
+    Platform,
+    parse_manifest,
+)
+from pycontain.oci.document import CONFIG_MOST, MANIFEST_MOST, Fields, parse_list
+
+if TYPE_CHECKING:
+    from pycontain._images.store import Record, Store
+
+_IN_ROOT = 0x10 | 0x02  # RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_INDEXES_DEEP = 3
+_IMAGES_MOST = 1000
+_REF_NAME = "org.opencontainers.image.ref.name"
+_IMAGE_NAME = "io.containerd.image.name"
+
+
+@frozen(kw_only=True)
+class Found:
+    """An image in a directory: its manifest, and the names that it goes by there."""
+
+    manifest: Manifest
+    names: tuple[str, ...]
+    files: dict[Digest, str]
+    """Where content stands that is not below blobs/."""
+
+
+class Layout:
+    """A directory that holds images; links in it lead nowhere outside.  Raises ImageError."""
+
+    def __init__(self, directory: str, platform: Platform) -> None:
+        self._platform = platform
+        try:
+            self._top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise NotFound(f"no directory of images: {directory}: {error.strerror}") from error
+
+    def __enter__(self) -> Layout:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._top)
+
+    def open(self, path: str) -> int:
+        """A regular file below the directory."""
+        if "\0" in path or not path:
+            raise ImageError(f"not the name of a file: {shown(path)}")
+        fd = int(native.lib.pcx_openat2(self._top, os.fsencode(path), _READ, _IN_ROOT))
+        if fd < 0:
+            raise ImageError(f"the archive has no {shown(path)}: {os.strerror(-fd)}")
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise ImageError(f"{shown(path)} of the archive is no regular file")
+        return fd
+
+    def has(self, path: str) -> bool:
+        """Is there such a file?"""
+        try:
+            os.close(self.open(path))
+        except ImageError:
+            return False
+        return True
+
+    def read(self, path: str, most: int) -> bytes:
+        """A small file.  Raises ImageError above `most` bytes."""
+        with open(self.open(path), "rb") as file:
+            data = file.read(most + 1)
+        if len(data) > most:
+            raise ImageError(f"{shown(path)} of the archive is larger than {most} bytes")
+        return data
+
+    def images(self, store: Store) -> list[Found]:
+        """Every image, of an index of the layout or of docker's manifest.json."""
+        if self.has("index.json") and self.has("oci-layout"):
+            return list(self._of_index())
+        if self.has("manifest.json"):
+            return list(self._of_docker(store))
+        raise ImageError(
+            "neither an OCI layout nor a docker archive: there is no index.json and no manifest.json",
+            hint="Image.from_rootfs takes the archive of a root file system",
+        )
+
+    # ---- OCI ----------------------------------------------------------------------------------------------
+
+    def _of_index(self) -> Iterator[Found]:
+        index = parse_manifest(self.read("index.json", MANIFEST_MOST))
+        if not isinstance(index, Index):
+            raise ImageError("index.json is no index")
+        for at, descriptor in enumerate(index.manifests):
+            if at == _IMAGES_MOST:
+                raise ImageError(f"the archive has more than {_IMAGES_MOST} images")
+            if descriptor.annotations.get("vnd.docker.reference.type") is not None:
+                continue
+            manifest = self._resolve(descriptor)
+            annotations = descriptor.annotations
+            names = [annotations[key] for key in (_IMAGE_NAME, _REF_NAME) if annotations.get(key)]
+            yield Found(manifest=manifest, names=tuple(names), files={})
+
+    def _resolve(self, descriptor: Descriptor) -> Manifest:
+        for _ in range(_INDEXES_DEEP):
+            raw = self._verified(descriptor)
+            found = parse_manifest(raw, descriptor.media_type)
+            if isinstance(found, Manifest):
+                return found
+            descriptor = found.choose(self._platform)
+        raise ImageError("an index of indexes of indexes")
+
+    def _verified(self, descriptor: Descriptor) -> bytes:
+        raw = self.read(blob_name(descriptor.digest), MANIFEST_MOST)
+        hasher = descriptor.digest.hasher()
+        hasher.update(raw)
+        if len(raw) != descriptor.size or not descriptor.digest.matches(hasher):
+            from pycontain.errors import DigestMismatch
+
+            raise DigestMismatch(f"the archive's {descriptor.digest} is something else")
+        return raw
+
+    # ---- docker -------------------------------------------------------------------------------------------
+
+    def _of_docker(self, store: Store) -> Iterator[Found]:
+        entries = parse_list(self.read("manifest.json", MANIFEST_MOST), "manifest.json", _IMAGES_MOST)
+        for entry in entries:
+            yield self._docker_image(store, entry)
+
+    def _docker_image(self, store: Store, entry: Fields) -> Found:
+        """A manifest of our own for what docker keeps without one."""
+        raw = self.read(entry.text("Config"), CONFIG_MOST)
+        config = ImageConfig.parse(raw)
+        paths = entry.texts("Layers")
+        if len(paths) != len(config.diff_ids):
+            raise ImageError(
+                f"manifest.json has {len(paths)} layers, its configuration {len(config.diff_ids)}"
+            )
+        digest = Digest.of(raw)
+        described = Descriptor(media_type=MediaType.DOCKER_CONFIG, digest=digest, size=len(raw))
+        layers = [self._docker_layer(path) for path in paths]
+        manifest = Manifest.make(MediaType.DOCKER_MANIFEST, described, tuple(layers))
+        files = {layer.digest: path for layer, path in zip(layers, paths, strict=True)}
+        files[digest] = entry.text("Config")
+        return Found(manifest=manifest, names=entry.texts("RepoTags"), files=files)
+
+    def _docker_layer(self, path: str) -> Descriptor:
+        import hashlib
+
+        hasher, head, size = hashlib.sha256(), b"", 0
+        with open(self.open(path), "rb", buffering=0) as file:
+            while chunk := file.read(CHUNK):
+                head = head or chunk[:HEAD]
+                hasher.update(chunk)
+                size += len(chunk)
+        kind = compression_of(head)
+        if kind not in ("none", "gzip", "zstd"):
+            raise ImageError(f"{shown(path)} of the archive is compressed with {kind}")
+        suffix = {"none": "", "gzip": ".gzip", "zstd": ".zstd"}[kind]
+        digest = Digest(f"sha256:{hasher.hexdigest()}")
+        return Descriptor(media_type=MediaType.DOCKER_LAYER + suffix, digest=digest, size=size)
+
+    # ---- into the store -----------------------------------------------------------------------------------
+
+    def keep(self, store: Store, found: Found, names: Sequence[str]) -> Record:
+        """Bring one image into the store, verified like one from a registry."""
+        manifest = found.manifest
+        with store.pinning() as pins:
+            pins.add("blob", manifest.config.digest)
+            raw = self.read(
+                found.files.get(manifest.config.digest, blob_name(manifest.config.digest)), CONFIG_MOST
+            )
+            put_document(store, raw, manifest.config.digest)
+            config = ImageConfig.parse(raw)
+            with assembling(store, pins, manifest, config) as assembly:
+                put_document(store, manifest.raw)
+                for at, layer in enumerate(manifest.layers):
+                    if assembly.lacks_blob(at):
+                        self._copy(store, layer, found.files.get(layer.digest, blob_name(layer.digest)))
+                    if assembly.lacks_tree(at):
+                        unpack_blob(store, assembly, at)
+                return assembly.conclude(names)
+
+    def _copy(self, store: Store, layer: Descriptor, path: str) -> None:
+        with Partial(store, layer.digest, layer.size) as part:
+            if part.there:
+                return
+            part.restart()
+            with open(self.open(path), "rb", buffering=0) as file:
+                while chunk := file.read(CHUNK):
+                    part.write(chunk)
+            part.commit()
+
+
+def blob_name(digest: Digest) -> str:
+    """Where a layout keeps content."""
+    return f"blobs/{digest.algorithm}/{digest.hex}"
+
+
+def full_names(names: Sequence[str]) -> list[str]:
+    """Names of an archive as the store has them; a bare tag, as layouts have, is none."""
+    from pycontain._images.library import tag_name
+
+    result = []
+    for name in names:
+        if ":" not in name and "/" not in name:
+            continue
+        try:
+            result.append(tag_name(name))
+        except InvalidReference:
+            continue
+    return list(dict.fromkeys(result))

@@ -1,0 +1,249 @@
+"""From a registry into the store: resolve, fetch what is missing, unpack on the way, conclude."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+from attrs import evolve
+
+from pycontain._images.assembly import Assembly, assembling
+from pycontain._images.blobs import CHUNK, Partial, put_document
+from pycontain._images.layers import LayerBuild
+from pycontain._images.progress import Meter
+from pycontain._registry.client import Fetched, Registry
+from pycontain._registry.endpoint import Endpoint, Patience, mirrors
+from pycontain.errors import AuthError, DigestMismatch, ImageError, NotFound, PullError
+from pycontain.oci import (
+    Descriptor,
+    Digest,
+    ImageConfig,
+    Index,
+    Manifest,
+    Platform,
+    Reference,
+    parse_manifest,
+)
+from pycontain.oci.document import CONFIG_MOST
+
+if TYPE_CHECKING:
+    from pycontain._images.store import Pins, Record, Store
+    from pycontain._registry.credentials import Credentials
+
+_AT_ONCE = 3
+_INDEXES_DEEP = 2
+_T = TypeVar("_T")
+
+
+class Pull:
+    """One image on its way.  Raises PullError, AuthError, NotFound, DigestMismatch, ImageError."""
+
+    def __init__(
+        self,
+        store: Store,
+        reference: Reference,
+        platform: Platform,
+        *,
+        auth: Credentials | None,
+        insecure: bool,
+        patience: Patience | None,
+        meter: Meter,
+    ) -> None:
+        self._store, self._reference, self._platform, self._meter = store, reference, platform, meter
+        self._auth, self._insecure = auth, insecure
+        self._patience = patience or Patience()
+        self._stop = threading.Event()
+
+    def run(self) -> Record:
+        """Fetch it, from a mirror where one has it."""
+        ours = Endpoint.of(self._reference.registry, insecure=self._insecure, patience=self._patience)
+        for mirror in mirrors(self._reference.registry):
+            there = evolve(Endpoint.of(mirror, patience=self._patience))
+            # A mirror is another party: it is told nothing of who the user is elsewhere.
+            with (
+                contextlib.suppress(PullError, NotFound, AuthError),
+                Registry(there, self._reference.repository) as one,
+            ):
+                return self._from(one)
+        with Registry(ours, self._reference.repository, auth=self._auth) as registry:
+            return self._from(registry)
+
+    def _from(self, registry: Registry) -> Record:
+        with self._store.pinning() as pins:
+            manifest = self._resolve(registry)
+            config = self._configuration(registry, pins, manifest)
+            with assembling(self._store, pins, manifest, config) as assembly:
+                put_document(self._store, manifest.raw)
+                self._fetch_all(registry, assembly)
+                self._meter.phase("finishing")
+                names = [str(evolve(self._reference, digest=None))] if self._reference.tag else []
+                record = assembly.conclude(names, (registry.endpoint.name, registry.repository))
+        self._meter.phase("done")
+        return record
+
+    def _resolve(self, registry: Registry) -> Manifest:
+        wanted = self._reference.digest or self._reference.tag or "latest"
+        fetched = registry.manifest(wanted)
+        for _ in range(_INDEXES_DEEP):
+            found = parse_manifest(fetched.raw, fetched.content_type)
+            if isinstance(found, Manifest):
+                return found
+            fetched = self._chosen(registry, found)
+        raise ImageError(f"{self._reference} is an index of indexes of indexes")
+
+    def _chosen(self, registry: Registry, index: Index) -> Fetched:
+        chosen = index.choose(self._platform)
+        fetched = registry.manifest(chosen.digest)
+        if len(fetched.raw) != chosen.size:
+            raise DigestMismatch(
+                f"{chosen.digest} has {len(fetched.raw)} bytes, its index says {chosen.size}"
+            )
+        return fetched
+
+    def _configuration(self, registry: Registry, pins: Pins, manifest: Manifest) -> ImageConfig:
+        descriptor = manifest.config
+        if descriptor.size > CONFIG_MOST:
+            raise ImageError(f"the image configuration is larger than {CONFIG_MOST} bytes")
+        pins.add("blob", descriptor.digest)
+        if self._store.has_blob(descriptor.digest, descriptor.size):
+            with contextlib.suppress(DigestMismatch):
+                return self._store.config(descriptor.digest)
+        data = b"".join(
+            self._patiently(registry, descriptor, lambda start: registry.blob(descriptor.digest, start))
+        )
+        if len(data) != descriptor.size:
+            raise DigestMismatch(
+                f"{descriptor.digest} has {len(data)} bytes, its manifest says {descriptor.size}"
+            )
+        put_document(self._store, data, descriptor.digest)
+        return ImageConfig.parse(data)
+
+    def _patiently(
+        self,
+        registry: Registry,
+        descriptor: Descriptor,
+        read: Callable[[int], Iterator[bytes]],
+        have: int = 0,
+    ) -> Iterator[bytes]:
+        """Go on where a transfer broke off, as long as it gets on at all."""
+        tries, begun, first = 0, time.monotonic(), have
+        while have < descriptor.size or (have == 0 and tries == 0):
+            before = have
+            try:
+                for chunk in read(have):
+                    have += len(chunk)
+                    if have > descriptor.size:
+                        raise DigestMismatch(
+                            f"{descriptor.digest} is longer than the {descriptor.size} bytes announced"
+                        )
+                    yield chunk
+                if have < descriptor.size:
+                    raise PullError(f"{descriptor.digest} ended after {have} of {descriptor.size} bytes")
+            except PullError:
+                tries = 1 if have > before else tries + 1
+                past = time.monotonic() - begun
+                slow = past > self._patience.grace and (have - first) / past < self._patience.slowest
+                if tries >= self._patience.tries or slow:
+                    raise
+                time.sleep(min(self._patience.first_pause * tries, self._patience.longest_pause))
+
+    def _fetch_all(self, registry: Registry, assembly: Assembly) -> None:
+        missing = assembly.missing
+        layers = assembly.manifest.layers
+        fetched = sum(layers[at].size for at in missing if assembly.lacks_blob(at))
+        self._meter.begin(fetched, len(layers), len(layers) - len(missing))
+
+        def fetch(position: int) -> None:
+            self._fetch(registry, assembly, position)
+            self._meter.layer()
+
+        each(fetch, missing, self._stop)
+
+    def _fetch(self, registry: Registry, assembly: Assembly, position: int) -> None:
+        """One layer: what is there of it, then the rest; from the start where the old part was bad."""
+        layer = assembly.manifest.layers[position]
+        with Partial(self._store, layer.digest, layer.size) as part:
+            if part.there:
+                if assembly.lacks_tree(position):
+                    unpack_blob(self._store, assembly, position)
+                return
+            try:
+                self._stream(registry, assembly, position, part)
+            except ImageError as error:
+                if not part.resumed or isinstance(error, PullError | AuthError):
+                    raise
+                assembly.begin_again(position)
+                self._meter.add(-part.have)
+                part.restart()
+                self._stream(registry, assembly, position, part)
+
+    def _stream(self, registry: Registry, assembly: Assembly, position: int, part: Partial) -> None:
+        layer = assembly.manifest.layers[position]
+        build = assembly.build(position) if assembly.lacks_tree(position) else None
+        while chunk := part.existing():
+            self._meter.add(len(chunk))
+            if build is not None:
+                build.feed(chunk)
+        source = self._patiently(registry, layer, lambda start: registry.blob(layer.digest, start), part.have)
+        for chunk in source:
+            if self._stop.is_set():
+                raise PullError("another layer failed")
+            part.write(chunk)
+            self._meter.add(len(chunk))
+            if build is not None:
+                build.feed(chunk)
+        part.commit()
+        if build is not None:
+            build.end()
+            assembly.ended(position)
+
+
+def each(work: Callable[[_T], None], items: Sequence[_T], stop: threading.Event) -> None:
+    """Several at once; `stop` is set by the first failure, which is raised when all have ended."""
+    errors: list[BaseException] = []
+
+    def guarded(item: _T) -> None:
+        if stop.is_set():
+            return
+        try:
+            work(item)
+        except BaseException as error:  # noqa: BLE001  the first is raised below
+            errors.append(error)
+            stop.set()
+
+    with ThreadPoolExecutor(max(1, min(_AT_ONCE, len(items))), "pycontain-layer") as pool:
+        try:
+            list(pool.map(guarded, items))
+        except BaseException:  # a signal handler's, in this thread
+            stop.set()
+            raise
+    if errors:
+        raise errors[0]
+
+
+def unpack_blob(store: Store, assembly: Assembly, position: int) -> None:
+    """A layer out of content that is in the store.  Raises DigestMismatch where that is damaged."""
+    layer = assembly.manifest.layers[position]
+    build = assembly.build(position)
+    feed_verified(store, layer.digest, build)
+    build.end()
+    assembly.ended(position)
+
+
+def feed_verified(store: Store, digest: Digest, build: LayerBuild) -> None:
+    """Feed a blob, and see that it is what it is called."""
+    hasher = digest.hasher()
+    fd = store.open_blob(digest)
+    try:
+        while chunk := os.read(fd, CHUNK):
+            hasher.update(chunk)
+            build.feed(chunk)
+    finally:
+        os.close(fd)
+    if not digest.matches(hasher):
+        raise DigestMismatch(f"the store's copy of {digest} is damaged", hint="pull the image again")

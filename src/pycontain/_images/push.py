@@ -1,0 +1,106 @@
+"""From the store into a registry: content that it lacks, then the manifest that names it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from pycontain._images.progress import Meter
+from pycontain._images.pull import each
+from pycontain._registry.client import Registry
+from pycontain._registry.endpoint import Endpoint, Patience
+from pycontain.errors import AuthError, NotFound, PushError
+from pycontain.oci import Descriptor, Digest, Manifest, Reference
+
+if TYPE_CHECKING:
+    from pycontain._images.store import Store
+    from pycontain._registry.credentials import Credentials
+
+_CHUNK = 8 << 20
+"""Bytes of one request: registries behind proxies refuse larger ones, and a repeat sends no more again."""
+
+
+class Push:
+    """One image on its way.  Raises PushError, AuthError, NotFound."""
+
+    def __init__(
+        self,
+        store: Store,
+        digest: Digest,
+        reference: Reference,
+        *,
+        auth: Credentials | None,
+        insecure: bool,
+        patience: Patience | None,
+        meter: Meter,
+    ) -> None:
+        self._store, self._digest, self._reference, self._meter = store, digest, reference, meter
+        self._endpoint = Endpoint.of(reference.registry, insecure=insecure, patience=patience)
+        self._auth = auth
+        self._stop = threading.Event()
+
+    def run(self) -> Digest:
+        """Send what is missing; the manifest's digest there."""
+        store = self._store
+        with store.pinning() as pins:
+            pins.add("blob", self._digest)
+            manifest = store.manifest(self._digest)
+            content = list({one.digest: one for one in (*manifest.layers, manifest.config)}.values())
+            pins.add("blob", *(one.digest for one in content))
+            for one in content:
+                if not store.has_blob(one.digest, one.size):
+                    raise NotFound(
+                        f"the store has no content {one.digest} of {self._reference}",
+                        hint="pull or load the image again",
+                    )
+            self._send(manifest, content)
+        self._meter.phase("done")
+        return manifest.digest
+
+    def _send(self, manifest: Manifest, content: list[Descriptor]) -> None:
+        registry = Registry(
+            self._endpoint, self._reference.repository, auth=self._auth, push=True, error=PushError
+        )
+        with registry:
+            self._meter.begin(sum(one.size for one in content), len(content), 0)
+
+            def send(one: Descriptor) -> None:
+                self._blob(registry, one)
+                self._store.add_origin(one.digest, self._endpoint.name, self._reference.repository)
+                self._meter.layer()
+
+            each(send, content, self._stop)
+            self._meter.phase("finishing")
+            name = self._reference.tag or str(manifest.digest)
+            registry.put_manifest(name, manifest.raw, manifest.media_type)
+
+    def _blob(self, registry: Registry, one: Descriptor) -> None:
+        if registry.has_blob(one.digest) or self._mounted(registry, one.digest):
+            self._meter.add(one.size)
+            return
+        fd = self._store.open_blob(one.digest)
+        try:
+
+            def read(start: int, size: int) -> bytes:
+                if self._stop.is_set():
+                    raise PushError("another layer failed")
+                data = os.pread(fd, size, start)
+                self._meter.add(len(data))
+                return data
+
+            registry.upload(one.digest, one.size, read, _CHUNK)
+        finally:
+            os.close(fd)
+
+    def _mounted(self, registry: Registry, digest: Digest) -> bool:
+        """Does another repository of this registry lend it?"""
+        for source in self._store.origins(digest, self._endpoint.name)[:3]:
+            if source == self._reference.repository:
+                continue
+            try:
+                if registry.mount(digest, source):
+                    return True
+            except AuthError:
+                continue  # not ours to read any more
+        return False

@@ -1,0 +1,94 @@
+"""Garbage: what no image names and nobody who lives has pinned."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from pycontain._images.layers import discard
+from pycontain._state.locks import is_locked
+from pycontain._state.owner import is_alive
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from pycontain._images.store import Store
+
+_ALGORITHMS = ("sha256", "sha512")
+
+
+@frozen(kw_only=True)
+class Swept:
+    """What a sweep removed.  size: bytes of blobs and of the content of layers."""
+
+    blobs: int = 0
+    layers: int = 0
+    size: int = 0
+
+
+def sweep(store: Store) -> Swept:
+    """Remove what is garbage now.  Safe beside pulls: what they rely on is pinned before they look.
+
+    Names go inside of the one transaction that no pin can be added beside; the bytes after it.
+    """
+    doomed: list[str] = []
+    blobs = size = 0
+    with store.database.writing() as records:
+        _forget_dead(store, records)
+        named = {row[0] for row in records.execute("SELECT chain FROM part")}
+        named |= _pinned(records, "layer")
+        sizes = dict(records.execute("SELECT chain, size FROM layer"))
+        for name in os.listdir(store.layers):
+            chain = f"sha256:{name}"
+            if chain in named or is_locked(os.path.join(store.partial, f"{name}.layer")):
+                continue
+            records.execute("DELETE FROM layer WHERE chain = ?", (chain,))
+            dead = f"dead-{os.urandom(8).hex()}"
+            os.rename(os.path.join(store.layers, name), os.path.join(store.owner.live, dead))
+            doomed.append(dead)
+            size += sizes.get(chain, 0)
+        spared = {row[0] for row in records.execute("SELECT blob FROM part UNION SELECT config FROM image")}
+        spared |= {row[0] for row in records.execute("SELECT digest FROM image")} | _pinned(records, "blob")
+        for path in _garbage(store, spared):
+            size += os.stat(path, follow_symlinks=False).st_size
+            os.unlink(path)
+            blobs += 1
+        records.execute("DELETE FROM origin WHERE blob NOT IN (SELECT blob FROM part)")
+    for name in doomed:
+        discard(store, name)
+    _sweep_partial(store)
+    return Swept(blobs=blobs, layers=len(doomed), size=size)
+
+
+def _pinned(records: sqlite3.Connection, kind: str) -> set[str]:
+    return {row[0] for row in records.execute("SELECT key FROM pin WHERE kind = ?", (kind,))}
+
+
+def _forget_dead(store: Store, records: sqlite3.Connection) -> None:
+    for (owner,) in records.execute("SELECT DISTINCT owner FROM pin").fetchall():
+        if owner != store.owner.name and not is_alive(store.roots, owner):
+            records.execute("DELETE FROM pin WHERE owner = ?", (owner,))
+
+
+def _garbage(store: Store, spared: set[str]) -> list[str]:
+    found = []
+    for algorithm in _ALGORITHMS:
+        directory = os.path.join(store.blobs, algorithm)
+        found += [
+            os.path.join(directory, name)
+            for name in os.listdir(directory)
+            if f"{algorithm}:{name}" not in spared
+        ]
+    return found
+
+
+def _sweep_partial(store: Store) -> None:
+    """What is on its way and nobody's: whoever is cut off leaves at most this, for the next to go on with."""
+    for name in os.listdir(store.partial):
+        path = os.path.join(store.partial, name)
+        if not is_locked(path):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)

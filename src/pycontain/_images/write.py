@@ -1,0 +1,217 @@
+"""Trees into layers and archives: reproducible, the same bytes for the same tree.
+
+gzip is written with no name and no time in its header, at a fixed level, by the standard library's
+zlib; SOURCE_DATE_EPOCH bounds all times (https://reproducible-builds.org/specs/source-date-epoch/).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import time
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING
+
+from attrs import evolve, frozen
+
+from pycontain._images.assembly import assembling
+from pycontain._images.blobs import CHUNK, NewBlob, put_document
+from pycontain._images.inflate import Inflater
+from pycontain._images.layers import checked, opened
+from pycontain._images.pull import unpack_blob
+from pycontain._kernel.packer import Packer
+from pycontain.errors import ImageError
+from pycontain.oci import Descriptor, Digest, History, ImageConfig, Manifest, MediaType
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pycontain._images.store import Record, Store
+
+_LEVEL = 6
+_GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
+
+
+class Gzip:
+    """Byte-stable gzip (RFC 1952): no time, no name, no hint of the system."""
+
+    def __init__(self) -> None:
+        self._object = zlib.compressobj(_LEVEL, zlib.DEFLATED, -15, 8)
+        self._check = self._size = 0
+        self._begun = False
+
+    def feed(self, data: bytes) -> bytes:
+        """What comes out of these bytes."""
+        self._check = zlib.crc32(data, self._check)
+        self._size += len(data)
+        out = self._object.compress(data)
+        if not self._begun:
+            self._begun = True
+            return _GZIP_HEADER + out
+        return out
+
+    def finish(self) -> bytes:
+        """The rest."""
+        head = b"" if self._begun else _GZIP_HEADER
+        return head + self._object.flush() + struct.pack("<II", self._check, self._size & 0xFFFFFFFF)
+
+
+@frozen(kw_only=True)
+class Written:
+    """A layer that is in the store as content: its descriptor, and what its archive is."""
+
+    descriptor: Descriptor
+    diff_id: Digest
+
+
+def source_date() -> int | None:
+    """SOURCE_DATE_EPOCH.  Raises ImageError for what is no number."""
+    text = os.environ.get("SOURCE_DATE_EPOCH")
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 12:
+        raise ImageError(f"SOURCE_DATE_EPOCH is a number of seconds, not {text[:40]!r}")
+    return int(text)
+
+
+def now() -> str:
+    """The time of making something, as documents have it; SOURCE_DATE_EPOCH where that is set."""
+    moment = source_date()
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
+
+
+def archive(
+    store: Store, directory: int, *, first_id: int = 0, whiteouts: bool = False
+) -> Generator[bytes, None, None]:
+    """The tree below a directory's fd as an uncompressed tar.  Raises ImageError."""
+    packer = Packer(
+        store.make_launcher,
+        directory,
+        first_id=first_id,
+        whiteouts=whiteouts,
+        clamp=source_date(),
+        landlock=store.landlock,
+    )
+    try:
+        yield from packer.chunks()
+        try:
+            checked("packed", packer.report())
+        except ConnectionError as error:
+            raise ImageError("the packer of the layer died") from error
+    finally:
+        packer.close()
+
+
+def write_layer(store: Store, chunks: Iterator[bytes], pin: Callable[[Digest], None]) -> Written:
+    """A plain tar as a gzip layer in the store.  pin: called with its digest before that is a name."""
+    plain, gzip = hashlib.sha256(), Gzip()
+    with NewBlob(store) as blob:
+        for chunk in chunks:
+            plain.update(chunk)
+            if out := gzip.feed(chunk):
+                blob.write(out)
+        blob.write(gzip.finish())
+        pin(blob.digest)
+        digest = blob.commit()
+        size = blob.size
+    return Written(
+        descriptor=Descriptor(media_type=MediaType.OCI_LAYER + "+gzip", digest=digest, size=size),
+        diff_id=Digest(f"sha256:{plain.hexdigest()}"),
+    )
+
+
+def compose(
+    store: Store,
+    base: tuple[Manifest, ImageConfig] | None,
+    layers: Sequence[Written],
+    config: ImageConfig,
+    history: Sequence[History],
+    names: Sequence[str],
+) -> Record:
+    """An image of a base and further layers, with a configuration whose layers and history are made here.
+
+    The caller has pinned the content of `layers`.
+    """
+    below = base[0].layers if base else ()
+    before = base[1].diff_ids if base else ()
+    whole = evolve(
+        config,
+        diff_ids=(*before, *(layer.diff_id for layer in layers)),
+        history=(*(base[1].history if base else ()), *history),
+    ).written()
+    kind = base[0].media_type if base else MediaType.OCI_MANIFEST
+    docker = kind == MediaType.DOCKER_MANIFEST
+    own = [_typed(layer.descriptor, docker) for layer in layers]
+    with store.pinning() as pins:
+        described = Descriptor(
+            media_type=MediaType.DOCKER_CONFIG if docker else MediaType.OCI_CONFIG,
+            digest=Digest.of(whole.raw),
+            size=len(whole.raw),
+        )
+        manifest = Manifest.make(kind, described, (*below, *own))
+        with assembling(store, pins, manifest, whole) as assembly:
+            put_document(store, whole.raw)
+            put_document(store, manifest.raw)
+            for at in range(len(manifest.layers)):
+                if assembly.lacks_tree(at):
+                    unpack_blob(store, assembly, at)
+            return assembly.conclude(names)
+
+
+def _typed(layer: Descriptor, docker: bool) -> Descriptor:
+    return evolve(layer, media_type=MediaType.DOCKER_LAYER + ".gzip") if docker else layer
+
+
+def adopt_archive(store: Store, read: Callable[[int], bytes], pin: Callable[[Digest], None]) -> Written:
+    """A tar of any compression becomes a layer's content; what is not gzip or zstd is written as gzip.
+
+    Whether it is a tar shows when it is unpacked.  Raises ImageError for nothing at all.
+    """
+    inflater, plain = Inflater(store.limits), hashlib.sha256()
+    with NewBlob(store) as blob:
+        while chunk := read(CHUNK):
+            blob.write(chunk)
+            for piece in inflater.feed(chunk):
+                plain.update(piece)
+        for piece in inflater.finish():
+            plain.update(piece)
+        if inflater.made == 0:
+            raise ImageError("not a tar archive: it is empty")
+        if inflater.kind not in ("gzip", "zstd"):
+            with open(blob.path, "rb") as file:
+                return write_layer(store, _inflated(store, file.read), pin)
+        pin(blob.digest)
+        described = Descriptor(
+            media_type=f"{MediaType.OCI_LAYER}+{inflater.kind}", digest=blob.commit(), size=blob.size
+        )
+    return Written(descriptor=described, diff_id=Digest(f"sha256:{plain.hexdigest()}"))
+
+
+def _inflated(store: Store, read: Callable[[int], bytes]) -> Iterator[bytes]:
+    inflater = Inflater(store.limits)
+    while chunk := read(CHUNK):
+        yield from inflater.feed(chunk)
+    yield from inflater.finish()
+
+
+def same_tree(store: Store, one: str, other: str) -> bool:
+    """Are two directories the same in everything that a layer says?"""
+    with opened([one, other]) as (left, right):
+        first, second = archive(store, left, whiteouts=True), archive(store, right, whiteouts=True)
+        held = [b"", b""]
+        try:
+            while True:
+                for at, source in enumerate((first, second)):
+                    if not held[at]:
+                        held[at] = next(source, b"")
+                size = min(len(held[0]), len(held[1]))
+                if size == 0:
+                    return not held[0] and not held[1]
+                if held[0][:size] != held[1][:size]:
+                    return False
+                held = [part[size:] for part in held]
+        finally:
+            first.close()
+            second.close()

@@ -1,0 +1,70 @@
+"""The process that makes an archive of a tree: confined, and gone with it."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterator
+
+from pycontain._kernel import native
+from pycontain._kernel.launcher import Launcher
+from pycontain._kernel.plan import request
+from pycontain._kernel.unpacker import Report, hear, widen
+
+_PACK = 13
+_OPTIONS = struct.Struct("<QqII")
+_WHITEOUTS, _CLAMP, _LANDLOCK = 1, 2, 4
+_LANDLOCK_FROM = 3
+_CHUNK = 1 << 20
+
+
+class Packer:
+    """One tree on its way into an uncompressed tar: iterate over `chunks`, then ask for the `report`.
+
+    first_id: the id that is the archive's 0, where files belong to a container's block.  whiteouts:
+    overlayfs's marks become those of layers (OCI layer.md, "Whiteouts").  clamp: seconds since the
+    epoch that no time in the archive is after.
+    """
+
+    def __init__(
+        self,
+        make_launcher: Callable[[], Launcher],
+        directory: int,
+        *,
+        first_id: int = 0,
+        whiteouts: bool = False,
+        clamp: int | None = None,
+        landlock: int = 0,
+    ) -> None:
+        flags = (
+            whiteouts * _WHITEOUTS | (clamp is not None) * _CLAMP | (landlock >= _LANDLOCK_FROM) * _LANDLOCK
+        )
+        self._launcher = make_launcher()
+        self._stream = -1
+        try:
+            self._stream, theirs = os.pipe2(os.O_CLOEXEC)
+            try:
+                widen(theirs)
+                options = _OPTIONS.pack(first_id, clamp or 0, flags, 0)
+                native.send(self._launcher.socket, request(_PACK, options), [directory, theirs])
+            finally:
+                os.close(theirs)
+        except BaseException:
+            self.close()
+            raise
+
+    def chunks(self) -> Iterator[bytes]:
+        """The archive, as it comes."""
+        while chunk := os.read(self._stream, _CHUNK):
+            yield chunk
+
+    def report(self) -> Report:
+        """What became of it, after the last chunk.  Raises ConnectionResetError when it died."""
+        return hear(self._launcher)
+
+    def close(self) -> None:
+        """End it."""
+        if self._stream >= 0:
+            os.close(self._stream)
+            self._stream = -1
+        self._launcher.close()

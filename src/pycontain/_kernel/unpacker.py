@@ -1,0 +1,119 @@
+"""The process that makes a directory of a layer's archive: confined, and gone with its layer."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from collections.abc import Callable, Sequence
+
+from attrs import frozen
+
+from pycontain._kernel import native
+from pycontain._kernel.launcher import Launcher
+from pycontain._kernel.plan import request
+
+_UNPACK, _FINISH = 11, 12
+_BOUNDS = struct.Struct("<QQII")
+_REPORT = struct.Struct("<IiIIQQQ256s")
+_OWNERS, _DEVICES, _LANDLOCK = 1, 2, 4
+_ROOT_OPAQUE = 1
+_LANDLOCK_FROM = 3
+"""The Landlock ABI that can say what an unpacker may not."""
+_F_SETPIPE_SZ = 1031
+_PIPE = 1 << 20
+
+
+@frozen
+class Report:
+    """What became of an archive: a problem in words with errno and the entry's name, or counts."""
+
+    problem: str | None
+    errno: int
+    name: str
+    root_opaque: bool
+    implied: int
+    entries: int
+    size: int
+    skipped: int
+
+
+def widen(pipe: int) -> None:
+    """Let a pipe hold a megabyte: each switch of processes carries more."""
+    try:
+        fcntl.fcntl(pipe, _F_SETPIPE_SZ, _PIPE)
+    except OSError:
+        pass  # the user's share of pipes is used up: slower, not wrong
+
+
+def hear(launcher: Launcher) -> Report:
+    """The report of a launcher that unpacks or packs.  Raises ConnectionResetError when it died."""
+    data = os.read(launcher.socket, _REPORT.size)
+    if len(data) != _REPORT.size:
+        raise ConnectionResetError("the process at the layer is gone")
+    problem, errno, flags, implied, entries, size, skipped, name = _REPORT.unpack(data)
+    text = native.lib.pcx_unpack_problem(problem)
+    return Report(
+        native.ffi.string(text).decode() if problem and text else None,
+        errno,
+        name.partition(b"\0")[0].decode("utf-8", "backslashreplace"),
+        bool(flags & _ROOT_OPAQUE),
+        implied,
+        entries,
+        size,
+        skipped,
+    )
+
+
+class Unpacker:
+    """One archive on its way into one directory.
+
+    Write the archive to `stream` and close it, ask for the `report`, then `finish`; `close` ends it at
+    any time.  owners: files get the owners that the archive names.  devices: nodes are made.
+    """
+
+    def __init__(
+        self,
+        make_launcher: Callable[[], Launcher],
+        directory: int,
+        *,
+        owners: bool,
+        devices: bool,
+        landlock: int,
+        size: int,
+        entries: int,
+    ) -> None:
+        flags = owners * _OWNERS | devices * _DEVICES | (landlock >= _LANDLOCK_FROM) * _LANDLOCK
+        bounds = _BOUNDS.pack(size, entries, flags, 0)
+        self._launcher = make_launcher()
+        self.stream = -1
+        try:
+            theirs, self.stream = os.pipe2(os.O_CLOEXEC)
+            try:
+                widen(self.stream)
+                native.send(self._launcher.socket, request(_UNPACK, bounds), [directory, theirs])
+            finally:
+                os.close(theirs)
+        except BaseException:
+            self.close()
+            raise
+
+    def end_stream(self) -> None:
+        """Nothing more comes."""
+        if self.stream >= 0:
+            os.close(self.stream)
+            self.stream = -1
+
+    def report(self) -> Report:
+        """Wait for what it has to say.  Raises ConnectionResetError when it died."""
+        return hear(self._launcher)
+
+    def finish(self, lowers: Sequence[int]) -> Report:
+        """The lower layers' directories are there, the uppermost first: take from them what is needed."""
+        native.send(self._launcher.socket, request(_FINISH), list(lowers))
+        return self.report()
+
+    def close(self) -> None:
+        """End it."""
+        self.end_stream()
+        self._launcher.close()

@@ -1,0 +1,1 @@
+"""Registries: HTTP, credentials, and the OCI distribution protocol."""

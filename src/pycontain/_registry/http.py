@@ -1,0 +1,246 @@
+"""HTTP to one registry: TLS always verified, redirects by our rules, repeats with patience."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+import ssl
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
+
+from pycontain.errors import ImageError, PullError
+
+if TYPE_CHECKING:
+    import urllib3
+
+    from pycontain._registry.endpoint import Patience
+
+_REDIRECTS = 5
+_REPEATED = frozenset({408, 429, 500, 502, 503, 504})
+_AGENT = "pycontain"
+_TLS_HINT = "SSL_CERT_FILE names further authorities; plain HTTP takes insecure=True"
+_CERTIFICATES = ("/etc/containers/certs.d", "/etc/docker/certs.d")
+
+
+def origin(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port: who is spoken to."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        raise ImageError(f"not a URL: {url[:200]!r}") from None
+    return parts.scheme, (parts.hostname or "").lower(), port or (443 if parts.scheme == "https" else 80)
+
+
+def _context(host: str) -> ssl.SSLContext:
+    """The system's certificates, SSL_CERT_FILE, and those that docker and podman keep for a host."""
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    for directory in _CERTIFICATES:
+        place = os.path.join(directory, host)
+        with contextlib.suppress(OSError):
+            for name in sorted(os.listdir(place)):
+                if name.endswith(".crt"):
+                    context.load_verify_locations(os.path.join(place, name))
+    return context
+
+
+class Http:
+    """Connections of one piece of work.  Errors are of the kind given, and never carry a header."""
+
+    def __init__(self, patience: Patience, error: type[ImageError] = PullError) -> None:
+        self._patience = patience
+        self.error = error
+        self._pools: dict[tuple[str, str, int], urllib3.PoolManager] = {}
+
+    def _pool(self, url: str) -> urllib3.PoolManager:
+        import urllib3
+
+        key = origin(url)
+        pool = self._pools.get(key)
+        if pool is None:
+            options: dict[str, Any] = {"maxsize": 8, "retries": False}
+            if key[0] == "https":
+                netloc = urlsplit(url).netloc.rpartition("@")[2]
+                options |= {"ssl_context": _context(netloc)}
+            proxy = urllib.request.getproxies().get(key[0])
+            if proxy and not urllib.request.proxy_bypass(key[1]):
+                pool = urllib3.ProxyManager(proxy, **options)
+            else:
+                pool = urllib3.PoolManager(**options)
+            self._pools[key] = pool
+        return pool
+
+    def close(self) -> None:
+        """End every connection."""
+        for pool in self._pools.values():
+            pool.clear()
+
+    def _once(self, method: str, url: str, headers: Mapping[str, str], body: Any) -> urllib3.BaseHTTPResponse:
+        import urllib3
+
+        wait = urllib3.Timeout(connect=self._patience.connect, read=self._patience.read)
+        sent = {"User-Agent": _AGENT, "Accept-Encoding": "identity", **headers}
+        return self._pool(url).request(
+            method, url, headers=sent, body=body, timeout=wait, redirect=False, preload_content=False
+        )
+
+    def _followed(
+        self, method: str, url: str, headers: Mapping[str, str], body: Any
+    ) -> urllib3.BaseHTTPResponse:
+        """One request and its redirects; another origin never sees an Authorization."""
+        sent = dict(headers)
+        for _ in range(_REDIRECTS + 1):
+            response = self._once(method, url, sent, body)
+            target = response.headers.get("Location")
+            if (
+                response.status not in (301, 302, 303, 307, 308)
+                or not target
+                or method not in ("GET", "HEAD")
+            ):
+                return response
+            response.drain_conn()
+            response.release_conn()
+            there = urljoin(url, target)
+            scheme = urlsplit(there).scheme
+            if scheme not in ("http", "https") or (scheme == "http" and urlsplit(url).scheme == "https"):
+                raise self.error(f"{_place(url)} redirects to plain {scheme or 'text'}: refused")
+            if origin(there) != origin(url):
+                _refuse_link_local(there)
+                sent.pop("Authorization", None)
+            url = there
+        raise self.error(f"{_place(url)} redirects without end")
+
+    @contextlib.contextmanager
+    def request(
+        self, method: str, url: str, headers: Mapping[str, str] | None = None, body: Any = None
+    ) -> Iterator[urllib3.BaseHTTPResponse]:
+        """A response, repeated where repeating may help.  Raises its error.
+
+        body: bytes, or a function that makes an iterator of them, anew for each try.
+        """
+        import urllib3
+
+        waited = 0.0
+        response: urllib3.BaseHTTPResponse | None = None
+        for attempt in range(1, self._patience.tries + 1):
+            pause = min(self._patience.first_pause * 2 ** (attempt - 1), self._patience.longest_pause)
+            pause *= 1 + random.random() / 4
+            failure: Exception | None = None
+            response = None
+            try:
+                given = body() if callable(body) else body
+                response = self._followed(method, url, headers or {}, given)
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                failure = error
+                if isinstance(error, urllib3.exceptions.SSLError):
+                    raise self.error(
+                        f"no trusted connection to {_place(url)}: {_reason(error)}", hint=_TLS_HINT
+                    ) from None
+            if response is not None and response.status not in _REPEATED:
+                break
+            if response is not None:
+                pause = max(pause, self._asked(response))
+                if attempt == self._patience.tries or waited + pause > self._patience.whole:
+                    break
+                response.close()
+            elif attempt == self._patience.tries or waited + pause > self._patience.whole:
+                raise self.error(f"{_place(url)} does not answer: {_reason(failure)}") from None
+            waited += pause
+            time.sleep(pause)
+        assert response is not None
+        try:
+            yield response
+        finally:
+            response.close()
+
+    def _asked(self, response: urllib3.BaseHTTPResponse) -> float:
+        """Seconds of Retry-After (RFC 9110, 10.2.3), as a number or a date."""
+        text = response.headers.get("Retry-After", "")
+        if text.isascii() and text.isdigit():
+            return min(float(text[:9]), self._patience.longest_pause)
+        if text:
+            from email.utils import parsedate_to_datetime
+
+            with contextlib.suppress(ValueError, TypeError, OverflowError):
+                return max(
+                    0.0,
+                    min(parsedate_to_datetime(text).timestamp() - time.time(), self._patience.longest_pause),
+                )
+        return 0.0
+
+    def body(self, response: urllib3.BaseHTTPResponse, most: int, what: str) -> bytes:
+        """A small body whole.  Raises its error past `most` bytes or `grace` seconds."""
+        data = bytearray()
+        for chunk in self.chunks(response, 65536):
+            data += chunk
+            if len(data) > most:
+                raise self.error(f"{what} is larger than {most} bytes")
+        return bytes(data)
+
+    def chunks(self, response: urllib3.BaseHTTPResponse, size: int) -> Iterator[bytes]:
+        """A body as it comes.  Raises its error where it stalls, drips or breaks off."""
+        import urllib3
+
+        begun, got = time.monotonic(), 0
+        while True:
+            try:
+                chunk = response.read1(size)
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                raise self.error(f"the transfer broke off: {_reason(error)}") from None
+            if not chunk:
+                break
+            got += len(chunk)
+            past = time.monotonic() - begun
+            if past > self._patience.grace and got / past < self._patience.slowest:
+                raise self.error(f"the transfer is slower than {self._patience.slowest} bytes a second")
+            yield chunk
+        length = response.headers.get("Content-Length", "")
+        if length.isascii() and length.isdigit() and int(length[:19]) != got:
+            raise self.error(f"the transfer ended after {got} of {length[:19]} bytes")
+
+
+def _place(url: str) -> str:
+    """A URL without what may be secret in it: the query of signed ones."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"[:300]
+
+
+def _reason(error: Exception | None) -> str:
+    """The innermost cause, in few words: outer ones spell out URLs."""
+    seen: BaseException | None = error
+    while seen is not None:
+        inner = getattr(seen, "reason", None) or seen.__cause__ or seen.__context__
+        if not isinstance(inner, BaseException):
+            break
+        seen = inner
+    text = str(seen).rpartition(">: ")[2] if seen is not None else ""
+    return f"{type(seen).__name__}: {text[:200]}" if text else type(seen).__name__
+
+
+def _refuse_link_local(url: str) -> None:
+    """Where clouds keep secrets for whoever asks, and no registry is."""
+    for address in addresses(url):
+        if address.is_link_local or address.is_multicast or address.is_unspecified:
+            raise ImageError(f"{_place(url)} is at {address}: refused")
+
+
+def addresses(url: str) -> list[Any]:
+    """What the host of a URL resolves to; none where it does not."""
+    import ipaddress
+
+    _, host, port = origin(url)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return []
+    result = []
+    for entry in found:
+        address = ipaddress.ip_address(str(entry[4][0]).partition("%")[0])
+        result.append(getattr(address, "ipv4_mapped", None) or address)
+    return result

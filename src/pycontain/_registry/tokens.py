@@ -1,0 +1,192 @@
+"""Answers to a registry's 401: whom to tell what (distribution specification, token authentication)."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from typing import TYPE_CHECKING
+from urllib.parse import quote_plus, urlencode, urlsplit
+
+from attrs import frozen
+
+from pycontain._registry.endpoint import Endpoint, trusted_realms
+from pycontain._registry.http import Http, addresses, origin
+from pycontain.errors import AuthError
+
+if TYPE_CHECKING:
+    from pycontain._registry.credentials import Credentials
+
+_CHALLENGE = re.compile(r'([a-zA-Z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+_TOKEN_MOST = 1 << 20
+_SHORTEST, _LONGEST = 60, 3600
+_MARGIN = 10
+_SECOND_LEVEL = frozenset({"co", "com", "org", "net", "gov", "edu", "ac", "or", "ne", "go", "gob", "mil"})
+
+
+@frozen
+class Challenge:
+    """What a WWW-Authenticate header asks for (RFC 9110, 11.6.1)."""
+
+    scheme: str
+    realm: str = ""
+    service: str = ""
+    scope: str = ""
+
+    @classmethod
+    def parse(cls, headers: list[str]) -> Challenge | None:
+        """The first that can be answered: Bearer before Basic."""
+        found: dict[str, Challenge] = {}
+        for header in headers:
+            scheme, _, rest = header.strip().partition(" ")
+            fields = {key.lower(): quoted or plain for key, quoted, plain in _CHALLENGE.findall(rest[:8192])}
+            found.setdefault(
+                scheme.lower(),
+                cls(
+                    scheme.lower(),
+                    fields.get("realm", ""),
+                    fields.get("service", ""),
+                    fields.get("scope", ""),
+                ),
+            )
+        return found.get("bearer") or found.get("basic")
+
+
+def related(realm_host: str, registry_host: str) -> bool:
+    """May a host be told a registry's credentials: the same, its parent, or another below its parent."""
+    if realm_host == registry_host:
+        return True
+    if not registry_host.replace(".", "").strip("0123456789") or ":" in registry_host:
+        return False  # addresses have no kin
+    parent = registry_host.partition(".")[2]
+    labels = parent.split(".")
+    if len(labels) < 2 or (len(labels) == 2 and labels[0] in _SECOND_LEVEL):
+        return False
+    return realm_host == parent or realm_host.endswith(f".{parent}")
+
+
+class Tokens:
+    """What to send as Authorization, by scope; asked for when a registry says so."""
+
+    def __init__(self, endpoint: Endpoint, http: Http, credentials: Credentials | None) -> None:
+        self._endpoint, self._http, self._credentials = endpoint, http, credentials
+        self._held: dict[str, tuple[str, float]] = {}
+        self._mutex = threading.Lock()
+
+    def header(self, scope: str) -> str | None:
+        """What is held for a scope and has not run out."""
+        value, until = self._held.get(scope, ("", 0.0))
+        return value if value and time.monotonic() < until else None
+
+    def answer(self, challenge: Challenge | None, scope: str, refused: str | None) -> str:
+        """The header that a challenge asks for.  Raises AuthError.
+
+        refused: what was sent and did not do.
+        """
+        with self._mutex:
+            held = self.header(scope)
+            if held is not None and held != refused:
+                return held  # another thread has asked meanwhile
+            if challenge is None:
+                raise self._denied("and says not how to ask")
+            if challenge.scheme == "basic":
+                return self._basic(scope, refused)
+            if refused is not None and refused.startswith("Bearer ") and held is not None:
+                raise self._denied("to these credentials")
+            token, seconds = self._ask(challenge, scope)
+            value = f"Bearer {token}"
+            self._held[scope] = value, time.monotonic() + max(seconds - _MARGIN, _MARGIN)
+            return value
+
+    def _basic(self, scope: str, refused: str | None) -> str:
+        if self._credentials is None or not self._credentials.username or self._credentials.identity_token:
+            raise self._denied("without credentials")
+        value = self._credentials.basic
+        if refused == value:
+            raise self._denied("to these credentials")
+        self._held[scope] = value, float("inf")
+        return value
+
+    def _denied(self, why: str) -> AuthError:
+        return AuthError(
+            f"the registry {self._endpoint.name} refuses access {why}",
+            hint="auth=(user, password), or `docker login`; a private image may also not exist",
+        )
+
+    def _check_realm(self, realm: str) -> bool:
+        """May it be asked, and told who the user is?  Raises AuthError where it may not be asked."""
+        scheme, host, _ = origin(realm)
+        registry = origin(self._endpoint.url)
+        if scheme not in ("http", "https") or not host or urlsplit(realm).username is not None:
+            raise AuthError(
+                f"the registry {self._endpoint.name} sends for a token to no URL: {realm[:200]!r}"
+            )
+        same = host == registry[1]
+        if scheme == "http" and not (self._endpoint.insecure and same):
+            raise AuthError(
+                f"the registry {self._endpoint.name} sends for a token to plain HTTP at {host}: refused"
+            )
+        kin = related(host, registry[1]) or host in trusted_realms()
+        for address in addresses(realm):
+            if address.is_link_local or address.is_multicast or address.is_unspecified:
+                raise AuthError(f"the registry {self._endpoint.name} sends for a token to {address}: refused")
+            if not address.is_global and not kin:
+                raise AuthError(
+                    f"the registry {self._endpoint.name} sends for a token into a private network: {host}",
+                    hint="PYCONTAIN_TRUSTED_REALMS names hosts that may be asked",
+                )
+        return kin
+
+    def _ask(self, challenge: Challenge, scope: str) -> tuple[str, float]:
+        kin = self._check_realm(challenge.realm)
+        if self._credentials is not None and not kin:
+            host = origin(challenge.realm)[1]
+            raise AuthError(
+                f"the registry {self._endpoint.name} wants its credentials sent to {host}, not its own",
+                hint=f"PYCONTAIN_TRUSTED_REALMS={host} allows it",
+            )
+        query = [("service", challenge.service)] if challenge.service else []
+        scopes = dict.fromkeys([*scope.split(), *challenge.scope.split()])
+        if self._credentials is not None and self._credentials.identity_token:
+            return self._refresh(challenge.realm, [*query, ("scope", " ".join(scopes))])
+        query += [("scope", one) for one in scopes]
+        headers = {}
+        if self._credentials is not None:
+            headers["Authorization"] = self._credentials.basic
+        mark = "&" if "?" in challenge.realm else "?"
+        url = challenge.realm + (mark + urlencode(query, quote_via=quote_plus) if query else "")
+        with self._http.request("GET", url, headers) as response:
+            return self._token(response)
+
+    def _refresh(self, realm: str, query: list[tuple[str, str]]) -> tuple[str, float]:
+        assert self._credentials is not None
+        form = [
+            *query,
+            ("grant_type", "refresh_token"),
+            ("refresh_token", self._credentials.identity_token),
+            ("client_id", "pycontain"),
+        ]
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        with self._http.request("POST", realm, headers, urlencode(form).encode()) as response:
+            return self._token(response)
+
+    def _token(self, response: object) -> tuple[str, float]:
+        import urllib3
+
+        assert isinstance(response, urllib3.BaseHTTPResponse)
+        if response.status in (400, 401, 403):
+            raise self._denied("to these credentials" if self._credentials else "without credentials")
+        if response.status != 200:
+            raise self._http.error(f"the token service of {self._endpoint.name} answers {response.status}")
+        try:
+            document = json.loads(self._http.body(response, _TOKEN_MOST, "the token"))
+            token = document.get("token") or document["access_token"]
+            seconds = document.get("expires_in") or _SHORTEST
+            if not isinstance(token, str) or not isinstance(seconds, int | float):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise AuthError(f"the token service of {self._endpoint.name} gave no token") from None
+        if not token.isascii() or any(ord(char) < 33 for char in token):
+            raise AuthError(f"the token service of {self._endpoint.name} gave no token")
+        return token, min(max(float(seconds), _SHORTEST), _LONGEST)

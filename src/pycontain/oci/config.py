@@ -1,0 +1,204 @@
+"""The image configuration (OCI config.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import evolve, field, frozen
+
+from pycontain._model.sizes import shown
+from pycontain.errors import ImageError
+from pycontain.oci.digest import Digest, chain_id
+from pycontain.oci.document import CONFIG_MOST, Fields, compact, parse
+from pycontain.oci.manifest import LAYERS_MOST
+from pycontain.oci.platform import Platform
+
+_HISTORY_MOST = 10_000
+
+
+@frozen(kw_only=True)
+class Healthcheck:
+    """How to ask whether it works, as Docker has it.  Durations in seconds, 0 for the default."""
+
+    test: tuple[str, ...] = ()
+    interval: float = 0
+    timeout: float = 0
+    start_period: float = 0
+    retries: int = 0
+
+    @classmethod
+    def of(cls, fields: Fields) -> Healthcheck:
+        """Raises ImageError."""
+        return cls(
+            test=fields.texts("Test"),
+            interval=fields.integer("Interval") / 1e9,
+            timeout=fields.integer("Timeout") / 1e9,
+            start_period=fields.integer("StartPeriod") / 1e9,
+            retries=fields.integer("Retries"),
+        )
+
+
+@frozen(kw_only=True)
+class ContainerConfig:
+    """Defaults of a container: the `config` of an image configuration."""
+
+    user: str = ""
+    env: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    workdir: str = ""
+    volumes: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
+    labels: dict[str, str] = field(factory=dict, hash=False)
+    stop_signal: str = ""
+    healthcheck: Healthcheck | None = None
+    shell: tuple[str, ...] = ()
+    on_build: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, fields: Fields) -> ContainerConfig:
+        """Raises ImageError for fields of other types and for text that no container can have."""
+        check = fields.inner("Healthcheck")
+        result = cls(
+            user=fields.text("User"),
+            env=fields.texts("Env"),
+            entrypoint=fields.texts("Entrypoint"),
+            command=fields.texts("Cmd"),
+            workdir=fields.text("WorkingDir"),
+            volumes=fields.names("Volumes"),
+            ports=fields.names("ExposedPorts"),
+            labels=fields.mapping("Labels"),
+            stop_signal=fields.text("StopSignal"),
+            healthcheck=None if check is None else Healthcheck.of(check),
+            shell=fields.texts("Shell"),
+            on_build=fields.texts("OnBuild"),
+        )
+        for name in ("env", "entrypoint", "command"):
+            for text in getattr(result, name):
+                if "\0" in text:
+                    raise fields.wrong(name, f"has a NUL byte: {shown(text)}")
+        for text in (result.user, result.workdir, *result.volumes):
+            if "\0" in text:
+                raise ImageError(f"{fields.what}: a NUL byte in {shown(text)}")
+        return result
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """`env` as names and values; what has no name is left out, as Docker does."""
+        pairs = (text.partition("=") for text in self.env)
+        return {name: value for name, equals, value in pairs if name and equals}
+
+    def document(self) -> dict[str, Any]:
+        """As JSON has it, without what is empty."""
+        check = self.healthcheck
+        full: dict[str, Any] = {
+            "User": self.user,
+            "Env": list(self.env),
+            "Entrypoint": list(self.entrypoint),
+            "Cmd": list(self.command),
+            "WorkingDir": self.workdir,
+            "Volumes": {path: {} for path in self.volumes},
+            "ExposedPorts": {port: {} for port in self.ports},
+            "Labels": self.labels,
+            "StopSignal": self.stop_signal,
+            "Shell": list(self.shell),
+            "OnBuild": list(self.on_build),
+            "Healthcheck": check
+            and {
+                "Test": list(check.test),
+                "Interval": round(check.interval * 1e9),
+                "Timeout": round(check.timeout * 1e9),
+                "StartPeriod": round(check.start_period * 1e9),
+                "Retries": check.retries,
+            },
+        }
+        return {name: value for name, value in full.items() if value}
+
+
+@frozen(kw_only=True)
+class History:
+    """What made a layer, for people."""
+
+    created: str = ""
+    created_by: str = ""
+    author: str = ""
+    comment: str = ""
+    empty_layer: bool = False
+
+    @classmethod
+    def of(cls, fields: Fields) -> History:
+        """Raises ImageError."""
+        return cls(
+            created=fields.text("created"),
+            created_by=fields.text("created_by"),
+            author=fields.text("author"),
+            comment=fields.text("comment"),
+            empty_layer=fields.truth("empty_layer"),
+        )
+
+    def document(self) -> dict[str, Any]:
+        """As JSON has it, without what is empty."""
+        full: dict[str, Any] = {
+            "created": self.created,
+            "created_by": self.created_by,
+            "author": self.author,
+            "comment": self.comment,
+            "empty_layer": self.empty_layer,
+        }
+        return {name: value for name, value in full.items() if value}
+
+
+@frozen(kw_only=True)
+class ImageConfig:
+    """What an image is made of and how it is meant to run.  raw: the very bytes, which the digest names."""
+
+    platform: Platform
+    container: ContainerConfig = ContainerConfig()
+    diff_ids: tuple[Digest, ...] = ()
+    history: tuple[History, ...] = field(default=(), repr=False)
+    created: str = ""
+    author: str = ""
+    raw: bytes = field(default=b"", repr=False)
+
+    @classmethod
+    def parse(cls, raw: bytes) -> ImageConfig:
+        """Raises ImageError for what is no image configuration."""
+        fields = parse(raw, "the image configuration", CONFIG_MOST)
+        rootfs = fields.inner("rootfs")
+        if rootfs is None or rootfs.text("type") != "layers":
+            raise fields.wrong("rootfs", "is missing or not of layers")
+        diff_ids = rootfs.texts("diff_ids")
+        if len(diff_ids) > LAYERS_MOST:
+            raise rootfs.wrong("diff_ids", f"has more than {LAYERS_MOST} entries")
+        container = fields.inner("config")
+        return cls(
+            platform=Platform.of(fields),
+            container=ContainerConfig() if container is None else ContainerConfig.of(container),
+            diff_ids=tuple(Digest(text) for text in diff_ids),
+            history=fields.each("history", History.of, _HISTORY_MOST),
+            created=fields.text("created"),
+            author=fields.text("author"),
+            raw=raw,
+        )
+
+    @property
+    def chain_ids(self) -> tuple[Digest, ...]:
+        """The name of each layer together with all below it, the lowest first."""
+        chain: list[Digest] = []
+        for diff_id in self.diff_ids:
+            chain.append(chain_id(chain[-1] if chain else None, diff_id))
+        return tuple(chain)
+
+    def written(self) -> ImageConfig:
+        """The same with `raw` made anew, in one form for one content."""
+        document: dict[str, Any] = {
+            **self.platform.document(),
+            "config": self.container.document(),
+            "rootfs": {"type": "layers", "diff_ids": list(self.diff_ids)},
+        }
+        if self.history:
+            document["history"] = [one.document() for one in self.history]
+        for name in ("created", "author"):
+            if getattr(self, name):
+                document[name] = getattr(self, name)
+        return evolve(self, raw=compact(document))

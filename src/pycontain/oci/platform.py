@@ -1,0 +1,90 @@
+"""Platforms: which of an index's manifests is meant (OCI image-index.md)."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from attrs import frozen
+
+from pycontain._model.sizes import shown
+from pycontain.errors import ImageError
+from pycontain.oci.document import Fields
+
+_ARCHITECTURES = {
+    "x86_64": "amd64",
+    "x86-64": "amd64",
+    "aarch64": "arm64",
+    "armhf": "arm",
+    "armel": "arm",
+    "i386": "386",
+    "i686": "386",
+}
+_VARIANTS = {"armhf": "v7", "armel": "v6", "aarch64": "v8"}
+
+
+@frozen
+class Platform:
+    """os, architecture and variant, by the names that Go gives them."""
+
+    os: str = "linux"
+    architecture: str = "amd64"
+    variant: str = ""
+    os_version: str = ""
+
+    @classmethod
+    def host(cls) -> Platform:
+        """This machine's."""
+        machine = os.uname().machine
+        return cls("linux", _ARCHITECTURES.get(machine, machine))
+
+    @classmethod
+    def parse(cls, text: str) -> Platform:
+        """'linux/arm64', 'arm64', 'linux/arm/v7' or 'x86_64'.  Raises ImageError."""
+        parts = text.lower().split("/") if isinstance(text, str) else [""]
+        if not 1 <= len(parts) <= 3 or not all(
+            part.isascii() and part.replace("_", "").replace("-", "").isalnum() for part in parts
+        ):
+            raise ImageError(f"not a platform: {shown(text)}", hint="such as 'linux/arm64'")
+        if len(parts) == 1:
+            parts = ["linux", *parts]
+        named = parts[1]
+        variant = parts[2] if len(parts) == 3 else _VARIANTS.get(named, "")
+        return cls(parts[0], _ARCHITECTURES.get(named, named), variant).normal()
+
+    @classmethod
+    def of(cls, fields: Fields) -> Platform:
+        """As an index or a configuration has it."""
+        return cls(
+            fields.text("os", "linux").lower(),
+            _ARCHITECTURES.get(fields.text("architecture"), fields.text("architecture")),
+            fields.text("variant"),
+            fields.text("os.version"),
+        ).normal()
+
+    def normal(self) -> Platform:
+        """Without the variants that say nothing: arm64 is v8, arm is v7, amd64 is v1."""
+        variant = {("arm64", "v8"): "", ("arm64", "8"): "", ("amd64", "v1"): "", ("arm", ""): "v7"}.get(
+            (self.architecture, self.variant), self.variant
+        )
+        return Platform(self.os, self.architecture, variant, self.os_version)
+
+    def serves(self, wanted: Platform) -> bool:
+        """Can this be run where `wanted` is asked for?"""
+        if (self.os, self.architecture) != (wanted.os, wanted.architecture):
+            return False
+        return self.variant == wanted.variant or (
+            self.architecture == "arm" and self.variant < wanted.variant
+        )
+
+    def document(self) -> dict[str, Any]:
+        """As JSON has it."""
+        result = {"os": self.os, "architecture": self.architecture}
+        if self.variant:
+            result["variant"] = self.variant
+        if self.os_version:
+            result["os.version"] = self.os_version
+        return result
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)

@@ -1,0 +1,98 @@
+"""References: names of images, normalised as Docker does (distribution/reference)."""
+
+from __future__ import annotations
+
+import re
+
+from attrs import evolve, frozen
+
+from pycontain._model.sizes import shown
+from pycontain.errors import InvalidReference
+from pycontain.oci.digest import Digest
+
+_LABEL = r"[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9]"
+_DOMAIN = re.compile(rf"(?:(?:{_LABEL})(?:\.(?:{_LABEL}))*|\[[a-fA-F0-9:]+\])(?::[0-9]{{1,5}})?")
+_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_PATH = re.compile(rf"{_PART}(?:/{_PART})*")
+_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,127}")
+_ID = re.compile(r"[a-f0-9]{64}")
+_MOST = 255
+_HUB, _HUB_SPACE = "docker.io", "library/"
+
+
+@frozen
+class Reference:
+    """registry/repository, with a tag, a digest, or both.
+
+    'debian' is docker.io/library/debian:latest; a first part is a registry when it has a dot or a
+    colon or is 'localhost'.
+    """
+
+    registry: str
+    repository: str
+    tag: str | None = None
+    digest: Digest | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """What a user wrote; without tag and digest the tag is 'latest'.  Raises InvalidReference."""
+        if not isinstance(text, str) or not text or len(text) > 1024 or not text.isascii():
+            raise InvalidReference(f"not a reference of an image: {shown(text)}")
+        name, at, digest_text = text.partition("@")
+        digest = _digest(text, digest_text) if at else None
+        tag: str | None = None
+        if ":" in name.rpartition("/")[2]:
+            name, _, tag = name.rpartition(":")
+            if not _TAG.fullmatch(tag):
+                raise InvalidReference(f"not a tag: {shown(tag)}")
+        registry, path = _split(name)
+        if not _DOMAIN.fullmatch(registry) or not _PATH.fullmatch(path) or len(registry) + len(path) >= _MOST:
+            raise InvalidReference(
+                f"not a reference of an image: {shown(text)}",
+                hint="[registry/]name[:tag][@digest], the name in lower case",
+            )
+        if _ID.fullmatch(name):
+            raise InvalidReference(f"64 hexadecimal digits are an id, not a name: {name}")
+        if tag is None and digest is None:
+            tag = "latest"
+        return cls(registry, path, tag, digest)
+
+    @property
+    def name(self) -> str:
+        """registry/repository."""
+        return f"{self.registry}/{self.repository}"
+
+    @property
+    def familiar(self) -> str:
+        """The short form that people write."""
+        name = self.name.removeprefix(f"{_HUB}/{_HUB_SPACE}")
+        return self._with(name if name != self.name else name.removeprefix(f"{_HUB}/"))
+
+    def pinned(self, digest: Digest) -> Reference:
+        """The same repository by digest alone."""
+        return evolve(self, tag=None, digest=digest)
+
+    def _with(self, name: str) -> str:
+        return name + (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
+
+    def __str__(self) -> str:
+        return self._with(self.name)
+
+
+def _digest(text: str, digest: str) -> Digest:
+    from pycontain.errors import ImageError
+
+    try:
+        return Digest(digest)
+    except ImageError as error:
+        raise InvalidReference(f"{shown(text)}: {error}") from error
+
+
+def _split(name: str) -> tuple[str, str]:
+    first, slash, rest = name.partition("/")
+    is_registry = slash and ("." in first or ":" in first or first == "localhost" or first != first.lower())
+    if not is_registry:
+        return _HUB, name if slash else _HUB_SPACE + name
+    if first in (_HUB, "index.docker.io"):
+        return _HUB, rest if "/" in rest else _HUB_SPACE + rest
+    return first, rest
