@@ -16,8 +16,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 ROOMS = [
     {"errors", "_model"},
+    {"oci"},
     {"_kernel", "_state"},
-    {"_cgroups", "_security", "_rootfs"},
+    {"_cgroups", "_security", "_rootfs", "_registry"},
+    {"_images"},
     {"_runtime"},
     {"_engine"},
     {"_objects", "lowlevel"},

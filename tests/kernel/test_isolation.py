@@ -217,7 +217,7 @@ def test_archive_as_image(rootfs: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "image.tar.gz", "w:gz") as archive:
         archive.add(rootfs, ".")
     image = Image.from_rootfs(tmp_path / "image.tar.gz")
-    assert Image.from_rootfs(tmp_path / "image.tar.gz").layers == image.directories
+    assert Image.from_rootfs(tmp_path / "image.tar.gz").directories == image.directories
     with Container(image) as container:
         assert container.exec(["echo", "hi"]).stdout == "hi\n"
 

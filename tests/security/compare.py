@@ -127,8 +127,8 @@ def own(security: Security, top: Path) -> Reach:
 def bubblewrap(top: Path) -> Reach | Absent:
     """`bwrap --unshare-all`, the way that its users write it.
 
-    In a session of its own as its manual advises: what /proc/PID/autogroup tells hangs on the session alone, and a
-    caller in the session of the host's init would hand its empty one on.
+    In a session of its own as its manual advises: what /proc/PID/autogroup tells hangs on the session
+    alone, and a caller in the session of the host's init would hand its empty one on.
     """
     if shutil.which("bwrap") is None:
         return Absent("bwrap", "not installed")

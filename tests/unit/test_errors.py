@@ -36,8 +36,8 @@ def start(name: str) -> PycontainError:
 
 
 PLAIN = (
-    "PycontainError ImageError PullError AuthError DigestMismatch BuildError LimitError NotFound Conflict "
-    "StateError"
+    "PycontainError ImageError PullError PushError AuthError DigestMismatch InvalidReference BuildError "
+    "LimitError NotFound Conflict StateError"
 ).split()
 START = ("StartError", "CommandNotFound", "CommandNotExecutable", "WorkdirError")
 MAKERS: dict[str, Callable[[], PycontainError]] = {
@@ -140,7 +140,7 @@ def test_exceptions_come_out_of_a_worker_process() -> None:
         ("WorkdirError", (errors.StartError, errors.PathError, OSError)),
         *(
             (name, (errors.ImageError,))
-            for name in ("PullError", "AuthError", "DigestMismatch", "BuildError")
+            for name in ("PullError", "PushError", "AuthError", "DigestMismatch", "BuildError")
         ),
     ],
 )

@@ -1,5 +1,6 @@
 /* A tree becomes an archive: in one order, without following a link, whatever a guest does to it meanwhile. */
 #include "header.h"
+#include "names.h"
 #include "unpack.h"
 
 #include <linux/errno.h>
@@ -8,16 +9,8 @@
 
 #define AT_SYMLINK_NOFOLLOW_ 0x100
 #define AT_EMPTY_PATH_ 0x1000
-#define ARENA_MOST (1ull << 30)
 #define ATTRIBUTES_MOST 128u
 #define IDS 65536u
-
-/* What grows and shrinks with the depth: names of the directories above, and for good: linked files. */
-struct arena
-{
-  u8 *memory;
-  usize used;
-};
 
 struct linked
 {
@@ -34,8 +27,8 @@ struct linked
 struct pack
 {
   struct pc_writer writer;
-  struct arena names;
-  struct arena links;
+  struct pc_arena names;
+  struct pc_arena links;
   u32 buckets[BUCKETS];
   u64 first_id;
   i64 clamp;
@@ -70,24 +63,6 @@ output_failed (void)
   return failed (PC_UNPACK_OUTPUT, -pack.writer.error);
 }
 
-static u8 *
-reserve (usize size)
-{
-  word map = raw6 (__NR_mmap, 0, size, 3 /* READ | WRITE */, 0x4022 /* PRIVATE | ANONYMOUS | NORESERVE */, -1, 0);
-  return map < 0 && map > -4096 ? NULL : (u8 *) map;
-}
-
-static void *
-take (struct arena *arena, usize size)
-{
-  size = (size + 7) / 8 * 8;
-  if (size > ARENA_MOST - arena->used)
-    return NULL;
-  void *taken = arena->memory + arena->used;
-  arena->used += size;
-  return taken;
-}
-
 static u32
 own_id (u32 id)
 {
@@ -105,17 +80,6 @@ plain_capability (struct pc_attribute *attribute)
 }
 
 static int
-compare_names (const char *a, const char *b)
-{
-  while (*a != '\0' && *a == *b)
-    {
-      a++;
-      b++;
-    }
-  return (int) (u8) *a - (int) (u8) *b;
-}
-
-static int
 read_attribute (int fd, const char *key, usize *used)
 {
   struct pc_attribute *out = &pack.attributes[pack.attribute_count];
@@ -130,7 +94,7 @@ read_attribute (int fd, const char *key, usize *used)
     plain_capability (out);
   *used += ((usize) got + 7) / 8 * 8;
   /* In the order of their names, for a file system may list them in any. */
-  for (u32 i = pack.attribute_count++; i > 0 && compare_names (pack.attributes[i - 1].name, key) > 0; i--)
+  for (u32 i = pack.attribute_count++; i > 0 && pc_compare_names (pack.attributes[i - 1].name, key) > 0; i--)
     {
       struct pc_attribute held = pack.attributes[i - 1];
       pack.attributes[i - 1] = pack.attributes[i];
@@ -231,7 +195,7 @@ known_link (const struct statx *found)
       at = linked->next;
     }
   usize size = pc_strlen (pack.path) + 1;
-  struct linked *fresh = take (&pack.links, sizeof *fresh + size);
+  struct linked *fresh = pc_take (&pack.links, sizeof *fresh + size);
   if (fresh == NULL)
     return NULL; /* packed as a file of its own */
   fresh->inode = found->stx_ino;
@@ -341,81 +305,12 @@ put_any (int dir, const char *name, usize cut)
     }
 }
 
-/* Heap sort: no depth, no memory. */
-static void
-sort_names (char **names, usize count)
-{
-  for (usize built = count / 2, end = count; end > 1;)
-    {
-      if (built > 0)
-        built--;
-      else
-        {
-          end--;
-          char *last = names[end];
-          names[end] = names[0];
-          names[0] = last;
-        }
-      for (usize root = built;;)
-        {
-          usize child = 2 * root + 1;
-          if (child >= end)
-            break;
-          if (child + 1 < end && compare_names (names[child], names[child + 1]) < 0)
-            child++;
-          if (compare_names (names[root], names[child]) >= 0)
-            break;
-          char *held = names[root];
-          names[root] = names[child];
-          names[child] = held;
-          root = child;
-        }
-    }
-}
-
-/* The names in a directory, in the arena: a list behind them. */
-static char **
-list_names (int fd, usize *count)
-{
-  static char listing[32768] __attribute__ ((aligned (8)));
-  usize begin = pack.names.used;
-  word got;
-
-  *count = 0;
-  while ((got = raw3 (__NR_getdents64, fd, listing, sizeof listing)) > 0)
-    for (word at = 0; at < got;)
-      {
-        struct pc_entry *entry = (struct pc_entry *) (void *) (listing + at);
-        at += entry->size;
-        if (pc_streq (entry->name, ".") || pc_streq (entry->name, ".."))
-          continue;
-        usize n = pc_strlen (entry->name) + 1;
-        char *name = take (&pack.names, n);
-        if (name == NULL)
-          return NULL;
-        memcpy (name, entry->name, n);
-        ++*count;
-      }
-  usize end = pack.names.used;
-  char **names = got < 0 ? NULL : take (&pack.names, (*count + 1) * sizeof *names);
-  if (names == NULL)
-    return NULL;
-  usize i = 0;
-  for (usize at = begin; at < end; i++)
-    {
-      names[i] = (char *) pack.names.memory + at;
-      at += (pc_strlen (names[i]) + 1 + 7) / 8 * 8;
-    }
-  sort_names (names, *count);
-  return names;
-}
-
 static int
 put_children (int fd, usize size)
 {
   usize before = pack.names.used;
   usize count;
-  char **names = list_names (fd, &count);
+  char **names = pc_list_names (&pack.names, fd, &count);
   if (names == NULL)
     return failed (PC_UNPACK_MEMORY, 0);
   if (size > 0)
@@ -492,13 +387,13 @@ pc_pack (int socket, const struct pc_pack_request *request, int top, int stream)
   word error = pc_confine_to (top, socket, stream, 0, (pack.flags & PC_PACK_LANDLOCK) != 0);
   if (error < 0)
     (void) failed (PC_UNPACK_CONFINE, error);
-  pack.names.memory = error < 0 ? NULL : reserve (ARENA_MOST);
-  pack.links.memory = error < 0 ? NULL : reserve (ARENA_MOST);
+  pack.names.memory = error < 0 ? NULL : pc_reserve (PC_ARENA_MOST);
+  pack.links.memory = error < 0 ? NULL : pc_reserve (PC_ARENA_MOST);
   pack.links.used = 8; /* 0 is no offset */
-  pack.attribute_values = error < 0 ? NULL : reserve (PC_HEADER_ATTRIBUTES);
+  pack.attribute_values = error < 0 ? NULL : pc_reserve (PC_HEADER_ATTRIBUTES);
   pack.writer.fd = stream;
-  pack.writer.buffer = error < 0 ? NULL : reserve (PC_TAR_BUFFER);
-  pack.writer.extended = error < 0 ? NULL : reserve (PC_TAR_EXTENDED_MOST);
+  pack.writer.buffer = error < 0 ? NULL : pc_reserve (PC_TAR_BUFFER);
+  pack.writer.extended = error < 0 ? NULL : pc_reserve (PC_TAR_EXTENDED_MOST);
   if (error == 0
       && (pack.names.memory == NULL || pack.links.memory == NULL || pack.attribute_values == NULL
           || pack.writer.buffer == NULL || pack.writer.extended == NULL))

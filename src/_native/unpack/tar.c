@@ -1,6 +1,7 @@
 /* Headers and data of a tar stream.  Every number is checked, every buffer has an end; nothing is trusted. */
 #include "tar.h"
 #include "number.h"
+#include "stream.h"
 #include "wire.h"
 
 #define EINTR_ 4
@@ -16,9 +17,8 @@ pc_tar_open (struct pc_tar *tar, int fd, void *memory)
   tar->extended = at + PC_TAR_BUFFER + PC_TAR_REGIONS_MOST * sizeof (struct pc_tar_region);
 }
 
-/* Have `wanted` bytes at buffer + start: 1, 0 when the stream ends before the first, or a negated problem. */
-static int
-fill (struct pc_tar *tar, usize wanted)
+int
+pc_tar_fill (struct pc_tar *tar, usize wanted)
 {
   if (tar->start == tar->end)
     tar->start = tar->end = 0;
@@ -54,7 +54,7 @@ pc_tar_data (struct pc_tar *tar, u64 most, const u8 **data)
     return 0;
   if (tar->start == tar->end)
     {
-      int got = fill (tar, 1);
+      int got = pc_tar_fill (tar, 1);
       if (got <= 0)
         return got < 0 ? got : -PC_UNPACK_TRUNCATED;
     }
@@ -76,7 +76,7 @@ skip (struct pc_tar *tar)
     {
       if (tar->start == tar->end)
         {
-          int got = fill (tar, 1);
+          int got = pc_tar_fill (tar, 1);
           if (got <= 0)
             return got < 0 ? got : -PC_UNPACK_TRUNCATED;
         }
@@ -96,7 +96,7 @@ pc_tar_drain (struct pc_tar *tar)
   for (;;)
     {
       tar->start = tar->end = 0;
-      int got = fill (tar, 1);
+      int got = pc_tar_fill (tar, 1);
       if (got <= 0)
         return got;
     }
@@ -247,26 +247,6 @@ next_record (u8 *text, usize size, usize *at, struct record *record)
   return 1;
 }
 
-/* What the records of an extended header say of sparse files. */
-struct sparse
-{
-  u32 major;
-  u32 is_sparse;
-  u64 size;
-  u32 count;
-  u32 pending; /* an offset was read, its size not yet */
-  char *map;
-};
-
-static int
-add_region (struct pc_tar *tar, struct sparse *sparse, u64 offset, u64 size)
-{
-  if (sparse->count == PC_TAR_REGIONS_MOST)
-    return -PC_UNPACK_SPARSE;
-  tar->regions[sparse->count++] = (struct pc_tar_region){ offset, size };
-  return 1;
-}
-
 static int
 is_key (const struct record *record, const char *key, usize size)
 {
@@ -277,7 +257,7 @@ is_key (const struct record *record, const char *key, usize size)
 #define IS(record, text) is_key (record, text, sizeof (text) - 1)
 
 static int
-sparse_record (struct pc_tar *tar, const struct record *record, struct sparse *sparse, char **name)
+sparse_record (struct pc_tar *tar, const struct record *record, struct pc_sparse *sparse, char **name)
 {
   u64 value = 0;
   int number = pc_parse_decimal (record->value, record->size, &value);
@@ -305,7 +285,7 @@ sparse_record (struct pc_tar *tar, const struct record *record, struct sparse *s
   else if (IS (record, "GNU.sparse.offset"))
     {
       sparse->pending = 1;
-      return add_region (tar, sparse, value, 0);
+      return pc_sparse_add (tar, sparse, value, 0);
     }
   else if (IS (record, "GNU.sparse.numbytes"))
     {
@@ -318,7 +298,7 @@ sparse_record (struct pc_tar *tar, const struct record *record, struct sparse *s
 }
 
 static int
-apply_record (struct pc_tar *tar, const struct record *record, struct pc_tar_entry *entry, struct sparse *sparse,
+apply_record (struct pc_tar *tar, const struct record *record, struct pc_tar_entry *entry, struct pc_sparse *sparse,
               char **sparse_name)
 {
   int is_name = IS (record, "path");
@@ -349,7 +329,7 @@ apply_record (struct pc_tar *tar, const struct record *record, struct pc_tar_ent
 }
 
 static int
-apply_extended (struct pc_tar *tar, struct pc_tar_entry *entry, struct sparse *sparse)
+apply_extended (struct pc_tar *tar, struct pc_tar_entry *entry, struct pc_sparse *sparse)
 {
   usize at = 0;
   struct record record;
@@ -387,162 +367,6 @@ pc_tar_attribute (const struct pc_tar *tar, usize *at, const char **name, const 
   return 0;
 }
 
-/* "offset,size,offset,size": PAX's 0.1. */
-static int
-read_listed_map (struct pc_tar *tar, struct sparse *sparse)
-{
-  const char *at = sparse->map;
-  sparse->count = 0;
-  while (*at != '\0')
-    {
-      u64 pair[2];
-      for (u32 i = 0; i < 2; i++)
-        {
-          usize n = 0;
-          while (at[n] >= '0' && at[n] <= '9')
-            n++;
-          if (pc_parse_decimal (at, n, &pair[i]) < 0 || (i == 0 && at[n] != ','))
-            return -PC_UNPACK_SPARSE;
-          at += n;
-          if (*at == ',')
-            at++;
-          else if (*at != '\0')
-            return -PC_UNPACK_SPARSE;
-        }
-      int added = add_region (tar, sparse, pair[0], pair[1]);
-      if (added < 0)
-        return added;
-    }
-  return 1;
-}
-
-static int
-read_line_number (struct pc_tar *tar, u64 *value)
-{
-  char digits[24];
-  usize n = 0;
-  for (;;)
-    {
-      const u8 *data;
-      word got = pc_tar_data (tar, 1, &data);
-      if (got <= 0)
-        return got < 0 ? (int) got : -PC_UNPACK_SPARSE;
-      if (*data == '\n')
-        return pc_parse_decimal (digits, n, value) < 0 ? -PC_UNPACK_SPARSE : 1;
-      if (n == sizeof digits)
-        return -PC_UNPACK_SPARSE;
-      digits[n++] = (char) *data;
-    }
-}
-
-/* Lines at the head of the data, padded to a block: PAX's 1.0. */
-static int
-read_leading_map (struct pc_tar *tar, struct sparse *sparse)
-{
-  u64 before = tar->left;
-  u64 count;
-  int done = read_line_number (tar, &count);
-
-  if (done > 0 && count > PC_TAR_REGIONS_MOST)
-    return -PC_UNPACK_SPARSE;
-  sparse->count = 0;
-  for (u64 i = 0; done > 0 && i < count; i++)
-    {
-      u64 offset = 0;
-      u64 size = 0;
-      done = read_line_number (tar, &offset);
-      if (done > 0)
-        done = read_line_number (tar, &size);
-      if (done > 0)
-        done = add_region (tar, sparse, offset, size);
-    }
-  u64 odd = (before - tar->left) % PC_TAR_BLOCK;
-  for (u64 pad = odd == 0 ? 0 : PC_TAR_BLOCK - odd; done > 0 && pad > 0;)
-    {
-      const u8 *data;
-      word got = pc_tar_data (tar, pad, &data);
-      if (got <= 0)
-        return got < 0 ? (int) got : -PC_UNPACK_SPARSE;
-      pad -= (u64) got;
-    }
-  return done;
-}
-
-/* Pairs in the header itself and in blocks that follow it: GNU's own. */
-static int
-read_header_map (struct pc_tar *tar, const u8 *block, struct sparse *sparse)
-{
-  u8 more[PC_TAR_BLOCK];
-  const u8 *at = block + 386;
-  u32 pairs = 4;
-  u32 extended = block[482];
-
-  if (pc_parse_field (block + 483, 12, &sparse->size) < 0)
-    return -PC_UNPACK_SPARSE;
-  for (;;)
-    {
-      for (u32 i = 0; i < pairs; i++, at += 24)
-        {
-          u64 offset, size;
-          if (at[0] == '\0' && at[12] == '\0')
-            break;
-          if (pc_parse_field (at, 12, &offset) < 0 || pc_parse_field (at + 12, 12, &size) < 0)
-            return -PC_UNPACK_SPARSE;
-          int added = add_region (tar, sparse, offset, size);
-          if (added < 0)
-            return added;
-        }
-      if (extended == 0)
-        return 1;
-      int got = fill (tar, PC_TAR_BLOCK);
-      if (got <= 0)
-        return got < 0 ? got : -PC_UNPACK_TRUNCATED;
-      memcpy (more, tar->buffer + tar->start, PC_TAR_BLOCK);
-      tar->start += PC_TAR_BLOCK;
-      at = more;
-      pairs = 21;
-      extended = more[504];
-    }
-}
-
-/* Regions in order, within the file, and as many bytes as the archive has. */
-static int
-check_map (const struct pc_tar *tar, const struct sparse *sparse, u64 stored)
-{
-  u64 at = 0;
-  u64 sum = 0;
-  for (u32 i = 0; i < sparse->count; i++)
-    {
-      const struct pc_tar_region *region = &tar->regions[i];
-      if (region->offset < at || region->offset > sparse->size || region->size > sparse->size - region->offset)
-        return -PC_UNPACK_SPARSE;
-      at = region->offset + region->size;
-      sum += region->size;
-    }
-  return sum == stored ? 1 : -PC_UNPACK_SPARSE;
-}
-
-static int
-read_sparse (struct pc_tar *tar, struct pc_tar_entry *entry, struct sparse *sparse)
-{
-  int done = 1;
-
-  if (sparse->map != NULL)
-    done = read_listed_map (tar, sparse);
-  else if (sparse->major == 1)
-    done = read_leading_map (tar, sparse);
-  if (done > 0)
-    done = check_map (tar, sparse, tar->left);
-  if (done < 0)
-    return done;
-  entry->sparse = 1;
-  entry->stored = tar->left;
-  entry->size = sparse->size;
-  entry->regions = tar->regions;
-  entry->region_count = sparse->count;
-  return 1;
-}
-
 static int
 has_data (char type)
 {
@@ -553,7 +377,7 @@ has_data (char type)
 static int
 finish_entry (struct pc_tar *tar, const u8 *block, struct pc_tar_entry *entry)
 {
-  struct sparse sparse = { 0 };
+  struct pc_sparse sparse = { 0 };
   int done = apply_extended (tar, entry, &sparse);
 
   if (done < 0)
@@ -571,7 +395,7 @@ finish_entry (struct pc_tar *tar, const u8 *block, struct pc_tar_entry *entry)
   if (entry->type == 'S')
     {
       sparse.is_sparse = 1;
-      done = read_header_map (tar, block, &sparse);
+      done = pc_sparse_read_header (tar, block, &sparse);
       if (done < 0)
         return done;
     }
@@ -579,7 +403,7 @@ finish_entry (struct pc_tar *tar, const u8 *block, struct pc_tar_entry *entry)
   entry->size = tar->left;
   entry->stored = tar->left;
   if (sparse.is_sparse && has_data (entry->type))
-    done = read_sparse (tar, entry, &sparse);
+    done = pc_sparse_read (tar, entry, &sparse);
   usize n = pc_strlen (entry->name);
   if (has_data (entry->type))
     entry->type = n > 0 && entry->name[n - 1] == '/' ? PC_TAR_DIRECTORY : PC_TAR_FILE;
@@ -591,7 +415,7 @@ next_block (struct pc_tar *tar, u8 *block)
 {
   int got = skip (tar);
   if (got > 0)
-    got = fill (tar, PC_TAR_BLOCK);
+    got = pc_tar_fill (tar, PC_TAR_BLOCK);
   if (got <= 0)
     return got;
   memcpy (block, tar->buffer + tar->start, PC_TAR_BLOCK);

@@ -87,7 +87,7 @@ def _zstd() -> Any:
             from backports import zstd
         except ImportError:
             raise UnsupportedError(
-                "layers compressed with zstd", hint="pip install 'pycontain[zstd]', or Python 3.14"
+                "layers compressed with zstd", hint="pip install backports.zstd, or Python 3.14"
             ) from None
     return zstd
 
