@@ -66,9 +66,11 @@ struct pc_unpack_request
 #define PC_PACK_WHITEOUTS 1u /* overlayfs's marks become those of layers, else they are left out */
 #define PC_PACK_CLAMP 2u     /* no time is later than `clamp` */
 #define PC_PACK_LANDLOCK 4u
+#define PC_PACK_ONE_MOUNT 8u /* what is mounted below the tree is left out, but for the directory it stands on */
+#define PC_PACK_HEADERS 16u  /* no content: files are of size 0 */
 
 /* PC_REQUEST_PACK, to a launcher that ends with it; fds: the tree's directory, where to write the archive.
-   Answered by one report. */
+   Behind it stand paths to leave out, each with its NUL.  Answered by one report. */
 struct pc_pack_request
 {
   struct pc_request request;

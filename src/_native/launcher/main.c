@@ -225,8 +225,12 @@ serve_layer (struct pc_launcher *launcher, const struct pc_request *request, usi
 
   if (alone && request->kind == PC_REQUEST_UNPACK && received == sizeof (struct pc_unpack_request))
     pc_unpack (launcher->socket, whole, fds->fd[0], fds->fd[1]);
-  if (alone && request->kind == PC_REQUEST_PACK && received == sizeof (struct pc_pack_request))
-    pc_pack (launcher->socket, whole, fds->fd[0], fds->fd[1]);
+  if (alone && request->kind == PC_REQUEST_PACK && received >= sizeof (struct pc_pack_request)
+      && received + 2 <= sizeof buffer)
+    {
+      buffer[received] = buffer[received + 1] = '\0';
+      pc_pack (launcher->socket, whole, fds->fd[0], fds->fd[1]);
+    }
   (void) pc_send (launcher->socket, &refused, sizeof refused, NULL, 0, 0);
 }
 

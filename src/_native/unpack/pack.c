@@ -11,6 +11,7 @@
 #define AT_EMPTY_PATH_ 0x1000
 #define ATTRIBUTES_MOST 128u
 #define IDS 65536u
+#define MOUNT_ID 0x1000u /* STATX_MNT_ID, of Linux 5.8 */
 
 struct linked
 {
@@ -40,6 +41,8 @@ struct pack
   u8 *attribute_values;
   struct pc_attribute attributes[ATTRIBUTES_MOST];
   u32 attribute_count;
+  u64 mount;
+  const char *left_out; /* paths, each with its NUL, an empty one at the end */
 };
 
 static struct pack pack;
@@ -228,9 +231,10 @@ put_file (int dir, const char *name)
           return put_entry (&found, PC_TAR_HARD, 0, first);
         }
     }
-  if (read_attributes (fd) < 0 || put_entry (&found, PC_TAR_FILE, found.stx_size, NULL) < 0)
+  u64 size = pack.flags & PC_PACK_HEADERS ? 0 : found.stx_size;
+  if (read_attributes (fd) < 0 || put_entry (&found, PC_TAR_FILE, size, NULL) < 0)
     return -1;
-  return put_content (fd, found.stx_size);
+  return put_content (fd, size);
 }
 
 static int
@@ -266,13 +270,31 @@ put_whiteout (const struct statx *found, usize cut, const char *name)
   return put_entry (&plain, PC_TAR_FILE, 0, NULL);
 }
 
+static int
+is_left_out (void)
+{
+  for (const char *at = pack.left_out; *at != '\0'; at += pc_strlen (at) + 1)
+    if (pc_streq (at, pack.path))
+      return 1;
+  return 0;
+}
+
 static int put_directory (int dir, const char *name, const struct statx *found, usize size);
+
+/* A directory that something is mounted on. */
+static int
+put_place (const struct statx *found, usize size)
+{
+  pack.path[size] = '/';
+  pack.path[size + 1] = '\0';
+  return put_entry (found, PC_TAR_DIRECTORY, 0, NULL);
+}
 
 static int
 put_any (int dir, const char *name, usize cut)
 {
   struct statx found;
-  word error = raw5 (__NR_statx, dir, name, AT_SYMLINK_NOFOLLOW_, STATX_BASIC_STATS, &found);
+  word error = raw5 (__NR_statx, dir, name, AT_SYMLINK_NOFOLLOW_, STATX_BASIC_STATS | MOUNT_ID, &found);
   usize n = pc_strlen (name);
 
   if (error == -ENOENT)
@@ -282,7 +304,11 @@ put_any (int dir, const char *name, usize cut)
   memcpy (pack.path + cut, name, n + 1);
   if (error < 0)
     return failed (PC_UNPACK_TREE, error);
+  if (is_left_out ())
+    return 0;
   pack.attribute_count = 0;
+  if ((pack.flags & PC_PACK_ONE_MOUNT) && found.stx_mnt_id != pack.mount)
+    return (found.stx_mode & S_IFMT) == S_IFDIR ? put_place (&found, cut + n) : 0;
   switch (found.stx_mode & S_IFMT)
     {
     case S_IFDIR:
@@ -367,10 +393,11 @@ put_tree (int top)
 {
   static const u8 end[2 * PC_TAR_BLOCK];
   struct statx found;
-  word error = raw5 (__NR_statx, top, "", AT_EMPTY_PATH_, STATX_BASIC_STATS, &found);
+  word error = raw5 (__NR_statx, top, "", AT_EMPTY_PATH_, STATX_BASIC_STATS | MOUNT_ID, &found);
 
   if (error < 0)
     return failed (PC_UNPACK_TREE, error);
+  pack.mount = found.stx_mnt_id;
   if (put_directory (top, ".", &found, 0) < 0)
     return -1;
   if (pc_writer_put (&pack.writer, end, sizeof end) < 0 || pc_writer_flush (&pack.writer) < 0)
@@ -384,6 +411,7 @@ pc_pack (int socket, const struct pc_pack_request *request, int top, int stream)
   pack.first_id = request->first_id;
   pack.clamp = request->clamp;
   pack.flags = request->flags;
+  pack.left_out = (const char *) (request + 1);
   word error = pc_confine_to (top, socket, stream, 0, (pack.flags & PC_PACK_LANDLOCK) != 0);
   if (error < 0)
     (void) failed (PC_UNPACK_CONFINE, error);

@@ -38,21 +38,17 @@ def opened_to_read(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[by
         yield file
 
 
-def save_to(
-    store: Store,
-    images: Sequence[tuple[Digest, Sequence[str]]],
-    target: str | os.PathLike[str] | IO[bytes],
-    form: Literal["oci", "docker"],
-) -> None:
-    """`save` to a file of the caller's, or under a name that exists when it is whole."""
+@contextlib.contextmanager
+def replacing(target: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[bytes]]:
+    """A file of the caller's, or one that has its name when it is whole and on the disk."""
     if not isinstance(target, str | os.PathLike):
-        save(store, images, target, form)
+        yield target
         return
     path = os.fspath(target)
     building = f"{path}.{os.urandom(4).hex()}.part"
     try:
         with open(building, "xb") as file:
-            save(store, images, file, form)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(building, path)

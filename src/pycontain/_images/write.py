@@ -83,9 +83,16 @@ def now() -> str:
 
 
 def archive(
-    store: Store, directory: int, *, first_id: int = 0, whiteouts: bool = False
+    store: Store,
+    directory: int,
+    *,
+    first_id: int = 0,
+    whiteouts: bool = False,
+    one_mount: bool = False,
+    headers: bool = False,
+    left_out: Sequence[str] = (),
 ) -> Generator[bytes, None, None]:
-    """The tree below a directory's fd as an uncompressed tar.  Raises ImageError."""
+    """The tree below a directory's fd as an uncompressed tar, as `Packer` says.  Raises ImageError."""
     packer = Packer(
         store.make_launcher,
         directory,
@@ -93,6 +100,9 @@ def archive(
         whiteouts=whiteouts,
         clamp=source_date(),
         landlock=store.landlock,
+        one_mount=one_mount,
+        headers=headers,
+        left_out=left_out,
     )
     try:
         yield from packer.chunks()

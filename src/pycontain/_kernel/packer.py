@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from pycontain._kernel import native
 from pycontain._kernel.launcher import Launcher
@@ -13,7 +13,7 @@ from pycontain._kernel.unpacker import Report, hear, widen
 
 _PACK = 13
 _OPTIONS = struct.Struct("<QqII")
-_WHITEOUTS, _CLAMP, _LANDLOCK = 1, 2, 4
+_WHITEOUTS, _CLAMP, _LANDLOCK, _ONE_MOUNT, _HEADERS = 1, 2, 4, 8, 16
 _LANDLOCK_FROM = 3
 _CHUNK = 1 << 20
 
@@ -23,7 +23,8 @@ class Packer:
 
     first_id: the id that is the archive's 0, where files belong to a container's block.  whiteouts:
     overlayfs's marks become those of layers (OCI layer.md, "Whiteouts").  clamp: seconds since the
-    epoch that no time in the archive is after.
+    epoch that no time in the archive is after.  one_mount: what is mounted below the tree is left out.
+    headers: no content, files are of size 0.  left_out: paths below the tree.
     """
 
     def __init__(
@@ -35,9 +36,16 @@ class Packer:
         whiteouts: bool = False,
         clamp: int | None = None,
         landlock: int = 0,
+        one_mount: bool = False,
+        headers: bool = False,
+        left_out: Sequence[str] = (),
     ) -> None:
         flags = (
-            whiteouts * _WHITEOUTS | (clamp is not None) * _CLAMP | (landlock >= _LANDLOCK_FROM) * _LANDLOCK
+            whiteouts * _WHITEOUTS
+            | (clamp is not None) * _CLAMP
+            | (landlock >= _LANDLOCK_FROM) * _LANDLOCK
+            | one_mount * _ONE_MOUNT
+            | headers * _HEADERS
         )
         self._launcher = make_launcher()
         self._stream = -1
@@ -46,6 +54,7 @@ class Packer:
             try:
                 widen(theirs)
                 options = _OPTIONS.pack(first_id, clamp or 0, flags, 0)
+                options += b"".join(os.fsencode(path) + b"\0" for path in left_out)
                 native.send(self._launcher.socket, request(_PACK, options), [directory, theirs])
             finally:
                 os.close(theirs)

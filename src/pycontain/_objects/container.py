@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 from pycontain._model.limits import CgroupLimits
 from pycontain._model.mounts import Tmpfs
@@ -32,6 +32,8 @@ from pycontain.errors import Args, NotFound, StateError, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
+    from pycontain._objects.changes import Change
+    from pycontain.oci import ContainerConfig
 
 Status = Literal["created", "running", "paused", "exited", "removed"]
 
@@ -402,6 +404,42 @@ class Container:
         streams = (DEVNULL, DEVNULL, DEVNULL) if pty else (stdin, stdout, stderr)
         execution, ours = what.launch(self._awake(), streams, terminal)
         return Process(args, execution, ours, text=text, encoding=encoding, errors=errors)
+
+    def diff(self) -> list[Change]:
+        """What the guest has added, changed and deleted below its root, in the order of paths.
+
+        What is mounted does not count, nor do /etc/hosts, hostname and resolv.conf, which are the
+        engine's.  Raises StateError when it does not run, UnsupportedError with `disk`.
+        """
+        from pycontain._objects.changes import diff
+
+        return diff(self)
+
+    def commit(
+        self,
+        reference: str | None = None,
+        *,
+        config: ContainerConfig | None = None,
+        author: str = "",
+        message: str = "",
+    ) -> Image:
+        """The image's layers and one of what `diff` tells, as an image of the store, named if asked.
+
+        The processes are paused meanwhile, where this host can.  config: in place of the image's own.
+        Raises StateError when it does not run, UnsupportedError with `disk`, InvalidReference.
+        """
+        from pycontain._objects.changes import commit
+
+        return commit(self, reference, config, author, message)
+
+    def export(self, target: str | os.PathLike[str] | IO[bytes]) -> None:
+        """The whole root file system as an uncompressed tar, without what is mounted in it.
+
+        Raises StateError when it does not run, ImageError.
+        """
+        from pycontain._objects.changes import export
+
+        export(self, target)
 
     def __enter__(self) -> Container:
         return self.start()

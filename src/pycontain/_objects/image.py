@@ -289,12 +289,13 @@ class Image:
 
         'oci' is an OCI layout with docker's manifest.json beside it, 'docker' the latter alone.
         """
-        from pycontain._images.archives import save_to
+        from pycontain._images.archives import replacing, save
 
         manifest = self._kept()
         if format not in ("oci", "docker"):
             raise ValueError(f"the format is 'oci' or 'docker', not {format!r}")
-        save_to(self._store_engine().store, [(manifest.digest, self.tags)], target, format)
+        with replacing(target) as file:
+            save(self._store_engine().store, [(manifest.digest, self.tags)], file, format)
 
     def push(
         self,

@@ -1,0 +1,190 @@
+"""What a container has made of its image: told, kept, or written out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tarfile
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING, Literal
+
+from attrs import evolve, frozen
+
+from pycontain._images.archives import replacing
+from pycontain._images.imports import import_tree
+from pycontain._images.layers import opened
+from pycontain._images.library import tag_name
+from pycontain._images.write import archive, compose, now, write_layer
+from pycontain._kernel import native
+from pycontain._objects.image import Image
+from pycontain._runtime.users import open_inside
+from pycontain.errors import ImageError, UnsupportedError
+from pycontain.oci import ContainerConfig, Digest, History, ImageConfig, Manifest, Platform
+
+if TYPE_CHECKING:
+    from pycontain._images.store import Pins, Store
+    from pycontain._objects.container import Container
+
+_ENGINES = ("etc/hostname", "etc/hosts", "etc/resolv.conf", "proc", "dev", "tmp", "sys")
+_BENEATH = 0x08 | 0x04 | 0x02  # RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_MAGICLINKS
+_WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
+
+
+@frozen
+class Change:
+    """One path below the root, and what became of it."""
+
+    path: str
+    kind: Literal["added", "changed", "deleted"]
+
+
+def _upper(container: Container) -> str:
+    """The directory that the guest writes to.  Raises UnsupportedError where it is not on disk."""
+    running = container._live()
+    if container.spec.disk is not None:
+        raise UnsupportedError("the changes of a root file system in memory", hint="leave out disk=")
+    return os.path.join(container._engine.owner.live, running.spec.id, "0", "u")
+
+
+def _left_out(container: Container) -> list[str]:
+    """What is the engine's own, and the places where something is mounted."""
+    trees = [place for _, place in container.spec.image.trees]
+    return [*_ENGINES, *(place.strip("/") for place in (*container.spec.mounts, *trees))]
+
+
+def _first_id(container: Container) -> int:
+    return container._live().block or 0
+
+
+@contextlib.contextmanager
+def _still(container: Container) -> Iterator[None]:
+    """No process of the container runs meanwhile, where this host can stop them."""
+    if container.status == "paused":
+        yield
+        return
+    try:
+        container.pause()
+    except UnsupportedError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        container.unpause()
+
+
+class _Reader:
+    """Chunks as a file that tarfile reads from."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks, self._held = chunks, b""
+
+    def read(self, size: int) -> bytes:
+        while len(self._held) < size and (chunk := next(self._chunks, b"")):
+            self._held += chunk
+        part, self._held = self._held[:size], self._held[size:]
+        return part
+
+
+def diff(container: Container) -> list[Change]:
+    """See `Container.diff`."""
+    found = []
+    store = container._engine.store
+    with opened([_upper(container)]) as fds, opened(container.spec.image.directories) as lowers:
+        chunks = archive(
+            store,
+            fds[0],
+            first_id=_first_id(container),
+            whiteouts=True,
+            headers=True,
+            left_out=_left_out(container),
+        )
+        # Our own packer's archive: what is read here was written by C of ours, not by the guest.
+        with tarfile.open(fileobj=_Reader(chunks), mode="r|") as entries:  # type: ignore[call-overload]
+            for entry in entries:
+                path = entry.name.strip("/")
+                directory, _, name = path.rpartition("/")
+                if name == _OPAQUE or path in ("", "."):
+                    continue
+                if name.startswith(_WHITEOUT):
+                    hidden = f"{directory}/{name.removeprefix(_WHITEOUT)}".lstrip("/")
+                    found.append(Change("/" + hidden, "deleted"))
+                    continue
+                there = any(_is_there(lower, path) for lower in lowers)
+                found.append(Change("/" + path, "changed" if there else "added"))
+    return sorted(found, key=lambda change: change.path)
+
+
+def _is_there(lower: int, path: str) -> bool:
+    fd = int(
+        native.lib.pcx_openat2(lower, os.fsencode(path), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, _BENEATH)
+    )
+    if fd < 0:
+        return False
+    os.close(fd)
+    return True
+
+
+def _base(container: Container, store: Store, pins: Pins) -> tuple[Manifest, ImageConfig]:
+    """The image below, brought into the store where it is a directory."""
+    image = container.spec.image
+    if image.manifest is not None:
+        return image.manifest, image.config
+    if image.trees or len(image.directories) != 1:
+        raise ImageError(
+            f"an image of {image.name} and changes cannot stand alone",
+            hint="use an image of the store, or export",
+        )
+    digest = import_tree(store, image.directories[0], None).digest
+    manifest = store.manifest(digest)
+    pins.add("blob", digest, manifest.config.digest, *(layer.digest for layer in manifest.layers))
+    return manifest, store.config(manifest.config.digest)
+
+
+def commit(
+    container: Container, reference: str | None, config: ContainerConfig | None, author: str, message: str
+) -> Image:
+    """See `Container.commit`."""
+    names = [] if reference is None else [tag_name(reference)]
+    engine = container._engine
+    store = engine.store
+    upper = _upper(container)
+    with store.pinning() as pins:
+
+        def pin(digest: Digest) -> None:
+            pins.add("blob", digest)
+
+        manifest, below = _base(container, store, pins)
+        with opened([upper]) as fds, _still(container):
+            chunks = archive(
+                store,
+                fds[0],
+                first_id=_first_id(container),
+                whiteouts=True,
+                left_out=_left_out(container),
+            )
+            written = write_layer(store, chunks, pin)
+        made = now()
+        history = History(created=made, created_by="pycontain commit", author=author, comment=message)
+        whole = evolve(
+            below,
+            platform=below.platform if manifest.layers else Platform.host(),
+            container=config or below.container,
+            created=made,
+            author=author or below.author,
+        )
+        record = compose(store, (manifest, below), [written], whole, [history], names)
+    return Image._stored(engine, record.digest, reference or str(record.digest))
+
+
+def export(container: Container, target: str | os.PathLike[str] | IO[bytes]) -> None:
+    """See `Container.export`."""
+    store = container._engine.store
+    first_id = _first_id(container)
+    root = open_inside(container._live(), "/", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with replacing(target) as file:
+            for chunk in archive(store, root, first_id=first_id, one_mount=True):
+                file.write(chunk)
+    finally:
+        os.close(root)
