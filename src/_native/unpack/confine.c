@@ -56,12 +56,13 @@ filter_calls (void)
 static word
 lock_to_root (int writes)
 {
-  u64 handled = LANDLOCK_RIGHTS;
+  /* The lower layers are read by fds that come later: of a writer, all but reading is locked. */
+  u64 handled = writes ? LANDLOCK_RIGHTS & ~LANDLOCK_READ : LANDLOCK_RIGHTS;
   struct
   {
     u64 allowed;
     i32 parent_fd;
-  } __attribute__ ((packed)) rule = { .allowed = writes ? LANDLOCK_RIGHTS & ~LANDLOCK_EXECUTE : LANDLOCK_READ };
+  } __attribute__ ((packed)) rule = { .allowed = writes ? handled & ~(u64) LANDLOCK_EXECUTE : LANDLOCK_READ };
 
   cleanup_fd int rules = (int) raw3 (__NR_landlock_create_ruleset, &handled, sizeof handled, 0);
   if (rules < 0)

@@ -9,7 +9,7 @@
 
 struct walk
 {
-  int dir;    /* what was found, or -1 */
+  int dir;    /* what was found, -ENOENT where nothing was, or why it cannot be told */
   int hidden; /* nothing further below can show through */
   int link;   /* a symbolic link lies on the way */
 };
@@ -26,7 +26,7 @@ static struct walk
 walk_layer (int layer, const char *path)
 {
   char part[256];
-  struct walk walk = { -1, 0, 0 };
+  struct walk walk = { -ENOENT, 0, 0 };
   cleanup_fd int dir = (int) sys_openat (layer, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
 
   while (dir >= 0 && *path != '\0')
@@ -39,9 +39,10 @@ walk_layer (int layer, const char *path)
       memcpy (part, path, n);
       part[n] = '\0';
       struct pc_stat found = { 0 };
-      int error = pc_tree_stat (dir, part, &found);
-      if (error < 0)
+      walk.dir = pc_tree_stat (dir, part, &found);
+      if (walk.dir < 0)
         return walk;
+      walk.dir = -ENOENT;
       walk.link = (found.mode & S_IFMT) == S_IFLNK;
       if ((found.mode & S_IFMT) != S_IFDIR)
         {
@@ -54,7 +55,9 @@ walk_layer (int layer, const char *path)
       walk.hidden |= dir >= 0 && is_opaque (dir);
       path += n + (path[n] == '/');
     }
-  walk.dir = pc_steal_fd (&dir);
+  /* An errno is no fd to be closed. */
+  walk.dir = dir;
+  dir = -1;
   return walk;
 }
 
@@ -69,10 +72,10 @@ find_below (const struct pc_unpack *unpack, const int *lowers, u32 count, const 
   for (u32 i = 0; i < count && !hidden; i++)
     {
       struct walk walk = walk_layer (lowers[i], path);
-      if (walk.dir >= 0)
-        return walk.dir;
       if (walk.link)
         return -ELOOP;
+      if (walk.dir != -ENOENT)
+        return walk.dir;
       hidden = walk.hidden;
     }
   return -ENOENT;
@@ -140,7 +143,7 @@ spell_out (struct pc_unpack *unpack, const int *lowers, u32 count, int dir, cons
     {
       struct walk walk = walk_layer (lowers[i], path);
       cleanup_fd int below = walk.dir;
-      word got = 0;
+      word got = below < 0 && below != -ENOENT ? below : 0;
       while (below >= 0 && (got = raw3 (__NR_getdents64, below, names, sizeof names)) > 0)
         for (word at = 0; at < got;)
           {

@@ -49,6 +49,10 @@ class Found:
     files: dict[Digest, str]
     """Where content stands that is not below blobs/."""
 
+    def is_called(self, name: str) -> bool:
+        """By the very name there, or one that means the same."""
+        return name in self.names or bool({*full_names([name])} & {*full_names(self.names)})
+
 
 class Layout:
     """A directory that holds images; links in it lead nowhere outside.  Raises ImageError."""

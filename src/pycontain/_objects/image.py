@@ -350,7 +350,7 @@ class Image:
         store, images = engine.store, []
         with Layout(directory, _platform(None)) as layout:
             for found in layout.images(store):
-                if name is not None and name not in (*found.names, *full_names(found.names)):
+                if name is not None and not found.is_called(name):
                     continue
                 names = full_names(found.names)
                 record = layout.keep(store, found, names)

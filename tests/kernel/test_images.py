@@ -1,0 +1,282 @@
+"""Images of the store: imported, named, run from, changed, committed, written out and removed."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pycontain import Conflict, Container, Engine, Image, ImageError, InvalidReference, NotFound
+from pycontain.oci import ContainerConfig
+from tests.support.trees import difference, listing
+
+
+@pytest.fixture
+def image(root: Path, engine: Engine) -> Iterator[Image]:
+    """busybox in the store, and an empty store afterwards."""
+    yield Image.from_rootfs(root, copy=True, tag="pyc/box:1")
+    for one in Image.list():
+        one.remove(force=True)
+    engine.sweep()
+    assert engine.fsck() == []
+    assert os.listdir(engine.store.layers) == os.listdir(engine.store.partial) == []
+    assert os.listdir(os.path.join(engine.store.blobs, "sha256")) == []
+
+
+def _file(name: str, text: str, **fields: int) -> tuple[tarfile.TarInfo, io.BytesIO]:
+    member = tarfile.TarInfo(name)
+    member.size = len(text)
+    for field, value in fields.items():
+        setattr(member, field, value)
+    return member, io.BytesIO(text.encode())
+
+
+def _configured(image: Image, config: ContainerConfig) -> Image:
+    """The image with another configuration and nothing else."""
+    with Container(image) as container:
+        return container.commit(config=config)
+
+
+def test_imported_directory_is_what_it_was(image: Image, root: Path, engine: Engine) -> None:
+    (path,) = image.directories
+    assert (
+        difference(listing(path, owners=engine.store.owners), listing(root, owners=engine.store.owners)) == {}
+    )
+    assert image.layers[0].size == os.path.getsize(engine.store.blob_path(image.layers[0].digest))
+    assert image.size > 1 << 20
+
+
+def test_import_of_the_same_tree_is_the_same_image(image: Image, root: Path) -> None:
+    assert Image.from_rootfs(root, copy=True).digest == image.digest
+
+
+def test_image_is_found_by_name_digest_and_id(image: Image) -> None:
+    assert image.digest is not None
+    assert image.manifest is not None
+    config = image.manifest.config.digest
+    names = ("pyc/box:1", "docker.io/pyc/box:1", image.digest, image.digest.hex[:12], config, config.hex[:8])
+    for name in (*names, f"pyc/box@{image.digest}"):
+        assert Image.get(name).manifest == image.manifest
+    for name in ("pyc/box", "pyc/box:2", "f" * 12):
+        with pytest.raises(NotFound):
+            Image.get(name)
+    with pytest.raises(InvalidReference):
+        Image.get("Not An Image")
+
+
+def test_container_runs_from_a_name(image: Image) -> None:
+    with Container("pyc/box:1") as container:
+        assert container.exec(["cat", "/etc/group"]).stdout.startswith("root:x:0:")
+
+
+def test_names_move_and_the_last_one_takes_the_image_along(image: Image) -> None:
+    other = image.tag("pyc/other")
+    assert other.tags == ("docker.io/pyc/box:1", "docker.io/pyc/other:latest")
+    image.remove()
+    assert Image.get("pyc/other").digest == image.digest
+    other.remove()
+    assert Image.list() == []
+    with pytest.raises(NotFound):
+        other.remove()
+
+
+def test_image_of_a_live_container_stays(image: Image) -> None:
+    with Container(image) as container:
+        with pytest.raises(Conflict):
+            image.remove()
+        assert container.exec(["true"]).returncode == 0
+    image.remove()
+
+
+def test_layers_in_use_outlive_their_image(image: Image, engine: Engine) -> None:
+    with Container(image) as container:
+        engine.store.remove_image(image.manifest.digest if image.manifest else image.layers[0].digest)
+        engine.sweep()
+        assert container.exec(["cat", "/etc/passwd"]).returncode == 0
+    assert engine.sweep().layers == 1
+
+
+def test_configuration_is_the_default_of_containers(image: Image) -> None:
+    config = ContainerConfig(
+        user="bob",
+        env=("PATH=/bin", "GREETING=hello world", "EMPTY="),
+        entrypoint=("/bin/echo", "from"),
+        command=("the image",),
+        workdir="/tmp",
+        labels={"a": "b", "c": "d"},
+        stop_signal="SIGQUIT",
+    )
+    made = _configured(image, config)
+    assert made.config.container == config
+    assert made.stop_signal == signal.SIGQUIT
+    with Container(made, labels={"c": "e"}) as container:
+        shown = container.exec("id -u; pwd; echo $GREETING-$EMPTY-", shell=True).stdout
+        assert shown == "1000\n/tmp\nhello world--\n"
+        assert container.spec.labels == {"a": "b", "c": "e"}
+    for command, said in ((Image.DEFAULT, "from the image\n"), (["the caller"], "from the caller\n")):
+        with Container(made, command) as container:
+            assert container.wait(10) == 0
+            assert b"".join(container.logs()).decode() == said
+
+
+def test_image_without_a_command_has_no_default(image: Image) -> None:
+    with pytest.raises(ValueError, match="no command of its own"):
+        Container(image, Image.DEFAULT)
+
+
+def test_stop_sends_the_images_signal(image: Image) -> None:
+    made = _configured(image, ContainerConfig(env=("PATH=/bin",), stop_signal="USR1"))
+    trap = "trap 'echo heard; exit 3' USR1; echo ready; while :; do sleep 0.05; done"
+    with Container(made, ["sh", "-c", trap]) as container:
+        said = container.logs(follow=True)
+        assert b"ready" in next(said)
+        container.stop(5)
+        assert container.wait(1) == 3
+
+
+def test_declared_volumes_are_writable_in_a_read_only_container(image: Image) -> None:
+    made = _configured(image, ContainerConfig(env=("PATH=/bin",), volumes=("/data", "/proc", "..", "/")))
+    with Container(made, read_only=True) as container:
+        assert container.exec("echo x > /data/f && cat /data/f", shell=True).stdout == "x\n"
+        assert container.exec("echo x > /etc/f", shell=True).returncode != 0
+
+
+def test_changes_are_told(image: Image) -> None:
+    with Container(image) as container:
+        assert [change for change in container.diff() if change.path != "/etc"] == []
+        container.exec(
+            "rm /etc/group; echo x > /etc/passwd; mkdir /new; ln -s a /new/link", shell=True, check=True
+        )
+        told = {change.path: change.kind for change in container.diff()}
+    assert told == {
+        "/etc": "changed",
+        "/etc/group": "deleted",
+        "/etc/passwd": "changed",
+        "/new": "added",
+        "/new/link": "added",
+    }
+
+
+def test_commit_keeps_what_was_done(image: Image) -> None:
+    with Container(image) as container:
+        container.exec(
+            "rm -r /etc/group /root; mkdir /root; echo kept > /root/f; chmod 4755 /root/f",
+            shell=True,
+            check=True,
+        )
+        made = container.commit("pyc/box:2", message="why")
+        assert container.exec(["true"]).returncode == 0
+    assert made.history[-1].comment == "why"
+    assert len(made.layers) == 2
+    with Container("pyc/box:2") as container:
+        assert container.exec("cat /root/f; stat -c %a /root/f; ls /etc", shell=True).stdout == (
+            "kept\n4755\nhostname\nhosts\npasswd\nresolv.conf\n"
+        )
+
+
+def test_commit_of_a_directory_used_in_place_stands_alone(root: Path, image: Image) -> None:
+    with Container(Image.from_rootfs(root)) as container:
+        container.exec("echo x > /f", shell=True, check=True)
+        made = container.commit()
+    with Container(made) as container:
+        assert container.exec(["cat", "/f"]).stdout == "x\n"
+
+
+def test_commit_of_the_host_is_refused(engine: Engine) -> None:
+    with Container() as container, pytest.raises(ImageError, match="cannot stand alone"):
+        container.commit()
+
+
+def test_export_is_an_image_again(image: Image, tmp_path: Path) -> None:
+    with Container(image, mounts={"/mounted": tmp_path}) as container:
+        container.exec("echo x > /f; rm /etc/group", shell=True, check=True)
+        container.export(tmp_path / "all.tar")
+    with tarfile.open(tmp_path / "all.tar") as archive:
+        names = archive.getnames()
+    assert "f" in names
+    assert "etc/group" not in names
+    assert [name for name in names if name.startswith(("mounted/", "proc/", "dev/"))] == []
+    with Container(Image.from_rootfs(tmp_path / "all.tar")) as container:
+        assert container.exec(["cat", "/f"]).stdout == "x\n"
+
+
+@pytest.mark.parametrize("form", ["oci", "docker"])
+def test_saved_archive_loads_as_the_same(image: Image, tmp_path: Path, form: str, engine: Engine) -> None:
+    made = _configured(image, ContainerConfig(env=("A=b",)))
+    made.tag("pyc/saved:1")
+    for name in ("one.tar", "two.tar"):
+        made.save(tmp_path / name, form)  # type: ignore[arg-type]
+    assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
+    for one in Image.list():
+        one.remove(force=True)
+    assert engine.sweep().blobs == 0
+    (loaded,) = Image.load(tmp_path / "one.tar")
+    assert loaded.name == "pyc/saved:1"
+    assert loaded.config == made.config
+    if form == "oci":
+        assert loaded.digest == made.digest
+    with Container("pyc/saved:1") as container:
+        assert container.exec("echo $A", shell=True).stdout == "b\n"
+
+
+def test_archives_come_compressed_and_from_open_files(image: Image, tmp_path: Path) -> None:
+    import bz2
+    import gzip
+    import lzma
+
+    image.save(tmp_path / "plain.tar")
+    data = (tmp_path / "plain.tar").read_bytes()
+    for packed in (gzip.compress(data, 1), bz2.compress(data, 1), lzma.compress(data, preset=0)):
+        assert Image.from_archive(io.BytesIO(packed)).digest == image.digest
+
+
+def test_layout_directory_is_read_in_place(image: Image, tmp_path: Path) -> None:
+    image.save(tmp_path / "image.tar")
+    with tarfile.open(tmp_path / "image.tar") as archive:
+        archive.extractall(tmp_path / "layout", filter="data")
+    assert Image.from_oci_layout(tmp_path / "layout").digest == image.digest
+    assert Image.from_oci_layout(tmp_path / "layout", "pyc/box:1").digest == image.digest
+    with pytest.raises(NotFound):
+        Image.from_oci_layout(tmp_path / "layout", "pyc/box:9")
+
+
+def test_scratch_is_empty(engine: Engine) -> None:
+    with Container(Image.scratch()) as container, pytest.raises(NotFound):
+        container.exec(["sh"])
+
+
+def test_whiteouts_and_links_hide_and_show(image: Image, tmp_path: Path, engine: Engine) -> None:
+    """A second layer by hand; directories that it does not name stay as they were."""
+    with Container(image) as container:
+        container.exec(
+            "mkdir -m 1777 /keep; mkdir /keep/sub /full;"
+            " echo 1 > /keep/sub/a; echo 2 > /keep/b; echo 3 > /full/c",
+            shell=True,
+            check=True,
+        )
+        base = container.commit("pyc/base")
+    from pycontain._images.write import Written, adopt_archive, compose
+    from pycontain.oci import History
+
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as archive:
+        for entry in (
+            _file("keep/sub/new", "4"),
+            _file("keep/.wh.b", ""),
+            _file("full/.wh..wh..opq", ""),
+            _file("full/d", "5"),
+        ):
+            archive.addfile(*entry)
+    layer.seek(0)
+    assert base.manifest is not None
+    with engine.store.pinning() as pins:
+        written: Written = adopt_archive(engine.store, layer.read, lambda digest: pins.add("blob", digest))
+        record = compose(engine.store, (base.manifest, base.config), [written], base.config, [History()], [])
+    with Container(record.digest) as container:
+        shown = container.exec("ls /keep /keep/sub /full; stat -c %a /keep", shell=True).stdout
+    assert shown == "/full:\nd\n\n/keep:\nsub\n\n/keep/sub:\na\nnew\n1777\n"
