@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,9 +102,10 @@ def test_layers_in_use_outlive_their_image(image: Image, engine: Engine) -> None
     assert engine.sweep().layers == 1
 
 
-def test_configuration_is_the_default_of_containers(image: Image) -> None:
+def test_configuration_is_the_default_of_containers(image: Image, engine: Engine) -> None:
+    many = engine.features.privileged or bool(engine.sub_ids)
     config = ContainerConfig(
-        user="bob",
+        user="bob" if many else "root",
         env=("PATH=/bin", "GREETING=hello world", "EMPTY="),
         entrypoint=("/bin/echo", "from"),
         command=("the image",),
@@ -116,7 +118,7 @@ def test_configuration_is_the_default_of_containers(image: Image) -> None:
     assert made.stop_signal == signal.SIGQUIT
     with Container(made, labels={"c": "e"}) as container:
         shown = container.exec("id -u; pwd; echo $GREETING-$EMPTY-", shell=True).stdout
-        assert shown == "1000\n/tmp\nhello world--\n"
+        assert shown == f"{1000 if many else 0}\n/tmp\nhello world--\n"
         assert container.spec.labels == {"a": "b", "c": "e"}
     for command, said in ((Image.DEFAULT, "from the image\n"), (["the caller"], "from the caller\n")):
         with Container(made, command) as container:
@@ -237,8 +239,8 @@ def test_archives_come_compressed_and_from_open_files(image: Image, tmp_path: Pa
 
 def test_layout_directory_is_read_in_place(image: Image, tmp_path: Path) -> None:
     image.save(tmp_path / "image.tar")
-    with tarfile.open(tmp_path / "image.tar") as archive:
-        archive.extractall(tmp_path / "layout", filter="data")
+    (tmp_path / "layout").mkdir()
+    subprocess.run(["tar", "-xf", tmp_path / "image.tar", "-C", tmp_path / "layout"], check=True)
     assert Image.from_oci_layout(tmp_path / "layout").digest == image.digest
     assert Image.from_oci_layout(tmp_path / "layout", "pyc/box:1").digest == image.digest
     with pytest.raises(NotFound):

@@ -100,10 +100,10 @@ copy_attributes (int from, int to)
   return 0;
 }
 
-/* A directory that no entry named is the one below it, or a common one. */
+/* A directory that no entry named is the one below it, or a common one of no time: `shown` says which. */
 static int
 settle_directory (struct pc_unpack *unpack, const int *lowers, u32 count, int dir, const char *path,
-                  struct pc_noted *noted)
+                  struct pc_stat *shown)
 {
   struct pc_stat found = { .mode = 0755 };
   cleanup_fd int below = find_below (unpack, lowers, count, path);
@@ -124,12 +124,7 @@ settle_directory (struct pc_unpack *unpack, const int *lowers, u32 count, int di
   error = raw2 (__NR_fchmod, dir, found.mode & 07777);
   if (error < 0)
     return pc_unpack_failed (unpack, PC_UNPACK_MODE, error);
-  if (noted != NULL && below >= 0)
-    {
-      noted->seconds = found.seconds;
-      noted->nanoseconds = found.nanoseconds;
-      noted->kind = PC_NOTED_NAMED;
-    }
+  *shown = found;
   return 0;
 }
 
@@ -196,7 +191,11 @@ settle (struct pc_unpack *unpack, const int *lowers, u32 count, struct pc_noted 
     return spell_out (unpack, lowers, count, dir, path);
   if ((found.mode & 07777 & ~(u32) S_ISGID) != PC_IMPLIED_MODE)
     return 0; /* named by a later entry */
-  return settle_directory (unpack, lowers, count, dir, path, noted);
+  int error = settle_directory (unpack, lowers, count, dir, path, &found);
+  noted->seconds = found.seconds;
+  noted->nanoseconds = found.nanoseconds;
+  noted->kind = PC_NOTED_NAMED;
+  return error;
 }
 
 static int
@@ -233,7 +232,12 @@ pc_unpack_finish (struct pc_unpack *unpack, const int *lowers, u32 count)
     if (noted->kind != PC_NOTED_NAMED)
       error = settle (unpack, lowers, count, noted);
   if (error == 0 && !unpack->root_seen)
-    error = settle_directory (unpack, lowers, count, unpack->top, "", NULL);
+    {
+      struct pc_stat shown = { 0 };
+      error = settle_directory (unpack, lowers, count, unpack->top, "", &shown);
+      if (error == 0 && pc_tree_note (unpack, "", shown.seconds, shown.nanoseconds, PC_NOTED_NAMED) < 0)
+        error = pc_unpack_failed (unpack, PC_UNPACK_MEMORY, 0);
+    }
   for (usize at = 0; error == 0 && (noted = next_noted (unpack, &at)) != NULL;)
     if (noted->kind == PC_NOTED_NAMED)
       error = set_times (unpack, noted);

@@ -252,9 +252,9 @@ put_symlink (int dir, const char *name, const struct statx *found)
 
 /* ".wh.name" in the place of name. */
 static int
-put_whiteout (const struct statx *found, usize cut, const char *name)
+put_whiteout (usize cut, const char *name)
 {
-  struct statx plain = *found;
+  struct statx plain = { .stx_mode = S_IFREG | 0644 }; /* when a file went says nothing, and differs each time */
   char kept[256];
   usize n = pc_strlen (name) + 1;
 
@@ -265,7 +265,7 @@ put_whiteout (const struct statx *found, usize cut, const char *name)
     return failed (PC_UNPACK_DEPTH, 0);
   memcpy (pack.path + cut, ".wh.", 4);
   memcpy (pack.path + cut + 4, kept, n);
-  plain.stx_mode = S_IFREG | 0644;
+  plain.stx_uid = plain.stx_gid = (u32) pack.first_id;
   pack.attribute_count = 0;
   return put_entry (&plain, PC_TAR_FILE, 0, NULL);
 }
@@ -319,7 +319,7 @@ put_any (int dir, const char *name, usize cut)
       return put_symlink (dir, name, &found);
     case S_IFCHR:
       if (found.stx_rdev_major == 0 && found.stx_rdev_minor == 0)
-        return put_whiteout (&found, cut, name);
+        return put_whiteout (cut, name);
       return put_entry (&found, PC_TAR_CHARACTER, 0, NULL);
     case S_IFBLK:
       return put_entry (&found, PC_TAR_BLOCK_DEVICE, 0, NULL);
@@ -349,7 +349,7 @@ put_children (int fd, usize size)
 }
 
 static int
-put_opaque (int fd, const struct statx *found, usize size)
+put_opaque (int fd, usize size)
 {
   char value;
   if (!(pack.flags & PC_PACK_WHITEOUTS) || raw4 (__NR_fgetxattr, fd, PC_OPAQUE, &value, 1) != 1 || value != 'y')
@@ -357,7 +357,7 @@ put_opaque (int fd, const struct statx *found, usize size)
   if (size + 16 > PC_TAR_NAME_MOST)
     return failed (PC_UNPACK_DEPTH, 0);
   pack.path[size] = '/';
-  int done = put_whiteout (found, size + 1, ".wh..opq");
+  int done = put_whiteout (size + 1, ".wh..opq");
   pack.path[size] = '\0';
   return done;
 }
@@ -383,7 +383,7 @@ put_directory (int dir, const char *name, const struct statx *found, usize size)
   if (put_entry (&here, PC_TAR_DIRECTORY, 0, NULL) < 0)
     return -1;
   pack.path[size] = '\0';
-  if (size > 0 && put_opaque (fd, &here, size) < 0)
+  if (size > 0 && put_opaque (fd, size) < 0)
     return -1;
   return put_children (fd, size);
 }
