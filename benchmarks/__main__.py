@@ -1,4 +1,4 @@
-"""The benchmarks of design.md section 5: `python -m benchmarks [start exec scale import density]`."""
+"""The benchmarks of design.md section 5: `python -m benchmarks [start exec scale import density images]`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from benchmarks import peers, plot
+from benchmarks.images import images
 from benchmarks.measure import Absent, Case, Summary, interleave, ratio, repeated, save
 from pycontain import Container, Image
 
@@ -231,7 +232,14 @@ def density(quick: bool) -> list[dict[str, object]]:
     return [{"job": "density", "containers": count, "bytes_each": each, "bar": bar, "met": each <= bar}]
 
 
-JOBS = {"start": start, "exec": exec_, "scale": scale, "import": importing, "density": density}
+JOBS = {
+    "start": start,
+    "exec": exec_,
+    "scale": scale,
+    "import": importing,
+    "density": density,
+    "images": images,
+}
 
 
 def main() -> int:

@@ -148,7 +148,7 @@ def test_declared_volumes_are_writable_in_a_read_only_container(image: Image) ->
         assert container.exec("echo x > /etc/f", shell=True).returncode != 0
 
 
-def test_changes_are_told(image: Image) -> None:
+def test_changes_are_told(needs_idmap: None, image: Image) -> None:
     with Container(image) as container:
         assert [change for change in container.diff() if change.path != "/etc"] == []
         container.exec(
@@ -164,7 +164,7 @@ def test_changes_are_told(image: Image) -> None:
     }
 
 
-def test_commit_keeps_what_was_done(image: Image) -> None:
+def test_commit_keeps_what_was_done(needs_idmap: None, image: Image) -> None:
     with Container(image) as container:
         container.exec(
             "rm -r /etc/group /root; mkdir /root; echo kept > /root/f; chmod 4755 /root/f",
