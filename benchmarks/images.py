@@ -217,9 +217,7 @@ def _memory(top: Path, name: str) -> list[dict[str, object]]:
     )
     peak = int(done.stdout)
     met = peak <= _MEMORY_BAR
-    print(
-        f"memory of a pull: {peak / (1 << 20):.1f} MiB  bar {_MEMORY_BAR >> 20} MiB  {'met' if met else 'MISSED'}"
-    )
+    print(f"memory of a pull: {peak >> 20} MiB  bar {_MEMORY_BAR >> 20} MiB  {'met' if met else 'MISSED'}")
     return [{"job": "memory of a pull", "bytes": peak, "bar": _MEMORY_BAR, "met": met}]
 
 

@@ -10,9 +10,12 @@ from importlib import import_module
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycontain._engine import Engine
+    from pycontain._images.bounds import LayerLimits
+    from pycontain._images.progress import Progress
     from pycontain._model.limits import CgroupLimits
     from pycontain._model.mounts import Bind, Tmpfs
     from pycontain._model.process import ExecResult, Usage
+    from pycontain._objects.changes import Change
     from pycontain._objects.container import Container
     from pycontain._objects.image import Image
     from pycontain._objects.process import Process
@@ -54,6 +57,7 @@ __all__ = [
     "Bind",
     "BuildError",
     "CgroupLimits",
+    "Change",
     "CommandFailed",
     "CommandNotExecutable",
     "CommandNotFound",
@@ -67,10 +71,12 @@ __all__ = [
     "ImageError",
     "InvalidReference",
     "Isolation",
+    "LayerLimits",
     "LimitError",
     "NotFound",
     "PathError",
     "Process",
+    "Progress",
     "PullError",
     "PushError",
     "PycontainError",
@@ -87,11 +93,14 @@ __all__ = [
 
 _HOMES = {
     "Engine": "_engine",
+    "LayerLimits": "_images.bounds",
+    "Progress": "_images.progress",
     "CgroupLimits": "_model.limits",
     "Bind": "_model.mounts",
     "Tmpfs": "_model.mounts",
     "ExecResult": "_model.process",
     "Usage": "_model.process",
+    "Change": "_objects.changes",
     "Container": "_objects.container",
     "Image": "_objects.image",
     "Process": "_objects.process",
@@ -127,7 +136,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    if name in ("errors", "lowlevel"):
+    if name in ("errors", "lowlevel", "oci"):
         return import_module(f"pycontain.{name}")
     home = _HOMES.get(name)
     if home is None:
@@ -137,4 +146,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "errors", "lowlevel"]
+    return [*__all__, "errors", "lowlevel", "oci"]

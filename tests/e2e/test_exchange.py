@@ -23,7 +23,7 @@ SAID = "one of twenty\n"
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
+def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
     """Twenty layers, with whiteouts and replaced files among them."""
     top = tmp_path_factory.mktemp("image")
     made = Image.from_rootfs(make_root(top / "root"), copy=True)
@@ -36,7 +36,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
             container.exec(script, shell=True, check=True)
             made = container.commit(config=config)
     assert len(made.layers) == LAYERS
-    yield made
+    return made
 
 
 @pytest.fixture(scope="module", params=["plain", "tls"])
@@ -113,7 +113,7 @@ def test_second_repository_mounts_and_second_image_costs_one_layer(
 def test_strangers_are_not_let_in(image: Image, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REGISTRY_AUTH_FILE", os.devnull + "-none")
     if served.authority is None:
-        with pytest.raises(PullError, match="no trusted connection|does not answer"):
+        with pytest.raises(PullError, match=r"no trusted connection|does not answer"):
             Image.pull(f"{served.name}/pyc/twenty:1")
         return
     with pytest.raises(PullError, match="no trusted connection"):
