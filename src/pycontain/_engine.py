@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pycontain._runtime.compile import Template
     from pycontain._runtime.running import Running
     from pycontain._runtime.spec import ContainerSpec
+    from pycontain.oci import Digest
 
 _RLIMIT_NPROC = "nproc"
 _RLIMIT_DATA = "data"
@@ -89,7 +90,7 @@ class Engine:
         self._host_image: Image | None = None
         self._store: Store | None = None
         self._pins: Pins | None = None
-        self._pinned: set[str] = set()
+        self._users: weakref.WeakKeyDictionary[Container, tuple[Digest, ...]] = weakref.WeakKeyDictionary()
         self._held: dict[object, CgroupLimits] = {}
         self.templates: dict[object, Template] = {}
         collect_dead(self.roots, self.cgroups.layout, self._make_janitor)
@@ -140,18 +141,19 @@ class Engine:
 
         return Image.list(engine=self)
 
-    def hold(self, image: Image) -> None:
-        """No sweep takes this image's layers while the engine lives.  Raises NotFound when they are gone."""
-        if image.manifest is None or image.manifest.digest in self._pinned:
+    def hold(self, image: Image, container: Container) -> None:
+        """No sweep takes the layers of this container's image before it is removed or gone."""
+        if image.manifest is None:
             return
-        store = self.store
+        store, chains = self.store, image.config.chain_ids
         with self._lock:
             if self._pins is None:
                 from pycontain._images.store import Pins
 
                 self._pins = Pins(store, f"engine-{self.owner.name}")
-            self._pins.add("layer", *image.config.chain_ids)
-            self._pinned.add(image.manifest.digest)
+            if chains not in self._users.values():
+                self._pins.add("layer", *chains)
+            self._users[container] = chains
 
     def fsck(self, *, repair: bool = False) -> list[str]:
         """What is damaged in the store, a line each; nothing to say is a good sign.
@@ -172,10 +174,12 @@ class Engine:
     def let_go(self) -> None:
         """Images that no container of this engine has any more are no longer held."""
         with self._lock:
-            if self._pins is None or self._running:
+            if self._pins is None:
                 return
-            self._pins.release()
-            self._pinned.clear()
+            for container in [one for one in self._users if one._removed]:
+                del self._users[container]
+            needed = {chain for chains in self._users.values() for chain in chains}
+            self._pins.keep_only(needed)
 
     def info(self) -> dict[str, object]:
         """What this engine is and stands on."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -252,6 +252,15 @@ class Pins:
             records.executemany(
                 "INSERT OR IGNORE INTO pin VALUES (?, ?, ?, ?)",
                 [(self._session, kind, key, self._store.owner.name) for key in keys],
+            )
+
+    def keep_only(self, keys: Collection[Digest]) -> None:
+        """Let go of all others."""
+        with self._store.database.writing() as records:
+            held = records.execute("SELECT key FROM pin WHERE session = ?", (self._session,)).fetchall()
+            records.executemany(
+                "DELETE FROM pin WHERE session = ? AND key = ?",
+                [(self._session, key) for (key,) in held if key not in keys],
             )
 
     def release(self) -> None:

@@ -104,7 +104,8 @@ class Container:
         self._engine = engine or default_engine()
         self._engine.check_open()
         base = self._image(image)
-        self._engine.hold(base)
+        self._removed = False
+        self._engine.hold(base, self)
         for layer in base.directories:
             _check_layer(layer)
         if read_only:
@@ -138,7 +139,6 @@ class Container:
         self._timer: threading.Timer | None = None
         self._paused = False
         self._started = False
-        self._removed = False
         self._timings: Mapping[str, float] | None = None
         self._returncode: int | None = None
         self._lock = threading.RLock()
