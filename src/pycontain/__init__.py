@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from pycontain._engine import Engine
     from pycontain._images.bounds import LayerLimits
     from pycontain._images.progress import Progress
+    from pycontain._model.change import Change
     from pycontain._model.limits import CgroupLimits
     from pycontain._model.mounts import Bind, Tmpfs
     from pycontain._model.process import ExecResult, Usage
-    from pycontain._objects.changes import Change
     from pycontain._objects.container import Container
     from pycontain._objects.image import Image
     from pycontain._objects.process import Process
@@ -100,7 +100,7 @@ _HOMES = {
     "Tmpfs": "_model.mounts",
     "ExecResult": "_model.process",
     "Usage": "_model.process",
-    "Change": "_objects.changes",
+    "Change": "_model.change",
     "Container": "_objects.container",
     "Image": "_objects.image",
     "Process": "_objects.process",

@@ -181,6 +181,12 @@ class Engine:
             needed = {chain for chains in self._users.values() for chain in chains}
             self._pins.keep_only(needed)
 
+    def users(self, image: Image) -> list[Container]:
+        """Containers of this engine that are not removed and have this image."""
+        with self._lock:
+            chains = image.config.chain_ids
+            return [one for one, held in self._users.items() if held == chains and not one._removed]
+
     def info(self) -> dict[str, object]:
         """What this engine is and stands on."""
         return {
@@ -218,6 +224,9 @@ class Engine:
         if self.closed:
             return
         self.closed = True
+        store = self._store
+        if store is not None:
+            store.closing.set()
         with self._lock:
             running = list(self._running.values())
         for one in running:
@@ -225,15 +234,15 @@ class Engine:
         self.ahead.discard()
         self.launchers.end()
         self.ahead.spares.discard()
+        if store is not None:
+            with contextlib.suppress(ImageError):
+                if self._pins is not None:
+                    self._pins.release()
+            store.close()
         for name in os.listdir(self.owner.live):  # what an interrupt kept from the collector
             self.collector.put(Remains(name, None, -1, None))
         self.collector.close()
         self.launchers.close()
-        if self._store is not None:
-            with contextlib.suppress(ImageError):
-                if self._pins is not None:
-                    self._pins.release()
-            self._store.close()
         if not self.cgroups.remove():
             groups.collect(self.owner.name, self.cgroups.layout)
         with contextlib.suppress(OSError):
@@ -249,6 +258,8 @@ class Engine:
     def forget(self) -> None:
         """In a forked child: let go of everything without ending it."""
         self.closed = True
+        if self._store is not None:
+            self._store.forget()
         self._store = self._pins = None
         for one in self._running.values():
             one.forget()

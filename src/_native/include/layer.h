@@ -18,7 +18,7 @@
   X (EXTENDED_SIZE, "an extended header is larger than 1 MiB")                                    \
   X (SPARSE, "a sparse file's map is malformed or has more than 65536 regions")                   \
   X (TYPE, "an entry has a type that no layer has")                                               \
-  X (NAME, "an entry's name leaves the tree, is empty or longer than 4095 bytes")                 \
+  X (NAME, "an entry's name leaves the tree, has more than 256 parts or more than 4095 bytes")                 \
   X (LINK_NAME, "a link leads out of the tree, to nothing or further than 4095 bytes")            \
   X (BYTES, "the archive holds more bytes than allowed")                                          \
   X (ENTRIES, "the archive holds more entries than allowed")                                      \
@@ -50,6 +50,7 @@ enum pc_unpack_problem
 #define PC_UNPACK_OWNERS 1u   /* files get the owners that the archive names */
 #define PC_UNPACK_DEVICES 2u  /* device nodes are made, else left out */
 #define PC_UNPACK_LANDLOCK 4u /* this kernel has Landlock: it must hold */
+#define PC_UNPACK_READABLE 8u /* whatever mode the archive names, its owner may read */
 
 /* PC_REQUEST_UNPACK, to a launcher that ends with it; fds: the layer's directory, the stream of its archive.
    Answered by one report when the stream ended; then PC_REQUEST_FINISH brings the lower layers, the uppermost

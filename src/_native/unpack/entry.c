@@ -35,8 +35,9 @@ set_attributes (struct pc_unpack *unpack, const struct pc_tar *tar, int fd, cons
           error = fd >= 0 ? raw5 (__NR_fsetxattr, fd, key, value, size, 0)
                           : raw5 (__NR_lsetxattr, name, key, value, size, 0);
         }
-      /* Not kept by this file system, or by this kind of file, or not this user's to give. */
-      if (error == -EOPNOTSUPP || error == -EPERM)
+      /* Not kept by this file system, or by this kind of file, or not this user's to give: of ids that this
+         user's namespace does not have the kernel says EINVAL. */
+      if (error == -EOPNOTSUPP || error == -EPERM || (error == -EINVAL && !pc_starts_with (key, "user.")))
         unpack->report.skipped++;
       else if (error < 0)
         return failed (unpack, PC_UNPACK_ATTRIBUTE, error);
@@ -45,7 +46,7 @@ set_attributes (struct pc_unpack *unpack, const struct pc_tar *tar, int fd, cons
 }
 
 static word
-give (const struct pc_unpack *unpack, int fd, const char *name, const struct pc_tar_entry *entry)
+give (struct pc_unpack *unpack, int fd, const char *name, const struct pc_tar_entry *entry)
 {
   int flags = fd >= 0 ? AT_EMPTY_PATH_ : AT_SYMLINK_NOFOLLOW_;
   int dir = fd >= 0 ? fd : unpack->parent;
@@ -60,7 +61,11 @@ give (const struct pc_unpack *unpack, int fd, const char *name, const struct pc_
   /* An id that this user's namespace does not have: nobody's. */
   u32 uid = entry->uid > 65535 ? 65534 : (u32) entry->uid;
   u32 gid = entry->gid > 65535 ? 65534 : (u32) entry->gid;
-  return raw5 (__NR_fchownat, dir, path, uid, gid, flags);
+  error = raw5 (__NR_fchownat, dir, path, uid, gid, flags);
+  if (error != -EINVAL)
+    return error;
+  unpack->report.skipped++; /* a map that has not even nobody */
+  return 0;
 }
 
 /* Owner, attributes, mode, times: in this order, for a change of owner takes set-id bits and capabilities away. */
@@ -150,8 +155,7 @@ make_file (struct pc_unpack *unpack, struct pc_tar *tar, const struct pc_tar_ent
 
   if (fd == -EEXIST)
     {
-      int hides;
-      word error = pc_tree_clear (unpack->parent, name, &hides);
+      word error = pc_tree_clear (unpack->parent, name);
       if (error < 0)
         return failed (unpack, PC_UNPACK_REPLACE, error);
       fd = (int) sys_openat (unpack->parent, name, flags, entry->mode & 0777);
@@ -172,9 +176,11 @@ make_directory (struct pc_unpack *unpack, const struct pc_tar *tar, const struct
 
   if (error == -EEXIST && pc_tree_stat (unpack->parent, name, &found) == 0 && (found.mode & S_IFMT) != S_IFDIR)
     {
-      error = pc_tree_clear (unpack->parent, name, &hides);
+      error = pc_tree_clear (unpack->parent, name);
       if (error < 0)
         return failed (unpack, PC_UNPACK_REPLACE, error);
+      /* What stood here, a file or a whiteout, had already taken the place of what is below. */
+      hides = 1;
       error = sys_mkdirat (unpack->parent, name, 0700);
     }
   if (error < 0 && error != -EEXIST)
@@ -199,6 +205,7 @@ dress_root (struct pc_unpack *unpack, const struct pc_tar *tar, const struct pc_
     return failed (unpack, PC_UNPACK_NAME, 0);
   unpack->root_seen = 1;
   int done = dress (unpack, tar, entry, -1, ".", 1);
+  pc_tree_forget (unpack); /* it may hand its group on from now on */
   if (done < 0)
     return done;
   word error = pc_tree_note (unpack, "", entry->seconds, entry->nanoseconds, PC_NOTED_NAMED);
@@ -225,8 +232,7 @@ make_other (struct pc_unpack *unpack, const struct pc_tar *tar, const struct pc_
   word error = create_other (unpack, entry, name);
   if (error == -EEXIST)
     {
-      int hides;
-      error = pc_tree_clear (unpack->parent, name, &hides);
+      error = pc_tree_clear (unpack->parent, name);
       if (error < 0)
         return failed (unpack, PC_UNPACK_REPLACE, error);
       error = create_other (unpack, entry, name);
@@ -289,18 +295,28 @@ make_hard_link (struct pc_unpack *unpack, const struct pc_tar_entry *entry, cons
   error = raw5 (__NR_linkat, dir, last, unpack->parent, name, 0);
   if (error == -EEXIST)
     {
-      int hides;
       /* A file that links to itself would be removed before it is found again. */
       struct statx from, to;
       if (raw5 (__NR_statx, dir, last, AT_SYMLINK_NOFOLLOW_, STATX_INO, &from) == 0
           && raw5 (__NR_statx, unpack->parent, name, AT_SYMLINK_NOFOLLOW_, STATX_INO, &to) == 0
           && from.stx_ino == to.stx_ino)
         return 0;
-      error = pc_tree_clear (unpack->parent, name, &hides);
+      error = pc_tree_clear (unpack->parent, name);
       if (error == 0)
         error = raw5 (__NR_linkat, dir, last, unpack->parent, name, 0);
     }
   return error < 0 ? failed (unpack, PC_UNPACK_CREATE, error) : 0;
+}
+
+/* Also by way of a link. */
+static int
+is_root (const struct pc_unpack *unpack, int dir)
+{
+  struct statx top;
+  struct statx here;
+  return dir == unpack->top
+         || (raw5 (__NR_statx, unpack->top, "", AT_EMPTY_PATH_, STATX_INO, &top) == 0
+             && raw5 (__NR_statx, dir, "", AT_EMPTY_PATH_, STATX_INO, &here) == 0 && top.stx_ino == here.stx_ino);
 }
 
 /* ".wh.name" hides a name of the layers below, ".wh..wh..opq" all of them in its directory. */
@@ -312,7 +328,7 @@ apply_marker (struct pc_unpack *unpack, const char *last)
 
   if (pc_streq (name, ".wh..opq"))
     {
-      if (unpack->parent == unpack->top)
+      if (is_root (unpack, unpack->parent))
         unpack->report.flags |= PC_UNPACK_ROOT_OPAQUE;
       else
         error = pc_tree_mark_opaque (unpack, unpack->parent, ".", unpack->parent_path);

@@ -11,6 +11,7 @@ struct walk
 {
   int dir;    /* what was found, -ENOENT where nothing was, or why it cannot be told */
   int hidden; /* nothing further below can show through */
+  int hidden_above; /* by one of the directories on the way */
   int link;   /* a symbolic link lies on the way */
 };
 
@@ -26,7 +27,7 @@ static struct walk
 walk_layer (int layer, const char *path)
 {
   char part[256];
-  struct walk walk = { -ENOENT, 0, 0 };
+  struct walk walk = { .dir = -ENOENT };
   cleanup_fd int dir = (int) sys_openat (layer, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
 
   while (dir >= 0 && *path != '\0')
@@ -52,6 +53,7 @@ walk_layer (int layer, const char *path)
       int next = (int) sys_openat (dir, part, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
       pc_close_fd (&dir);
       dir = next;
+      walk.hidden_above = walk.hidden;
       walk.hidden |= dir >= 0 && is_opaque (dir);
       path += n + (path[n] == '/');
     }
@@ -66,7 +68,7 @@ static int
 find_below (const struct pc_unpack *unpack, const int *lowers, u32 count, const char *path)
 {
   struct walk own = walk_layer (unpack->top, path);
-  int hidden = own.hidden;
+  int hidden = own.hidden_above; /* what the directory itself hides is below it */
 
   pc_close_fd (&own.dir);
   for (u32 i = 0; i < count && !hidden; i++)
@@ -84,17 +86,19 @@ find_below (const struct pc_unpack *unpack, const int *lowers, u32 count, const 
 static int
 copy_attributes (int from, int to)
 {
-  char names[4096];
-  char value[4096];
+  static char names[65536];
+  static char value[65536];
   word size = raw3 (__NR_flistxattr, from, names, sizeof names);
 
+  if (size < 0 && size != -EOPNOTSUPP)
+    return (int) size;
   for (word at = 0; at < size; at += (word) pc_strlen (names + at) + 1)
     {
       if (!pc_attribute_is_content (names + at))
         continue;
       word got = raw4 (__NR_fgetxattr, from, names + at, value, sizeof value);
       word error = got < 0 ? got : raw5 (__NR_fsetxattr, to, names + at, value, got, 0);
-      if (error < 0)
+      if (error < 0 && error != -EPERM && error != -EOPNOTSUPP)
         return (int) error;
     }
   return 0;

@@ -306,6 +306,12 @@ put_any (int dir, const char *name, usize cut)
     return failed (PC_UNPACK_TREE, error);
   if (is_left_out ())
     return 0;
+  /* A guest's own file of such a name would hide another from whoever unpacks it. */
+  if ((pack.flags & PC_PACK_WHITEOUTS) && pc_starts_with (name, ".wh."))
+    {
+      pack.report.skipped++;
+      return 0;
+    }
   pack.attribute_count = 0;
   if ((pack.flags & PC_PACK_ONE_MOUNT) && found.stx_mnt_id != pack.mount)
     return (found.stx_mode & S_IFMT) == S_IFDIR ? put_place (&found, cut + n) : 0;

@@ -212,7 +212,8 @@ read_numbers (const u8 *block, struct pc_tar_entry *entry)
   return 1;
 }
 
-/* One "LENGTH KEY=VALUE\n" of an extended header; both strings end with a NUL afterwards. */
+/* One "LENGTH KEY=VALUE\n" of an extended header.  Its newline is a NUL afterwards, which is why it reads
+   otherwise when it is read `again`. */
 struct record
 {
   char *key;
@@ -221,7 +222,7 @@ struct record
 };
 
 static int
-next_record (u8 *text, usize size, usize *at, struct record *record)
+next_record (u8 *text, usize size, usize *at, struct record *record, int again)
 {
   if (*at == size)
     return 0;
@@ -237,7 +238,7 @@ next_record (u8 *text, usize size, usize *at, struct record *record)
   u8 *equals = key;
   while (equals < end && *equals != '=' && *equals != '\0')
     equals++;
-  if (equals == end || *equals != '=' || equals == key || (*end != '\n' && *end != '\0'))
+  if (equals == end || *equals != '=' || equals == key || (*end != '\n' && !(again && *end == '\0')))
     return -PC_UNPACK_EXTENDED;
   *end = '\0';
   record->key = (char *) key;
@@ -264,6 +265,8 @@ sparse_record (struct pc_tar *tar, const struct record *record, struct pc_sparse
 
   if (IS (record, "GNU.sparse.name"))
     {
+      if (pc_strlen (record->value) != record->size)
+        return -PC_UNPACK_NAME;
       *name = record->value;
       return 1;
     }
@@ -329,6 +332,12 @@ apply_record (struct pc_tar *tar, const struct record *record, struct pc_tar_ent
 }
 
 static int
+has_data (char type)
+{
+  return type == PC_TAR_FILE || type == '\0' || type == '7' || type == 'S';
+}
+
+static int
 apply_extended (struct pc_tar *tar, struct pc_tar_entry *entry, struct pc_sparse *sparse)
 {
   usize at = 0;
@@ -336,13 +345,14 @@ apply_extended (struct pc_tar *tar, struct pc_tar_entry *entry, struct pc_sparse
   char *sparse_name = NULL;
   int more;
 
-  while ((more = next_record (tar->extended, tar->extended_size, &at, &record)) > 0)
+  while ((more = next_record (tar->extended, tar->extended_size, &at, &record, 0)) > 0)
     {
       more = apply_record (tar, &record, entry, sparse, &sparse_name);
       if (more < 0)
         return more;
     }
-  if (more == 0 && sparse_name != NULL)
+  /* Of a file that is not sparse it would be a second name, which other readers do not see. */
+  if (more == 0 && sparse_name != NULL && sparse->is_sparse && has_data (entry->type))
     entry->name = sparse_name;
   return more < 0 ? more : sparse->pending ? -PC_UNPACK_SPARSE : 1;
 }
@@ -353,7 +363,7 @@ pc_tar_attribute (const struct pc_tar *tar, usize *at, const char **name, const 
   static const char prefix[] = "SCHILY.xattr.";
   struct record record;
 
-  while (next_record (tar->extended, tar->extended_size, at, &record) > 0)
+  while (next_record (tar->extended, tar->extended_size, at, &record, 1) > 0)
     {
       usize n = (usize) (record.value - record.key) - 1;
       if (n <= sizeof prefix - 1 || memcmp (record.key, prefix, sizeof prefix - 1) != 0)
@@ -365,12 +375,6 @@ pc_tar_attribute (const struct pc_tar *tar, usize *at, const char **name, const 
       return 1;
     }
   return 0;
-}
-
-static int
-has_data (char type)
-{
-  return type == PC_TAR_FILE || type == '\0' || type == '7' || type == 'S';
 }
 
 /* A header that stands for an entry, with what the headers before it said. */
@@ -405,8 +409,9 @@ finish_entry (struct pc_tar *tar, const u8 *block, struct pc_tar_entry *entry)
   if (sparse.is_sparse && has_data (entry->type))
     done = pc_sparse_read (tar, entry, &sparse);
   usize n = pc_strlen (entry->name);
+  /* The mark of a directory before there was a type for it. */
   if (has_data (entry->type))
-    entry->type = n > 0 && entry->name[n - 1] == '/' ? PC_TAR_DIRECTORY : PC_TAR_FILE;
+    entry->type = entry->type == '\0' && n > 0 && entry->name[n - 1] == '/' ? PC_TAR_DIRECTORY : PC_TAR_FILE;
   return done;
 }
 
@@ -423,11 +428,20 @@ next_block (struct pc_tar *tar, u8 *block)
   return 1;
 }
 
+/* One block of zeros may end a stream, two do; what else follows one was hidden there. */
+static int
+at_end (struct pc_tar *tar, u8 *block)
+{
+  int got = next_block (tar, block);
+  return got < 0 ? got : got == 0 || is_zero (block) ? 0 : -PC_UNPACK_CHECKSUM;
+}
+
 int
 pc_tar_next (struct pc_tar *tar, struct pc_tar_entry *entry)
 {
   u8 block[PC_TAR_BLOCK];
   u32 extensions = 0;
+  u32 globals = 0;
 
   tar->extended_size = 0;
   tar->long_name[0] = tar->long_link[0] = '\0';
@@ -437,7 +451,7 @@ pc_tar_next (struct pc_tar *tar, struct pc_tar_entry *entry)
       if (got <= 0)
         return got < 0 ? got : extensions > 0 ? -PC_UNPACK_TRUNCATED : 0;
       if (is_zero (block))
-        return extensions > 0 ? -PC_UNPACK_TRUNCATED : 0;
+        return extensions > 0 ? -PC_UNPACK_TRUNCATED : at_end (tar, block);
       memset (entry, 0, sizeof *entry);
       if (!sum_is_right (block))
         return -PC_UNPACK_CHECKSUM;
@@ -461,6 +475,10 @@ pc_tar_next (struct pc_tar *tar, struct pc_tar_entry *entry)
           break;
         case 'g': /* comments of git, names of volumes */
         case 'V':
+          /* Readers differ in whether what came before is for the entry after it. */
+          if (extensions > 1 + globals)
+            return -PC_UNPACK_EXTENDED;
+          globals++;
           if (entry->stored > PC_TAR_EXTENDED_MOST)
             return -PC_UNPACK_EXTENDED_SIZE;
           begin_data (tar, entry->stored);

@@ -8,6 +8,7 @@
 #include <linux/stat.h>
 
 #define AT_SYMLINK_NOFOLLOW_ 0x100
+#define PARTS_MOST 256u /* each costs time with every entry below it */
 
 int
 pc_unpack_failed (struct pc_unpack *unpack, u32 problem, word error)
@@ -65,12 +66,14 @@ static int
 clean (struct pc_unpack *unpack, const char *name)
 {
   usize n = 0;
+  u32 parts = 0;
   while (*name != '\0')
     {
       usize size = 0;
       while (name[size] != '\0' && name[size] != '/')
         size++;
-      if (size == 2 && name[0] == '.' && name[1] == '.')
+      parts += size > 0;
+      if ((size == 2 && name[0] == '.' && name[1] == '.') || parts > PARTS_MOST)
         return pc_unpack_failed (unpack, PC_UNPACK_NAME, 0);
       if (size > 0 && !(size == 1 && name[0] == '.'))
         {
@@ -110,7 +113,10 @@ make_implied (struct pc_unpack *unpack, char *path, usize cut)
     path[cut - 1] = '/';
   word error = above < 0 ? above : pc_tree_stat (above, name, &there);
   if (error == 0 && there.is_whiteout)
-    error = pc_tree_clear (above, name, &hides);
+    {
+      error = pc_tree_clear (above, name);
+      hides = 1;
+    }
   else if (error == 0)
     error = -ENOTDIR;
   if (above >= 0 && (error == 0 || error == -ENOENT))
@@ -184,17 +190,15 @@ pc_tree_enter (struct pc_unpack *unpack, const char *name, const char **last)
 }
 
 int
-pc_tree_clear (int dir, const char *name, int *hides)
+pc_tree_clear (int dir, const char *name)
 {
   struct pc_stat found = { 0 };
   word error = pc_tree_stat (dir, name, &found);
 
-  *hides = 0;
   if (error == -ENOENT)
     return 0;
   if (error < 0)
     return (int) error;
-  *hides = (int) found.is_whiteout;
   if ((found.mode & S_IFMT) == S_IFDIR)
     return pc_remove_tree (dir, name);
   return (int) raw3 (__NR_unlinkat, dir, name, 0);
@@ -260,5 +264,7 @@ pc_tree_note (struct pc_unpack *unpack, const char *path, i64 seconds, u32 nanos
   memcpy (noted + 1, path, pc_strlen (path) + 1);
   unpack->notes_size += wanted;
   unpack->report.implied += kind == PC_NOTED_IMPLIED;
+  if (unpack->report.implied + unpack->report.entries > unpack->max_entries)
+    return -EDQUOT;
   return 0;
 }

@@ -22,8 +22,7 @@ pc_attribute_is_content (const char *name)
 {
   if (pc_starts_with (name, "user."))
     return !pc_starts_with (name, "user.overlay.");
-  return pc_streq (name, "security.capability") || pc_streq (name, "system.posix_acl_access")
-         || pc_streq (name, "system.posix_acl_default");
+  return pc_streq (name, "security.capability") || pc_streq (name, "system.posix_acl_access");
 }
 
 static void
@@ -40,7 +39,8 @@ static int
 count (struct pc_unpack_report *report, const struct pc_tar_entry *entry)
 {
   report->entries++;
-  report->bytes += entry->stored;
+  /* What it seems to be: whoever packs or copies a sparse file reads all of it. */
+  report->bytes += entry->size > entry->stored ? entry->size : entry->stored;
   if (report->entries > unpack.max_entries)
     return pc_unpack_failed (&unpack, PC_UNPACK_ENTRIES, 0);
   if (report->bytes > unpack.max_bytes)
@@ -61,6 +61,8 @@ unpack_stream (int stream)
   while ((more = pc_tar_next (&tar, &entry)) > 0)
     {
       name_entry (&unpack.report, entry.name);
+      if (unpack.flags & PC_UNPACK_READABLE)
+        entry.mode |= entry.type == PC_TAR_DIRECTORY ? 0700 : 0600;
       int error = count (&unpack.report, &entry);
       if (error == 0)
         error = pc_unpack_entry (&unpack, &tar, &entry);

@@ -65,15 +65,15 @@ void pc_tree_forget (struct pc_unpack *unpack);
 /* An O_PATH fd of a directory below top, links followed inside of it; or a negative errno. */
 int pc_tree_open (int top, const char *path);
 int pc_tree_stat (int dir, const char *name, struct pc_stat *out);
-/* Make way for something new at name; *hides is set when a whiteout stood there. */
-int pc_tree_clear (int dir, const char *name, int *hides);
+/* Make way for something new at name. */
+int pc_tree_clear (int dir, const char *name);
 /* Nothing of the lower layers shows in the directory `name` of dir, which is `path` of the layer. */
 int pc_tree_mark_opaque (struct pc_unpack *unpack, int dir, const char *name, const char *path);
 int pc_tree_whiteout (struct pc_unpack *unpack, int dir, const char *name);
 int pc_tree_note (struct pc_unpack *unpack, const char *path, i64 seconds, u32 nanoseconds, u32 kind);
 
 int pc_starts_with (const char *text, const char *prefix);
-/* user.* and POSIX ACLs are content, capabilities are part of a program; the rest is a host's own, and what
+/* user.* and a file's own ACL are content (a default ACL would change the entries that come after it), capabilities are part of a program; the rest is a host's own, and what
    overlayfs reads would change what a container sees. */
 int pc_attribute_is_content (const char *name);
 int pc_unpack_entry (struct pc_unpack *unpack, struct pc_tar *tar, const struct pc_tar_entry *entry);

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Literal
 from pycontain._images.layers import LayerBuild
 from pycontain._images.layout import blob_name
 from pycontain._images.write import source_date
-from pycontain.errors import ImageError, NotFound
+from pycontain.errors import DigestMismatch, ImageError, NotFound
 from pycontain.oci import Digest, Manifest, MediaType, Reference
 from pycontain.oci.document import compact
 
@@ -65,15 +65,16 @@ def unpacked(store: Store, read: Callable[[int], bytes]) -> Iterator[str]:
     It is a stranger's, so it goes through the same confined unpacker and the same bounds as a layer.
     Raises ImageError.
     """
-    build = LayerBuild(store, None, owners=False)
-    try:
-        while chunk := read(_CHUNK):
-            build.feed(chunk)
-        build.end()
-        build.finish(())
-        yield build.tree
-    finally:
-        build.abandon()
+    with store.pinning():
+        build = LayerBuild(store, None, owners=False)
+        try:
+            while chunk := read(_CHUNK):
+                build.feed(chunk)
+            build.end()
+            build.finish(())
+            yield build.tree
+        finally:
+            build.abandon()
 
 
 def save(
@@ -139,6 +140,24 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     archive.addfile(_member(name, len(data)), io.BytesIO(data))
 
 
+class _Hashed:
+    """A file that is hashed as it is read."""
+
+    def __init__(self, file: IO[bytes], digest: Digest) -> None:
+        self._file, self._digest, self._hasher = file, digest, digest.hasher()
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self._hasher.update(data)
+        return data
+
+    def check(self) -> None:
+        if not self._digest.matches(self._hasher):
+            raise DigestMismatch(
+                f"the store's copy of {self._digest} is damaged", hint="pull the image again to repair it"
+            )
+
+
 def _add_blob(store: Store, archive: tarfile.TarFile, digest: Digest, written: set[str]) -> None:
     name = blob_name(digest)
     if name in written:
@@ -147,4 +166,6 @@ def _add_blob(store: Store, archive: tarfile.TarFile, digest: Digest, written: s
     if not store.has_blob(digest):
         raise NotFound(f"the store has no content {digest}", hint="pull or load the image again")
     with open(store.open_blob(digest), "rb") as file:
-        archive.addfile(_member(name, os.fstat(file.fileno()).st_size), file)
+        source = _Hashed(file, digest)
+        archive.addfile(_member(name, os.fstat(file.fileno()).st_size), source)  # type: ignore[arg-type]
+        source.check()

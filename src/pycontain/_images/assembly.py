@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from pycontain._images.defaults import defaults_of
 from pycontain._images.layers import LayerBuild, discard
 from pycontain._images.store import LayerRecord, Pins, Record, sync_directory
-from pycontain._state.locks import exclusive
-from pycontain.errors import ImageError
+from pycontain._state.locks import PATIENCE, exclusive
+from pycontain.errors import ImageError, StateError
 from pycontain.oci import ImageConfig, Manifest
 
 if TYPE_CHECKING:
@@ -23,18 +24,22 @@ if TYPE_CHECKING:
 def assembling(store: Store, pins: Pins, manifest: Manifest, config: ImageConfig) -> Iterator[Assembly]:
     """An assembly that nobody else works at; what is not concluded is taken down again.
 
-    Raises ImageError when manifest and configuration disagree on the layers.
+    Raises ImageError when manifest and configuration disagree on the layers, and for a configuration that no
+    container can start from.
     """
     if len(manifest.layers) != len(config.diff_ids):
         raise ImageError(
             f"the manifest has {len(manifest.layers)} layers, the configuration {len(config.diff_ids)}"
         )
+    defaults_of(config)
     pins.add("blob", manifest.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers))
     pins.add("layer", *config.chain_ids)
     with contextlib.ExitStack() as stack:
         # In one order everywhere, so that two who share layers never wait for each other in a circle.
         for chain in sorted(chain for chain in set(config.chain_ids) if store.layer(chain) is None):
-            stack.enter_context(exclusive(os.path.join(store.partial, f"{chain.hex}.layer"), patience=None))
+            stack.enter_context(
+                exclusive(os.path.join(store.partial, f"{chain.hex}.layer"), patience=PATIENCE)
+            )
         assembly = Assembly(store, manifest, config)
         try:
             yield assembly
@@ -79,6 +84,7 @@ class Assembly:
         """Throw away what was built of a layer."""
         with self._mutex:
             build = self._builds.pop(position, None)
+            self._ended.discard(position)
         if build is not None:
             build.abandon()
 
@@ -113,8 +119,16 @@ class Assembly:
         return result
 
     def conclude(self, names: Sequence[str] = (), origin: tuple[str, str] | None = None) -> Record:
-        """Everything is there: from here on the image exists.  origin: registry and repository."""
+        """Everything is there: from here on the image exists.  origin: registry and repository.
+
+        Raises ImageError where something is not.
+        """
         store = self._store
+        for at, layer in enumerate(self.manifest.layers):
+            if (self.lacks_tree(at) and at not in self._finished) or self.lacks_blob(at):
+                raise ImageError(f"the layer {layer.digest} is not there")
+        if store.closing.is_set():
+            raise StateError("the engine is closed")
         moved = sorted(self._builds)
         if moved:
             store.sync()
@@ -128,6 +142,8 @@ class Assembly:
         store, build = self._store, self._builds[position]
         chain = self._chains[position]
         target = os.path.dirname(store.layer_path(chain))
+        if store.layer(chain) is not None:
+            raise ImageError(f"somebody else has brought the layer {chain}", hint="try again")
         if os.path.lexists(target):  # without a record: what a kill left of somebody's conclusion
             stale = f"stale-{os.urandom(8).hex()}"
             os.rename(target, os.path.join(store.owner.live, stale))
@@ -183,5 +199,6 @@ class Assembly:
     def abandon(self) -> None:
         """Take down what was not concluded."""
         builds, self._builds = self._builds, {}
-        for build in builds.values():
-            build.abandon()
+        with contextlib.ExitStack() as stack:
+            for build in builds.values():
+                stack.callback(build.abandon)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pycontain._images.store import sync_directory
-from pycontain._state.locks import open_locked
+from pycontain._state.locks import PATIENCE, is_same_file, open_locked
 from pycontain.errors import DigestMismatch, ImageError
 from pycontain.oci import Digest
 
@@ -27,7 +28,10 @@ class Partial:
     to do.
     """
 
-    def __init__(self, store: Store, digest: Digest, size: int) -> None:
+    def __init__(
+        self, store: Store, digest: Digest, size: int, given_up: Callable[[], bool] | None = None
+    ) -> None:
+        self._given_up = given_up or (lambda: False)
         self._store, self.digest, self.size = store, digest, size
         self.path = os.path.join(store.partial, digest.hex)
         self._hasher = digest.hasher()
@@ -39,16 +43,23 @@ class Partial:
         def arrived() -> bool:
             return self._store.has_blob(self.digest, self.size)
 
-        fd = open_locked(self.path, patience=None, given_up=arrived)
-        self.there = fd is None or arrived()
+        fd = open_locked(self.path, patience=PATIENCE, given_up=lambda: arrived() or self._given_up())
         if fd is None:
+            if not arrived():
+                raise ImageError(f"{self.digest} was given up")
+            self.there = True
             return self
         self._fd = fd
-        if self.there:
-            self._drop()
-        elif os.fstat(fd).st_size > self.size:
-            self.restart()
-        self.resumed = os.fstat(fd).st_size > 0
+        try:
+            self.there = arrived()
+            if self.there:
+                self._drop()
+            elif os.fstat(fd).st_size > self.size:
+                self.restart()
+            self.resumed = os.fstat(fd).st_size > 0
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
@@ -92,6 +103,8 @@ class Partial:
             self.restart()
             raise DigestMismatch(f"content is not {self.digest}, its digest is {found}")
         os.fsync(self._fd)
+        if not is_same_file(self._fd, self.path):
+            raise ImageError(f"{self.path} was replaced while it was written")
         target = self._store.blob_path(self.digest)
         os.rename(self.path, target)
         sync_directory(os.path.dirname(target))
@@ -99,6 +112,14 @@ class Partial:
     def _drop(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
+
+
+def partial_size(store: Store, digest: Digest) -> int:
+    """How much of a blob is there from a pull that was cut off."""
+    try:
+        return os.stat(os.path.join(store.partial, digest.hex), follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0
 
 
 class NewBlob:

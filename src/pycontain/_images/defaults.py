@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
 from typing import TYPE_CHECKING, TypedDict
 
+from pycontain._kernel import native
 from pycontain._model.sizes import shown
 from pycontain._model.user import check_user
 from pycontain.errors import ImageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pycontain._images.store import Store
     from pycontain.oci import ImageConfig
 
+_BENEATH = 0x08 | 0x04 | 0x02  # RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_MAGICLINKS
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -57,16 +63,24 @@ def _is_place(path: str) -> bool:
 
 
 def _signal(text: str) -> int:
-    """'SIGQUIT', 'QUIT' or '3'; real-time ones by number.  0 for none."""
+    """'SIGQUIT', 'QUIT', '3' or, as systemd's images have it, 'SIGRTMIN+3'.  0 for none."""
     if not text:
         return 0
-    if text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= signal.SIGRTMAX:
-        return int(text)
-    name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
+    name, plus, offset = re.sub(r"([+-])", r" \1 ", text.upper(), count=1).partition(" + ")
+    name, minus, back = name.partition(" - ") if not plus else (name, "", "")
     try:
-        return int(signal.Signals[name])
-    except KeyError:
-        raise ImageError(f"the image's stop signal is none: {shown(text)}") from None
+        if name.isascii() and name.isdigit() and not plus and not minus:
+            number = int(name[:9])
+        else:
+            number = int(signal.Signals[name if name.startswith("SIG") else f"SIG{name}"])
+            number += int((offset or "0")[:3]) - int((back or "0")[:3])
+            if (plus or minus) and not signal.SIGRTMIN <= number <= signal.SIGRTMAX:
+                raise ValueError
+    except (KeyError, ValueError):
+        number = 0
+    if not 1 <= number <= signal.SIGRTMAX:
+        raise ImageError(f"the image's stop signal is none: {shown(text)}")
+    return number
 
 
 def directories_of(store: Store, config: ImageConfig) -> tuple[str, ...]:
@@ -78,3 +92,24 @@ def directories_of(store: Store, config: ImageConfig) -> tuple[str, ...]:
         if record is not None and record.root_opaque:
             break
     return tuple(found) or (store.empty(),)
+
+
+def is_empty_place(directories: Sequence[str], place: str) -> bool:
+    """Has no layer anything below this path?  What cannot be told counts as something."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    for directory in directories:
+        top = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = int(native.lib.pcx_openat2(top, os.fsencode(place.lstrip("/")), flags, _BENEATH))
+        finally:
+            os.close(top)
+        if fd == -errno.ENOENT:
+            continue
+        if fd < 0:
+            return False
+        try:
+            if os.listdir(fd):
+                return False
+        finally:
+            os.close(fd)
+    return True

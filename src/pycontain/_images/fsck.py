@@ -47,8 +47,9 @@ def check(store: Store, *, repair: bool = False) -> list[Damage]:
     if broken is not None:
         return [Damage(kind="records", name=store.database.path, problem=broken)]
     found = [*_permissions(store)]
-    for record in store.images():
-        found += _image(store, record)
+    with store.pinning():
+        for record in store.images():
+            found += _image(store, record)
     found = _merged(found)
     return [_repaired(store, one) for one in found] if repair else found
 
@@ -165,20 +166,25 @@ def _repaired(store: Store, damage: Damage) -> Damage:
         path = store.blob_path(Digest(damage.name))
         if os.path.lexists(path):
             os.unlink(path)
-    elif damage.kind == "layer":
-        _forget_layer(store, Digest(damage.name))
+    elif damage.kind == "layer" and not _forget_layer(store, Digest(damage.name)):
+        return damage
     return evolve(damage, repaired=True)
 
 
-def _forget_layer(store: Store, chain: Digest) -> None:
+def _forget_layer(store: Store, chain: Digest) -> bool:
+    """Not one that is used or brought just now; was it forgotten?"""
     lock = os.path.join(store.partial, f"{chain.hex}.layer")
     if is_locked(lock):
-        return  # somebody brings it just now
+        return False
     with exclusive(lock):
         with store.database.writing(durable=True) as records:
+            pinned = "SELECT 1 FROM pin WHERE kind = 'layer' AND key = ?"
+            if records.execute(pinned, (chain,)).fetchone():
+                return False
             records.execute("DELETE FROM layer WHERE chain = ?", (chain,))
         path = os.path.dirname(store.layer_path(chain))
         if os.path.lexists(path):
             dead = f"dead-{os.urandom(8).hex()}"
             os.rename(path, os.path.join(store.owner.live, dead))
             discard(store, dead)
+    return True

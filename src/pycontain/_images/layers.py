@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pycontain._images.inflate import Inflater
 from pycontain._kernel.unpacker import Report, Unpacker
-from pycontain.errors import DigestMismatch, ImageError
+from pycontain.errors import DigestMismatch, ImageError, StateError
 from pycontain.oci import Digest
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class LayerBuild:
 
     def __init__(self, store: Store, diff_id: Digest | None, *, owners: bool | None = None) -> None:
         self._store = store
+        self._foreign = owners is False
         self._owners = store.owners if owners is None else owners
         self._expected = diff_id
         self._hasher = hashlib.sha256() if diff_id is None else diff_id.hasher()
@@ -87,6 +88,7 @@ class LayerBuild:
                 fds[0],
                 owners=self._owners,
                 devices=store.privileged and self._owners,
+                readable=not self._owners and self._foreign,
                 landlock=store.landlock,
                 size=store.limits.size,
                 entries=store.limits.entries,
@@ -112,6 +114,8 @@ class LayerBuild:
     def feed(self, data: bytes) -> None:
         """More compressed bytes.  Raises ImageError for what is no layer, or too much of one."""
         for piece in self._inflater.feed(data):
+            if self._store.closing.is_set():
+                raise StateError("the engine is closed")
             self._take(piece)
 
     def _take(self, piece: bytes) -> None:

@@ -16,7 +16,7 @@ from pycontain._images.inflate import HEAD, compression_of
 from pycontain._images.pull import unpack_blob
 from pycontain._kernel import native
 from pycontain._model.sizes import shown
-from pycontain.errors import ImageError, InvalidReference, NotFound
+from pycontain.errors import DigestMismatch, ImageError, InvalidReference, NotFound
 from pycontain.oci import (
     Descriptor,
     Digest,
@@ -74,7 +74,7 @@ class Layout:
 
     def open(self, path: str) -> int:
         """A regular file below the directory."""
-        if "\0" in path or not path:
+        if "\0" in path or not path or not path.isprintable():
             raise ImageError(f"not the name of a file: {shown(path)}")
         fd = int(native.lib.pcx_openat2(self._top, os.fsencode(path), _READ, _IN_ROOT))
         if fd < 0:
@@ -141,8 +141,6 @@ class Layout:
         hasher = descriptor.digest.hasher()
         hasher.update(raw)
         if len(raw) != descriptor.size or not descriptor.digest.matches(hasher):
-            from pycontain.errors import DigestMismatch
-
             raise DigestMismatch(f"the archive's {descriptor.digest} is something else")
         return raw
 
@@ -201,9 +199,20 @@ class Layout:
             with assembling(store, pins, manifest, config) as assembly:
                 put_document(store, manifest.raw)
                 for at, layer in enumerate(manifest.layers):
-                    if assembly.lacks_blob(at):
-                        self._copy(store, layer, found.files.get(layer.digest, blob_name(layer.digest)))
-                    if assembly.lacks_tree(at):
+                    path = found.files.get(layer.digest, blob_name(layer.digest))
+                    there = not assembly.lacks_blob(at)
+                    if not there:
+                        self._copy(store, layer, path)
+                    if not assembly.lacks_tree(at):
+                        continue
+                    try:
+                        unpack_blob(store, assembly, at)
+                    except DigestMismatch:
+                        if not there:
+                            raise
+                        assembly.begin_again(at)
+                        os.unlink(store.blob_path(layer.digest))
+                        self._copy(store, layer, path)
                         unpack_blob(store, assembly, at)
                 return assembly.conclude(names)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from attrs import evolve
 
 from pycontain._images.assembly import Assembly, assembling
-from pycontain._images.blobs import CHUNK, Partial, put_document
+from pycontain._images.blobs import CHUNK, Partial, partial_size, put_document
 from pycontain._images.layers import LayerBuild
 from pycontain._images.progress import Meter
 from pycontain._registry.client import Fetched, Registry
@@ -47,26 +47,27 @@ class Pull:
         self,
         store: Store,
         reference: Reference,
-        platform: Platform,
+        platform: Platform | None,
         *,
         auth: Credentials | None,
         insecure: bool,
         patience: Patience | None,
         meter: Meter,
     ) -> None:
-        self._store, self._reference, self._platform, self._meter = store, reference, platform, meter
+        self._store, self._reference, self._meter = store, reference, meter
+        self._platform, self._exactly = platform or Platform.host(), platform is not None
         self._auth, self._insecure = auth, insecure
         self._patience = patience or Patience()
-        self._stop = threading.Event()
 
     def run(self) -> Record:
         """Fetch it, from a mirror where one has it."""
         ours = Endpoint.of(self._reference.registry, insecure=self._insecure, patience=self._patience)
         for mirror in mirrors(self._reference.registry):
-            there = evolve(Endpoint.of(mirror, patience=self._patience))
-            # A mirror is another party: it is told nothing of who the user is elsewhere.
+            there = Endpoint.of(mirror, patience=self._patience)
+            # A mirror is another party: it is told nothing of who the user is elsewhere, and what it sends
+            # may be anything.
             with (
-                contextlib.suppress(PullError, NotFound, AuthError),
+                contextlib.suppress(ImageError, NotFound),
                 Registry(there, self._reference.repository) as one,
             ):
                 return self._from(one)
@@ -77,6 +78,8 @@ class Pull:
         with self._store.pinning() as pins:
             manifest = self._resolve(registry)
             config = self._configuration(registry, pins, manifest)
+            if self._exactly and not config.platform.serves(self._platform):
+                raise ImageError(f"{self._reference} is for {config.platform}, not for {self._platform}")
             with assembling(self._store, pins, manifest, config) as assembly:
                 put_document(self._store, manifest.raw)
                 self._fetch_all(registry, assembly)
@@ -132,7 +135,7 @@ class Pull:
     ) -> Iterator[bytes]:
         """Go on where a transfer broke off, as long as it gets on at all."""
         tries, begun, first = 0, time.monotonic(), have
-        while have < descriptor.size or (have == 0 and tries == 0):
+        while have < descriptor.size:
             before = have
             try:
                 for chunk in read(have):
@@ -156,44 +159,63 @@ class Pull:
         missing = assembly.missing
         layers = assembly.manifest.layers
         fetched = sum(layers[at].size for at in missing if assembly.lacks_blob(at))
-        self._meter.begin(fetched, len(layers), len(layers) - len(missing))
+        fetched -= sum(
+            partial_size(self._store, layers[at].digest) for at in missing if assembly.lacks_blob(at)
+        )
+        self._meter.begin(max(fetched, 0), len(layers), len(layers) - len(missing))
+
+        stop = threading.Event()
 
         def fetch(position: int) -> None:
-            self._fetch(registry, assembly, position)
+            self._fetch(registry, assembly, position, stop)
             self._meter.layer()
 
-        each(fetch, missing, self._stop)
+        each(fetch, missing, stop)
 
-    def _fetch(self, registry: Registry, assembly: Assembly, position: int) -> None:
-        """One layer: what is there of it, then the rest; from the start where the old part was bad."""
+    def _fetch(self, registry: Registry, assembly: Assembly, position: int, stop: threading.Event) -> None:
+        """One layer; once more from the start where what was there of it turns out to be bad."""
         layer = assembly.manifest.layers[position]
-        with Partial(self._store, layer.digest, layer.size) as part:
-            if part.there:
-                if assembly.lacks_tree(position):
-                    unpack_blob(self._store, assembly, position)
-                return
-            try:
-                self._stream(registry, assembly, position, part)
-            except ImageError as error:
-                if not part.resumed or isinstance(error, PullError | AuthError):
-                    raise
-                assembly.begin_again(position)
-                self._meter.add(-part.have)
-                part.restart()
-                self._stream(registry, assembly, position, part)
+        for last in (False, True):
+            with Partial(self._store, layer.digest, layer.size, stop.is_set) as part:
+                suspect = part.there or part.resumed
+                came: list[int] = []
+                try:
+                    if not part.there:
+                        self._stream(registry, assembly, position, part, stop, came)
+                    elif assembly.lacks_tree(position):
+                        unpack_blob(self._store, assembly, position)
+                    return
+                except ImageError as error:
+                    if last or not suspect or stop.is_set() or isinstance(error, PullError | AuthError):
+                        raise
+                    assembly.begin_again(position)
+                    self._meter.add(-sum(came))
+                    if part.there:
+                        os.unlink(self._store.blob_path(layer.digest))
+                    else:
+                        part.restart()
 
-    def _stream(self, registry: Registry, assembly: Assembly, position: int, part: Partial) -> None:
+    def _stream(
+        self,
+        registry: Registry,
+        assembly: Assembly,
+        position: int,
+        part: Partial,
+        stop: threading.Event,
+        came: list[int],
+    ) -> None:
+        """What is there of a blob, then the rest from the registry; `came` gets the sizes of its pieces."""
         layer = assembly.manifest.layers[position]
         build = assembly.build(position) if assembly.lacks_tree(position) else None
         while chunk := part.existing():
-            self._meter.add(len(chunk))
             if build is not None:
                 build.feed(chunk)
         source = self._patiently(registry, layer, lambda start: registry.blob(layer.digest, start), part.have)
         for chunk in source:
-            if self._stop.is_set():
+            if stop.is_set():
                 raise PullError("another layer failed")
             part.write(chunk)
+            came.append(len(chunk))
             self._meter.add(len(chunk))
             if build is not None:
                 build.feed(chunk)
@@ -209,7 +231,7 @@ def each(work: Callable[[_T], None], items: Sequence[_T], stop: threading.Event)
 
     def guarded(item: _T) -> None:
         if stop.is_set():
-            return
+            return  # the reason is among the errors
         try:
             work(item)
         except BaseException as error:  # noqa: BLE001  the first is raised below

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING
@@ -27,13 +28,17 @@ from pycontain._images.bounds import LayerLimits
 from pycontain._kernel.native import checked, lib
 from pycontain._state.database import Database
 from pycontain._state.paths import Roots, private_directory
-from pycontain.errors import DigestMismatch, ImageError, NotFound
+from pycontain.errors import DigestMismatch, ImageError, NotFound, StateError
 from pycontain.oci import Digest, ImageConfig, Manifest, parse_manifest
 from pycontain.oci.document import CONFIG_MOST, MANIFEST_MOST
 
 if TYPE_CHECKING:
     from pycontain._kernel.launcher import Launcher
     from pycontain._state.owner import Owner
+
+
+_PATIENCE = 30.0
+"""Seconds for which work of other threads is waited for when the engine closes."""
 
 
 @frozen
@@ -90,10 +95,21 @@ class Store:
         for algorithm in ("sha256", "sha512"):
             private_directory(os.path.join(self.blobs, algorithm))
         self.database = Database(os.path.join(data, "store.db"))
+        self.closing = threading.Event()
+        self._gate = threading.Condition()
+        self._working = 0
 
     def close(self) -> None:
-        """Let go of the records."""
+        """Let nothing begin any more, wait for what has begun to give up, and let go of the records."""
+        self.closing.set()
+        with self._gate:
+            self._gate.wait_for(lambda: self._working == 0, _PATIENCE)
         self.database.close()
+
+    def forget(self) -> None:
+        """In a forked child: what is open is the parent's."""
+        self.closing.set()
+        self.database.forget()
 
     # ---- content ------------------------------------------------------------------------------------------
 
@@ -159,7 +175,8 @@ class Store:
         """A directory without anything, for images without layers."""
         path = os.path.join(self.roots.data, "empty")
         with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o755)
+            os.mkdir(path)
+        os.chmod(path, 0o755)  # inside it is the root of whoever runs there
         return path
 
     def sync(self) -> None:
@@ -231,12 +248,21 @@ class Store:
 
     @contextlib.contextmanager
     def pinning(self) -> Iterator[Pins]:
-        """Pins of one piece of work."""
-        pins = Pins(self, os.urandom(8).hex())
+        """Pins of one piece of work, for which the store stays open.  Raises StateError when it is closed."""
+        with self._gate:
+            if self.closing.is_set():
+                raise StateError("the engine is closed")
+            self._working += 1
         try:
-            yield pins
+            pins = Pins(self, os.urandom(8).hex())
+            try:
+                yield pins
+            finally:
+                pins.release()
         finally:
-            pins.release()
+            with self._gate:
+                self._working -= 1
+                self._gate.notify_all()
 
 
 class Pins:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
 from pycontain._images.layers import discard
-from pycontain._state.locks import is_locked
+from pycontain._state.locks import is_locked, unlink_unlocked
 from pycontain._state.owner import is_alive
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def sweep(store: Store) -> Swept:
         named |= _pinned(records, "layer")
         sizes = dict(records.execute("SELECT chain, size FROM layer"))
         for name in os.listdir(store.layers):
-            chain = f"sha256:{name}"
+            chain = f"{'sha256' if len(name) == 64 else 'sha512'}:{name}"
             if chain in named or is_locked(os.path.join(store.partial, f"{name}.layer")):
                 continue
             records.execute("DELETE FROM layer WHERE chain = ?", (chain,))
@@ -52,15 +51,18 @@ def sweep(store: Store) -> Swept:
             size += sizes.get(chain, 0)
         spared = {row[0] for row in records.execute("SELECT blob FROM part UNION SELECT config FROM image")}
         spared |= {row[0] for row in records.execute("SELECT digest FROM image")} | _pinned(records, "blob")
+        dead = f"dead-{os.urandom(8).hex()}"
+        os.mkdir(os.path.join(store.owner.live, dead), 0o700)
+        doomed.append(dead)
         for path in _garbage(store, spared):
             size += os.stat(path, follow_symlinks=False).st_size
-            os.unlink(path)
+            os.rename(path, os.path.join(store.owner.live, dead, str(blobs)))
             blobs += 1
         records.execute("DELETE FROM origin WHERE blob NOT IN (SELECT blob FROM part)")
     for name in doomed:
         discard(store, name)
     _sweep_partial(store)
-    return Swept(blobs=blobs, layers=len(doomed), size=size)
+    return Swept(blobs=blobs, layers=len(doomed) - 1, size=size)
 
 
 def _pinned(records: sqlite3.Connection, kind: str) -> set[str]:
@@ -88,7 +90,4 @@ def _garbage(store: Store, spared: set[str]) -> list[str]:
 def _sweep_partial(store: Store) -> None:
     """What is on its way and nobody's: whoever is cut off leaves at most this, for the next to go on with."""
     for name in os.listdir(store.partial):
-        path = os.path.join(store.partial, name)
-        if not is_locked(path):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        unlink_unlocked(os.path.join(store.partial, name))

@@ -16,7 +16,7 @@ from pycontain._kernel.plan import request
 _UNPACK, _FINISH = 11, 12
 _BOUNDS = struct.Struct("<QQII")
 _REPORT = struct.Struct("<IiIIQQQ256s")
-_OWNERS, _DEVICES, _LANDLOCK = 1, 2, 4
+_OWNERS, _DEVICES, _LANDLOCK, _READABLE = 1, 2, 4, 8
 _ROOT_OPAQUE = 1
 _LANDLOCK_FROM = 3
 """The Landlock ABI that can say what an unpacker may not."""
@@ -70,6 +70,7 @@ class Unpacker:
 
     Write the archive to `stream` and close it, ask for the `report`, then `finish`; `close` ends it at
     any time.  owners: files get the owners that the archive names.  devices: nodes are made.
+    readable: whatever mode the archive names, the owner may read.
     """
 
     def __init__(
@@ -79,11 +80,17 @@ class Unpacker:
         *,
         owners: bool,
         devices: bool,
+        readable: bool,
         landlock: int,
         size: int,
         entries: int,
     ) -> None:
-        flags = owners * _OWNERS | devices * _DEVICES | (landlock >= _LANDLOCK_FROM) * _LANDLOCK
+        flags = (
+            owners * _OWNERS
+            | devices * _DEVICES
+            | (landlock >= _LANDLOCK_FROM) * _LANDLOCK
+            | readable * _READABLE
+        )
         bounds = _BOUNDS.pack(size, entries, flags, 0)
         self._launcher = make_launcher()
         self.stream = -1

@@ -6,9 +6,9 @@ import contextlib
 import os
 import tarfile
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from pycontain._images.archives import replacing
 from pycontain._images.imports import import_tree
@@ -16,6 +16,7 @@ from pycontain._images.layers import opened
 from pycontain._images.library import tag_name
 from pycontain._images.write import archive, compose, now, write_layer
 from pycontain._kernel import native
+from pycontain._model.change import Change
 from pycontain._objects.image import Image
 from pycontain._runtime.users import open_inside
 from pycontain.errors import ImageError, UnsupportedError
@@ -28,14 +29,6 @@ if TYPE_CHECKING:
 _ENGINES = ("etc/hostname", "etc/hosts", "etc/resolv.conf", "proc", "dev", "tmp", "sys")
 _BENEATH = 0x08 | 0x04 | 0x02  # RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_MAGICLINKS
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
-
-
-@frozen
-class Change:
-    """One path below the root, and what became of it."""
-
-    path: str
-    kind: Literal["added", "changed", "deleted"]
 
 
 def _upper(container: Container) -> str:

@@ -32,7 +32,7 @@ from pycontain.errors import Args, NotFound, StateError, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
-    from pycontain._objects.changes import Change
+    from pycontain._model.change import Change
     from pycontain.oci import ContainerConfig
 
 Status = Literal["created", "running", "paused", "exited", "removed"]
@@ -109,7 +109,7 @@ class Container:
         for layer in base.directories:
             _check_layer(layer)
         if read_only:
-            points = {**{place: Tmpfs() for place in base.volumes if specs.is_free(place, points)}, **points}
+            points = {**{place: Tmpfs() for place in _empty_volumes(base, points)}, **points}
         spec = specs.ContainerSpec(
             id=new,
             image=base,
@@ -462,6 +462,17 @@ def _whole_command(image: Image, command: Args | Default | None) -> tuple[str, .
     if not whole:
         raise ValueError(f"the image {image.name} has no command of its own")
     return whole
+
+
+def _empty_volumes(image: Image, taken: Mapping[str, object]) -> list[str]:
+    """Places that the image declares as volumes and has nothing at: what it has there is not covered."""
+    from pycontain._images.defaults import is_empty_place
+
+    return [
+        place
+        for place in image.volumes
+        if specs.is_free(place, taken) and is_empty_place(image.directories, place)
+    ]
 
 
 def _check_layer(path: str) -> None:

@@ -108,7 +108,7 @@ class Image:
             pull = Pull(
                 store,
                 parsed,
-                _platform(platform),
+                None if platform is None else _platform(platform),
                 auth=credentials,
                 insecure=insecure,
                 patience=None,
@@ -269,16 +269,13 @@ class Image:
         """Take it out of the store: the name it was got by, and the image itself with its last name.
 
         Layers go when no other image has them and no container uses them.  force: all names at once.
-        Raises Conflict while containers of this process run from it, NotFound when it is gone.
+        Raises Conflict while a container of this engine is of it, NotFound when it is gone.
         """
         from pycontain._images.library import remove
 
         manifest, engine = self._kept(), self._store_engine()
-        for container in engine.containers:
-            if container.spec.image.manifest == manifest:
-                raise Conflict(
-                    f"the container {container.name} runs from {self.name}", hint="remove it first"
-                )
+        for container in engine.users(self):
+            raise Conflict(f"the container {container.name} is of {self.name}", hint="remove it first")
         remove(engine.store, manifest.digest, self.name, force=force)
         engine.sweep()
 

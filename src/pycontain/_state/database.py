@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pycontain.errors import ImageError
+from pycontain.errors import ImageError, StateError
 
 _VERSION = 1
 _PATIENCE = 30.0
@@ -46,22 +46,42 @@ CREATE INDEX pin_key ON pin (kind, key);
 """
 
 
+_left_behind: list[sqlite3.Connection] = []
+"""What a fork has copied: SQLite's own close would meddle with the parent's files."""
+
+
 class Database:
-    """Connections of this process, one a thread.  Errors of SQLite come as ImageError."""
+    """Connections of this process, as many as are used at once.  Errors of SQLite come as ImageError."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._local = threading.local()
-        self._all: list[sqlite3.Connection] = []
+        self._idle: list[sqlite3.Connection] = []
+        self._used: list[sqlite3.Connection] = []
+        self._closed = False
         self._mutex = threading.Lock()
-        self._pid = os.getpid()
 
-    def _connection(self) -> sqlite3.Connection:
-        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if found is not None and self._pid == os.getpid():
-            return found
-        if self._pid != os.getpid():  # what a fork left behind is the parent's
-            self._pid, self._all, self._local = os.getpid(), [], threading.local()
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        with self._mutex:
+            if self._closed:
+                raise StateError(f"the store {self.path} is closed")
+            connection = self._idle.pop() if self._idle else None
+        if connection is None:
+            connection = self._open()
+        with self._mutex:
+            self._used.append(connection)
+        try:
+            yield connection
+        finally:
+            with self._mutex:
+                self._used.remove(connection)
+                if not self._closed and not connection.in_transaction:
+                    self._idle.append(connection)
+                    connection = None
+            if connection is not None:
+                connection.close()
+
+    def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
             self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
         )
@@ -74,16 +94,12 @@ class Database:
         except BaseException:
             connection.close()
             raise
-        with self._mutex:
-            self._all.append(connection)
-        self._local.connection = connection
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         if connection.execute("PRAGMA user_version").fetchone()[0] == _VERSION:
             return
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with _transaction(connection):
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
                 for statement in _SCHEMA.split(";\n"):
@@ -94,10 +110,6 @@ class Database:
                     f"the store {self.path} is of version {version}, this is pycontain for {_VERSION}",
                     hint="use another PYCONTAIN_ROOT, or the pycontain that wrote it",
                 )
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
-        connection.execute("COMMIT")
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -111,8 +123,8 @@ class Database:
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """What a SELECT finds."""
-        with self._told():
-            return self._connection().execute(statement, values).fetchall()
+        with self._told(), self._connection() as connection:
+            return connection.execute(statement, values).fetchall()
 
     @contextlib.contextmanager
     def writing(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
@@ -120,15 +132,8 @@ class Database:
 
         durable: on the disk when the block ends.
         """
-        with self._told():
-            connection = self._connection()
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
+        with self._told(), self._connection() as connection, _transaction(connection):
+            yield connection
         if durable:
             self._sync()
 
@@ -147,16 +152,34 @@ class Database:
     def damage(self) -> str | None:
         """What SQLite finds wrong with the file."""
         try:
-            found = self._connection().execute("PRAGMA quick_check").fetchone()[0]
+            with self._connection() as connection:
+                found = connection.execute("PRAGMA quick_check").fetchone()[0]
         except sqlite3.Error as error:
             return str(error)
         return None if found == "ok" else str(found)
 
     def close(self) -> None:
-        """Close every connection; the next use opens them anew."""
+        """Close every connection, those in use when they are given back; nothing opens one any more."""
         with self._mutex:
-            connections, self._all = self._all, []
-            self._local = threading.local()
-        if self._pid == os.getpid():
-            for connection in connections:
-                connection.close()
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def forget(self) -> None:
+        """In a forked child: never touch what the parent has open."""
+        self._closed = True
+        _left_behind.extend((*self._idle, *self._used))
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Begun, and ended whatever happens where: an interrupt may come right after BEGIN has succeeded."""
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 
 from pycontain.errors import Conflict
 
+PATIENCE = 1800.0
+"""Seconds for which work of another process is waited for: a whole image at a slow registry."""
 _FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.05
 
 
@@ -29,7 +31,7 @@ def open_locked(
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Its last holder may have removed the name while we opened it: then it locks nothing.
-            if _same(fd, path):
+            if is_same_file(fd, path):
                 return fd
         except BlockingIOError:
             if until is not None and time.monotonic() > until:
@@ -48,7 +50,8 @@ def open_locked(
         os.close(fd)
 
 
-def _same(fd: int, path: str) -> bool:
+def is_same_file(fd: int, path: str) -> bool:
+    """Is what is open still what has this name?"""
     try:
         there = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:
@@ -70,7 +73,7 @@ def _holder(path: str) -> str:
 
 
 @contextlib.contextmanager
-def exclusive(path: str, *, patience: float | None = 30.0) -> Iterator[None]:
+def exclusive(path: str, *, patience: float | None = PATIENCE) -> Iterator[None]:
     """A critical section between processes and threads.  Raises Conflict when `patience` seconds pass."""
     fd = open_locked(path, patience=patience)
     assert fd is not None
@@ -80,6 +83,24 @@ def exclusive(path: str, *, patience: float | None = 30.0) -> Iterator[None]:
         with contextlib.suppress(OSError):
             os.unlink(path)
         os.close(fd)
+
+
+def unlink_unlocked(path: str) -> bool:
+    """Remove a file that nobody has locked, and nobody can lock meanwhile; was it removed?"""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not is_same_file(fd, path):
+            return False
+        os.unlink(path)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def is_locked(path: str) -> bool:

@@ -114,7 +114,16 @@ class Fields:
             return None
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise self.wrong(name, f"is no {said}: {shown(value)}")
+        if isinstance(value, str):
+            self._encodable(name, value)
         return value
+
+    def _encodable(self, name: str, text: str) -> None:
+        """JSON can spell half of a surrogate pair, which is no text."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise self.wrong(name, f"is no text: {shown(text)}") from None
 
     def text(self, name: str, default: str = "") -> str:
         """A string."""
@@ -138,19 +147,23 @@ class Fields:
         for part in value or ():
             if not isinstance(part, str):
                 raise self.wrong(name, f"has what is no text: {shown(part)}")
+            self._encodable(name, part)
         return tuple(value or ())
 
     def mapping(self, name: str) -> dict[str, str]:
         """An object of strings."""
         value: dict[str, Any] | None = self._get(name, dict, "object")
-        for part in (value or {}).values():
+        for key, part in (value or {}).items():
             if not isinstance(part, str):
                 raise self.wrong(name, f"has what is no text: {shown(part)}")
+            self._encodable(name, key + part)
         return dict(value or {})
 
     def names(self, name: str) -> tuple[str, ...]:
         """The names of an object whose values say nothing."""
         value: dict[str, Any] | None = self._get(name, dict, "object")
+        for key in value or ():
+            self._encodable(name, key)
         return tuple(value or ())
 
     def inner(self, name: str) -> Fields | None:
