@@ -116,8 +116,10 @@ class Assembly:
         """Everything is there: from here on the image exists.  origin: registry and repository."""
         store = self._store
         moved = sorted(self._builds)
-        if moved:
-            store.sync()
+        if moved or not store.images():
+            store.sync()  # with the first image goes the way to it, the store's own directories
+        else:
+            store.sync_blob_names()
         for at in moved:
             self._move(at)
         if moved:

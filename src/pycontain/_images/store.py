@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from pycontain._kernel.launcher import Launcher
     from pycontain._state.owner import Owner
 
+ALGORITHMS = ("sha256", "sha512")
+"""Whose digests content goes by."""
+
 
 @frozen
 class Record:
@@ -87,7 +90,7 @@ class Store:
         self.blobs = private_directory(os.path.join(data, "blobs"))
         self.layers = private_directory(os.path.join(data, "layers"))
         self.partial = private_directory(os.path.join(data, "partial"))
-        for algorithm in ("sha256", "sha512"):
+        for algorithm in ALGORITHMS:
             private_directory(os.path.join(self.blobs, algorithm))
         self.database = Database(os.path.join(data, "store.db"))
 
@@ -169,6 +172,11 @@ class Store:
             checked(lib.pcx_syncfs(fd))
         finally:
             os.close(fd)
+
+    def sync_blob_names(self) -> None:
+        """What is found in blobs/ stays there, also where its bringer was killed before an fsync."""
+        for algorithm in ALGORITHMS:
+            sync_directory(os.path.join(self.blobs, algorithm))
 
     # ---- records ------------------------------------------------------------------------------------------
 

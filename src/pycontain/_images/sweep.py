@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from pycontain._images.layers import discard
+from pycontain._images.store import ALGORITHMS
 from pycontain._state.locks import is_locked
 from pycontain._state.owner import is_alive
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     import sqlite3
 
     from pycontain._images.store import Store
-
-_ALGORITHMS = ("sha256", "sha512")
 
 
 @frozen(kw_only=True)
@@ -75,7 +74,7 @@ def _forget_dead(store: Store, records: sqlite3.Connection) -> None:
 
 def _garbage(store: Store, spared: set[str]) -> list[str]:
     found = []
-    for algorithm in _ALGORITHMS:
+    for algorithm in ALGORITHMS:
         directory = os.path.join(store.blobs, algorithm)
         found += [
             os.path.join(directory, name)
