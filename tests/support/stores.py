@@ -151,7 +151,7 @@ def wrong_images(engine: Engine) -> list[str]:
     return problems
 
 
-def _superfluous(engine: Engine, root: Path) -> list[str]:
+def superfluous(engine: Engine, root: Path) -> list[str]:
     """Content that no image has, after a sweep."""
     found = leftovers(root)
     store = engine.store
@@ -198,7 +198,7 @@ def problems_of(root: Path, work: Work, where: Site) -> list[str]:
             found.append(f"done again, and there are {sorted(names)}")
         found += engine.fsck() + wrong_images(engine)
         engine.sweep()
-        found += _superfluous(engine, root)
+        found += superfluous(engine, root)
         for image in engine.images:
             image.remove(force=True)
         engine.sweep()
