@@ -36,6 +36,8 @@ def sweep(store: Store) -> Swept:
     doomed: list[str] = []
     blobs = size = 0
     with store.database.writing() as records:
+        over = set(store.unreleased)
+        records.executemany("DELETE FROM pin WHERE session = ?", [(session,) for session in over])
         _forget_dead(store, records)
         named = {row[0] for row in records.execute("SELECT chain FROM part")}
         named |= _pinned(records, "layer")
@@ -56,6 +58,7 @@ def sweep(store: Store) -> Swept:
             os.unlink(path)
             blobs += 1
         records.execute("DELETE FROM origin WHERE blob NOT IN (SELECT blob FROM part)")
+    store.unreleased -= over
     for name in doomed:
         discard(store, name)
     _sweep_partial(store)
