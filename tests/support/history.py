@@ -127,7 +127,7 @@ class Reader:
 
     def read(self, lines: list[str]) -> list[Event]:
         """Every change, in order."""
-        events = []
+        events: list[Event] = []
         for line in _whole(lines):
             match = _DONE.match(line)
             if match is None or int(match[3]) < 0:

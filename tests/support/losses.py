@@ -59,10 +59,11 @@ def _after_a_kill(where: Site) -> list[Step]:
     picture = Picture(PICTURES["b"].layers, "another")
 
     def brought(engine: Engine) -> None:
-        kept, blobs.sync_directory = blobs.sync_directory, lambda path: None
+        kept = vars(blobs)["sync_directory"]
+        vars(blobs)["sync_directory"] = lambda path: None
         for document in (picture.config, picture.manifest):
             blobs.put_document(engine.store, document)
-        blobs.sync_directory = kept
+        vars(blobs)["sync_directory"] = kept
 
     first, second = _same_layers(where)
     return [first, (brought, [{A, B}]), second]
@@ -184,7 +185,8 @@ def _no_fsync() -> None:
 def _no_directories() -> None:
     from pycontain._images import assembly, blobs
 
-    blobs.sync_directory = assembly.sync_directory = lambda path: None
+    for module in (blobs, assembly):
+        vars(module)["sync_directory"] = lambda path: None
 
 
 def _no_syncfs() -> None:
