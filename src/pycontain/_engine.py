@@ -161,15 +161,19 @@ class Engine:
         repair: forget what is damaged, so that a pull or load brings it again.
         """
         from pycontain._images.fsck import check
+        from pycontain._images.told import told
 
-        return [str(one) for one in check(self.store, repair=repair)]
+        with told(self.roots.data):
+            return [str(one) for one in check(self.store, repair=repair)]
 
     def sweep(self) -> Swept:
         """Remove content and layers that no image names and nobody uses."""
         from pycontain._images.sweep import sweep
+        from pycontain._images.told import told
 
         self.let_go()
-        return sweep(self.store)
+        with told(self.roots.data):
+            return sweep(self.store)
 
     def let_go(self) -> None:
         """Images that no container of this engine has any more are no longer held."""

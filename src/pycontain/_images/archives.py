@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Literal
 
 from pycontain._images.layers import LayerBuild
 from pycontain._images.layout import blob_name
+from pycontain._images.told import told_of_path
 from pycontain._images.write import source_date
 from pycontain.errors import DigestMismatch, ImageError, NotFound
 from pycontain.oci import Digest, Manifest, MediaType, Reference
@@ -40,18 +41,19 @@ def opened_to_read(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[by
 
 @contextlib.contextmanager
 def replacing(target: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[bytes]]:
-    """A file of the caller's, or one that has its name when it is whole and on the disk."""
+    """A file of the caller's, or one that is named when it is whole and on the disk.  Raises PathError."""
     if not isinstance(target, str | os.PathLike):
         yield target
         return
     path = os.fspath(target)
     building = f"{path}.{os.urandom(4).hex()}.part"
     try:
-        with open(building, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(building, path)
+        with told_of_path(path):
+            with open(building, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(building, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(building)

@@ -130,8 +130,10 @@ class Assembly:
         if store.closing.is_set():
             raise StateError("the engine is closed")
         moved = sorted(self._builds)
-        if moved:
-            store.sync()
+        if moved or not store.images():
+            store.sync()  # with the first image goes the way to it, the store's own directories
+        else:
+            store.sync_blob_names()
         for at in moved:
             self._move(at)
         if moved:

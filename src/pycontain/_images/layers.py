@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pycontain._images.inflate import Inflater
+from pycontain._images.told import HINTS
 from pycontain._kernel.unpacker import Report, Unpacker
 from pycontain.errors import DigestMismatch, ImageError, StateError
 from pycontain.oci import Digest
@@ -41,16 +42,19 @@ def opened(paths: Sequence[str]) -> Iterator[list[int]]:
             os.close(fd)
 
 
-def checked(what: str, report: Report) -> Report:
-    """A report of success.  Raises ImageError, with the entry and the kernel's word, for any other."""
+def checked(what: str, report: Report, place: str = "") -> Report:
+    """A report of success.  Raises ImageError, with the entry and the kernel's word, for any other.
+
+    place: where it was written to.
+    """
     if report.problem is None:
         return report
     message = f"the layer cannot be {what}: {report.problem}"
     if report.name:
         message += f": {report.name!r}"
     if report.errno:
-        message += f" ({os.strerror(report.errno)})"
-    raise ImageError(message)
+        message += f" ({os.strerror(report.errno)}{place and ' in '}{place})"
+    raise ImageError(message, hint=HINTS.get(report.errno) if place else None)
 
 
 class LayerBuild:
@@ -126,7 +130,7 @@ class LayerBuild:
             try:
                 view = view[os.write(self._unpacker.stream, view) :]
             except BrokenPipeError:
-                checked("unpacked", self._heard())
+                checked("unpacked", self._heard(), self._store.roots.data)
                 raise ImageError("the layer's unpacker stopped reading") from None
 
     def _heard(self) -> Report:
@@ -142,7 +146,7 @@ class LayerBuild:
         for piece in self._inflater.finish():
             self._take(piece)
         self._unpacker.end_stream()
-        self.report = checked("unpacked", self._heard())
+        self.report = checked("unpacked", self._heard(), self._store.roots.data)
         if self._expected is not None and self.diff_id != self._expected:
             raise DigestMismatch(f"the layer's content is {self.diff_id}, its image says {self._expected}")
 
@@ -152,7 +156,7 @@ class LayerBuild:
         assert self.report is not None
         with opened([] if self.report.root_opaque else lowers) as fds:
             try:
-                checked("unpacked", self._unpacker.finish(fds))
+                checked("unpacked", self._unpacker.finish(fds), self._store.roots.data)
             except ConnectionError as error:
                 raise ImageError("the layer's unpacker died") from error
         self._unpacker.close()

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from pycontain._kernel.launcher import Launcher
     from pycontain._state.owner import Owner
 
+ALGORITHMS = ("sha256", "sha512")
+"""Whose digests content goes by."""
+
 
 _PATIENCE = 30.0
 """Seconds for which work of other threads is waited for when the engine closes."""
@@ -92,8 +95,10 @@ class Store:
         self.blobs = private_directory(os.path.join(data, "blobs"))
         self.layers = private_directory(os.path.join(data, "layers"))
         self.partial = private_directory(os.path.join(data, "partial"))
-        for algorithm in ("sha256", "sha512"):
+        for algorithm in ALGORITHMS:
             private_directory(os.path.join(self.blobs, algorithm))
+        self.unreleased: set[str] = set()
+        """Sessions of which the pins could not be removed: the next sweep does."""
         self.database = Database(os.path.join(data, "store.db"))
         self.closing = threading.Event()
         self._gate = threading.Condition()
@@ -187,6 +192,11 @@ class Store:
         finally:
             os.close(fd)
 
+    def sync_blob_names(self) -> None:
+        """What is found in blobs/ stays there, also where its bringer was killed before an fsync."""
+        for algorithm in ALGORITHMS:
+            sync_directory(os.path.join(self.blobs, algorithm))
+
     # ---- records ------------------------------------------------------------------------------------------
 
     def images(self) -> list[Record]:
@@ -258,7 +268,10 @@ class Store:
             try:
                 yield pins
             finally:
-                pins.release()
+                try:
+                    pins.release()
+                except ImageError:  # the disk may be full: the work is done or has failed for that itself
+                    self.unreleased.add(pins.session)
         finally:
             with self._gate:
                 self._working -= 1
@@ -270,26 +283,26 @@ class Pins:
 
     def __init__(self, store: Store, session: str) -> None:
         self._store = store
-        self._session = session
+        self.session = session
 
     def add(self, kind: str, *keys: Digest) -> None:
         """Pin before looking whether it is there: what is seen then stays."""
         with self._store.database.writing() as records:
             records.executemany(
                 "INSERT OR IGNORE INTO pin VALUES (?, ?, ?, ?)",
-                [(self._session, kind, key, self._store.owner.name) for key in keys],
+                [(self.session, kind, key, self._store.owner.name) for key in keys],
             )
 
     def keep_only(self, keys: Collection[Digest]) -> None:
         """Let go of all others."""
         with self._store.database.writing() as records:
-            held = records.execute("SELECT key FROM pin WHERE session = ?", (self._session,)).fetchall()
+            held = records.execute("SELECT key FROM pin WHERE session = ?", (self.session,)).fetchall()
             records.executemany(
                 "DELETE FROM pin WHERE session = ? AND key = ?",
-                [(self._session, key) for (key,) in held if key not in keys],
+                [(self.session, key) for (key,) in held if key not in keys],
             )
 
     def release(self) -> None:
         """Let go of everything."""
         with self._store.database.writing() as records:
-            records.execute("DELETE FROM pin WHERE session = ?", (self._session,))
+            records.execute("DELETE FROM pin WHERE session = ?", (self.session,))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from pycontain._images.layers import discard
+from pycontain._images.store import ALGORITHMS
 from pycontain._state.locks import is_locked, unlink_unlocked
 from pycontain._state.owner import is_alive
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     import sqlite3
 
     from pycontain._images.store import Store
-
-_ALGORITHMS = ("sha256", "sha512")
 
 
 @frozen(kw_only=True)
@@ -36,6 +35,8 @@ def sweep(store: Store) -> Swept:
     doomed: list[str] = []
     blobs = size = 0
     with store.database.writing() as records:
+        over = set(store.unreleased)
+        records.executemany("DELETE FROM pin WHERE session = ?", [(session,) for session in over])
         _forget_dead(store, records)
         named = {row[0] for row in records.execute("SELECT chain FROM part")}
         named |= _pinned(records, "layer")
@@ -59,6 +60,7 @@ def sweep(store: Store) -> Swept:
             os.rename(path, os.path.join(store.owner.live, dead, str(blobs)))
             blobs += 1
         records.execute("DELETE FROM origin WHERE blob NOT IN (SELECT blob FROM part)")
+    store.unreleased -= over
     for name in doomed:
         discard(store, name)
     _sweep_partial(store)
@@ -77,7 +79,7 @@ def _forget_dead(store: Store, records: sqlite3.Connection) -> None:
 
 def _garbage(store: Store, spared: set[str]) -> list[str]:
     found = []
-    for algorithm in _ALGORITHMS:
+    for algorithm in ALGORITHMS:
         directory = os.path.join(store.blobs, algorithm)
         found += [
             os.path.join(directory, name)

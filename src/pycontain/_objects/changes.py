@@ -14,6 +14,7 @@ from pycontain._images.archives import replacing
 from pycontain._images.imports import import_tree
 from pycontain._images.layers import opened
 from pycontain._images.library import tag_name
+from pycontain._images.told import told
 from pycontain._images.write import archive, compose, now, write_layer
 from pycontain._kernel import native
 from pycontain._model.change import Change
@@ -142,7 +143,7 @@ def commit(
     engine = container._engine
     store = engine.store
     upper = _upper(container)
-    with store.pinning() as pins:
+    with told(store.roots.data), store.pinning() as pins:
 
         def pin(digest: Digest) -> None:
             pins.add("blob", digest)

@@ -98,13 +98,14 @@ class Image:
         """
         from pycontain._images.progress import metering
         from pycontain._images.pull import Pull
+        from pycontain._images.told import told
         from pycontain._registry.credentials import Credentials
         from pycontain.oci import Reference
 
         parsed = Reference.parse(reference)
         credentials = Credentials.of(auth)
         store = _engine(engine).store
-        with metering(parsed.familiar, progress) as meter:
+        with told(store.roots.data), metering(parsed.familiar, progress) as meter:
             pull = Pull(
                 store,
                 parsed,
@@ -153,9 +154,14 @@ class Image:
         Raises NotFound for no file, ImageError for no such archive, DigestMismatch.
         """
         from pycontain._images.archives import opened_to_read, unpacked
+        from pycontain._images.told import told
 
-        chosen = _engine(engine)
-        with opened_to_read(source) as file, unpacked(chosen.store, file.read) as directory:
+        store = (chosen := _engine(engine)).store
+        with (
+            told(store.roots.data),
+            opened_to_read(source) as file,
+            unpacked(store, file.read) as directory,
+        ):
             return cls._from_layout(chosen, directory, None)
 
     @classmethod
@@ -174,7 +180,11 @@ class Image:
         cls, directory: str | os.PathLike[str], name: str | None = None, *, engine: Engine | None = None
     ) -> Image:
         """The one image of an OCI layout, or the one that its index calls so.  Raises as `from_archive`."""
-        found = cls._from_layout(_engine(engine), os.fspath(directory), name)
+        from pycontain._images.told import told
+
+        chosen = _engine(engine)
+        with told(chosen.roots.data):
+            found = cls._from_layout(chosen, os.fspath(directory), name)
         return _single(found, None, directory, engine)
 
     @classmethod
@@ -199,6 +209,7 @@ class Image:
         directory nor a tar archive.
         """
         from pycontain._images.imports import import_archive, import_tree
+        from pycontain._images.told import told
 
         path = os.path.realpath(os.fspath(source))
         if not os.path.lexists(path):
@@ -210,7 +221,8 @@ class Image:
             raise ImageError(f"neither a directory nor an archive: {path}")
         chosen = _engine(engine)
         bring = import_tree if os.path.isdir(path) else import_archive
-        record = bring(chosen.store, path, tag)
+        with told(chosen.roots.data):
+            record = bring(chosen.store, path, tag)
         return cls._stored(chosen, record.digest, tag or name)
 
     # ---- what it is ---------------------------------------------------------------------------------------
@@ -260,9 +272,11 @@ class Image:
     def tag(self, name: str) -> Image:
         """Give it a name, even one that another image has.  Raises InvalidReference, NotFound."""
         from pycontain._images.library import tag_name
+        from pycontain._images.told import told
 
         manifest = self._kept()
-        self._store_engine().store.set_tag(tag_name(name), manifest.digest)
+        with told(self._store_engine().roots.data):
+            self._store_engine().store.set_tag(tag_name(name), manifest.digest)
         return self._stored(self._store_engine(), manifest.digest, name)
 
     def remove(self, *, force: bool = False) -> None:
@@ -272,11 +286,13 @@ class Image:
         Raises Conflict while a container of this engine is of it, NotFound when it is gone.
         """
         from pycontain._images.library import remove
+        from pycontain._images.told import told
 
         manifest, engine = self._kept(), self._store_engine()
         for container in engine.users(self):
             raise Conflict(f"the container {container.name} is of {self.name}", hint="remove it first")
-        remove(engine.store, manifest.digest, self.name, force=force)
+        with told(engine.roots.data):
+            remove(engine.store, manifest.digest, self.name, force=force)
         engine.sweep()
 
     def save(
@@ -285,6 +301,7 @@ class Image:
         """Write an archive that docker, podman, skopeo and `load` read; the same bytes for the same image.
 
         'oci' is an OCI layout with docker's manifest.json beside it, 'docker' the latter alone.
+        Raises PathError when the file cannot be written, NotFound, ImageError.
         """
         from pycontain._images.archives import replacing, save
 

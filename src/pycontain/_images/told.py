@@ -1,0 +1,45 @@
+"""What the kernel says of the store's files, as errors of ours that name the place."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+from pycontain.errors import ImageError, PathError, PycontainError
+
+HINTS = {
+    errno.ENOSPC: "free space there, or use another PYCONTAIN_ROOT",
+    errno.EDQUOT: "the user's quota there is used up",
+    errno.EROFS: "it is mounted read-only",
+}
+"""What to do where a store cannot be written to."""
+
+
+@contextlib.contextmanager
+def told(place: str) -> Iterator[None]:
+    """Work at a store: an OSError becomes an ImageError that names the store and the file."""
+    try:
+        yield
+    except PycontainError:  # some are OSErrors too
+        raise
+    except OSError as error:
+        raise ImageError(f"the store {place}: {_words(error)}", hint=HINTS.get(error.errno or 0)) from error
+
+
+@contextlib.contextmanager
+def told_of_path(path: str) -> Iterator[None]:
+    """Work at a file of the caller's: an OSError becomes a PathError."""
+    try:
+        yield
+    except PycontainError:
+        raise
+    except OSError as error:
+        number = error.errno or 0
+        raise PathError(f"cannot write {path}: {_words(error)}", path=path, errno=number) from error
+
+
+def _words(error: OSError) -> str:
+    said = error.strerror or str(error)
+    return f"{said}: {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else said
