@@ -121,12 +121,10 @@ settle_directory (struct pc_unpack *unpack, const int *lowers, u32 count, int di
   error = raw2 (__NR_fchmod, dir, found.mode & 07777);
   if (error < 0)
     return pc_unpack_failed (unpack, PC_UNPACK_MODE, error);
-  if (noted != NULL && below >= 0)
-    {
-      noted->seconds = found.seconds;
-      noted->nanoseconds = found.nanoseconds;
-      noted->kind = PC_NOTED_NAMED;
-    }
+  /* Nobody's time is the beginning of all: the same archive is the same tree, whenever it is unpacked. */
+  noted->seconds = found.seconds;
+  noted->nanoseconds = found.nanoseconds;
+  noted->kind = PC_NOTED_NAMED;
   return 0;
 }
 
@@ -223,6 +221,11 @@ next_noted (struct pc_unpack *unpack, usize *at)
 int
 pc_unpack_finish (struct pc_unpack *unpack, const int *lowers, u32 count)
 {
+  struct
+  {
+    struct pc_noted noted;
+    char path[8];
+  } root = { 0 };
   struct pc_noted *noted;
   int error = 0;
 
@@ -230,9 +233,11 @@ pc_unpack_finish (struct pc_unpack *unpack, const int *lowers, u32 count)
     if (noted->kind != PC_NOTED_NAMED)
       error = settle (unpack, lowers, count, noted);
   if (error == 0 && !unpack->root_seen)
-    error = settle_directory (unpack, lowers, count, unpack->top, "", NULL);
+    error = settle_directory (unpack, lowers, count, unpack->top, "", &root.noted);
   for (usize at = 0; error == 0 && (noted = next_noted (unpack, &at)) != NULL;)
     if (noted->kind == PC_NOTED_NAMED)
       error = set_times (unpack, noted);
+  if (error == 0 && !unpack->root_seen)
+    error = set_times (unpack, &root.noted);
   return error;
 }

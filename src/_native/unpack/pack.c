@@ -266,6 +266,9 @@ put_whiteout (const struct statx *found, usize cut, const char *name)
   memcpy (pack.path + cut, ".wh.", 4);
   memcpy (pack.path + cut + 4, kept, n);
   plain.stx_mode = S_IFREG | 0644;
+  /* When a name was hidden says nothing, and is another time in each unpacked copy of a layer. */
+  plain.stx_mtime.tv_sec = 0;
+  plain.stx_mtime.tv_nsec = 0;
   pack.attribute_count = 0;
   return put_entry (&plain, PC_TAR_FILE, 0, NULL);
 }
