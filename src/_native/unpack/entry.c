@@ -175,6 +175,8 @@ make_directory (struct pc_unpack *unpack, const struct pc_tar *tar, const struct
       error = pc_tree_clear (unpack->parent, name, &hides);
       if (error < 0)
         return failed (unpack, PC_UNPACK_REPLACE, error);
+      /* What stood here took the place of the lower layers' directory as much as a whiteout does. */
+      hides = 1;
       error = sys_mkdirat (unpack->parent, name, 0700);
     }
   if (error < 0 && error != -EEXIST)
