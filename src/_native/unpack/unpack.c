@@ -40,7 +40,7 @@ static int
 count (struct pc_unpack_report *report, const struct pc_tar_entry *entry)
 {
   report->entries++;
-  report->bytes += entry->stored;
+  report->bytes += entry->size; /* with holes, which whoever reads the file reads */
   if (report->entries > unpack.max_entries)
     return pc_unpack_failed (&unpack, PC_UNPACK_ENTRIES, 0);
   if (report->bytes > unpack.max_bytes)
