@@ -52,16 +52,18 @@ filter_calls (void)
 #define LANDLOCK_RIGHTS 0x7fffu /* of ABI 3: all of files but what later kernels add */
 #define LANDLOCK_EXECUTE 1u
 #define LANDLOCK_READ 0xcu /* files and directories */
+#define LANDLOCK_READ_DIR 8u
 
 static word
 lock_to_root (int writes)
 {
-  u64 handled = LANDLOCK_RIGHTS;
+  /* An unpacker looks at directories of the lower layers, which it is handed when it is locked already. */
+  u64 handled = writes ? LANDLOCK_RIGHTS & ~LANDLOCK_READ_DIR : LANDLOCK_RIGHTS;
   struct
   {
     u64 allowed;
     i32 parent_fd;
-  } __attribute__ ((packed)) rule = { .allowed = writes ? LANDLOCK_RIGHTS & ~LANDLOCK_EXECUTE : LANDLOCK_READ };
+  } __attribute__ ((packed)) rule = { .allowed = writes ? handled & ~LANDLOCK_EXECUTE : LANDLOCK_READ };
 
   cleanup_fd int rules = (int) raw3 (__NR_landlock_create_ruleset, &handled, sizeof handled, 0);
   if (rules < 0)
