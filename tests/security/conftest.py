@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from pycontain import Engine, Image
+from tests.support.images import directory, file, oci_layout, tar
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Every case wants a real kernel; `full` ones run where the whole set is asked for."""
@@ -66,3 +69,42 @@ def canary(tmp_path: Path) -> Iterator[Canary]:
     one = Canary(tmp_path / "canary")
     yield one
     assert not one.check()
+
+
+def kept(engine: Engine) -> dict[str, int]:
+    """Files of a store with what each takes up of the disk; without the records, which grow as they like."""
+    found = {}
+    for top in ("blobs", "layers", "partial"):
+        for place, _, names in os.walk(os.path.join(engine.roots.data, top)):
+            for name in names:
+                path = os.path.join(place, name)
+                found[path] = os.lstat(path).st_blocks
+    for name in os.listdir(engine.owner.live):
+        found[os.path.join(engine.owner.live, name)] = 0
+    return found
+
+
+def whole(engine: Engine, top: Path) -> None:
+    """The store says so itself, takes a normal image, and has given back all that it took."""
+    assert engine.fsck() == []
+    layers = [tar([directory("a"), file("a/b", b"x")]), tar([file("a/.wh.b"), file("c", b"y")])]
+    normal = Image.from_oci_layout(oci_layout(layers).write(top / "normal"), engine=engine)
+    assert [sorted(os.listdir(one)) for one in normal.directories] == [["a", "c"], ["a"]]
+    assert engine.fsck() == []
+    for image in engine.images:
+        image.remove(force=True)
+    engine.sweep()
+    assert kept(engine) == {}
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Engine]:
+    """An engine with a store of its own, found whole and empty at the end."""
+    tmp_path.chmod(0o755)
+    engine = Engine(tmp_path / "store")
+    assert engine.store
+    try:
+        yield engine
+        whole(engine, tmp_path)
+    finally:
+        engine.close()

@@ -75,6 +75,15 @@ WEAKNESSES: Mapping[str, tuple[Edit, ...]] = {
         Edit("ext/start.c", "  syscall (SYS_setsid);\n", ""),
         Edit("agent/exec.c", "if ((error = raw0 (__NR_setsid)) < 0)", "if ((error = 0) < 0)"),
     ),
+    "unpacker": (
+        Edit("unpack/tree.c", ".resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,", ".resolve = 0,"),
+        Edit("unpack/tree.c", "if (size == 2 && name[0] == '.' && name[1] == '.')", "if (0)"),
+        Edit("unpack/entry.c", "if (size == 2 && link[0] == '.' && link[1] == '.')", "if (0)"),
+        Edit("unpack/confine.c", 'error = raw1 (__NR_chroot, ".");', "error = 0;"),
+        Edit("unpack/confine.c", 'error = raw1 (__NR_chdir, "/");', "error = 0;"),
+        Edit("unpack/confine.c", "if (error == 0 && landlock)", "if (error == 0 && landlock == 2)"),
+        Edit("unpack/unpack.c", 'sys_openat (AT_FDCWD_, "/",', 'sys_openat (AT_FDCWD_, ".",'),
+    ),
     "groups": (
         Edit(
             "shared/identity.c", "error = raw2 (__NR_setgroups, exec->", "error = raw2 (__NR_geteuid, exec->"

@@ -52,6 +52,7 @@ filter_calls (void)
 #define LANDLOCK_RIGHTS 0x7fffu /* of ABI 3: all of files but what later kernels add */
 #define LANDLOCK_EXECUTE 1u
 #define LANDLOCK_READ 0xcu /* files and directories */
+#define LANDLOCK_READ_DIR 8u
 
 static word
 lock_to_root (int writes)

@@ -9,11 +9,22 @@
 
 struct walk
 {
-  int dir;    /* what was found, -ENOENT where nothing was, or why it cannot be told */
+  int dir;    /* what was found, -ENOENT, or another negative errno */
   int hidden; /* nothing further below can show through */
   int hidden_above; /* by one of the directories on the way */
   int link;   /* a symbolic link lies on the way */
 };
+
+/* Where the layers were left: what is noted comes in order, mostly one step below the one before.  A walk from
+   the top for each would make a path of 2000 parts a matter of minutes. */
+struct cursor
+{
+  char path[PC_TAR_NAME_MOST];
+  u32 ready;
+  struct walk walks[COUNT (((struct pc_fds *) 0)->fd) + 1]; /* the layer's own, then the lower ones */
+};
+
+static struct cursor cursor;
 
 static int
 is_opaque (int dir)
@@ -22,63 +33,117 @@ is_opaque (int dir)
   return raw4 (__NR_fgetxattr, dir, PC_OPAQUE, &value, 1) == 1 && value == 'y';
 }
 
+static void
+walk_begin (struct walk *walk, int layer)
+{
+  *walk = (struct walk){ 0 };
+  walk->dir = (int) sys_openat (layer, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+}
+
+static void
+walk_end (struct walk *walk, int error)
+{
+  pc_close_fd (&walk->dir);
+  walk->dir = error;
+}
+
+/* Into the directory `part`. */
+static void
+walk_step (struct walk *walk, const char *part)
+{
+  struct pc_stat found = { 0 };
+
+  if (walk->dir < 0)
+    return;
+  int error = pc_tree_stat (walk->dir, part, &found);
+  if (error < 0)
+    {
+      walk_end (walk, error);
+      return;
+    }
+  walk->link = (found.mode & S_IFMT) == S_IFLNK;
+  if ((found.mode & S_IFMT) != S_IFDIR)
+    {
+      walk->hidden = 1;
+      walk_end (walk, -ENOENT);
+      return;
+    }
+  int next = (int) sys_openat (walk->dir, part, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+  walk_end (walk, next);
+  walk->hidden_above = walk->hidden;
+  walk->hidden |= next >= 0 && is_opaque (next);
+}
+
+/* The next part of a path, and what follows it. */
+static const char *
+cut_part (const char *path, char part[256])
+{
+  usize n = 0;
+  while (path[n] != '\0' && path[n] != '/' && n < 255)
+    n++;
+  memcpy (part, path, n);
+  part[n] = '\0';
+  return path + n + (path[n] == '/');
+}
+
 /* Follow a path of directories in one layer. */
 static struct walk
 walk_layer (int layer, const char *path)
 {
   char part[256];
-  struct walk walk = { .dir = -ENOENT };
-  cleanup_fd int dir = (int) sys_openat (layer, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+  struct walk walk;
 
-  while (dir >= 0 && *path != '\0')
+  walk_begin (&walk, layer);
+  while (*path != '\0' && walk.dir >= 0)
     {
-      usize n = 0;
-      while (path[n] != '\0' && path[n] != '/')
-        n++;
-      if (n >= sizeof part)
-        return walk;
-      memcpy (part, path, n);
-      part[n] = '\0';
-      struct pc_stat found = { 0 };
-      walk.dir = pc_tree_stat (dir, part, &found);
-      if (walk.dir < 0)
-        return walk;
-      walk.dir = -ENOENT;
-      walk.link = (found.mode & S_IFMT) == S_IFLNK;
-      if ((found.mode & S_IFMT) != S_IFDIR)
-        {
-          walk.hidden = 1;
-          return walk;
-        }
-      int next = (int) sys_openat (dir, part, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
-      pc_close_fd (&dir);
-      dir = next;
-      walk.hidden_above = walk.hidden;
-      walk.hidden |= dir >= 0 && is_opaque (dir);
-      path += n + (path[n] == '/');
+      path = cut_part (path, part);
+      walk_step (&walk, part);
     }
-  /* An errno is no fd to be closed. */
-  walk.dir = dir;
-  dir = -1;
   return walk;
 }
 
-/* The directory that shows through at a path: its fd, -ENOENT, or -ELOOP where a link shows. */
+static void
+move_cursor (const struct pc_unpack *unpack, const int *lowers, u32 count, const char *path)
+{
+  char part[256];
+  usize had = pc_strlen (cursor.path);
+  const char *rest = path;
+  int below = cursor.ready && pc_starts_with (path, cursor.path) && (had == 0 || path[had] == '/');
+
+  if (below)
+    rest = path + had + (had > 0);
+  for (u32 i = 0; !below && i <= count; i++)
+    {
+      if (cursor.ready)
+        pc_close_fd (&cursor.walks[i].dir);
+      walk_begin (&cursor.walks[i], i == 0 ? unpack->top : lowers[i - 1]);
+    }
+  while (*rest != '\0')
+    {
+      rest = cut_part (rest, part);
+      for (u32 i = 0; i <= count; i++)
+        walk_step (&cursor.walks[i], part);
+    }
+  memcpy (cursor.path, path, pc_strlen (path) + 1);
+  cursor.ready = 1;
+}
+
+/* The directory that shows through at a path: its fd, of the cursor, -ENOENT, or -ELOOP where a link shows. */
 static int
 find_below (const struct pc_unpack *unpack, const int *lowers, u32 count, const char *path)
 {
-  struct walk own = walk_layer (unpack->top, path);
-  int hidden = own.hidden_above; /* what the directory itself hides is below it */
-
-  pc_close_fd (&own.dir);
-  for (u32 i = 0; i < count && !hidden; i++)
+  move_cursor (unpack, lowers, count, path);
+  int hidden = cursor.walks[0].hidden_above; /* what the directory itself hides is below it */
+  for (u32 i = 1; i <= count && !hidden; i++)
     {
-      struct walk walk = walk_layer (lowers[i], path);
-      if (walk.link)
+      const struct walk *walk = &cursor.walks[i];
+      if (walk->dir >= 0)
+        return walk->dir;
+      if (walk->link)
         return -ELOOP;
-      if (walk.dir != -ENOENT)
-        return walk.dir;
-      hidden = walk.hidden;
+      if (walk->dir != -ENOENT)
+        return walk->dir;
+      hidden = walk->hidden;
     }
   return -ENOENT;
 }
@@ -104,13 +169,13 @@ copy_attributes (int from, int to)
   return 0;
 }
 
-/* A directory that no entry named is the one below it, or a common one of no time: `shown` says which. */
+/* A directory that no entry named is the one below it, or a common one. */
 static int
 settle_directory (struct pc_unpack *unpack, const int *lowers, u32 count, int dir, const char *path,
-                  struct pc_stat *shown)
+                  struct pc_noted *noted)
 {
   struct pc_stat found = { .mode = 0755 };
-  cleanup_fd int below = find_below (unpack, lowers, count, path);
+  int below = find_below (unpack, lowers, count, path);
 
   if (below == -ELOOP)
     return pc_unpack_failed (unpack, PC_UNPACK_BELOW, 0);
@@ -128,7 +193,10 @@ settle_directory (struct pc_unpack *unpack, const int *lowers, u32 count, int di
   error = raw2 (__NR_fchmod, dir, found.mode & 07777);
   if (error < 0)
     return pc_unpack_failed (unpack, PC_UNPACK_MODE, error);
-  *shown = found;
+  /* Nobody's time is the beginning of all: the same archive is the same tree, whenever it is unpacked. */
+  noted->seconds = found.seconds;
+  noted->nanoseconds = found.nanoseconds;
+  noted->kind = PC_NOTED_NAMED;
   return 0;
 }
 
@@ -195,11 +263,7 @@ settle (struct pc_unpack *unpack, const int *lowers, u32 count, struct pc_noted 
     return spell_out (unpack, lowers, count, dir, path);
   if ((found.mode & 07777 & ~(u32) S_ISGID) != PC_IMPLIED_MODE)
     return 0; /* named by a later entry */
-  int error = settle_directory (unpack, lowers, count, dir, path, &found);
-  noted->seconds = found.seconds;
-  noted->nanoseconds = found.nanoseconds;
-  noted->kind = PC_NOTED_NAMED;
-  return error;
+  return settle_directory (unpack, lowers, count, dir, path, noted);
 }
 
 static int
@@ -229,6 +293,11 @@ next_noted (struct pc_unpack *unpack, usize *at)
 int
 pc_unpack_finish (struct pc_unpack *unpack, const int *lowers, u32 count)
 {
+  struct
+  {
+    struct pc_noted noted;
+    char path[8];
+  } root = { 0 };
   struct pc_noted *noted;
   int error = 0;
 
@@ -236,14 +305,11 @@ pc_unpack_finish (struct pc_unpack *unpack, const int *lowers, u32 count)
     if (noted->kind != PC_NOTED_NAMED)
       error = settle (unpack, lowers, count, noted);
   if (error == 0 && !unpack->root_seen)
-    {
-      struct pc_stat shown = { 0 };
-      error = settle_directory (unpack, lowers, count, unpack->top, "", &shown);
-      if (error == 0 && pc_tree_note (unpack, "", shown.seconds, shown.nanoseconds, PC_NOTED_NAMED) < 0)
-        error = pc_unpack_failed (unpack, PC_UNPACK_MEMORY, 0);
-    }
+    error = settle_directory (unpack, lowers, count, unpack->top, "", &root.noted);
   for (usize at = 0; error == 0 && (noted = next_noted (unpack, &at)) != NULL;)
     if (noted->kind == PC_NOTED_NAMED)
       error = set_times (unpack, noted);
+  if (error == 0 && !unpack->root_seen)
+    error = set_times (unpack, &root.noted);
   return error;
 }

@@ -100,18 +100,12 @@ is_marker (const char *part)
 
 /* One directory that no entry named yet, below one that is there. */
 static word
-make_implied (struct pc_unpack *unpack, char *path, usize cut)
+make_implied (struct pc_unpack *unpack, int above, const char *path, const char *name)
 {
   struct pc_stat there;
   int hides = 0;
-  const char *name = path + cut;
+  word error = pc_tree_stat (above, name, &there);
 
-  if (cut > 0)
-    path[cut - 1] = '\0';
-  cleanup_fd int above = pc_tree_open (unpack->top, cut > 0 ? path : ".");
-  if (cut > 0)
-    path[cut - 1] = '/';
-  word error = above < 0 ? above : pc_tree_stat (above, name, &there);
   if (error == 0 && there.is_whiteout)
     {
       error = pc_tree_clear (above, name);
@@ -119,33 +113,45 @@ make_implied (struct pc_unpack *unpack, char *path, usize cut)
     }
   else if (error == 0)
     error = -ENOTDIR;
-  if (above >= 0 && (error == 0 || error == -ENOENT))
+  if (error == 0 || error == -ENOENT)
     error = sys_mkdirat (above, name, PC_IMPLIED_MODE);
   if (error == 0 && hides)
     error = pc_tree_mark_opaque (unpack, above, name, path);
   return error < 0 ? error : pc_tree_note (unpack, path, 0, 0, PC_NOTED_IMPLIED);
 }
 
-/* Make what is missing on the way to a directory, one part after the other. */
+/* Make what is missing on the way to a directory, one part after the other, each from the one above it: from
+   the top each time, long paths would cost the square of their length. */
 static int
 make_way (struct pc_unpack *unpack, char *path)
 {
   usize cut = 0;
-  for (usize at = 0;; at++)
+  cleanup_fd int above = pc_tree_open (unpack->top, ".");
+
+  for (usize at = 0; above >= 0; at++)
     {
       if (path[at] != '/' && path[at] != '\0')
         continue;
       char kept = path[at];
       path[at] = '\0';
-      cleanup_fd int fd = pc_tree_open (unpack->top, path);
-      word error = fd < 0 ? make_implied (unpack, path, cut) : 0;
+      const char *name = path + cut;
+      int flags = O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
+      int fd = (int) sys_openat (above, name, flags, 0);
+      if (fd == -ENOTDIR || fd == -ELOOP)
+        fd = pc_tree_open (unpack->top, path); /* a link, which leads on inside */
+      if (fd < 0)
+        {
+          word error = make_implied (unpack, above, path, name);
+          fd = error < 0 ? (int) error : (int) sys_openat (above, name, flags, 0);
+        }
       path[at] = kept;
-      if (error < 0)
-        return pc_unpack_failed (unpack, PC_UNPACK_PARENT, error);
+      pc_close_fd (&above);
+      above = fd;
       if (kept == '\0')
-        return 0;
+        break;
       cut = at + 1;
     }
+  return above < 0 ? pc_unpack_failed (unpack, PC_UNPACK_PARENT, above) : 0;
 }
 
 int

@@ -36,6 +36,8 @@ _IN_ROOT = 0x10 | 0x02  # RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _INDEXES_DEEP = 3
 _IMAGES_MOST = 1000
+_DOCUMENTS_MOST = 64 << 20
+"""Bytes of all documents that one directory is asked for: an index can name a large one again and again."""
 _REF_NAME = "org.opencontainers.image.ref.name"
 _IMAGE_NAME = "io.containerd.image.name"
 
@@ -59,6 +61,8 @@ class Layout:
 
     def __init__(self, directory: str, platform: Platform) -> None:
         self._platform = platform
+        self._documents = 0
+        self._layers: dict[tuple[int, int], Descriptor] = {}
         try:
             self._top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
@@ -76,7 +80,11 @@ class Layout:
         """A regular file below the directory."""
         if "\0" in path or not path or not path.isprintable():
             raise ImageError(f"not the name of a file: {shown(path)}")
-        fd = int(native.lib.pcx_openat2(self._top, os.fsencode(path), _READ, _IN_ROOT))
+        try:
+            name = os.fsencode(path)
+        except UnicodeEncodeError:
+            raise ImageError(f"not the name of a file: {shown(path)}") from None
+        fd = int(native.lib.pcx_openat2(self._top, name, _READ, _IN_ROOT))
         if fd < 0:
             raise ImageError(f"the archive has no {shown(path)}: {os.strerror(-fd)}")
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -98,6 +106,9 @@ class Layout:
             data = file.read(most + 1)
         if len(data) > most:
             raise ImageError(f"{shown(path)} of the archive is larger than {most} bytes")
+        self._documents += len(data)
+        if self._documents > _DOCUMENTS_MOST:
+            raise ImageError(f"the archive's documents are more than {_DOCUMENTS_MOST} bytes")
         return data
 
     def images(self, store: Store) -> list[Found]:
@@ -173,6 +184,10 @@ class Layout:
 
         hasher, head, size = hashlib.sha256(), b"", 0
         with open(self.open(path), "rb", buffering=0) as file:
+            found = os.fstat(file.fileno())
+            known = self._layers.get((found.st_dev, found.st_ino))
+            if known is not None:  # named by many images, read once
+                return known
             while chunk := file.read(CHUNK):
                 head = head or chunk[:HEAD]
                 hasher.update(chunk)
@@ -182,7 +197,9 @@ class Layout:
             raise ImageError(f"{shown(path)} of the archive is compressed with {kind}")
         suffix = {"none": "", "gzip": ".gzip", "zstd": ".zstd"}[kind]
         digest = Digest(f"sha256:{hasher.hexdigest()}")
-        return Descriptor(media_type=MediaType.DOCKER_LAYER + suffix, digest=digest, size=size)
+        layer = Descriptor(media_type=MediaType.DOCKER_LAYER + suffix, digest=digest, size=size)
+        self._layers[found.st_dev, found.st_ino] = layer
+        return layer
 
     # ---- into the store -----------------------------------------------------------------------------------
 
@@ -194,6 +211,10 @@ class Layout:
             raw = self.read(
                 found.files.get(manifest.config.digest, blob_name(manifest.config.digest)), CONFIG_MOST
             )
+            if len(raw) != manifest.config.size:
+                raise DigestMismatch(
+                    f"{manifest.config.digest} has {len(raw)} bytes, its manifest says {manifest.config.size}"
+                )
             put_document(store, raw, manifest.config.digest)
             config = ImageConfig.parse(raw)
             with assembling(store, pins, manifest, config) as assembly:
