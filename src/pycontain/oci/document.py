@@ -50,11 +50,11 @@ class MediaType:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ImageError(f"a JSON document says {shown(twice)} twice")
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise ImageError(f"a JSON document says {shown(name)} twice")
+        result[name] = value
     return result
 
 
