@@ -88,6 +88,8 @@ go_round (int top, u32 flags, u32 pack_flags)
   room_check (&room, 2);
   REQUIRE (pack_layer (again, pack_flags, &packed) == 0);
   REQUIRE (kernel_output_size == size && memcmp (kernel_output, first, size) == 0);
+  if (pack_flags & PC_PACK_WHITEOUTS)
+    compare_trees (top, again);
   fuzz_counts.accepted[KIND_PACKED]++;
   close (again);
   REQUIRE (pc_remove_tree (room.work, "again") == 0);

@@ -11,6 +11,7 @@
 #define OUTPUT_FD 100001 /* what is written to it is kept */
 #define MAX_BYTES (256u << 10)
 #define MAX_ENTRIES 64u
+#define CLAMP 1000000000 /* packed as if it were no later: what has no time of its own is the same twice */
 #define OUTPUT_MOST (2u << 20)
 
 #define REQUIRE(condition)                                                                                    \
@@ -42,6 +43,9 @@ void room_make (struct room *room);
 int room_fresh (const struct room *room, const char *name);
 /* Everything but room->work is as it was made, and that holds this many directories. */
 void room_check (const struct room *room, u32 directories);
+
+/* layers_compare.c */
+void compare_trees (int a, int b);
 
 /* layers_read.c */
 struct reading

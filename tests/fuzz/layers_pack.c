@@ -3,8 +3,6 @@
 
 #include "layers.h"
 
-#define CLAMP 1000000000 /* what has no time of its own is the same twice */
-
 int
 pack_layer (int top, u32 flags, struct pc_unpack_report *result)
 {

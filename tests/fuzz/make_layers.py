@@ -162,6 +162,10 @@ def _marks() -> dict[str, bytes]:
     return {
         "whiteout": member(b".wh.gone") + member(b"etc/.wh.file") + directory(b"gone"),
         "whiteout-late": directory(b"etc") + member(b".wh.etc") + member(b"etc/x", b"x"),
+        "times": extended((b"mtime", b"1000.25"))
+        + member(b"file")
+        + extended((b"mtime", b"-7.5"))
+        + directory(b"d"),
         "opaque": directory(b"opq") + member(b"opq/.wh..wh..opq") + member(b"opq/x", b"x"),
         "opaque-root": member(b".wh..wh..opq") + directory(b"./", 0o700),
         "implied": member(b"etc/deep/dir/file", b"x") + member(b"usr/bin/x", b"x") + member(b"a/b/c", b""),
@@ -181,9 +185,29 @@ def _marks() -> dict[str, bytes]:
     }
 
 
+def _refused() -> dict[str, bytes]:
+    """What no reader may take, each a little beyond what it may."""
+    size, back = (b"GNU.sparse.size", b"5000"), (b"GNU.sparse.map", b"4096,4,0,3")
+    data = b"d" * 7
+    return {
+        "bad-sparse-more": _gnu_sparse(65),
+        "bad-sparse-1.0-more": _leading_sparse(65),
+        "bad-sparse-back": extended(size, back) + member(b"listed", data),
+        "bad-sparse-beyond": extended(size, (b"GNU.sparse.map", b"0,3,4998,4")) + member(b"listed", data),
+        "bad-sparse-less": extended(size, (b"GNU.sparse.map", b"0,3")) + member(b"listed", data),
+        "bad-record": member(b"PaxHeaders/x", b"9000 path=x\n", b"x") + member(b"file"),
+        "bad-record-short": member(b"PaxHeaders/x", b"9 path=x\n", b"x") + member(b"file"),
+        "bad-extended": member(b"PaxHeaders/x", b"x" * 8193, b"x") + member(b"file"),
+        "bad-long-name": member(b"././@LongLink", b"n" * 4097, b"L") + member(b"file"),
+        "bad-name": directory(b"d") + member(b"d/../../canary/fresh", b"x"),
+        "bad-link": member(b"d/x") + header(b"y", b"1", link=b"../canary/file"),
+        "bad-sum": member(b"file", patches={0: b"x"})[:148] + b"0000000\0" + b"\0" * 356,
+    }
+
+
 def archives() -> dict[str, bytes]:
     """By the names of their files; each ends as it should, but two."""
-    every = {**_sparse(), **_names(), **_links(), **_marks()}
+    every = {**_sparse(), **_names(), **_links(), **_marks(), **_refused()}
     ended = {name: data + _END for name, data in every.items()}
     ended["plain"] = directory(b"etc/") + member(b"etc/hosts", b"127.0.0.1 localhost\n") + _END
     ended["unended"] = member(b"file", b"x" * 2000)

@@ -211,8 +211,9 @@ put_record (char *out, size_t most, const char *key)
     whole++;
   if (whole + 1 > most)
     return 0;
-  if (mutate_below (64) == 0)
-    snprintf (digits, sizeof digits, "%zu", whole + mutate_below (5) - 2);
+  if (mutate_below (32) == 0)
+    snprintf (digits, sizeof digits, "%zu",
+              mutate_below (2) ? whole + mutate_below (5) - 2 : (size_t) CHOOSE (edges) + mutate_below (5));
   return (size_t) snprintf (out, most, "%s %s=%s\n", digits, key, value);
 }
 
