@@ -24,7 +24,7 @@ from pycontain._kernel.plan import (
     encode_security,
 )
 
-CORPUS = Path(__file__).parent / "corpus"
+CORPUS = Path(__file__).parent / "corpus" / "decoders"
 _ALL_NAMESPACES = 0x7E020080
 _NEWNET, _NEWIPC, _NEWUTS = 0x40000000, 0x08000000, 0x04000000
 _GUARDED = 6

@@ -4,37 +4,13 @@
 
 #include <string.h>
 
-static u64 state = 1;
 static u8 *work;
 static usize work_size;
 static usize room;
 static const u8 *donor;
 static usize donor_size;
 
-/* xorshift64* */
-static u64
-any (void)
-{
-  state ^= state << 13;
-  state ^= state >> 7;
-  state ^= state << 17;
-  return state * 0x2545f4914f6cdd1dull;
-}
-
-void
-mutate_seed (uint64_t seed)
-{
-  state = seed * 0x9e3779b97f4a7c15ull;
-  if (state == 0)
-    state = 1;
-}
-
-size_t
-mutate_below (size_t limit)
-{
-  return limit == 0 ? 0 : (usize) ((any () >> 11) % limit);
-}
-
+#define any mutate_any
 #define below mutate_below
 #define CHOOSE(array) (array)[below (sizeof (array) / sizeof (array)[0])]
 

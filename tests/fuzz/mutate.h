@@ -7,6 +7,7 @@
 
 void mutate_seed (uint64_t seed);
 /* A number below limit; 0 where there is none. */
+uint64_t mutate_any (void);
 size_t mutate_below (size_t limit);
 /* Change data in place, in its room of `most` bytes; a piece of other may be spliced in.  The new size. */
 size_t mutate (uint8_t *data, size_t size, size_t most, const uint8_t *other, size_t other_size);

@@ -1,10 +1,12 @@
-"""Fuzz check.c: build the decoders with the best engine that is here, and run them.
+"""Fuzz what reads strangers' bytes in C: build a target with the best engine that is here, and run it.
 
+Targets: decoders (check.c: plans and commands), layers (the reader, unpacker and packer of archives).
 Engines: libFuzzer where clang has its runtime, else gcc (or clang) with AddressSanitizer and
 standalone.c.  Exit status: 0 clean, 1 a finding, 2 the harness is broken, 77 no compiler with
 AddressSanitizer.
 
-PYC_CHECK_C: another check.c to fuzz.  PYC_FUZZ_CLANG, PYC_FUZZ_GCC: the compilers, with options.
+PYC_CHECK_C: another check.c to fuzz.  PYC_NATIVE: another src/_native, whose layers are fuzzed.
+PYC_FUZZ_CLANG, PYC_FUZZ_GCC: the compilers, with options.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 NATIVE = HERE.parent.parent / "src" / "_native"
-CORPUS = HERE / "corpus"
 SKIPPED = 77
 
 _FLAGS = (
@@ -37,11 +39,40 @@ _OPTIONS = {
 }
 _FOUND = (1, 77, 99)
 """Exit statuses of sanitizers and libFuzzer after a finding; a replayed one leaves no new file."""
-_COUNTS = re.compile(r"^decoders: executions=(\d+) plan=(\d+) security=(\d+) exec=(\d+)$", re.MULTILINE)
+_COVERAGE = "-fsanitize-coverage=trace-pc"
+"""Of the target alone: the driver that hears of it must not."""
+_SMALLER = {
+    "PC_TAR_BUFFER (1u << 20)": "PC_TAR_BUFFER 1600u",
+    "PC_TAR_EXTENDED_MOST (1u << 20)": "PC_TAR_EXTENDED_MOST 8192u",
+    "PC_TAR_REGIONS_MOST 65536u": "PC_TAR_REGIONS_MOST 64u",
+    "NOTES_STEP (1u << 20)": "NOTES_STEP 4096u",
+}
+"""Bounds of the layers' reader, such that small inputs come to them."""
+_KERNEL = (
+    ("raw6 (word nr", "kernel6 (word nr"),
+    ("#define raw5(", "word raw6 (word nr, word a, word b, word c, word d, word e, word f);\n#define raw5("),
+)
+"""What raw.h becomes for layers_kernel.c to stand before the kernel."""
+_OWN_MEMORY = [f"-D{name}=own_{name}" for name in ("memcpy", "memset", "memcmp")]
+"""wire.c brings what the sanitizer has to see itself."""
 
 
 class NoCompiler(Exception):
     """No compiler here links AddressSanitizer."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is fuzzed: the files of the harness and what they link with, each with options of its own."""
+
+    name: str
+    mutations: tuple[str, ...]
+    files: Callable[[Path], Iterable[tuple[Path, list[str]]]]
+
+    @property
+    def corpus(self) -> Path:
+        """Where its small valid inputs are."""
+        return HERE / "corpus" / self.name
 
 
 @dataclass(frozen=True)
@@ -50,17 +81,18 @@ class Fuzzer:
 
     engine: str
     program: Path
+    target: Target
 
     def command(self, arguments: argparse.Namespace, artifacts: Path, fresh: Path) -> list[str]:
         """The command line of a run, or of a replay of the files given."""
-        shared = [f"-artifact_prefix={artifacts}/"]
+        shared, corpus = [f"-artifact_prefix={artifacts}/"], str(self.target.corpus)
         if arguments.replay:
             return [str(self.program), *shared, *map(str, arguments.replay)]
         shared += [f"-seed={arguments.seed}", f"-max_len={arguments.max_len}"]
         if self.engine == "libfuzzer":
             limits = [f"-max_total_time={arguments.seconds}", "-timeout=20", "-verbosity=0"]
-            return [str(self.program), *shared, *limits, "-use_value_profile=1", str(fresh), str(CORPUS)]
-        return [str(self.program), *shared, f"-seconds={arguments.seconds}", str(CORPUS)]
+            return [str(self.program), *shared, *limits, "-use_value_profile=1", str(fresh), corpus]
+        return [str(self.program), *shared, f"-seconds={arguments.seconds}", corpus]
 
 
 def check_source() -> Path:
@@ -68,15 +100,54 @@ def check_source() -> Path:
     return Path(os.environ.get("PYC_CHECK_C") or NATIVE / "shared" / "check.c")
 
 
-def _candidates(engine: str) -> list[tuple[str, list[str], list[str]]]:
-    """Engine, compiler and what it adds, best first."""
+def _decoders(into: Path) -> Iterator[tuple[Path, list[str]]]:
+    include = f"-I{NATIVE / 'include'}"
+    for path in (HERE / "decoders.c", check_source()):
+        yield path, [include]
+
+
+def _smaller(into: Path) -> Path:
+    """A copy of the sources with smaller bounds and every system call led through the harness."""
+    copy = into / "native"
+    shutil.copytree(os.environ.get("PYC_NATIVE") or NATIVE, copy, dirs_exist_ok=True)
+    changes = [(copy / "include" / "raw.h", old, new) for old, new in _KERNEL]
+    for old, new in _SMALLER.items():
+        changes.append((copy / "unpack" / ("tree.c" if "NOTES" in old else "tar.h"), old, new))
+    for path, old, new in changes:
+        text = path.read_text()
+        if old not in text:
+            raise RuntimeError(f"{path.name} has no {old!r} any more")
+        path.write_text(text.replace(old, new))
+    return copy
+
+
+def _layers(into: Path) -> Iterator[tuple[Path, list[str]]]:
+    copy = _smaller(into)
+    include = [f"-I{copy}", f"-I{copy / 'unpack'}", f"-I{copy / 'include'}"]
+    for path in sorted(HERE.glob("layers*.c")):
+        yield path, include
+    for path in sorted((copy / "unpack").glob("*.c")):
+        if path.name not in ("unpack.c", "pack.c", "confine.c"):  # the first two are in layers_*.c
+            yield path, include
+    yield copy / "launcher" / "remove.c", include
+    yield copy / "shared" / "wire.c", [*include, *_OWN_MEMORY]
+
+
+TARGETS = {
+    "decoders": Target("decoders", ("mutate.c",), _decoders),
+    "layers": Target("layers", ("mutate_tar.c", "members.c"), _layers),
+}
+
+
+def _candidates(engine: str) -> list[tuple[str, list[str], list[str], list[str]]]:
+    """Engine, compiler, what it compiles the target with, and its driver; best first."""
     clang = shlex.split(os.environ.get("PYC_FUZZ_CLANG", "clang"))
     gcc = shlex.split(os.environ.get("PYC_FUZZ_GCC", "gcc"))
-    driver = [str(HERE / "standalone.c")]
+    plain = f"-fsanitize={_SANITIZERS}"
     every = [
-        ("libfuzzer", clang, [f"-fsanitize=fuzzer,{_SANITIZERS}", str(HERE / "libfuzzer.c")]),
-        ("standalone", gcc, [f"-fsanitize={_SANITIZERS}", *driver]),
-        ("standalone", clang, [f"-fsanitize={_SANITIZERS}", *driver]),
+        ("libfuzzer", clang, [f"-fsanitize=fuzzer,{_SANITIZERS}"], ["libfuzzer.c"]),
+        ("standalone", gcc, [plain, _COVERAGE], ["standalone.c"]),
+        ("standalone", clang, [plain], ["standalone.c"]),
     ]
     return [one for one in every if engine in ("auto", one[0]) and shutil.which(one[1][0])]
 
@@ -94,32 +165,36 @@ def _has_runtime(compiler: list[str], sanitizers: str, into: Path) -> bool:
     return subprocess.run([str(program), "-runs=1"], capture_output=True, check=False).returncode == 0
 
 
-def build(into: Path, engine: str = "auto") -> Fuzzer:
+def build(into: Path, target: Target, engine: str = "auto") -> Fuzzer:
     """Build with the first compiler that has the runtime.  Raises NoCompiler, CalledProcessError."""
-    for name, compiler, added in _candidates(engine):
+    for name, compiler, added, driver in _candidates(engine):
         if not _has_runtime(compiler, added[0], into):
             continue
-        program = into / f"decoders-{name}"
+        program = into / f"{target.name}-{name}"
+        objects = []
+        for at, (source, options) in enumerate(target.files(into)):
+            objects.append(str(into / f"{at}-{source.stem}.o"))
+            compiled = ["-c", str(source), "-o", objects[-1]]
+            # A driver of clang's would be linked into each object.
+            traced = [option.replace("=fuzzer,", "=fuzzer-no-link,") for option in added]
+            subprocess.run([*compiler, *_FLAGS, *traced, *options, f"-I{HERE}", *compiled], check=True)
+        own = [str(HERE / part) for part in (*driver, *target.mutations, "random.c")]
         include = [f"-I{NATIVE / 'include'}", f"-I{HERE}"]
-        sources = [str(HERE / "decoders.c"), str(HERE / "mutate.c"), str(check_source())]
-        subprocess.run([*compiler, *_FLAGS, *added, *include, *sources, "-o", str(program)], check=True)
-        return Fuzzer(name, program)
+        command = [*compiler, *_FLAGS, added[0], *include, *own, *objects, "-o", str(program)]
+        subprocess.run(command, check=True)
+        return Fuzzer(name, program, target)
     raise NoCompiler(
         "no compiler with the AddressSanitizer runtime (gcc with libasan, or clang with its own)"
     )
 
 
 def _report(fuzzer: Fuzzer, done: subprocess.CompletedProcess[str], elapsed: float, found: list[Path]) -> int:
-    counts = _COUNTS.search(done.stderr)
-    executions, *accepted = map(int, counts.groups()) if counts else (0, 0, 0, 0)
-    corpus = re.search(r"^corpus: .*$", done.stderr, re.MULTILINE)
-    print(f"fuzz: engine {fuzzer.engine}, {check_source()}")
-    if corpus:
-        print(f"fuzz: {corpus.group()}")
-    print(
-        f"fuzz: executions={executions} accepted={sum(accepted)} plan={accepted[0]} security={accepted[1]} "
-        f"exec={accepted[2]} seconds={elapsed:.1f}"
-    )
+    counts = re.search(rf"^{fuzzer.target.name}: executions=(\d+) (.*)$", done.stderr, re.MULTILINE)
+    executions, accepted = (int(counts[1]), counts[2]) if counts else (0, "")
+    print(f"fuzz: {fuzzer.target.name}, engine {fuzzer.engine}")
+    for line in re.findall(r"^(?:corpus|coverage): .*$", done.stderr, re.MULTILINE):
+        print(f"fuzz: {line}")
+    print(f"fuzz: executions={executions} {accepted} seconds={elapsed:.1f}")
     if done.returncode == 0 and executions:
         print("fuzz: clean")
         return 0
@@ -141,9 +216,22 @@ def _keep(findings: Path, kept: Path) -> list[Path]:
     return copies
 
 
+def _make_room(top: Path) -> Path:
+    """A directory for what is unpacked, in memory where there is some."""
+    memory = Path("/dev/shm")
+    return Path(tempfile.mkdtemp(prefix="pyc-fuzz-", dir=memory if os.access(memory, os.W_OK) else top))
+
+
+def _remove_room(room: Path) -> None:
+    """Paths in it may be too long to be named, and directories closed to their owner."""
+    subprocess.run(["chmod", "-R", "u+rwX", str(room)], stderr=subprocess.DEVNULL, check=False)
+    subprocess.run(["rm", "-rf", str(room)], check=True)
+
+
 def main() -> int:
     """Build, run, report; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--target", choices=sorted(TARGETS), default="decoders")
     parser.add_argument("--seconds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--max-len", type=int, default=4096)
@@ -155,7 +243,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="pyc-fuzz-") as directory:
         top = Path(directory)
         try:
-            fuzzer = build(top, arguments.engine)
+            fuzzer = build(top, TARGETS[arguments.target], arguments.engine)
         except NoCompiler as error:
             print(f"fuzz: skipped: {error}")
             return SKIPPED
@@ -163,6 +251,7 @@ def main() -> int:
             return 2
         for path in (findings := top / "findings", fresh := top / "fresh"):
             path.mkdir()
+        room = _make_room(top)
         begun = time.monotonic()
         done = subprocess.run(
             fuzzer.command(arguments, findings, fresh),
@@ -170,8 +259,9 @@ def main() -> int:
             text=True,
             errors="replace",
             check=False,
-            env={**os.environ, **_OPTIONS},
+            env={**os.environ, **_OPTIONS, "PYC_FUZZ_ROOM": str(room)},
         )
+        _remove_room(room)
         elapsed = time.monotonic() - begun
         return _report(fuzzer, done, elapsed, _keep(findings, artifacts))
 

@@ -1,12 +1,13 @@
-/* A driver for decoders.c without libFuzzer: seeded mutations of a corpus, no feedback but acceptance.
+/* A driver without libFuzzer: seeded mutations of a corpus; what is accepted or reaches code that nothing
+ * reached before is mutated further.
  *
  *   standalone [-seconds=S] [-runs=N] [-seed=X] [-max_len=N] [-artifact_prefix=P] FILE|DIRECTORY...
  *
  * Without -seconds and -runs the files are executed as they are: how a finding is replayed.
  */
-#include "decoders.h"
 #include "mutate.h"
-#include "plan.h"
+#include "raw.h"
+#include "target.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -30,13 +31,29 @@ struct input
   usize size;
 };
 
-/* By decoder, so that what is easily accepted does not push out the rest. */
+/* By kind, so that what is easily accepted does not push out the rest. */
 static struct pool
 {
   struct input inputs[POOL_SIZE];
   usize count;
   usize seeds; /* the first came from files and stay */
-} pools[DECODER_COUNT];
+} pools[FUZZ_KINDS];
+
+/* Which pairs of places were passed one after the other; gcc calls this at each branch of the target. */
+static u8 passed[1u << 16];
+static u32 reached;
+extern const char __executable_start[];
+
+void
+__sanitizer_cov_trace_pc (void)
+{
+  static u32 before;
+  u32 here = (u32) ((const char *) __builtin_return_address (0) - __executable_start) * 2654435761u >> 16;
+  u8 *pair = &passed[(here ^ before) & 0xffff];
+  reached += *pair == 0;
+  *pair = 1;
+  before = here >> 1;
+}
 
 static usize files;
 static usize files_accepted;
@@ -65,18 +82,18 @@ keep_finding (void)
     fprintf (stderr, "standalone: cannot write %s\n", path);
   else
     fprintf (stderr, "standalone: the input is in %s (%zu bytes), after %llu executions\n", path,
-             (size_t) current.size, (unsigned long long) decoder_counts.executions);
+             (size_t) current.size, (unsigned long long) fuzz_counts.executions);
 }
 
-/* The decoder that accepted, or DECODER_COUNT. */
+/* The first kind that accepted, or FUZZ_KINDS. */
 static int
 execute (u8 *data, usize size)
 {
-  struct decoder_counts before = decoder_counts;
+  struct fuzz_counts before = fuzz_counts;
   int which = 0;
   current = (struct input){ data, size };
   LLVMFuzzerTestOneInput (data, size);
-  while (which < DECODER_COUNT && decoder_counts.accepted[which] == before.accepted[which])
+  while (which < FUZZ_KINDS && fuzz_counts.accepted[which] == before.accepted[which])
     which++;
   return which;
 }
@@ -95,14 +112,12 @@ adopt (struct pool *pool, const u8 *data, usize size)
   pool->inputs[slot] = (struct input){ copy, size };
 }
 
-/* Plans twice as often as the others: they hold most. */
 static const struct input *
 choose (void)
 {
-  static const int order[] = { DECODER_PLAN, DECODER_PLAN, DECODER_SECURITY, DECODER_EXEC };
   const struct pool *pool;
   do
-    pool = &pools[order[mutate_below (4)]];
+    pool = &pools[fuzz_order[mutate_below (sizeof fuzz_order)]];
   while (pool->count == 0);
   return &pool->inputs[mutate_below (pool->count)];
 }
@@ -128,8 +143,11 @@ fuzz (void)
       usize size = from->size < options.max_length ? from->size : options.max_length;
       memcpy (work, from->data, size);
       size = mutate (work, size, options.max_length, other->data, other->size);
+      u32 before = reached;
       int which = execute (work, size);
-      if (which < DECODER_COUNT && mutate_below (ADOPT_ONE_IN) == 0)
+      if (reached > before)
+        adopt (&pools[which < FUZZ_KINDS ? which : fuzz_order[0]], work, size);
+      else if (which < FUZZ_KINDS && mutate_below (ADOPT_ONE_IN) == 0)
         adopt (&pools[which], work, size);
     }
 }
@@ -146,11 +164,11 @@ load_file (const char *path)
     }
   close (fd);
   int which = execute (work, (usize) got);
-  struct pool *pool = &pools[which < DECODER_COUNT ? which : DECODER_PLAN];
+  struct pool *pool = &pools[which < FUZZ_KINDS ? which : fuzz_order[0]];
   adopt (pool, work, (usize) got);
   pool->seeds = pool->count;
   files++;
-  files_accepted += which < DECODER_COUNT;
+  files_accepted += which < FUZZ_KINDS;
 }
 
 static int
@@ -224,5 +242,6 @@ main (int argc, char **argv)
   fprintf (stderr, "corpus: files=%zu accepted=%zu\n", (size_t) files, (size_t) files_accepted);
   if (options.seconds > 0 || options.runs > 0)
     fuzz ();
+  fprintf (stderr, "coverage: pairs=%u\n", reached);
   return 0;
 }

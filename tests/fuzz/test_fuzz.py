@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.fuzz import make_corpus, run
+from tests.fuzz import make_corpus, make_layers, run
 
 ROOT = Path(__file__).parent.parent.parent
 SECONDS = int(os.environ.get("PYC_FUZZ_SECONDS", "10"))
@@ -38,9 +39,11 @@ pc_{name}_check (const void *buffer, usize size)
 """
 
 
-def _run(module: str, seconds: int, tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def _run(
+    module: str, seconds: int, tmp_path: Path, *options: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run one of the fuzzers; skip where it says that it cannot run."""
-    command = [sys.executable, "-m", f"tests.fuzz.{module}", "--seconds", str(seconds)]
+    command = [sys.executable, "-m", f"tests.fuzz.{module}", "--seconds", str(seconds), *options]
     done = subprocess.run(
         [*command, "--artifacts", str(tmp_path / "findings")],
         cwd=ROOT,
@@ -59,6 +62,11 @@ def test_the_corpus_is_what_this_version_encodes() -> None:
     assert {path.name: path.read_bytes() for path in make_corpus.CORPUS.iterdir()} == wanted
 
 
+def test_the_archives_are_what_this_version_makes() -> None:
+    wanted = {f"{name}.tar": data for name, data in make_layers.archives().items()}
+    assert {path.name: path.read_bytes() for path in make_layers.LAYERS.iterdir()} == wanted
+
+
 def test_what_the_checks_accept_can_be_walked(tmp_path: Path) -> None:
     done = _run("run", SECONDS, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -74,6 +82,46 @@ def test_a_check_that_forgets_a_reference_is_found(name: str, field: str, tmp_pa
     done = _run("run", 30, tmp_path, PYC_CHECK_C=str(broken))
     assert done.returncode == 1, done.stdout + done.stderr
     assert "FINDING" in done.stdout
+
+
+LAYERS = ("--target", "layers", "--max-len", "16384")
+
+BREAKAGES = {
+    "a map without bound": (
+        "unpack/sparse.c",
+        "  if (sparse->count == PC_TAR_REGIONS_MOST)\n    return -PC_UNPACK_SPARSE;\n",
+        "",
+    ),
+    "a record longer than its header": ("unpack/tar.c", "length > size - begin || ", ""),
+    "a name with the parent's": ("unpack/tree.c", "name[0] == '.' && name[1] == '.'", "0"),
+    "links that lead out": ("unpack/tree.c", "RESOLVE_IN_ROOT | ", ""),
+    "times that are not written": (
+        "unpack/header.c",
+        "entry->nanoseconds > 0",
+        "entry->nanoseconds > 1000000000",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BREAKAGES)
+def test_a_broken_unpacker_is_found(name: str, tmp_path: Path) -> None:
+    file, old, new = BREAKAGES[name]
+    broken = tmp_path / "native"
+    shutil.copytree(run.NATIVE, broken)
+    text = (broken / file).read_text()
+    assert text.count(old) == 1
+    (broken / file).write_text(text.replace(old, new))
+    done = _run("run", 60, tmp_path, *LAYERS, PYC_NATIVE=str(broken))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "FINDING" in done.stdout
+
+
+def test_any_bytes_are_read_unpacked_and_packed(tmp_path: Path) -> None:
+    done = _run("run", SECONDS, tmp_path, *LAYERS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = re.search(r"read=(\d+) unpacked=(\d+) packed=(\d+)", done.stdout)
+    assert counts is not None
+    assert all(int(count) > 0 for count in counts.groups()), done.stdout
 
 
 def test_agent_and_launcher_survive_their_messages(tmp_path: Path) -> None:

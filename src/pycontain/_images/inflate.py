@@ -132,7 +132,7 @@ class Inflater:
     def finish(self) -> Iterator[bytes]:
         """Nothing more comes: the rest, and an error where the stream ends in the middle."""
         if not self.kind:
-            self.kind = "none"
+            self.kind = compression_of(self._head)
             yield from self._pieces(self._head)
         if self._current is not None and not self._current.eof:
             raise ImageError(f"the {self.kind} stream ends too early")

@@ -16,6 +16,11 @@ from pycontain.oci.platform import Platform
 _HISTORY_MOST = 10_000
 
 
+def _nanoseconds(seconds: float) -> int:
+    """At most what Docker's numbers hold: the largest is rounded up on its way through a float."""
+    return min(round(seconds * 1e9), (1 << 63) - 1)
+
+
 @frozen(kw_only=True)
 class Healthcheck:
     """How to ask whether it works, as Docker has it.  Durations in seconds, 0 for the default."""
@@ -106,9 +111,9 @@ class ContainerConfig:
             "Healthcheck": check
             and {
                 "Test": list(check.test),
-                "Interval": round(check.interval * 1e9),
-                "Timeout": round(check.timeout * 1e9),
-                "StartPeriod": round(check.start_period * 1e9),
+                "Interval": _nanoseconds(check.interval),
+                "Timeout": _nanoseconds(check.timeout),
+                "StartPeriod": _nanoseconds(check.start_period),
                 "Retries": check.retries,
             },
         }

@@ -50,11 +50,11 @@ class MediaType:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ImageError(f"a JSON document says {shown(twice)} twice")
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise ImageError(f"a JSON document says {shown(name)} twice")
+        result[name] = value
     return result
 
 

@@ -74,7 +74,7 @@ class Platform:
         if (self.os, self.architecture) != (wanted.os, wanted.architecture):
             return False
         return self.variant == wanted.variant or (
-            self.architecture == "arm" and self.variant < wanted.variant
+            self.architecture in ("arm", "arm64", "amd64") and self.variant < wanted.variant
         )
 
     def document(self) -> dict[str, Any]:

@@ -64,9 +64,11 @@ class Reference:
 
     @property
     def familiar(self) -> str:
-        """The short form that people write."""
-        name = self.name.removeprefix(f"{_HUB}/{_HUB_SPACE}")
-        return self._with(name if name != self.name else name.removeprefix(f"{_HUB}/"))
+        """The shortest form that people write for this very image."""
+        for short in (self.repository.removeprefix(_HUB_SPACE), self.repository):
+            if _split(short) == (self.registry, self.repository) and not _ID.fullmatch(short):
+                return self._with(short)
+        return self._with(self.name)
 
     def pinned(self, digest: Digest) -> Reference:
         """The same repository by digest alone."""

@@ -1,0 +1,32 @@
+/* Unpacker and packer as they are, without processes and confinement around them. */
+#include "unpack/unpack.c"
+
+#include "layers.h"
+
+/* What the two programs do first. */
+word
+pc_confine_to (int top, int socket, int stream_fd, int writes, int landlock)
+{
+  (void) top, (void) socket, (void) stream_fd, (void) writes, (void) landlock;
+  abort ();
+}
+
+int
+write_layer (int top, const int *lowers, u32 lower_count, u32 flags, struct pc_unpack_report *result)
+{
+  memset (&unpack, 0, sizeof unpack);
+  unpack.parent = -1;
+  unpack.top = top;
+  unpack.flags = flags;
+  unpack.max_bytes = MAX_BYTES;
+  unpack.max_entries = MAX_ENTRIES;
+  int error = unpack_stream (STREAM_FD);
+  if (error == 0)
+    error = pc_unpack_finish (&unpack, lowers, lower_count);
+  pc_tree_forget (&unpack);
+  *result = unpack.report;
+  REQUIRE (result->entries <= MAX_ENTRIES + 1);
+  REQUIRE (error == 0 || (int) result->problem == -error);
+  REQUIRE (error != 0 || (result->entries <= MAX_ENTRIES && result->bytes <= MAX_BYTES));
+  return error;
+}
