@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode, urljoin, urlsplit
+from urllib.parse import urlencode
 
 from attrs import frozen
 
@@ -189,16 +189,17 @@ class Registry:
             place = response.headers.get("Location")
             if response.status != 202 or not place:
                 return False
-        with contextlib.suppress(ImageError), self._request("DELETE", self._place(place)):
-            pass
+        with contextlib.suppress(ImageError):
+            url = self._place(place)
+            if origin(url) == origin(self.endpoint.url):  # what is elsewhere is not ours to delete
+                with self._request("DELETE", url):
+                    pass
         return False
 
     def _place(self, location: str) -> str:
         """Where an upload goes on: the same origin, or one that an unencrypted eye does not see more of."""
-        url = urljoin(self._url(""), location)
-        if urlsplit(url).scheme not in ("http", "https") or (
-            urlsplit(url).scheme == "http" and not self.endpoint.insecure
-        ):
+        url = self._http.reached(self._url(""), location)
+        if origin(url)[0] == "http" and not self.endpoint.insecure:
             raise self._error(f"the registry {self.endpoint.name} sends uploads to plain HTTP: refused")
         return url
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import socket
 import ssl
 import time
@@ -24,17 +25,21 @@ _REDIRECTS = 5
 _REPEATED = frozenset({408, 429, 500, 502, 503, 504})
 _AGENT = "pycontain"
 _TLS_HINT = "SSL_CERT_FILE names further authorities; plain HTTP takes insecure=True"
+_URL = re.compile(r"([a-zA-Z]+)://([a-zA-Z0-9._-]+|\[[a-fA-F0-9:.]+\])(?::([0-9]{1,5}))?(?=[/?#]|\Z)")
 _CERTIFICATES = ("/etc/containers/certs.d", "/etc/docker/certs.d")
 
 
 def origin(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port: who is spoken to."""
-    parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError:
-        raise ImageError(f"not a URL: {url[:200]!r}") from None
-    return parts.scheme, (parts.hostname or "").lower(), port or (443 if parts.scheme == "https" else 80)
+    """Scheme, host and port: who is spoken to.  Raises ImageError for text that is not plainly a URL.
+
+    Two readers of one URL may see two hosts in it: 'https://evil\\@registry/' is at evil to urllib3 and at
+    registry to urllib.parse.  So userinfo, escapes and whatever else is special are refused there.
+    """
+    match = _URL.match(url)
+    if match is None or int(match[3] or 0) > 65535:
+        raise ImageError(f"not a URL: {url[:200]!r}")
+    scheme = match[1].lower()
+    return scheme, match[2].strip("[]").lower(), int(match[3] or 0) or (443 if scheme == "https" else 80)
 
 
 def _context(host: str) -> ssl.SSLContext:
@@ -106,15 +111,25 @@ class Http:
                 return response
             response.drain_conn()
             response.release_conn()
-            there = urljoin(url, target)
-            scheme = urlsplit(there).scheme
-            if scheme not in ("http", "https") or (scheme == "http" and urlsplit(url).scheme == "https"):
-                raise self.error(f"{_place(url)} redirects to plain {scheme or 'text'}: refused")
+            there = self.reached(url, target)
+            if origin(there)[0] == "http" and origin(url)[0] == "https":
+                raise self.error(f"{_place(url)} redirects to plain HTTP: refused")
             if origin(there) != origin(url):
-                _refuse_link_local(there)
                 sent.pop("Authorization", None)
             url = there
         raise self.error(f"{_place(url)} redirects without end")
+
+    def reached(self, url: str, target: str) -> str:
+        """Where a Location leads, if to HTTP at a place where content may be.  Raises its error."""
+        try:
+            there = urljoin(url, target)
+            if origin(there)[0] not in ("http", "https"):
+                raise ValueError
+        except (ValueError, ImageError):
+            raise self.error(f"{_place(url)} sends to what is no URL of HTTP: {target[:200]!r}") from None
+        if origin(there) != origin(url):
+            _refuse_link_local(there, self.error)
+        return there
 
     @contextlib.contextmanager
     def request(
@@ -223,11 +238,11 @@ def _reason(error: Exception | None) -> str:
     return f"{type(seen).__name__}: {text[:200]}" if text else type(seen).__name__
 
 
-def _refuse_link_local(url: str) -> None:
+def _refuse_link_local(url: str, kind: type[ImageError]) -> None:
     """Where clouds keep secrets for whoever asks, and no registry is."""
     for address in addresses(url):
         if address.is_link_local or address.is_multicast or address.is_unspecified:
-            raise ImageError(f"{_place(url)} is at {address}: refused")
+            raise kind(f"{_place(url)} is at {address}: refused")
 
 
 def addresses(url: str) -> list[Any]:
