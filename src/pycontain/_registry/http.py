@@ -8,6 +8,7 @@ import random
 import re
 import socket
 import ssl
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -55,6 +56,18 @@ def _context(host: str) -> ssl.SSLContext:
     return context
 
 
+def _new_pool(url: str, key: tuple[str, str, int]) -> urllib3.PoolManager:
+    import urllib3
+
+    options: dict[str, Any] = {"maxsize": 8, "retries": False}
+    if key[0] == "https":
+        options |= {"ssl_context": _context(urlsplit(url).netloc)}
+    proxy = urllib.request.getproxies().get(key[0])
+    if proxy and not urllib.request.proxy_bypass(key[1]):
+        return urllib3.ProxyManager(proxy, **options)
+    return urllib3.PoolManager(**options)
+
+
 class Http:
     """Connections of one piece of work.  Errors are of the kind given, and never carry a header."""
 
@@ -62,29 +75,22 @@ class Http:
         self._patience = patience
         self.error = error
         self._pools: dict[tuple[str, str, int], urllib3.PoolManager] = {}
+        self._mutex = threading.Lock()
 
     def _pool(self, url: str) -> urllib3.PoolManager:
-        import urllib3
-
         key = origin(url)
-        pool = self._pools.get(key)
-        if pool is None:
-            options: dict[str, Any] = {"maxsize": 8, "retries": False}
-            if key[0] == "https":
-                netloc = urlsplit(url).netloc.rpartition("@")[2]
-                options |= {"ssl_context": _context(netloc)}
-            proxy = urllib.request.getproxies().get(key[0])
-            if proxy and not urllib.request.proxy_bypass(key[1]):
-                pool = urllib3.ProxyManager(proxy, **options)
-            else:
-                pool = urllib3.PoolManager(**options)
-            self._pools[key] = pool
-        return pool
+        with self._mutex:  # of two that threads make at once, one would never be closed
+            if key not in self._pools:
+                self._pools[key] = _new_pool(url, key)
+            return self._pools[key]
 
     def close(self) -> None:
-        """End every connection."""
-        for pool in self._pools.values():
-            pool.clear()
+        """End every connection, now: `clear` alone leaves that to whenever an exception lets go of them."""
+        for manager in self._pools.values():
+            keys = manager.pools.keys()
+            for key in keys:
+                manager.pools[key].close()
+            manager.clear()
 
     def _once(self, method: str, url: str, headers: Mapping[str, str], body: Any) -> urllib3.BaseHTTPResponse:
         import urllib3
@@ -99,9 +105,12 @@ class Http:
         self, method: str, url: str, headers: Mapping[str, str], body: Any
     ) -> urllib3.BaseHTTPResponse:
         """One request and its redirects; another origin never sees an Authorization."""
-        sent = dict(headers)
+        sent, first = dict(headers), origin(url)
         for _ in range(_REDIRECTS + 1):
             response = self._once(method, url, sent, body)
+            if response.status == 401 and origin(url) != first:
+                response.close()  # its challenge is not the registry's: what that asks for is not answered
+                raise self.error(f"{_place(url)} does not give what the registry sent there for")
             target = response.headers.get("Location")
             if (
                 response.status not in (301, 302, 303, 307, 308)
