@@ -6,7 +6,7 @@ https://github.com/opencontainers/distribution-spec/blob/main/spec.md
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -133,7 +133,7 @@ class Registry:
             told = response.headers.get("Docker-Content-Digest")
             raw = self._http.body(response, MANIFEST_MOST, f"the manifest of {what}")
         named = [Digest(reference)] if isinstance(reference, Digest) else []
-        if told and told.startswith("sha256:"):
+        if told and told.startswith(("sha256:", "sha512:")):
             named.append(Digest(told))
         for digest in named:
             hasher = digest.hasher()
@@ -154,7 +154,7 @@ class Registry:
                 return response.status == 200
             raise self._failed(response, f"{self.repository}@{digest}")
 
-    def blob(self, digest: Digest, start: int = 0) -> Iterator[bytes]:
+    def blob(self, digest: Digest, start: int = 0) -> Generator[bytes]:
         """The bytes of a blob from `start` on, as they come; not verified here.
 
         A registry that cannot begin in the middle is read from the beginning, and that much dropped.

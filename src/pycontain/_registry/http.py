@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _REDIRECTS = 5
 _REPEATED = frozenset({408, 429, 500, 502, 503, 504})
+_PASSED_MOST = 65536
 _AGENT = "pycontain"
 _TLS_HINT = "SSL_CERT_FILE names further authorities; plain HTTP takes insecure=True"
 _URL = re.compile(r"([a-zA-Z]+)://([a-zA-Z0-9._-]+|\[[a-fA-F0-9:.]+\])(?::([0-9]{1,5}))?(?=[/?#]|\Z)")
@@ -56,16 +57,22 @@ def _context(host: str) -> ssl.SSLContext:
     return context
 
 
-def _new_pool(url: str, key: tuple[str, str, int]) -> urllib3.PoolManager:
+def _new_pool(url: str, key: tuple[str, str, int], patience: Patience) -> urllib3.PoolManager:
     import urllib3
+
+    from pycontain._registry.wire import classes
 
     options: dict[str, Any] = {"maxsize": 8, "retries": False}
     if key[0] == "https":
         options |= {"ssl_context": _context(urlsplit(url).netloc)}
     proxy = urllib.request.getproxies().get(key[0])
-    if proxy and not urllib.request.proxy_bypass(key[1]):
-        return urllib3.ProxyManager(proxy, **options)
-    return urllib3.PoolManager(**options)
+    made = (
+        urllib3.ProxyManager(proxy, **options)
+        if proxy and not urllib.request.proxy_bypass(key[1])
+        else urllib3.PoolManager(**options)
+    )
+    made.pool_classes_by_scheme = classes(patience)
+    return made
 
 
 class Http:
@@ -81,7 +88,7 @@ class Http:
         key = origin(url)
         with self._mutex:  # of two that threads make at once, one would never be closed
             if key not in self._pools:
-                self._pools[key] = _new_pool(url, key)
+                self._pools[key] = _new_pool(url, key, self._patience)
             return self._pools[key]
 
     def close(self) -> None:
@@ -118,8 +125,7 @@ class Http:
                 or method not in ("GET", "HEAD")
             ):
                 return response
-            response.drain_conn()
-            response.release_conn()
+            self._pass_over(response)
             there = self.reached(url, target)
             if origin(there)[0] == "http" and origin(url)[0] == "https":
                 raise self.error(f"{_place(url)} redirects to plain HTTP: refused")
@@ -127,6 +133,12 @@ class Http:
                 sent.pop("Authorization", None)
             url = there
         raise self.error(f"{_place(url)} redirects without end")
+
+    def _pass_over(self, response: urllib3.BaseHTTPResponse) -> None:
+        """The body of a redirect: read where it is short, so that the connection serves again."""
+        with contextlib.suppress(ImageError):
+            self.body(response, _PASSED_MOST, "a redirect")
+        response.close()  # of what was read to its end nothing
 
     def reached(self, url: str, target: str) -> str:
         """Where a Location leads, if to HTTP at a place where content may be.  Raises its error."""
@@ -200,18 +212,20 @@ class Http:
 
     def body(self, response: urllib3.BaseHTTPResponse, most: int, what: str) -> bytes:
         """A small body whole.  Raises its error past `most` bytes or `grace` seconds."""
-        data = bytearray()
+        data, begun = bytearray(), time.monotonic()
         for chunk in self.chunks(response, 65536):
             data += chunk
             if len(data) > most:
                 raise self.error(f"{what} is larger than {most} bytes")
+            if time.monotonic() - begun > self._patience.grace:
+                raise self.error(f"{what} took longer than {self._patience.grace} seconds")
         return bytes(data)
 
     def chunks(self, response: urllib3.BaseHTTPResponse, size: int) -> Iterator[bytes]:
         """A body as it comes.  Raises its error where it stalls, drips or breaks off."""
         import urllib3
 
-        begun, got = time.monotonic(), 0
+        got = 0
         while True:
             try:
                 chunk = response.read1(size)
@@ -220,9 +234,6 @@ class Http:
             if not chunk:
                 break
             got += len(chunk)
-            past = time.monotonic() - begun
-            if past > self._patience.grace and got / past < self._patience.slowest:
-                raise self.error(f"the transfer is slower than {self._patience.slowest} bytes a second")
             yield chunk
         length = response.headers.get("Content-Length", "")
         if length.isascii() and length.isdigit() and int(length[:19]) != got:
