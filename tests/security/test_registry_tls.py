@@ -6,6 +6,7 @@ import ssl
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -27,7 +28,7 @@ HOME = "registry.example.org"
 def test_a_registry_that_speaks_plain_http_is_not_spoken_to(port: int, net: Net, engine: Engine) -> None:
     server = net.plain(HOME, port)
     server.has(fresh())
-    with pytest.raises(ImageError, match="registry.example.org"):
+    with pytest.raises(ImageError, match=r"registry\.example\.org"):
         pull(engine, f"{HOME}:{port}/pyc/image" if port != 443 else f"{HOME}/pyc/image", auth=LOGIN)
     assert server.asked == []
 
@@ -95,7 +96,7 @@ def test_a_client_that_trusts_loopback_would_be_seen(
     """CVE-2026-92543: any address of loopback switches TLS off."""
     real = endpoint.Endpoint.of.__func__  # type: ignore[attr-defined]
 
-    def of(cls: type, name: str, **options: object) -> endpoint.Endpoint:
+    def of(cls: Any, /, name: str, **options: object) -> endpoint.Endpoint:
         local = any(address.is_loopback for address in http.addresses(f"https://{name}"))
         made: endpoint.Endpoint = real(cls, name, **{**options, "insecure": local})
         return made

@@ -316,7 +316,7 @@ class Registry:
             answer.reply(201 if known else 400)
 
 
-# ---- rules that several tests want ---------------------------------------------------------------------------
+# ---- rules that several tests want ----------------------------------------------------------------------
 
 
 def replies(status: int, body: bytes = b"", **headers: str) -> Rule:
