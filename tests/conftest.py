@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.account import pytest_runtest_makereport, pytest_sessionfinish
+from tests.support.names import net
 from tests.support.roots import make_root
 
 if TYPE_CHECKING:
     from pycontain import Engine
 
-__all__ = ["pytest_runtest_makereport", "pytest_sessionfinish"]
+__all__ = ["net", "pytest_runtest_makereport", "pytest_sessionfinish"]
 
 _ROOT = tempfile.mkdtemp(prefix="pyc-test-")
 os.environ["PYCONTAIN_ROOT"] = _ROOT

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
@@ -130,21 +130,22 @@ class Pull:
         self,
         registry: Registry,
         descriptor: Descriptor,
-        read: Callable[[int], Iterator[bytes]],
+        read: Callable[[int], Generator[bytes]],
         have: int = 0,
-    ) -> Iterator[bytes]:
+    ) -> Generator[bytes]:
         """Go on where a transfer broke off, as long as it gets on at all."""
         tries, begun, first = 0, time.monotonic(), have
         while have < descriptor.size:
             before = have
             try:
-                for chunk in read(have):
-                    have += len(chunk)
-                    if have > descriptor.size:
-                        raise DigestMismatch(
-                            f"{descriptor.digest} is longer than the {descriptor.size} bytes announced"
-                        )
-                    yield chunk
+                with contextlib.closing(read(have)) as chunks:
+                    for chunk in chunks:
+                        have += len(chunk)
+                        if have > descriptor.size:
+                            raise DigestMismatch(
+                                f"{descriptor.digest} is longer than the {descriptor.size} bytes announced"
+                            )
+                        yield chunk
                 if have < descriptor.size:
                     raise PullError(f"{descriptor.digest} ended after {have} of {descriptor.size} bytes")
             except PullError:
@@ -211,14 +212,15 @@ class Pull:
             if build is not None:
                 build.feed(chunk)
         source = self._patiently(registry, layer, lambda start: registry.blob(layer.digest, start), part.have)
-        for chunk in source:
-            if stop.is_set():
-                raise PullError("another layer failed")
-            part.write(chunk)
-            came.append(len(chunk))
-            self._meter.add(len(chunk))
-            if build is not None:
-                build.feed(chunk)
+        with contextlib.closing(source):  # a failure on our side ends the transfer, not only its last reader
+            for chunk in source:
+                if stop.is_set():
+                    raise PullError("another layer failed")
+                part.write(chunk)
+                came.append(len(chunk))
+                self._meter.add(len(chunk))
+                if build is not None:
+                    build.feed(chunk)
         part.commit()
         if build is not None:
             build.end()

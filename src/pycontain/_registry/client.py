@@ -6,9 +6,9 @@ https://github.com/opencontainers/distribution-spec/blob/main/spec.md
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode, urljoin, urlsplit
+from urllib.parse import urlencode
 
 from attrs import frozen
 
@@ -133,7 +133,7 @@ class Registry:
             told = response.headers.get("Docker-Content-Digest")
             raw = self._http.body(response, MANIFEST_MOST, f"the manifest of {what}")
         named = [Digest(reference)] if isinstance(reference, Digest) else []
-        if told and told.startswith("sha256:"):
+        if told and told.startswith(("sha256:", "sha512:")):
             named.append(Digest(told))
         for digest in named:
             hasher = digest.hasher()
@@ -154,7 +154,7 @@ class Registry:
                 return response.status == 200
             raise self._failed(response, f"{self.repository}@{digest}")
 
-    def blob(self, digest: Digest, start: int = 0) -> Iterator[bytes]:
+    def blob(self, digest: Digest, start: int = 0) -> Generator[bytes]:
         """The bytes of a blob from `start` on, as they come; not verified here.
 
         A registry that cannot begin in the middle is read from the beginning, and that much dropped.
@@ -189,16 +189,17 @@ class Registry:
             place = response.headers.get("Location")
             if response.status != 202 or not place:
                 return False
-        with contextlib.suppress(ImageError), self._request("DELETE", self._place(place)):
-            pass
+        with contextlib.suppress(ImageError):
+            url = self._place(place)
+            if origin(url) == origin(self.endpoint.url):  # what is elsewhere is not ours to delete
+                with self._request("DELETE", url):
+                    pass
         return False
 
     def _place(self, location: str) -> str:
         """Where an upload goes on: the same origin, or one that an unencrypted eye does not see more of."""
-        url = urljoin(self._url(""), location)
-        if urlsplit(url).scheme not in ("http", "https") or (
-            urlsplit(url).scheme == "http" and not self.endpoint.insecure
-        ):
+        url = self._http.reached(self._url(""), location)
+        if origin(url)[0] == "http" and not self.endpoint.insecure:
             raise self._error(f"the registry {self.endpoint.name} sends uploads to plain HTTP: refused")
         return url
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import socket
 import ssl
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -22,19 +24,24 @@ if TYPE_CHECKING:
 
 _REDIRECTS = 5
 _REPEATED = frozenset({408, 429, 500, 502, 503, 504})
+_PASSED_MOST = 65536
 _AGENT = "pycontain"
 _TLS_HINT = "SSL_CERT_FILE names further authorities; plain HTTP takes insecure=True"
+_URL = re.compile(r"([a-zA-Z]+)://([a-zA-Z0-9._-]+|\[[a-fA-F0-9:.]+\])(?::([0-9]{1,5}))?(?=[/?#]|\Z)")
 _CERTIFICATES = ("/etc/containers/certs.d", "/etc/docker/certs.d")
 
 
 def origin(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port: who is spoken to."""
-    parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError:
-        raise ImageError(f"not a URL: {url[:200]!r}") from None
-    return parts.scheme, (parts.hostname or "").lower(), port or (443 if parts.scheme == "https" else 80)
+    """Scheme, host and port: who is spoken to.  Raises ImageError for text that is not plainly a URL.
+
+    Two readers of one URL may see two hosts in it: 'https://evil\\@registry/' is at evil to urllib3 and at
+    registry to urllib.parse.  So userinfo, escapes and whatever else is special are refused there.
+    """
+    match = _URL.match(url)
+    if match is None or int(match[3] or 0) > 65535:
+        raise ImageError(f"not a URL: {url[:200]!r}")
+    scheme = match[1].lower()
+    return scheme, match[2].strip("[]").lower(), int(match[3] or 0) or (443 if scheme == "https" else 80)
 
 
 def _context(host: str) -> ssl.SSLContext:
@@ -50,6 +57,24 @@ def _context(host: str) -> ssl.SSLContext:
     return context
 
 
+def _new_pool(url: str, key: tuple[str, str, int], patience: Patience) -> urllib3.PoolManager:
+    import urllib3
+
+    from pycontain._registry.wire import classes
+
+    options: dict[str, Any] = {"maxsize": 8, "retries": False}
+    if key[0] == "https":
+        options |= {"ssl_context": _context(urlsplit(url).netloc)}
+    proxy = urllib.request.getproxies().get(key[0])
+    made = (
+        urllib3.ProxyManager(proxy, **options)
+        if proxy and not urllib.request.proxy_bypass(key[1])
+        else urllib3.PoolManager(**options)
+    )
+    made.pool_classes_by_scheme = classes(patience)
+    return made
+
+
 class Http:
     """Connections of one piece of work.  Errors are of the kind given, and never carry a header."""
 
@@ -57,29 +82,22 @@ class Http:
         self._patience = patience
         self.error = error
         self._pools: dict[tuple[str, str, int], urllib3.PoolManager] = {}
+        self._mutex = threading.Lock()
 
     def _pool(self, url: str) -> urllib3.PoolManager:
-        import urllib3
-
         key = origin(url)
-        pool = self._pools.get(key)
-        if pool is None:
-            options: dict[str, Any] = {"maxsize": 8, "retries": False}
-            if key[0] == "https":
-                netloc = urlsplit(url).netloc.rpartition("@")[2]
-                options |= {"ssl_context": _context(netloc)}
-            proxy = urllib.request.getproxies().get(key[0])
-            if proxy and not urllib.request.proxy_bypass(key[1]):
-                pool = urllib3.ProxyManager(proxy, **options)
-            else:
-                pool = urllib3.PoolManager(**options)
-            self._pools[key] = pool
-        return pool
+        with self._mutex:  # of two that threads make at once, one would never be closed
+            if key not in self._pools:
+                self._pools[key] = _new_pool(url, key, self._patience)
+            return self._pools[key]
 
     def close(self) -> None:
-        """End every connection."""
-        for pool in self._pools.values():
-            pool.clear()
+        """End every connection, now: `clear` alone leaves that to whenever an exception lets go of them."""
+        for manager in self._pools.values():
+            keys = manager.pools.keys()
+            for key in keys:
+                manager.pools[key].close()
+            manager.clear()
 
     def _once(self, method: str, url: str, headers: Mapping[str, str], body: Any) -> urllib3.BaseHTTPResponse:
         import urllib3
@@ -94,9 +112,12 @@ class Http:
         self, method: str, url: str, headers: Mapping[str, str], body: Any
     ) -> urllib3.BaseHTTPResponse:
         """One request and its redirects; another origin never sees an Authorization."""
-        sent = dict(headers)
+        sent, first = dict(headers), origin(url)
         for _ in range(_REDIRECTS + 1):
             response = self._once(method, url, sent, body)
+            if response.status == 401 and origin(url) != first:
+                response.close()  # its challenge is not the registry's: what that asks for is not answered
+                raise self.error(f"{_place(url)} does not give what the registry sent there for")
             target = response.headers.get("Location")
             if (
                 response.status not in (301, 302, 303, 307, 308)
@@ -104,17 +125,32 @@ class Http:
                 or method not in ("GET", "HEAD")
             ):
                 return response
-            response.drain_conn()
-            response.release_conn()
-            there = urljoin(url, target)
-            scheme = urlsplit(there).scheme
-            if scheme not in ("http", "https") or (scheme == "http" and urlsplit(url).scheme == "https"):
-                raise self.error(f"{_place(url)} redirects to plain {scheme or 'text'}: refused")
+            self._pass_over(response)
+            there = self.reached(url, target)
+            if origin(there)[0] == "http" and origin(url)[0] == "https":
+                raise self.error(f"{_place(url)} redirects to plain HTTP: refused")
             if origin(there) != origin(url):
-                _refuse_link_local(there)
                 sent.pop("Authorization", None)
             url = there
         raise self.error(f"{_place(url)} redirects without end")
+
+    def _pass_over(self, response: urllib3.BaseHTTPResponse) -> None:
+        """The body of a redirect: read where it is short, so that the connection serves again."""
+        with contextlib.suppress(ImageError):
+            self.body(response, _PASSED_MOST, "a redirect")
+        response.close()  # of what was read to its end nothing
+
+    def reached(self, url: str, target: str) -> str:
+        """Where a Location leads, if to HTTP at a place where content may be.  Raises its error."""
+        try:
+            there = urljoin(url, target)
+            if origin(there)[0] not in ("http", "https"):
+                raise ValueError
+        except (ValueError, ImageError):
+            raise self.error(f"{_place(url)} sends to what is no URL of HTTP: {target[:200]!r}") from None
+        if origin(there) != origin(url):
+            _refuse_link_local(there, self.error)
+        return there
 
     @contextlib.contextmanager
     def request(
@@ -176,18 +212,20 @@ class Http:
 
     def body(self, response: urllib3.BaseHTTPResponse, most: int, what: str) -> bytes:
         """A small body whole.  Raises its error past `most` bytes or `grace` seconds."""
-        data = bytearray()
+        data, begun = bytearray(), time.monotonic()
         for chunk in self.chunks(response, 65536):
             data += chunk
             if len(data) > most:
                 raise self.error(f"{what} is larger than {most} bytes")
+            if time.monotonic() - begun > self._patience.grace:
+                raise self.error(f"{what} took longer than {self._patience.grace} seconds")
         return bytes(data)
 
     def chunks(self, response: urllib3.BaseHTTPResponse, size: int) -> Iterator[bytes]:
         """A body as it comes.  Raises its error where it stalls, drips or breaks off."""
         import urllib3
 
-        begun, got = time.monotonic(), 0
+        got = 0
         while True:
             try:
                 chunk = response.read1(size)
@@ -196,9 +234,6 @@ class Http:
             if not chunk:
                 break
             got += len(chunk)
-            past = time.monotonic() - begun
-            if past > self._patience.grace and got / past < self._patience.slowest:
-                raise self.error(f"the transfer is slower than {self._patience.slowest} bytes a second")
             yield chunk
         length = response.headers.get("Content-Length", "")
         if length.isascii() and length.isdigit() and int(length[:19]) != got:
@@ -223,11 +258,11 @@ def _reason(error: Exception | None) -> str:
     return f"{type(seen).__name__}: {text[:200]}" if text else type(seen).__name__
 
 
-def _refuse_link_local(url: str) -> None:
+def _refuse_link_local(url: str, kind: type[ImageError]) -> None:
     """Where clouds keep secrets for whoever asks, and no registry is."""
     for address in addresses(url):
         if address.is_link_local or address.is_multicast or address.is_unspecified:
-            raise ImageError(f"{_place(url)} is at {address}: refused")
+            raise kind(f"{_place(url)} is at {address}: refused")
 
 
 def addresses(url: str) -> list[Any]:

@@ -7,13 +7,13 @@ import re
 import threading
 import time
 from typing import TYPE_CHECKING
-from urllib.parse import quote_plus, urlencode, urlsplit
+from urllib.parse import quote_plus, urlencode
 
 from attrs import frozen
 
 from pycontain._registry.endpoint import Endpoint, trusted_realms
 from pycontain._registry.http import Http, addresses, origin
-from pycontain.errors import AuthError
+from pycontain.errors import AuthError, ImageError
 
 if TYPE_CHECKING:
     from pycontain._registry.credentials import Credentials
@@ -116,9 +116,12 @@ class Tokens:
 
     def _check_realm(self, realm: str) -> bool:
         """May it be asked, and told who the user is?  Raises AuthError where it may not be asked."""
-        scheme, host, _ = origin(realm)
         registry = origin(self._endpoint.url)
-        if scheme not in ("http", "https") or not host or urlsplit(realm).username is not None:
+        try:
+            scheme, host, _ = origin(realm)
+        except ImageError:
+            scheme = host = ""
+        if scheme not in ("http", "https"):
             raise AuthError(
                 f"the registry {self._endpoint.name} sends for a token to no URL: {realm[:200]!r}"
             )
