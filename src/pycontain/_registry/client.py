@@ -110,7 +110,9 @@ class Registry:
         said = ""
         with contextlib.suppress(ImageError):
             text = self._http.body(response, _ERROR_MOST, "the error").decode("utf-8", "replace")
-            said = "".join(char if char.isprintable() else " " for char in text)[:300].strip()
+            said = "".join(char if char.isprintable() else " " for char in self._http.hidden(text))[
+                :300
+            ].strip()
         message = f"{self.endpoint.name} answers {response.status} for {what}" + (f": {said}" if said else "")
         if response.status == 403:
             return AuthError(message)

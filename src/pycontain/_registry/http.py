@@ -11,7 +11,7 @@ import ssl
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _REDIRECTS = 5
 _REPEATED = frozenset({408, 429, 500, 502, 503, 504})
 _PASSED_MOST = 65536
+_SHORTEST_SECRET = 4
 _AGENT = "pycontain"
 _TLS_HINT = "SSL_CERT_FILE names further authorities; plain HTTP takes insecure=True"
 _URL = re.compile(r"([a-zA-Z]+)://([a-zA-Z0-9._-]+|\[[a-fA-F0-9:.]+\])(?::([0-9]{1,5}))?(?=[/?#]|\Z)")
@@ -80,7 +81,8 @@ class Http:
 
     def __init__(self, patience: Patience, error: type[ImageError] = PullError) -> None:
         self._patience = patience
-        self.error = error
+        self._kind = error
+        self._secrets: set[str] = set()
         self._pools: dict[tuple[str, str, int], urllib3.PoolManager] = {}
         self._mutex = threading.Lock()
 
@@ -90,6 +92,20 @@ class Http:
             if key not in self._pools:
                 self._pools[key] = _new_pool(url, key, self._patience)
             return self._pools[key]
+
+    def keep(self, *secrets: str) -> None:
+        """What no error may say, though a server should say it to us."""
+        self._secrets.update(secret for secret in secrets if len(secret) >= _SHORTEST_SECRET)
+
+    def hidden(self, text: str) -> str:
+        """The same without what is secret."""
+        for secret in sorted(self._secrets, key=len, reverse=True):
+            text = text.replace(secret, "***")
+        return text
+
+    def error(self, message: str, *, hint: str | None = None) -> ImageError:
+        """An error of the kind given."""
+        return self._kind(self.hidden(message), hint=hint)
 
     def close(self) -> None:
         """End every connection, now: `clear` alone leaves that to whenever an exception lets go of them."""
@@ -104,6 +120,7 @@ class Http:
 
         wait = urllib3.Timeout(connect=self._patience.connect, read=self._patience.read)
         sent = {"User-Agent": _AGENT, "Accept-Encoding": "identity", **headers}
+        self.keep(headers.get("Authorization", "").rpartition(" ")[2])
         return self._pool(url).request(
             method, url, headers=sent, body=body, timeout=wait, redirect=False, preload_content=False
         )
@@ -147,7 +164,9 @@ class Http:
             if origin(there)[0] not in ("http", "https"):
                 raise ValueError
         except (ValueError, ImageError):
-            raise self.error(f"{_place(url)} sends to what is no URL of HTTP: {target[:200]!r}") from None
+            raise self.error(
+                f"{_place(url)} sends to what is no URL of HTTP: {self.hidden(target)[:200]!r}"
+            ) from None
         if origin(there) != origin(url):
             _refuse_link_local(there, self.error)
         return there
@@ -176,7 +195,7 @@ class Http:
                 failure = error
                 if isinstance(error, urllib3.exceptions.SSLError):
                     raise self.error(
-                        f"no trusted connection to {_place(url)}: {_reason(error)}", hint=_TLS_HINT
+                        f"no trusted connection to {_place(url)}: {self._reason(error)}", hint=_TLS_HINT
                     ) from None
             if response is not None and response.status not in _REPEATED:
                 break
@@ -186,7 +205,7 @@ class Http:
                     break
                 response.close()
             elif attempt == self._patience.tries or waited + pause > self._patience.whole:
-                raise self.error(f"{_place(url)} does not answer: {_reason(failure)}") from None
+                raise self.error(f"{_place(url)} does not answer: {self._reason(failure)}") from None
             waited += pause
             time.sleep(pause)
         assert response is not None
@@ -230,7 +249,7 @@ class Http:
             try:
                 chunk = response.read1(size)
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                raise self.error(f"the transfer broke off: {_reason(error)}") from None
+                raise self.error(f"the transfer broke off: {self._reason(error)}") from None
             if not chunk:
                 break
             got += len(chunk)
@@ -239,6 +258,17 @@ class Http:
         if length.isascii() and length.isdigit() and int(length[:19]) != got:
             raise self.error(f"the transfer ended after {got} of {length[:19]} bytes")
 
+    def _reason(self, error: Exception | None) -> str:
+        """The innermost cause, in few words: outer ones spell out URLs."""
+        seen: BaseException | None = error
+        while seen is not None:
+            inner = getattr(seen, "reason", None) or seen.__cause__ or seen.__context__
+            if not isinstance(inner, BaseException):
+                break
+            seen = inner
+        text = str(seen).rpartition(">: ")[2] if seen is not None else ""
+        return f"{type(seen).__name__}: {self.hidden(text)[:200]}" if text else type(seen).__name__
+
 
 def _place(url: str) -> str:
     """A URL without what may be secret in it: the query of signed ones."""
@@ -246,19 +276,7 @@ def _place(url: str) -> str:
     return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"[:300]
 
 
-def _reason(error: Exception | None) -> str:
-    """The innermost cause, in few words: outer ones spell out URLs."""
-    seen: BaseException | None = error
-    while seen is not None:
-        inner = getattr(seen, "reason", None) or seen.__cause__ or seen.__context__
-        if not isinstance(inner, BaseException):
-            break
-        seen = inner
-    text = str(seen).rpartition(">: ")[2] if seen is not None else ""
-    return f"{type(seen).__name__}: {text[:200]}" if text else type(seen).__name__
-
-
-def _refuse_link_local(url: str, kind: type[ImageError]) -> None:
+def _refuse_link_local(url: str, kind: Callable[[str], ImageError]) -> None:
     """Where clouds keep secrets for whoever asks, and no registry is."""
     for address in addresses(url):
         if address.is_link_local or address.is_multicast or address.is_unspecified:

@@ -71,6 +71,8 @@ class Tokens:
 
     def __init__(self, endpoint: Endpoint, http: Http, credentials: Credentials | None) -> None:
         self._endpoint, self._http, self._credentials = endpoint, http, credentials
+        if credentials is not None:
+            http.keep(credentials.password, credentials.identity_token)
         self._held: dict[str, tuple[str, float]] = {}
         self._mutex = threading.Lock()
 
@@ -95,6 +97,7 @@ class Tokens:
             if refused is not None and refused.startswith("Bearer ") and held is not None:
                 raise self._denied("to these credentials")
             token, seconds = self._ask(challenge, scope)
+            self._http.keep(token)
             value = f"Bearer {token}"
             self._held[scope] = value, time.monotonic() + max(seconds - _MARGIN, _MARGIN)
             return value
@@ -123,7 +126,8 @@ class Tokens:
             scheme = host = ""
         if scheme not in ("http", "https"):
             raise AuthError(
-                f"the registry {self._endpoint.name} sends for a token to no URL: {realm[:200]!r}"
+                f"the registry {self._endpoint.name} sends for a token to no URL: "
+                f"{self._http.hidden(realm)[:200]!r}"
             )
         same = host == registry[1]
         if scheme == "http" and not (self._endpoint.insecure and same):
@@ -188,8 +192,9 @@ class Tokens:
             seconds = document.get("expires_in") or _SHORTEST
             if not isinstance(token, str) or not isinstance(seconds, int | float):
                 raise TypeError
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            seconds = min(max(float(seconds), _SHORTEST), _LONGEST)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             raise AuthError(f"the token service of {self._endpoint.name} gave no token") from None
         if not token.isascii() or any(ord(char) < 33 for char in token):
             raise AuthError(f"the token service of {self._endpoint.name} gave no token")
-        return token, min(max(float(seconds), _SHORTEST), _LONGEST)
+        return token, seconds

@@ -1,0 +1,298 @@
+"""Layers that want out: what they say, in what order, and what has to become of them.
+
+`hurt(case)` unpacks them as they are and says whose canary was touched: for builds without their walls.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from attrs import frozen
+
+from pycontain import Engine, Image, ImageError
+from tests.security.conftest import Canary, kept
+from tests.support.images import (
+    Entry,
+    device,
+    directory,
+    extended,
+    fifo,
+    file,
+    hard,
+    oci_layout,
+    record,
+    symlink,
+    tar,
+)
+
+Layers = list[list[Entry | bytes]]
+UP = "../" * 24
+
+
+@frozen
+class Attack:
+    """layers: made for the path of a canary.  refused: it has to be; else it may also stay inside."""
+
+    case: str
+    name: str
+    layers: Callable[[str], Layers]
+    refused: bool = True
+
+
+def _names() -> Iterator[Attack]:
+    """P01: names that lead out."""
+    spelled: dict[str, tuple[Callable[[str], str | bytes], bool]] = {
+        "dotdot": (lambda to: f"{UP}{to}/secret", True),
+        "dotdot after a directory": (lambda to: f"a/{UP}{to}/secret", True),
+        "dotdot at the end": (lambda to: f"a/b/../{UP}{to}/../canary/secret", True),
+        "absolute": (lambda to: f"{to}/secret", False),
+        "two slashes": (lambda to: f"/{to}/secret", False),
+        "dots": (lambda to: f"/././{to}/./secret", False),
+        "trailing slash": (lambda to: f"{to}/secret/", False),
+        "dotdot alone": (lambda to: "..", True),
+        "new": (lambda to: f"{UP}{to}/new", True),
+    }
+    for name, (spell, refused) in spelled.items():
+        yield Attack("P01", name, lambda to, spell=spell: [[file(spell(to), b"gone")]], refused)  # type: ignore[misc, arg-type]
+    yield Attack(
+        "P01",
+        "in an extended header",
+        lambda to: [[extended(record("path", f"{UP}{to}/secret")) + bytes(file("a", b"gone"))]],
+    )
+    yield Attack(
+        "P01",
+        "with a NUL",
+        lambda to: [[extended(record("path", f"{to}/secret\0/a")) + bytes(file("a", b"gone"))]],
+    )
+
+
+LINKS: dict[str, Callable[[str], list[Entry]]] = {
+    "absolute": lambda to: [symlink("link", to)],
+    "relative": lambda to: [symlink("link", f"{UP}{to.lstrip('/')}")],
+    "chain": lambda to: [symlink("one", to), symlink("two", "one"), symlink("link", "./two")],
+    "dotted": lambda to: [directory("d"), symlink("link", f"d/../{UP}.{to}")],
+}
+THROUGH: dict[str, list[Entry | bytes]] = {
+    "a file": [file("link/secret", b"gone")],
+    "a new file": [file("link/new", b"gone")],
+    "a directory": [directory("link/inner", 0o700)],
+    "a pipe": [fifo("link/secret")],
+    "a device": [device("link/new", 1, 3)],
+    "a link": [symlink("link/secret", "/none")],
+    "a hard link to it": [hard("stolen", "link/secret"), file("stolen", b"gone")],
+    "a hard link of its name": [file("own", b"gone"), hard("link/secret", "own")],
+    "a whiteout": [file("link/.wh.secret")],
+    "a whiteout of nothing": [file("link/.wh.new")],
+    "an opaque mark": [file("link/.wh..wh..opq")],
+    "two deep": [file("link/inner/secret", b"gone")],
+}
+
+
+def _through() -> Iterator[Attack]:
+    """P02, P03: a link, then something through it, in one layer and in the next."""
+    for (link, make), (what, then) in itertools.product(LINKS.items(), THROUGH.items()):
+
+        def one(
+            to: str, make: Callable[[str], list[Entry]] = make, then: list[Entry | bytes] = then
+        ) -> Layers:
+            return [[*make(to), *then]]
+
+        def two(
+            to: str, make: Callable[[str], list[Entry]] = make, then: list[Entry | bytes] = then
+        ) -> Layers:
+            return [[*make(to)], [*then]]
+
+        def inside(
+            to: str, make: Callable[[str], list[Entry]] = make, then: list[Entry | bytes] = then
+        ) -> Layers:
+            """The same names exist in the layer: there the link may be followed."""
+            own: list[Entry | bytes] = [directory(f"{to}/inner"), file(f"{to}/secret", b"inside")]
+            return [[*own, *make(to), *then]]
+
+        yield Attack("P02", f"{link} link, then {what}", one)
+        yield Attack("P02", f"{link} link that has where to lead, then {what}", inside, refused=False)
+        yield Attack("P03", f"{link} link, then {what} in the next layer", two)
+
+
+def _roots() -> Iterator[Attack]:
+    """P03: the root itself as something else."""
+    for name in (".", "./", "/.", "/", "././"):
+        yield Attack(
+            "P03",
+            f"{name} as a link",
+            lambda to, name=name: [[symlink(name, to)], [file("secret")]],  # type: ignore[misc, arg-type]
+        )
+        yield Attack("P03", f"{name} as a pipe", lambda to, name=name: [[fifo(name)]])  # type: ignore[misc, arg-type]
+        yield Attack("P03", f"{name} as a hard link", lambda to, name=name: [[hard(name, f"{to}/secret")]])  # type: ignore[misc, arg-type]
+    yield Attack("P03", ". as a file", lambda to: [[file(".", b"x")]])
+    yield Attack(
+        "P03",
+        "a directory turned into a link",
+        lambda to: [[directory("d"), file("d/secret")], [symlink("d", to)], [file("d/secret", b"gone")]],
+    )
+    yield Attack(
+        "P03",
+        "a directory turned into a link and removed",
+        lambda to: [[directory("d")], [symlink("d", to)], [file("d/.wh.secret")]],
+    )
+
+
+def _hard_links() -> Iterator[Attack]:
+    """P04: other names of files that are not the layer's."""
+    targets: dict[str, Callable[[str], str]] = {
+        "dotdot": lambda to: f"{UP}{to}/secret",
+        "absolute": lambda to: f"{to}/secret",
+        "dotdot inside": lambda to: f"a/{UP}{to}/secret",
+        "a directory": lambda to: "a",
+        "the root": lambda to: "/",
+        "nothing": lambda to: "missing",
+        "itself": lambda to: "stolen",
+        "what comes later": lambda to: "later",
+        "empty": lambda to: "",
+    }
+    for name, spell in targets.items():
+
+        def one(to: str, spell: Callable[[str], str] = spell) -> Layers:
+            return [[directory("a"), hard("stolen", spell(to)), file("stolen", b"gone"), file("later")]]
+
+        yield Attack("P04", name, one)
+    yield Attack(
+        "P04",
+        "a link to the outside",
+        lambda to: [[symlink("s", f"{to}/secret"), hard("stolen", "s"), file("stolen", b"gone", mode=0o777)]],
+        refused=False,
+    )
+    yield Attack(
+        "P04",
+        "below a link to the outside",
+        lambda to: [[symlink("s", to), hard("stolen", "s/secret"), file("stolen", b"gone")]],
+    )
+    yield Attack("P04", "in the layer below", lambda to: [[file("a")], [hard("stolen", "a")]])
+
+
+_ATTRIBUTES = {"SCHILY.xattr.user.pyc": "x", "SCHILY.acl.access": "user::rwx,group::rwx,other::rwx"}
+
+
+def _metadata() -> Iterator[Attack]:
+    """P05: modes, owners, times and attributes of what a link leads to."""
+    changed = {"mode": 0o7777, "owner": (1234, 1234), "mtime": 1, "pax": _ATTRIBUTES}
+    for link, make in LINKS.items():
+        yield Attack(
+            "P05",
+            f"a directory in the place of a {link} link",
+            lambda to, make=make: [[*make(to), directory("link", **changed)]],  # type: ignore[misc, arg-type]
+            refused=False,
+        )
+        yield Attack(
+            "P05",
+            f"a directory below a {link} link",
+            lambda to, make=make: [[*make(to), directory("link/inner", **changed)]],  # type: ignore[misc, arg-type]
+        )
+        yield Attack(
+            "P05",
+            f"a directory in the place of a {link} link of the layer below",
+            lambda to, make=make: [[*make(to)], [directory("link", **changed)]],  # type: ignore[misc, arg-type]
+            refused=False,
+        )
+    yield Attack(
+        "P05",
+        "a link's own",
+        lambda to: [[symlink("link", f"{to}/secret", owner=(1234, 1234), mtime=1, pax=_ATTRIBUTES)]],
+        refused=False,
+    )
+    yield Attack(
+        "P05",
+        "a file in the place of a link",
+        lambda to: [[symlink("f", f"{to}/secret"), file("f", b"gone", **changed)]],
+        refused=False,
+    )
+    yield Attack(
+        "P05",
+        "a hard link to a link",
+        lambda to: [[symlink("s", f"{to}/secret"), hard("h", "s"), hard("h", "s", **changed)]],
+        refused=False,
+    )
+
+
+def _whiteouts() -> Iterator[Attack]:
+    """P06: marks with names that lead out."""
+    for name in (".wh...", ".wh..", ".wh.", "a/.wh.", ".wh./x", ".wh.a/b", "a/.wh..", "a/.wh..."):
+        yield Attack("P06", name, lambda to, name=name: [[directory("a"), file("a/b")], [file(name)]])  # type: ignore[misc, arg-type]
+    yield Attack("P06", "dotdot", lambda to: [[file(f"{UP}{to}/.wh.secret")]])
+    yield Attack("P06", "dotdot, a new name", lambda to: [[file(f"{UP}{to}/.wh.new")]])
+    yield Attack("P06", "opaque outside", lambda to: [[file(f"{UP}{to}/.wh..wh..opq")]])
+    yield Attack("P06", "overlayfs's own mark", lambda to: [[file("a")], [device("a", 0, 0)]])
+    yield Attack(
+        "P06", "a hard link to a whiteout", lambda to: [[file("a")], [file(".wh.a"), hard("b", "a")]]
+    )
+    yield Attack("P06", "absolute", lambda to: [[file(f"{to}/.wh.secret")]], refused=False)
+
+
+ATTACKS = {
+    f"{one.case} {one.name}": one
+    for make in (_names, _through, _roots, _hard_links, _metadata, _whiteouts)
+    for one in make()
+}
+
+
+def of(*cases: str) -> list[str]:
+    """The names of the attacks of some cases."""
+    return [name for name, attack in ATTACKS.items() if attack.case in cases]
+
+
+def wrong(engine: Engine, top: Path, *cases: str) -> dict[str, str]:
+    """Attacks of these cases that did anything but what they have to, and what they did."""
+    found: dict[str, str] = {}
+    for at, name in enumerate(of(*cases)):
+        attack, place = ATTACKS[name], top / f"{cases[0]}-{at}"
+        place.mkdir(mode=0o755)
+        canary = Canary(place / "canary")
+        layers = [tar(layer) for layer in attack.layers(str(canary.top))]
+        try:
+            image = Image.from_oci_layout(oci_layout(layers).write(place / "layout"), engine=engine)
+        except ImageError:
+            pass
+        except Exception as error:
+            found[name] = f"is refused as {type(error).__name__}: {error}"
+        else:
+            if attack.refused:
+                found[name] = "is not refused"
+            if damage := engine.fsck():
+                found[name] = f"leaves the store damaged: {damage}"
+            if readable := _told(image):
+                found[name] = f"shows the canary in {readable}"
+            image.remove(force=True)
+        engine.sweep()
+        if kept(engine):
+            found[name] = f"leaves {kept(engine)}"
+        if changed := canary.check():
+            found[name] = f"touches {changed}"
+    return found
+
+
+def _told(image: Image) -> list[str]:
+    """Files of an image that have what only the canary has."""
+    found = []
+    for top in image.directories:
+        for path in Path(top).rglob("*"):
+            if path.is_symlink() or not path.is_file() or not os.access(path, os.R_OK):
+                continue
+            if Canary.SECRET.encode() in path.read_bytes():
+                found.append(str(path))
+    return found
+
+
+def hurt(*cases: str) -> list[str]:
+    """Attacks of these cases that a canary shows, with whatever build of the extension there is."""
+    with tempfile.TemporaryDirectory(prefix="pyc-hurt-") as top:
+        os.chmod(top, 0o755)
+        engine = Engine(f"{top}/store")
+        try:
+            found = wrong(engine, Path(top), *cases)
+        finally:
+            engine.close()
+    return sorted(name for name, what in found.items() if what.startswith("touches"))
