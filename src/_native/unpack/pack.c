@@ -273,7 +273,7 @@ put_whiteout (usize cut, const char *name)
 static int
 is_left_out (void)
 {
-  for (const char *at = pack.left_out; *at != '\0'; at += pc_strlen (at) + 1)
+  for (const char *at = pack.left_out; at != NULL && *at != '\0'; at += pc_strlen (at) + 1)
     if (pc_streq (at, pack.path))
       return 1;
   return 0;
