@@ -324,8 +324,11 @@ def test_the_wall_clock_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(CommandTimeout):
             container.exec(["sleep", "100"], timeout=1)
         assert 0.95 <= time.monotonic() - begun <= 1.5
-    sources = Path(sys.modules["pycontain"].__file__ or "").parent.rglob("*.py")
-    assert not [path for path in sources if "time.time(" in path.read_text()]
+    top = Path(sys.modules["pycontain"].__file__ or "").parent
+    # Dates for people in the records of images, and one that a registry names: nothing waits for the others.
+    dated = {"_images/store.py", "_images/assembly.py", "_registry/http.py"}
+    reading = {str(path.relative_to(top)) for path in top.rglob("*.py") if "time.time(" in path.read_text()}
+    assert reading == dated
 
 
 @pytest.mark.control("F17")

@@ -219,7 +219,6 @@ serve_remove (struct pc_launcher *launcher, const struct pc_request *request, us
 static void
 serve_layer (struct pc_launcher *launcher, const struct pc_request *request, usize received, struct pc_fds *fds)
 {
-  struct pc_unpack_report refused = { .problem = PC_UNPACK_REQUEST };
   const void *whole = buffer;
   int alone = fds->count == 2 && child_count == 0;
 
@@ -231,7 +230,9 @@ serve_layer (struct pc_launcher *launcher, const struct pc_request *request, usi
       buffer[received] = buffer[received + 1] = '\0';
       pc_pack (launcher->socket, whole, fds->fd[0], fds->fd[1]);
     }
-  (void) pc_send (launcher->socket, &refused, sizeof refused, NULL, 0, 0);
+  /* Whoever asked waits for a report, or for the end. */
+  if (fds->truncated)
+    sys_exit (1);
 }
 
 static int
