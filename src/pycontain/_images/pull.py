@@ -100,6 +100,7 @@ class Pull:
         raise ImageError(f"{self._reference} is an index of indexes of indexes")
 
     def _chosen(self, registry: Registry, index: Index) -> Fetched:
+        self._exactly = False  # what an index says of its images is what counts
         chosen = index.choose(self._platform)
         fetched = registry.manifest(chosen.digest)
         if len(fetched.raw) != chosen.size:
