@@ -1,4 +1,4 @@
-"""The cases of the threat list that containers answer for, in a line each."""
+"""The cases of the threat list that containers and registries answer for, in a line each."""
 
 from __future__ import annotations
 
@@ -56,6 +56,13 @@ CASES = {
     "L15": "rlimits, priorities, scheduling classes",
     "L16": "zombies",
     "L17": "residue of the run before",
+    "R01": "a place that content is fetched from asks who the user is",
+    "R02": "redirects and uploads lead to another host, port or scheme",
+    "R03": "a registry names who is to be told the user's secret",
+    "R04": "plain HTTP to a registry that was not named for it",
+    "R05": "certificates that are not to be trusted",
+    "R06": "a registry that stalls, drips, lies or never ends",
+    "R07": "secrets in errors, logs, arguments and files",
     "F02": "the caller is killed at any moment",
     "F05": "the store is full",
     "F06": "no descriptors left",

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pycontain import Engine, PycontainError
+from pycontain._registry import http
 from pycontain._registry.client import Registry as Client
 from pycontain._registry.credentials import Credentials
 from pycontain._registry.endpoint import Endpoint
@@ -116,11 +117,11 @@ def test_success_leaves_no_secret(auth: Credentials, net: Net, engine: Engine, w
 
 def _echo(status: int) -> Callable[[Answer], object]:
     """A proxy for debugging, or a registry that means ill: it says what it heard."""
-    return lambda answer: answer.reply(status, f"{answer.headers} {answer.asked.body!r}".encode())
+    return lambda answer: answer.reply(status, f"{answer.asked.authorization} {answer.asked.body!r}".encode())
 
 
 def _echo_in(status: int, header: str) -> Callable[[Answer], object]:
-    return lambda answer: answer.reply(status, **{header: f"http://{answer.asked.authorization}/"})  # type: ignore[arg-type]
+    return lambda answer: answer.reply(status, b"", **{header: f"http://{answer.asked.authorization}/"})
 
 
 FAILURES: dict[str, Callable[[Answer], object]] = {
@@ -264,6 +265,26 @@ def test_credentials_that_cannot_be_meant_are_not_shown(auth: object) -> None:
     with pytest.raises((TypeError, ValueError)) as caught:
         Credentials.of(auth)
     assert spilled(f"{caught.value} {caught.value!r}") == []
+
+
+@pytest.mark.control("R07")
+def test_an_error_that_says_what_it_heard_would_be_seen(
+    net: Net, engine: Engine, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http.Http, "hidden", lambda self, text: text)
+    home = net.registry(HOME)
+    home.challenge, home.accepted = 'Basic realm="pyc"', set()
+    home.on(
+        "GET",
+        "/",
+        lambda answer: (
+            _echo(400)(answer)
+            if answer.asked.authorization
+            else answer.reply(401, WWW_Authenticate=home.challenge)
+        ),
+    )
+    watch.failed(lambda: pull(engine, home.has(fresh()), auth=LOGIN))
+    assert watch.found()
 
 
 @pytest.mark.control("R07")

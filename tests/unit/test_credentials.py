@@ -1,0 +1,157 @@
+"""What docker, podman and their helpers keep of a user, and for whom it is."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pycontain._registry import credentials
+from pycontain._registry.credentials import Credentials
+from pycontain.errors import AuthError
+
+HOME = "registry.example.org"
+LOGIN = Credentials(username="ann", password="pass")
+
+Config = Callable[[object], Path]
+
+
+def entry(text: str) -> dict[str, str]:
+    return {"auth": base64.b64encode(text.encode()).decode()}
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """Write the one file that is looked at."""
+    path = tmp_path / "auth.json"
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(path))
+
+    def write(content: object) -> Path:
+        path.write_text(json.dumps(content))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Put docker-credential-pyc on the PATH; what it was asked is in the file that comes back."""
+
+    def make(script: str) -> Path:
+        program = tmp_path / "docker-credential-pyc"
+        program.write_text(f'#!/bin/sh\nread asked; echo "$1 $asked" >> {tmp_path}/asked\n{script}\n')
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        return tmp_path / "asked"
+
+    return make
+
+
+KEYS = {
+    HOME: HOME,
+    "a scheme": f"https://{HOME}",
+    "docker's first version": f"https://{HOME}/v1/",
+    "a name space": f"{HOME}/team",
+    "a repository": f"{HOME}/team/image",
+}
+
+
+@pytest.mark.parametrize("key", KEYS.values(), ids=list(KEYS))
+def test_an_entry_is_found_under_each_of_its_names(key: str, config: Config) -> None:
+    config({"auths": {key: entry("ann:pass:word")}})
+    assert credentials.find(HOME, "team/image") == Credentials(username="ann", password="pass:word")
+    assert credentials.find("other.example.org", "team/image") is None
+
+
+@pytest.mark.parametrize(
+    "key", [f"{HOME}:5000", f"evil.{HOME}", f"{HOME}/tea", f"{HOME}/team/image/more", f"{HOME}/image"]
+)
+def test_an_entry_of_another_is_not_taken(key: str, config: Config) -> None:
+    config({"auths": {key: entry("ann:pass")}})
+    assert credentials.find(HOME, "team/image") is None
+
+
+def test_the_most_particular_entry_counts(config: Config) -> None:
+    config({"auths": {HOME: entry("a:1"), f"{HOME}/team": entry("b:2"), f"{HOME}/team/image": entry("c:3")}})
+    found = [credentials.find(HOME, name) for name in ("x", "team/x", "team/image")]
+    assert [one and one.username for one in found] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("key", ["docker.io", "https://index.docker.io/v1/", "index.docker.io"])
+def test_the_hub_has_names_of_its_own(key: str, config: Config) -> None:
+    config({"auths": {key: entry("ann:pass")}})
+    assert credentials.find("docker.io", "library/debian") == LOGIN
+
+
+def test_an_identity_token_goes_before_a_password(config: Config) -> None:
+    config({"auths": {HOME: {**entry("ann:pass"), "identitytoken": "secret"}}})
+    found = credentials.find(HOME, "x")
+    assert found == Credentials(username="<token>", identity_token="secret")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[], "x", {"auths": []}, {"auths": {HOME: "x"}}, {"auths": {HOME: {}}}, {"auths": {HOME: {"auth": 7}}}],
+)
+def test_a_file_of_another_shape_says_nothing_or_is_refused(content: object, config: Config) -> None:
+    config(content)
+    if isinstance(content, dict):
+        assert credentials.find(HOME, "x") is None
+    else:
+        with pytest.raises(AuthError):
+            credentials.find(HOME, "x")
+
+
+def test_files_are_asked_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
+    places = {"XDG_RUNTIME_DIR": "run", "XDG_CONFIG_HOME": "config", "DOCKER_CONFIG": "docker"}
+    for variable, name in places.items():
+        monkeypatch.setenv(variable, str(tmp_path / name))
+    files = ["docker/config.json", "config/containers/auth.json", "run/containers/auth.json"]
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(json.dumps({"auths": {HOME: entry(f"{name.split('/')[0]}:x")}}))
+        found = credentials.find(HOME, "x")
+        assert found is not None
+        assert found.username == name.split("/")[0]
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "none"))
+    assert credentials.find(HOME, "x") is None
+
+
+@pytest.mark.parametrize("way", ["credHelpers", "credsStore"])
+def test_a_helper_is_asked_for_one_server(way: str, config: Config, helper: Callable[[str], Path]) -> None:
+    asked = helper("""echo '{"ServerURL": "x", "Username": "ann", "Secret": "pass"}'""")
+    config({way: {HOME: "pyc"} if way == "credHelpers" else "pyc"})
+    assert credentials.find(HOME, "team/image") == LOGIN
+    assert asked.read_text() == f"get {HOME}\n"
+
+
+def test_a_helper_gives_an_identity_token(config: Config, helper: Callable[[str], Path]) -> None:
+    helper("""echo '{"Username": "<token>", "Secret": "secret"}'""")
+    config({"credHelpers": {HOME: "pyc"}})
+    assert credentials.find(HOME, "x") == Credentials(username="<token>", identity_token="secret")
+
+
+def test_a_helper_that_knows_nothing_is_no_failure(config: Config, helper: Callable[[str], Path]) -> None:
+    helper("echo 'credentials not found in native keychain'; exit 1")
+    config({"credHelpers": {HOME: "pyc"}})
+    assert credentials.find(HOME, "x") is None
+
+
+@pytest.mark.parametrize("script", ["exit 3", "echo x", "echo '[]'", "kill -9 $$"])
+def test_a_helper_that_fails_is_named(script: str, config: Config, helper: Callable[[str], Path]) -> None:
+    helper(script)
+    config({"credHelpers": {HOME: "pyc"}})
+    with pytest.raises(AuthError, match="docker-credential-pyc"):
+        credentials.find(HOME, "x")
+
+
+@pytest.mark.parametrize("name", ["../sh", "a/b", "", "-x", "a b", "a\n", "x" * 99, "pyc-none"])
+def test_a_helper_is_a_program_of_that_name_alone(name: str, config: Config) -> None:
+    config({"credHelpers": {HOME: name}})
+    with pytest.raises(AuthError):
+        credentials.find(HOME, "x")

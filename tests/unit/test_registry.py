@@ -1,0 +1,360 @@
+"""The registry client by itself: challenges, endpoints, tokens, proxies."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import time
+from typing import Any
+
+import pytest
+
+from pycontain._registry.client import Registry as Client
+from pycontain._registry.credentials import Credentials
+from pycontain._registry.endpoint import Endpoint, Patience, mirrors
+from pycontain._registry.http import Http, origin
+from pycontain._registry.tokens import Challenge, related
+from pycontain.errors import AuthError, ImageError, PycontainError
+from pycontain.oci import Digest
+from tests.support.names import Net
+from tests.support.registry import Answer, Registry, Rule, make_image, replies, token
+
+HOME = "registry.example.org"
+QUICK = Patience(connect=2, read=2, tries=2, first_pause=0.01, longest_pause=0.05, whole=1)
+LOGIN = Credentials(username="ann", password="pass")
+NOTHING = Digest.of(b"")
+
+# ---- challenges and realms -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("headers", "found"),
+    [
+        (['Bearer realm="https://a/t",service="s",scope="x:y:z"'], ("bearer", "https://a/t", "s", "x:y:z")),
+        (["bearer REALM=https://a/t"], ("bearer", "https://a/t", "", "")),
+        (['Bearer  service="s" , realm = "r"'], ("bearer", "r", "s", "")),
+        (['Bearer realm="a,b",scope="x:y:pull,push"'], ("bearer", "a,b", "", "x:y:pull,push")),
+        (['Basic realm="x"', 'Bearer realm="r"'], ("bearer", "r", "", "")),
+        (['Basic realm="x"'], ("basic", "x", "", "")),
+        (["Basic"], ("basic", "", "", "")),
+        (["Negotiate abc", 'Digest realm="x"'], None),
+        ([], None),
+        ([""], None),
+    ],
+)
+def test_challenges_are_read(headers: list[str], found: tuple[str, ...] | None) -> None:
+    parsed = Challenge.parse(headers)
+    assert parsed == (Challenge(*found) if found else None)
+
+
+def test_a_long_challenge_is_read_in_no_time() -> None:
+    begun = time.monotonic()
+    for text in ('a="' * 30000, "a=\\" * 30000, 'a="' + "\\" * 60000, "=" * 60000, "a " * 30000, "a" * 60000):
+        Challenge.parse([f"Bearer {text}"])
+    assert time.monotonic() - begun < 2
+
+
+@pytest.mark.parametrize(
+    ("realm", "registry", "kin"),
+    [
+        (HOME, HOME, True),
+        ("auth.docker.io", "registry-1.docker.io", True),
+        ("example.org", HOME, True),
+        ("auth.example.org", HOME, True),
+        (f"auth.{HOME}", HOME, True),
+        ("evilexample.org", HOME, False),
+        ("example.org.evil.net", HOME, False),
+        ("org", HOME, False),
+        ("evil.org", "example.org", False),
+        ("auth.example.org", "example.org", False),
+        ("evil.co.uk", "example.co.uk", False),
+        ("evil.com.au", "example.com.au", False),
+        ("10.0.0.2", "10.0.0.1", False),
+        ("1.0.0.1", "127.0.0.1", False),
+        ("::2", "::1", False),
+        ("localhost", "localhost", True),
+        ("evil", "localhost", False),
+        ("", HOME, False),
+    ],
+)
+def test_who_is_kin(realm: str, registry: str, kin: bool) -> None:
+    assert related(realm, registry) is kin
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("https://A.example/x", ("https", "a.example", 443)),
+        ("HTTP://a:5000", ("http", "a", 5000)),
+        ("https://[::1]:5000/x", ("https", "::1", 5000)),
+        ("https://a?x@b", ("https", "a", 443)),
+        ("https://a#x@b", ("https", "a", 443)),
+    ],
+)
+def test_who_is_spoken_to(url: str, found: tuple[str, str, int]) -> None:
+    assert origin(url) == found
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "a", "//a", "/a", "https:", "https:a", "https://", "https:///a", "https:\\\\a", " https://a"),
+        *(
+            "https://a@b/",
+            "https://@b/",
+            "https://a\\@b/",
+            "https://a\\.b/",
+            "https://a%2eb/",
+            "https://a b/",
+        ),
+        *("https://a\t/", "https://a\n", "https://a:/x", "https://a:x/", "https://a:65536/", "https://[::1/"),
+        *("https://\u00e4/", "https://\uff45vil/", "https://[::1]a/", "https://[fe80::1%25eth0]/"),
+    ],
+)
+def test_what_is_not_plainly_a_url_is_none(url: str) -> None:
+    with pytest.raises(ImageError):
+        origin(url)
+
+
+# ---- endpoints -----------------------------------------------------------------------------------------
+
+
+def test_the_hub_answers_elsewhere() -> None:
+    assert Endpoint.of("docker.io").url == "https://registry-1.docker.io"
+    assert Endpoint.of("localhost:5000").url == "https://localhost:5000"
+
+
+def test_mirrors_are_a_registrys_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYCONTAIN_MIRRORS", " docker.io=a.example, ghcr.io=b:5000,docker.io=c ")
+    assert mirrors("docker.io") == ["a.example", "c"]
+    assert mirrors("quay.io") == []
+    for wrong in ("docker.io", "=a", "docker.io=", "docker.io=https://a/"):
+        monkeypatch.setenv("PYCONTAIN_MIRRORS", wrong)
+        with pytest.raises(ValueError, match="PYCONTAIN_MIRRORS"):
+            mirrors("docker.io")
+
+
+# ---- pauses --------------------------------------------------------------------------------------------
+
+
+def _after(text: str) -> float:
+    class Response:
+        headers = {"Retry-After": text}
+
+    patience = Patience(longest_pause=60)
+    return Http(patience)._asked(Response())  # type: ignore[arg-type]
+
+
+def test_retry_after_is_a_number_or_a_date() -> None:
+    assert _after("7") == 7
+    assert _after("7000") == 60
+    assert 25 < _after(email.utils.formatdate(time.time() + 30, usegmt=True)) <= 30
+    assert _after(email.utils.formatdate(time.time() + 9000, usegmt=True)) == 60
+    assert _after(email.utils.formatdate(time.time() - 30, usegmt=True)) == 0
+    for text in ("", "x", "-1", "1.5", "1e9", "\u00b2", "Mon", "0" * 70000, "1," * 30000, "(" * 30000):
+        assert 0 <= _after(text) <= 60
+
+
+# ---- tokens --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(net: Net) -> Registry:
+    """A registry that takes the token 'one' and gives it at /token."""
+    made = net.registry(HOME)
+    made.challenge, made.accepted = f'Bearer realm="https://{HOME}/token",service="s"', {"Bearer one"}
+    made.on("*", "/token", token("one"))
+    made.has(make_image({"a": b"b"}), "a/b")
+    return made
+
+
+def _asked(home: Registry) -> int:
+    return sum(one.path.startswith("/token") for one in home.asked)
+
+
+def _client(**options: Any) -> Client:
+    return Client(Endpoint.of(HOME, patience=QUICK), "a/b", **{"auth": LOGIN, **options})
+
+
+def test_a_token_serves_until_it_runs_out(home: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, later = time.monotonic, 0.0
+    monkeypatch.setattr("pycontain._registry.tokens.time.monotonic", lambda: real() + later)
+    with _client() as client:
+        client.manifest("latest")
+        client.manifest("latest")
+        assert _asked(home) == 1
+        later = 301
+        client.manifest("latest")
+        assert _asked(home) == 2
+
+
+def test_a_token_that_is_refused_is_not_asked_for_without_end(home: Registry) -> None:
+    home.accepted = set()
+    with _client() as client, pytest.raises(AuthError):
+        client.manifest("latest")
+    assert _asked(home) <= 2
+
+
+def test_a_token_is_for_its_scope_alone(home: Registry) -> None:
+    """A loan names another repository: its token is another one, and neither serves for the other."""
+    given = iter(["one", "two", "three"])
+    home._rules.clear()
+    home.on("*", "/token", lambda answer: token(next(given))(answer))
+    home.accepted = {"Bearer one", "Bearer two"}
+    with _client(push=True) as client:
+        client.has_blob(NOTHING)
+        client.mount(NOTHING, "other/lender")
+        client.has_blob(NOTHING)
+    scopes = [one.query["scope"] for one in home.asked if one.path.startswith("/token")]
+    assert scopes == [
+        ["repository:a/b:pull,push"],
+        ["repository:a/b:pull,push", "repository:other/lender:pull"],
+    ]
+    sent = {(one.method, one.authorization) for one in home.asked if one.authorization != LOGIN.basic}
+    assert {("HEAD", "Bearer one"), ("POST", "Bearer two")} <= sent
+    assert ("HEAD", "Bearer two") not in sent
+
+
+def test_a_scope_that_a_challenge_adds_is_asked_for_as_it_is(home: Registry) -> None:
+    home.challenge += ',scope="repository:a/b:pull repository:x:y&z=1#"'
+    with _client() as client:
+        client.manifest("latest")
+    asked = next(one for one in home.asked if one.path.startswith("/token"))
+    assert asked.query == {"service": ["s"], "scope": ["repository:a/b:pull", "repository:x:y&z=1#"]}
+
+
+def test_an_identity_token_is_exchanged_in_a_body(home: Registry) -> None:
+    secret = "a&b=c d"
+    with _client(auth=Credentials(username="<token>", identity_token=secret)) as client:
+        client.manifest("latest")
+    asked = next(one for one in home.asked if one.path.startswith("/token"))
+    assert (asked.method, asked.path, asked.authorization) == ("POST", "/token", None)
+    assert b"grant_type=refresh_token&refresh_token=a%26b%3Dc+d" in asked.body
+
+
+SECONDS = {"none": None, "nought": 0, "negative": -5, "little": 1, "huge": 10**400, "no number": "x"}
+
+
+@pytest.mark.parametrize("seconds", SECONDS.values(), ids=list(SECONDS))
+def test_how_long_a_token_lasts_is_a_number_or_the_token_is_none(seconds: object, home: Registry) -> None:
+    home._rules.clear()
+    home.on("*", "/token", token("one", seconds))
+    with _client() as client:
+        if isinstance(seconds, str) or seconds == 10**400:
+            with pytest.raises(AuthError):
+                client.manifest("latest")
+        else:
+            client.manifest("latest")
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "true", "1e999"])
+def test_odd_numbers_of_seconds_are_no_reason_to_ask_for_ever(text: str, home: Registry) -> None:
+    home._rules.clear()
+    home.on("*", "/token", replies(200, b'{"token": "one", "expires_in": %s}' % text.encode()))
+    with _client() as client:
+        try:
+            client.manifest("latest")
+        except PycontainError:
+            pass
+    assert _asked(home) <= 3
+
+
+# ---- proxies -------------------------------------------------------------------------------------------
+
+
+def _tunnel(there: Registry) -> Rule:
+    """CONNECT as a proxy does it, to the one registry there is."""
+    import select
+    import socket
+
+    def rule(answer: Answer) -> None:
+        answer.close_connection = True
+        with socket.create_connection(("127.0.0.1", there.port)) as beyond:
+            answer.wfile.write(b"HTTP/1.1 200 Connected\r\n\r\n")
+            sides = {answer.connection: beyond, beyond: answer.connection}
+            while True:
+                for one in select.select(list(sides), [], [], 5)[0]:
+                    data = one.recv(65536)
+                    if not data:
+                        return
+                    sides[one].sendall(data)
+
+    return rule
+
+
+def test_a_proxy_of_tls_learns_the_host_and_no_more(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, proxy = net.registry(HOME), net.plain("proxy.example.net", 3128)
+    home.challenge, home.accepted = 'Basic realm="x"', {LOGIN.basic}
+    home.has(make_image({"a": b"b"}), "a/b")
+    proxy.on("CONNECT", "", _tunnel(home))
+    monkeypatch.setenv("https_proxy", "http://proxy.example.net:3128")
+    with _client() as client:
+        client.manifest("latest")
+    assert home.authorizations() == [LOGIN.basic]
+    assert {one.path for one in proxy.asked} == {f"{HOME}:443"}
+    assert proxy.authorizations() == []
+    assert {host for host, _ in net.connected} == {"proxy.example.net"}
+
+
+def test_a_proxy_that_answers_itself_is_not_taken_for_the_registry(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = net.plain("proxy.example.net", 3128)
+    monkeypatch.setenv("https_proxy", "http://proxy.example.net:3128")
+    for answer in (
+        replies(407),
+        replies(302, Location="https://evil.example.net/"),
+        replies(401, WWW_Authenticate='Basic realm="x"'),
+        replies(200, b"x" * 100),
+    ):
+        proxy.on("CONNECT", "", answer, times=QUICK.tries)
+        with _client() as client, pytest.raises(ImageError):
+            client.manifest("latest")
+    assert proxy.authorizations() == []
+
+
+def test_no_proxy_is_heeded(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, proxy = net.registry(HOME), net.plain("proxy.example.net", 3128)
+    home.has(make_image({"a": b"b"}), "a/b")
+    monkeypatch.setenv("https_proxy", "http://proxy.example.net:3128")
+    monkeypatch.setenv("no_proxy", ".example.org")
+    with _client() as client:
+        client.manifest("latest")
+    assert proxy.asked == []
+
+
+# ---- what a registry may leave out ---------------------------------------------------------------------
+
+
+def test_methods_and_headers_are_those_of_the_specification(net: Net) -> None:
+    home, image = net.registry(HOME), make_image({"a": b"b"})
+    home.has(image, "a/b")
+    with _client(auth=None) as client:
+        assert client.manifest("latest").raw == image.manifest
+        assert client.has_manifest(image.digest)
+        assert not client.has_manifest(NOTHING)
+        assert client.has_blob(Digest(image.layers[0]))
+        assert not client.has_blob(NOTHING)
+        client.upload(NOTHING, 0, lambda at, size: b"", 8)
+        client.upload(Digest.of(b"abc"), 3, lambda at, size: b"abc"[at : at + size], 2)
+    assert home.blobs[str(Digest.of(b"abc"))] == b"abc"
+    first = home.asked[0]
+    assert "application/vnd.oci.image.index.v1+json" in first.headers["Accept"]
+    assert first.headers["Accept-Encoding"] == "identity"
+    assert [one.method for one in home.asked] == [
+        *("GET", "HEAD", "HEAD", "HEAD", "HEAD", "POST", "PUT", "POST", "PATCH", "PATCH", "PUT")
+    ]
+    ranges = [one.headers["Content-Range"] for one in home.asked if one.method == "PATCH"]
+    assert ranges == ["0-1", "2-2"]
+
+
+def test_a_connection_serves_again_and_ends_with_the_work(net: Net) -> None:
+    home, image = net.registry(HOME), make_image({"a": b"b"})
+    home.has(image, "a/b")
+    with _client(auth=None) as client:
+        for _ in range(5):
+            client.manifest("latest")
+        assert b"".join(client.blob(Digest(image.layers[0])))
+        held = client._http
+    assert len(net.connected) == 1
+    assert all(not manager.pools for manager in held._pools.values())
