@@ -139,6 +139,27 @@ FAILURES: dict[str, Callable[[Answer], object]] = {
         f"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{answer.asked.authorization}\r\n".encode()
     ),
     "reset": lambda answer: answer.reset(),
+    "headers that are none": lambda answer: answer.raw(
+        f"HTTP/1.1 400 No\r\nA: b\r\n{answer.asked.authorization}\r\nC: d\r\n\r\n".encode()
+    ),
+    "two lengths that echo": lambda answer: answer.raw(
+        f"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: {answer.asked.authorization}\r\n\r\n".encode()
+    ),
+    "a type that echoes": lambda answer: answer.reply(
+        200, b"{}", Content_Type=f"application/{answer.asked.authorization}"
+    ),
+    "a document that echoes": lambda answer: answer.reply(
+        200, f'{{"schemaVersion": "{answer.asked.authorization}"}}'.encode()
+    ),
+    "a range that echoes": lambda answer: answer.reply(
+        206, b"x", Content_Range=f"{answer.asked.authorization}"
+    ),
+    "a way that echoes": lambda answer: answer.reply(
+        307, Location=f"/{(answer.asked.authorization or '').replace(' ', '/')}"
+    ),
+    "a digest that echoes": lambda answer: answer.reply(
+        200, b"{}", Docker_Content_Digest=f"sha256:{answer.asked.authorization}"
+    ),
     "realm that echoes": lambda answer: answer.reply(
         401, WWW_Authenticate=f'Bearer realm="ftp://{answer.asked.authorization}"'
     ),
