@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -16,7 +17,7 @@ from pycontain._registry import credentials as files
 from pycontain._registry.endpoint import Endpoint
 from pycontain._registry.http import Http, origin
 from pycontain._registry.tokens import Challenge, Tokens
-from pycontain.errors import AuthError, DigestMismatch, ImageError, NotFound, PullError
+from pycontain.errors import AuthError, DigestMismatch, ImageError, NotFound, PullError, PycontainError
 from pycontain.oci import Digest, MediaType
 from pycontain.oci.document import MANIFEST_MOST
 
@@ -72,8 +73,17 @@ class Registry:
     def __enter__(self) -> Registry:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """What failed in between may have read documents of the registry's, which say what it likes."""
         self._http.close()
+        while error is not None:
+            if isinstance(error, PycontainError):
+                error.args = tuple(
+                    self._http.hidden(part) if isinstance(part, str) else part for part in error.args
+                )
+            error = error.__cause__ or error.__context__
 
     def _url(self, *parts: str) -> str:
         return "/".join((self.endpoint.url, "v2", self.repository, *parts))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import urllib3
 import urllib3.connection
+from urllib3.util.response import assert_header_parsing
 
 if TYPE_CHECKING:
     from pycontain._registry.endpoint import Patience
@@ -63,6 +64,14 @@ def classes(patience: Patience) -> dict[str, type[urllib3.HTTPConnectionPool]]:
             super().__init__(*args, **options)
             self._watched = Watched(self.fp.detach(), patience)
             self.fp = io.BufferedReader(self._watched)
+
+        def begin(self) -> None:
+            """Headers that are none are refused here: urllib3 would tell the log what they say."""
+            super().begin()
+            try:
+                assert_header_parsing(self.msg)
+            except urllib3.exceptions.HeaderParsingError:
+                raise http.client.HTTPException("headers that cannot be read") from None
 
         def read1(self, n: int = -1) -> bytes:
             self._watched.allowed = max(n, 0) + _BESIDE_MOST
