@@ -222,8 +222,12 @@ def _half(path: Path) -> None:
         file.write(b"\xa5" * (size - 4096))
 
 
+def _garbage(path: Path) -> None:
+    path.write_bytes(b"garbage " * 4096)
+
+
 RECORDS: dict[str, Harm] = {
-    "garbage": lambda path: path.write_bytes(b"garbage " * 4096),
+    "garbage": _garbage,
     "half": _half,
     "cut": lambda path: os.truncate(path, 8192),
 }
