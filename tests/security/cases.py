@@ -63,11 +63,15 @@ CASES = {
     "R05": "certificates that are not to be trusted",
     "R06": "a registry that stalls, drips, lies or never ends",
     "R07": "secrets in errors, logs, arguments and files",
+    "F01": "a pull is killed at any moment",
     "F02": "the caller is killed at any moment",
+    "F03": "a change of the store is killed at any moment",
+    "F04": "the power goes while the store is written",
     "F05": "the store is full",
     "F06": "no descriptors left",
     "F07": "no memory left",
     "F08": "a system call of the start fails",
+    "F09": "many processes on one store",
     "F10": "threads, tasks, pools of processes",
     "F11": "the creating thread ends",
     "F12": "the caller ends, in every way",
@@ -76,6 +80,7 @@ CASES = {
     "F15": "short commands are exact",
     "F16": "interrupts",
     "F17": "the wall clock jumps",
+    "F18": "damaged files of the store",
     "X01": "a control that the host cannot give",
     "X02": "reach beside Docker, Podman and bwrap",
     "X03": "odd text in arguments and names",
@@ -89,6 +94,5 @@ CASES = {
 ELSEWHERE = {
     "E30": "copying out of a container: the library has no such call yet",
     "E31": "copying into a container: the library has no such call yet",
-    "F09": "many processes on one image store: there is no image store yet",
 }
 """Cases that wait for what they attack."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -183,3 +184,26 @@ def put_document(store: Store, data: bytes, expected: Digest | None = None) -> D
     with NewBlob(store, digest.algorithm) as blob:
         blob.write(data)
         return blob.commit(expected)
+
+
+def blob_problem(store: Store, digest: Digest, size: int | None) -> str | None:
+    """What is wrong with a blob, all of it read."""
+    path = store.blob_path(digest)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        return "is missing" if isinstance(error, FileNotFoundError) else str(error.strerror)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            return "is no regular file"
+        if size is not None and found.st_size != size:
+            return f"has {found.st_size} bytes, not {size}"
+        hasher = digest.hasher()
+        while chunk := os.read(fd, CHUNK):
+            hasher.update(chunk)
+        return None if digest.matches(hasher) else "its content is another"
+    except OSError as error:
+        return str(error.strerror)
+    finally:
+        os.close(fd)

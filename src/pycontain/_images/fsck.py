@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from attrs import evolve, frozen
 
-from pycontain._images.blobs import CHUNK
+from pycontain._images.blobs import blob_problem
 from pycontain._images.layers import LayerBuild, discard
 from pycontain._images.pull import feed_verified
+from pycontain._images.rebuild import rebuild
 from pycontain._images.write import same_tree
 from pycontain._state.locks import exclusive, is_locked
 from pycontain.errors import ImageError
@@ -41,11 +42,15 @@ class Damage:
 def check(store: Store, *, repair: bool = False) -> list[Damage]:
     """Everything that can be verified: records, digests of all content, trees against their archives.
 
-    repair: what is damaged is forgotten, so that the next pull or load of its image brings it again.
+    repair: what is damaged is forgotten, so that the next pull or load of its image brings it again.  Records
+    are written anew from the content; names are lost then.
     """
     broken = store.database.damage()
     if broken is not None:
-        return [Damage(kind="records", name=store.database.path, problem=broken)]
+        damage = Damage(kind="records", name=store.database.path, problem=broken)
+        if not repair:
+            return [damage]
+        return [evolve(damage, images=rebuild(store), repaired=True), *check(store, repair=True)]
     found = [*_permissions(store)]
     with store.pinning():
         for record in store.images():
@@ -81,7 +86,7 @@ def _image(store: Store, record: Record) -> Iterator[Damage]:
     images = (record.digest,)
     documents: tuple[Manifest, ImageConfig] | None = None
     for digest in (record.digest, record.config_digest):
-        problem = _blob_problem(store, digest, None)
+        problem = blob_problem(store, digest, None)
         if problem is not None:
             yield Damage(kind="blob", name=digest, problem=problem, images=images)
             return
@@ -98,34 +103,12 @@ def _image(store: Store, record: Record) -> Iterator[Damage]:
             kind="image", name=record.digest, problem="its records are not of its layers", images=images
         )
     for at, layer in enumerate(manifest.layers):
-        problem = _blob_problem(store, layer.digest, layer.size)
+        problem = blob_problem(store, layer.digest, layer.size)
         if problem is not None:
             yield Damage(kind="blob", name=layer.digest, problem=problem, images=images)
         problem = _tree_problem(store, config, at, layer.digest if problem is None else None)
         if problem is not None:
             yield Damage(kind="layer", name=config.chain_ids[at], problem=problem, images=images)
-
-
-def _blob_problem(store: Store, digest: Digest, size: int | None) -> str | None:
-    path = store.blob_path(digest)
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        return "is missing" if isinstance(error, FileNotFoundError) else str(error.strerror)
-    try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            return "is no regular file"
-        if size is not None and found.st_size != size:
-            return f"has {found.st_size} bytes, not {size}"
-        hasher = digest.hasher()
-        while chunk := os.read(fd, CHUNK):
-            hasher.update(chunk)
-        return None if digest.matches(hasher) else "its content is another"
-    except OSError as error:
-        return str(error.strerror)
-    finally:
-        os.close(fd)
 
 
 def _tree_problem(store: Store, config: ImageConfig, at: int, blob: Digest | None) -> str | None:
@@ -164,8 +147,11 @@ def _repaired(store: Store, damage: Damage) -> Damage:
         store.remove_image(Digest(damage.name))
     elif damage.kind == "blob":
         path = store.blob_path(Digest(damage.name))
-        if os.path.lexists(path):
+        if os.path.isdir(path) and not os.path.islink(path):
+            _put_away(store, path)
+        elif os.path.lexists(path):
             os.unlink(path)
+        _forget_images_of_document(store, Digest(damage.name), damage.images)
     elif damage.kind == "layer" and not _forget_layer(store, Digest(damage.name)):
         return damage
     return evolve(damage, repaired=True)
@@ -184,7 +170,19 @@ def _forget_layer(store: Store, chain: Digest) -> bool:
             records.execute("DELETE FROM layer WHERE chain = ?", (chain,))
         path = os.path.dirname(store.layer_path(chain))
         if os.path.lexists(path):
-            dead = f"dead-{os.urandom(8).hex()}"
-            os.rename(path, os.path.join(store.owner.live, dead))
-            discard(store, dead)
+            _put_away(store, path)
     return True
+
+
+def _put_away(store: Store, path: str) -> None:
+    dead = f"dead-{os.urandom(8).hex()}"
+    os.rename(path, os.path.join(store.owner.live, dead))
+    discard(store, dead)
+
+
+def _forget_images_of_document(store: Store, digest: Digest, images: tuple[Digest, ...]) -> None:
+    """Without manifest or configuration there is no saying what an image is, or removing it by hand."""
+    for image in images:
+        record = store.record(image)
+        if record is not None and digest in (image, record.config_digest):
+            store.remove_image(image)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from pycontain._images.assembly import assembling
-from pycontain._images.blobs import CHUNK, Partial, put_document
+from pycontain._images.blobs import CHUNK, Partial, blob_problem, put_document
 from pycontain._images.inflate import HEAD, compression_of
 from pycontain._images.pull import unpack_blob
 from pycontain._kernel import native
@@ -228,8 +228,8 @@ class Layout:
                         continue
                     try:
                         unpack_blob(store, assembly, at)
-                    except DigestMismatch:
-                        if not there:
+                    except ImageError:
+                        if not there or blob_problem(store, layer.digest, layer.size) is None:
                             raise
                         assembly.begin_again(at)
                         os.unlink(store.blob_path(layer.digest))

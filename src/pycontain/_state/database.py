@@ -118,7 +118,7 @@ class Database:
         except sqlite3.Error as error:
             raise ImageError(
                 f"the store's records {self.path} cannot be used: {error}",
-                hint="`Engine().fsck()` says what is damaged",
+                hint="`Engine().fsck()` says what is damaged, and `fsck(repair=True)` repairs it",
             ) from error
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -150,13 +150,29 @@ class Database:
                 os.close(fd)
 
     def damage(self) -> str | None:
-        """What SQLite finds wrong with the file."""
-        try:
-            with self._connection() as connection:
-                found = connection.execute("PRAGMA quick_check").fetchone()[0]
-        except sqlite3.Error as error:
-            return str(error)
+        """What SQLite finds wrong with the file.  Raises ImageError where that cannot be told."""
+        with self._told():
+            try:
+                with self._connection() as connection:
+                    found = connection.execute("PRAGMA quick_check").fetchone()[0]
+            except sqlite3.DatabaseError as error:
+                if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                    raise
+                return str(error)
         return None if found == "ok" else str(found)
+
+    def put_aside(self) -> str:
+        """Begin anew, without a record; where the file is from now on."""
+        with self._mutex:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+        aside = f"{self.path}.damaged-{os.urandom(4).hex()}"
+        for suffix in ("-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path + suffix)
+        os.rename(self.path, aside)
+        return aside
 
     def close(self) -> None:
         """Close every connection, those in use when they are given back; nothing opens one any more."""

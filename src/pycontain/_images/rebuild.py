@@ -1,0 +1,49 @@
+"""Records out of content: for a store whose records cannot be read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pycontain._images.assembly import assembling
+from pycontain._images.pull import unpack_blob
+from pycontain.errors import ImageError, NotFound
+from pycontain.oci import Digest, ImageConfig, Manifest
+from pycontain.oci.document import MANIFEST_MOST
+
+if TYPE_CHECKING:
+    from pycontain._images.store import Store
+
+
+def rebuild(store: Store) -> tuple[Digest, ...]:
+    """Put the records aside and find the images among the blobs; their names are lost.
+
+    Layers are unpacked again: what was known of their trees is lost as well.
+    """
+    store.database.put_aside()
+    found = []
+    for manifest, config in _whole_images(store):
+        try:
+            with store.pinning() as pins, assembling(store, pins, manifest, config) as assembly:
+                for at in range(len(manifest.layers)):
+                    if assembly.lacks_tree(at):
+                        unpack_blob(store, assembly, at)
+                assembly.conclude()
+        except (ImageError, NotFound):
+            continue  # not all of its content is there and whole
+        found.append(manifest.digest)
+    return tuple(found)
+
+
+def _whole_images(store: Store) -> Iterator[tuple[Manifest, ImageConfig]]:
+    directory = os.path.join(store.blobs, "sha256")
+    for name in sorted(os.listdir(directory)):
+        if os.stat(os.path.join(directory, name), follow_symlinks=False).st_size > MANIFEST_MOST:
+            continue
+        try:
+            manifest = store.manifest(Digest(f"sha256:{name}"))
+            config = store.config(manifest.config.digest)
+        except (ImageError, NotFound, OSError):
+            continue  # a layer, a configuration, or damaged
+        yield manifest, config
