@@ -36,7 +36,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
             container.exec(script, shell=True, check=True)
             made = container.commit(config=config)
     assert len(made.layers) == LAYERS
-    return made
+    return made.tag("pyc/twenty:made")
 
 
 @pytest.fixture(scope="module", params=["plain", "tls"])
@@ -208,7 +208,9 @@ def test_docker_pulls_loads_and_saves(image: Image, access: Served, elsewhere: E
         assert loaded.name == name
         assert loaded.config.diff_ids == image.config.diff_ids
         peers.run(*docker, "rmi", "-f", name)
-        image.tag("pyc/for-docker:1").save(f"{short}/ours.tar", "docker")
+        named = image.tag("pyc/for-docker:1")
+        named.save(f"{short}/ours.tar", "docker")
+        named.remove()
         assert "pyc/for-docker:1" in peers.run(*docker, "load", "-i", f"{short}/ours.tar")
         shown = json.loads(peers.run(*docker, "image", "inspect", "pyc/for-docker:1"))
         assert shown[0]["RootFS"]["Layers"] == list(image.config.diff_ids)
@@ -229,7 +231,9 @@ def test_podman_pulls_loads_and_saves(
     assert loaded.config.diff_ids == image.config.diff_ids
     with Container(loaded, engine=elsewhere) as container:
         assert container.exec(["cat", "/said"]).stdout == SAID
-    image.tag("localhost/pyc/for-podman:1").save(tmp_path / "ours.tar")
+    named = image.tag("localhost/pyc/for-podman:1")
+    named.save(tmp_path / "ours.tar")
+    named.remove()
     peers.run(*podman, "load", "-q", "-i", tmp_path / "ours.tar")
     shown = json.loads(peers.run(*podman, "image", "inspect", "localhost/pyc/for-podman:1"))
     assert shown[0]["RootFS"]["Layers"] == list(image.config.diff_ids)
