@@ -185,6 +185,9 @@ def _marks() -> dict[str, bytes]:
             (b"SCHILY.xattr.trusted.overlay.opaque", b"y"),
         )
         + member(b"program", b"x", mode=0o755),
+        "no-capability": extended((b"SCHILY.xattr.security.capability", b""))
+        + member(b"program")
+        + directory(b"d"),
         "acl": extended((b"SCHILY.xattr.system.posix_acl_default", _ACL))
         + directory(b"d")
         + member(b"d/x", b"x"),
