@@ -63,7 +63,7 @@ read_all_ways (const u8 *data, usize size, u32 chosen)
 
 /* What was packed is an archive of the same entries, and unpacks to what packs the same. */
 static void
-go_round (int top, u32 flags, u32 pack_flags)
+go_round (int top, u32 flags, u32 pack_flags, u32 looks_implied)
 {
   struct pc_unpack_report packed, unpacked;
 
@@ -79,6 +79,7 @@ go_round (int top, u32 flags, u32 pack_flags)
   kernel_stream (first, size, 0);
   struct reading reading = read_layer (2);
   REQUIRE (reading.result == 0 && reading.entries == packed.entries);
+  REQUIRE (looks_implied || !reading.looks_implied);
   if (packed.entries > MAX_ENTRIES)
     return;
   int again = room_fresh (&room, "again");
@@ -90,6 +91,10 @@ go_round (int top, u32 flags, u32 pack_flags)
   REQUIRE (kernel_output_size == size && memcmp (kernel_output, first, size) == 0);
   if (pack_flags & PC_PACK_WHITEOUTS)
     compare_trees (top, again);
+  REQUIRE (pack_layer (again, pack_flags | PC_PACK_HEADERS | PC_PACK_ONE_MOUNT, &packed) == 0);
+  kernel_stream (kernel_output, kernel_output_size, 0);
+  struct reading headers = read_layer (2);
+  REQUIRE (headers.result == 0 && headers.entries == reading.entries && headers.bytes == 0);
   fuzz_counts.accepted[KIND_PACKED]++;
   close (again);
   REQUIRE (pc_remove_tree (room.work, "again") == 0);
@@ -99,7 +104,7 @@ static void
 unpack_and_pack (const u8 *data, usize size, u32 chosen, const struct reading *reading)
 {
   struct pc_unpack_report report;
-  u32 flags = geteuid () == 0 ? chosen >> 8 & (PC_UNPACK_OWNERS | PC_UNPACK_DEVICES) : 0;
+  u32 flags = geteuid () == 0 ? chosen >> 8 & (PC_UNPACK_OWNERS | PC_UNPACK_DEVICES | PC_UNPACK_READABLE) : 0;
   int top = room_fresh (&room, "layer");
 
   kernel_stream (data, size, chosen & 0x400 ? chosen % 700 + 1 : 0);
@@ -111,7 +116,7 @@ unpack_and_pack (const u8 *data, usize size, u32 chosen, const struct reading *r
     {
       fuzz_counts.accepted[KIND_UNPACKED]++;
       if (reading->bytes <= MAX_BYTES)
-        go_round (top, flags, chosen & 0x10000 ? PC_PACK_WHITEOUTS : 0);
+        go_round (top, flags, chosen & 0x10000 ? PC_PACK_WHITEOUTS : 0, reading->looks_implied);
     }
   close (top);
   REQUIRE (pc_remove_tree (room.work, "layer") == 0);

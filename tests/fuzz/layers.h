@@ -44,6 +44,9 @@ int room_fresh (const struct room *room, const char *name);
 /* Everything but room->work is as it was made, and that holds this many directories. */
 void room_check (const struct room *room, u32 directories);
 
+/* layers_finish.c: close what pc_unpack_finish keeps. */
+void finish_forget (void);
+
 /* layers_compare.c */
 void compare_trees (int a, int b);
 
@@ -53,6 +56,7 @@ struct reading
   u64 entries;
   u64 bytes; /* of all files as they are, holes included */
   u64 hash;
+  u32 looks_implied; /* an entry has the mode that marks a directory without one */
   int result;
 };
 /* Read the stream with the reader alone; as much of each file's data as `part` of 2. */

@@ -18,6 +18,7 @@ pack_layer (int top, u32 flags, struct pc_unpack_report *result)
   pack.names.memory = names;
   pack.links.memory = links;
   pack.links.used = 8;
+  pack.left_out = "";
   pack.flags = flags | PC_PACK_CLAMP;
   pack.clamp = CLAMP;
   pack.attribute_values = pc_reserve (PC_HEADER_ATTRIBUTES);

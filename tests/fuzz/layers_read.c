@@ -1,6 +1,6 @@
 /* The reader alone: every entry, every attribute, every byte, and what must hold of them. */
 #include "layers.h"
-#include "tar.h"
+#include "unpack.h"
 
 #include <string.h>
 
@@ -114,6 +114,7 @@ read_layer (u32 part)
     {
       reading.entries++;
       reading.bytes += entry.size;
+      reading.looks_implied |= (entry.mode & 05777) == PC_IMPLIED_MODE;
       check_entry (&entry);
       more = read_data (&tar, entry.stored / 2 * part, part == 2 && entry.stored % 2 == 0);
       if (more < 0)

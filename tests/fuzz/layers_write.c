@@ -20,12 +20,15 @@ write_layer (int top, const int *lowers, u32 lower_count, u32 flags, struct pc_u
   unpack.flags = flags;
   unpack.max_bytes = MAX_BYTES;
   unpack.max_entries = MAX_ENTRIES;
+  finish_forget ();
   int error = unpack_stream (STREAM_FD);
   if (error == 0)
     error = pc_unpack_finish (&unpack, lowers, lower_count);
   pc_tree_forget (&unpack);
+  finish_forget ();
   *result = unpack.report;
   REQUIRE (result->entries <= MAX_ENTRIES + 1);
+  REQUIRE (error != 0 || result->entries + result->implied <= MAX_ENTRIES);
   REQUIRE (error == 0 || (int) result->problem == -error);
   REQUIRE (error != 0 || (result->entries <= MAX_ENTRIES && result->bytes <= MAX_BYTES));
   return error;

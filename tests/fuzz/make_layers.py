@@ -154,6 +154,12 @@ def _links() -> dict[str, bytes]:
         "out-by-link": header(b"o", b"2", link=b"../../canary") + member(b"o/file", b"x"),
         "out-by-root": header(b"o", b"2", link=b"/proc/self/cwd") + member(b"o/canary/file", b"x"),
         "replaced": directory(b"r") + member(b"r/x", b"x") + member(b"r", b"y") + directory(b"r"),
+        "link-replaced": header(b"o", b"2", link=b"..") + member(b"o/p/q/file", b"x") + member(b"o", b"y"),
+        "link-replaced-by-link": directory(b"o/d/e")
+        + member(b"o/d/e/f/file")
+        + header(b"o/d", b"2", link=b"../m/")
+        + directory(b"m/e")
+        + directory(b"o/d/e/g"),
         "loop": header(b"p", b"2", link=b"q") + header(b"q", b"2", link=b"p") + member(b"p/x", b""),
     }
 
@@ -179,6 +185,9 @@ def _marks() -> dict[str, bytes]:
             (b"SCHILY.xattr.trusted.overlay.opaque", b"y"),
         )
         + member(b"program", b"x", mode=0o755),
+        "no-capability": extended((b"SCHILY.xattr.security.capability", b""))
+        + member(b"program")
+        + directory(b"d"),
         "acl": extended((b"SCHILY.xattr.system.posix_acl_default", _ACL))
         + directory(b"d")
         + member(b"d/x", b"x"),
@@ -201,6 +210,9 @@ def _refused() -> dict[str, bytes]:
         "bad-long-name": member(b"././@LongLink", b"n" * 4097, b"L") + member(b"file"),
         "bad-name": directory(b"d") + member(b"d/../../canary/fresh", b"x"),
         "bad-link": member(b"d/x") + header(b"y", b"1", link=b"../canary/file"),
+        "bad-parts": extended((b"path", b"d/" * 256 + b"x")) + member(b"file"),
+        "bad-global": extended((b"path", b"x")) + extended((b"comment", b"c"), kind=b"g") + member(b"file"),
+        "bad-after-end": member(b"file") + bytes(BLOCK) + member(b"hidden"),
         "bad-sum": member(b"file", patches={0: b"x"})[:148] + b"0000000\0" + b"\0" * 356,
     }
 
@@ -210,6 +222,7 @@ def archives() -> dict[str, bytes]:
     every = {**_sparse(), **_names(), **_links(), **_marks(), **_refused()}
     ended = {name: data + _END for name, data in every.items()}
     ended["plain"] = directory(b"etc/") + member(b"etc/hosts", b"127.0.0.1 localhost\n") + _END
+    ended["ended-once"] = member(b"file") + bytes(BLOCK)
     ended["unended"] = member(b"file", b"x" * 2000)
     ended["cut"] = member(b"file", b"x" * 2000)[:1500]
     return ended

@@ -127,7 +127,7 @@ def _layers(into: Path) -> Iterator[tuple[Path, list[str]]]:
     for path in sorted(HERE.glob("layers*.c")):
         yield path, include
     for path in sorted((copy / "unpack").glob("*.c")):
-        if path.name not in ("unpack.c", "pack.c", "confine.c"):  # the first two are in layers_*.c
+        if path.name not in ("unpack.c", "finish.c", "pack.c", "confine.c"):  # layers_*.c
             yield path, include
     yield copy / "launcher" / "remove.c", include
     yield copy / "shared" / "wire.c", [*include, *_OWN_MEMORY]

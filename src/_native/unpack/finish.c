@@ -240,7 +240,7 @@ open_noted (const struct pc_unpack *unpack, char *path, int *parent, const char 
   *last = path[0] == '\0' ? "." : path + cut;
   if (cut > 0)
     path[cut - 1] = '\0';
-  *parent = pc_tree_open (unpack->top, cut > 0 ? path : ".");
+  *parent = pc_tree_open_plain (unpack->top, cut > 0 ? path : ".");
   if (cut > 0)
     path[cut - 1] = '/';
   if (*parent < 0)

@@ -90,8 +90,9 @@ read_attribute (int fd, const char *key, usize *used)
   usize room = PC_HEADER_ATTRIBUTES - *used;
   word got = raw4 (__NR_fgetxattr, fd, key, value, room);
 
+  /* EINVAL: capabilities of no bytes, which any guest can set and nobody can read. */
   if (got < 0)
-    return got == -ENODATA || got == -EOPNOTSUPP ? 0 : (int) got;
+    return got == -ENODATA || got == -EOPNOTSUPP || got == -EINVAL ? 0 : (int) got;
   *out = (struct pc_attribute){ key, value, (usize) got };
   if (pc_streq (key, "security.capability"))
     plain_capability (out);

@@ -26,12 +26,12 @@ pc_tree_forget (struct pc_unpack *unpack)
   unpack->parent = -1;
 }
 
-int
-pc_tree_open (int top, const char *path)
+static int
+open_by (int top, const char *path, u64 resolve)
 {
   struct open_how how = {
     .flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
-    .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+    .resolve = RESOLVE_IN_ROOT | resolve,
   };
   word fd;
   u32 tries = 0;
@@ -40,6 +40,18 @@ pc_tree_open (int top, const char *path)
     fd = sys_openat2 (top, path, &how);
   while (fd == -EAGAIN && ++tries < 100);
   return (int) fd;
+}
+
+int
+pc_tree_open (int top, const char *path)
+{
+  return open_by (top, path, RESOLVE_NO_MAGICLINKS);
+}
+
+int
+pc_tree_open_plain (int top, const char *path)
+{
+  return open_by (top, path, RESOLVE_NO_SYMLINKS);
 }
 
 int
@@ -137,8 +149,6 @@ make_way (struct pc_unpack *unpack, char *path)
       const char *name = path + cut;
       int flags = O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
       int fd = (int) sys_openat (above, name, flags, 0);
-      if (fd == -ENOTDIR || fd == -ELOOP)
-        fd = pc_tree_open (unpack->top, path); /* a link, which leads on inside */
       if (fd < 0)
         {
           word error = make_implied (unpack, above, path, name);
@@ -152,6 +162,51 @@ make_way (struct pc_unpack *unpack, char *path)
       cut = at + 1;
     }
   return above < 0 ? pc_unpack_failed (unpack, PC_UNPACK_PARENT, above) : 0;
+}
+
+/* unpack->path from its directory's and its last part. */
+static int
+join (struct pc_unpack *unpack, const char **last)
+{
+  static char part[PC_TAR_NAME_MOST];
+  usize size = pc_strlen (*last) + 1;
+  usize n = unpack->parent_size;
+
+  memcpy (part, *last, size);
+  if (n + 1 + size > sizeof unpack->path)
+    return pc_unpack_failed (unpack, PC_UNPACK_NAME, 0);
+  memcpy (unpack->path, unpack->parent_path, n);
+  if (n > 0)
+    unpack->path[n++] = '/';
+  memcpy (unpack->path + n, part, size);
+  *last = unpack->path + n;
+  return 0;
+}
+
+/* The directory at unpack->asked, made if need be. */
+static int
+open_parent (struct pc_unpack *unpack)
+{
+  char *path = unpack->parent_path;
+
+  memcpy (path, unpack->asked, unpack->asked_size + 1);
+  unpack->parent_size = unpack->asked_size;
+  int fd = unpack->parent_size == 0 ? unpack->top : pc_tree_open_plain (unpack->top, path);
+  if (fd == -ELOOP)
+    {
+      int error = pc_tree_resolve (unpack->top, path, &unpack->parent_size);
+      if (error < 0)
+        return pc_unpack_failed (unpack, PC_UNPACK_PARENT, error);
+      fd = unpack->parent_size == 0 ? unpack->top : pc_tree_open_plain (unpack->top, path);
+    }
+  if (fd == -ENOENT || fd == -ENOTDIR)
+    {
+      int error = make_way (unpack, path);
+      if (error < 0)
+        return error;
+      fd = pc_tree_open_plain (unpack->top, path);
+    }
+  return fd < 0 ? pc_unpack_failed (unpack, PC_UNPACK_PARENT, fd) : fd;
 }
 
 int
@@ -170,29 +225,22 @@ pc_tree_enter (struct pc_unpack *unpack, const char *name, const char **last)
   for (usize at = 0; at < cut; at++)
     if ((at == 0 || path[at - 1] == '/') && is_marker (path + at))
       return pc_unpack_failed (unpack, PC_UNPACK_WHITEOUT, 0);
-  if (unpack->parent >= 0 && unpack->parent_size == parent && memcmp (unpack->parent_path, path, parent) == 0)
-    return 0;
+  if (unpack->parent >= 0 && unpack->asked_size == parent && memcmp (unpack->asked, path, parent) == 0)
+    return join (unpack, last);
   pc_tree_forget (unpack);
-  memcpy (unpack->parent_path, path, parent);
-  unpack->parent_path[parent] = '\0';
-  unpack->parent_size = parent;
-  int fd = parent == 0 ? unpack->top : pc_tree_open (unpack->top, unpack->parent_path);
-  if (fd == -ENOENT || fd == -ENOTDIR)
-    {
-      error = make_way (unpack, unpack->parent_path);
-      if (error < 0)
-        return error;
-      fd = pc_tree_open (unpack->top, unpack->parent_path);
-    }
+  memcpy (unpack->asked, path, parent);
+  unpack->asked[parent] = '\0';
+  unpack->asked_size = parent;
+  int fd = open_parent (unpack);
   if (fd < 0)
-    return pc_unpack_failed (unpack, PC_UNPACK_PARENT, fd);
+    return fd;
+  unpack->parent = fd;
   struct pc_stat found = { 0 };
   word found_error = pc_tree_stat (fd, "", &found);
   if (found_error < 0)
     return pc_unpack_failed (unpack, PC_UNPACK_PARENT, found_error);
-  unpack->parent = fd;
   unpack->parent_shares = (found.mode & S_ISGID) != 0;
-  return 0;
+  return join (unpack, last);
 }
 
 int

@@ -32,7 +32,9 @@ struct pc_unpack
   int parent;
   int parent_shares; /* it hands its group on */
   usize parent_size;
-  char parent_path[PC_TAR_NAME_MOST];
+  char parent_path[PC_TAR_NAME_MOST]; /* no link lies on it */
+  usize asked_size;
+  char asked[PC_TAR_NAME_MOST]; /* the same as the archive has it */
   char path[PC_TAR_NAME_MOST];
   u32 root_seen;
   u8 *notes;
@@ -57,13 +59,17 @@ struct pc_stat
 /* Remember what went wrong: returns the negated problem. */
 int pc_unpack_failed (struct pc_unpack *unpack, u32 problem, word error);
 
-/* Clean the name into unpack->path and open the directory that it goes to; *last is its last part, "" for the
-   root itself. */
+/* Make the name a path without links, in unpack->path, and open the directory that it goes to; *last is its last
+   part, "" for the root itself. */
 int pc_tree_enter (struct pc_unpack *unpack, const char *name, const char **last);
 /* Forget the directory kept open: it may not be where its name leads any more. */
 void pc_tree_forget (struct pc_unpack *unpack);
 /* An O_PATH fd of a directory below top, links followed inside of it; or a negative errno. */
 int pc_tree_open (int top, const char *path);
+/* The same where no link lies on the path: -ELOOP where one does. */
+int pc_tree_open_plain (int top, const char *path);
+/* Replace what links stand for: path has room for PC_TAR_NAME_MOST bytes.  0 or a negative errno. */
+int pc_tree_resolve (int top, char *path, usize *path_size);
 int pc_tree_stat (int dir, const char *name, struct pc_stat *out);
 /* Make way for something new at name. */
 int pc_tree_clear (int dir, const char *name);
