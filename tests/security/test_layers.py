@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pycontain import Engine, Image, ImageError
-from tests.security import layer_attacks
+from tests.security import layer_attacks, weak
 from tests.security.conftest import Canary
 from tests.support.images import device, directory, file, hard, oci_layout, symlink, tar
 
@@ -25,6 +25,14 @@ def _bring(engine: Engine, top: Path, *layers: bytes) -> Image:
 def test_nothing_outside_is_touched(case: str, shop: Engine, tmp_path: Path) -> None:
     assert layer_attacks.of(case)
     assert layer_attacks.wrong(shop, tmp_path, case) == {}
+
+
+# P03 cannot be seen so: layers are directories of their own, and a link of one leads nowhere for the next.
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.control(case)) for case in CASES if case != "P03"]
+)
+def test_a_build_without_walls_would_be_seen(case: str) -> None:
+    assert weak.run("unpacker", "tests.security.layer_attacks:hurt", case)
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.control(case)) for case in CASES[:5]])

@@ -26,7 +26,7 @@
   X (DEVICE, "the device 0/0 is overlayfs's own mark")                                            \
   X (TARGET, "a hard link's target is not in the same layer, or is a directory")                  \
   X (PARENT, "an entry lies below something that is no directory")                                \
-  X (BELOW, "an entry without its directory lies below a link of a lower layer")                  \
+  X (BELOW, "an entry without its directory lies below a link or file of a lower layer")          \
   X (CREATE, "cannot create")                                                                     \
   X (REPLACE, "cannot replace")                                                                   \
   X (WRITE, "cannot write")                                                                       \

@@ -25,8 +25,8 @@
 static const u16 calls[] = {
   __NR_read,     __NR_write,     __NR_close,     __NR_openat,   __NR_openat2,  __NR_mknodat,   __NR_mkdirat,
   __NR_symlinkat, __NR_linkat,   __NR_unlinkat,  __NR_renameat2, __NR_fchmod,  __NR_fchmodat,  __NR_fchownat,
-  __NR_utimensat, __NR_fsetxattr, __NR_lsetxattr, __NR_fgetxattr, __NR_flistxattr, __NR_statx, __NR_getdents64,
-  __NR_lseek,    __NR_ftruncate, __NR_mmap,      __NR_mremap,   __NR_munmap,   __NR_sendmsg,   __NR_recvmsg,
+  __NR_utimensat, __NR_fsetxattr, __NR_lsetxattr, __NR_fgetxattr, __NR_flistxattr, __NR_fremovexattr, __NR_statx,
+  __NR_getdents64, __NR_lseek,    __NR_ftruncate, __NR_mmap,      __NR_mremap,   __NR_munmap,   __NR_sendmsg,   __NR_recvmsg,
   __NR_fchdir,   __NR_exit_group, __NR_readlinkat,
 };
 

@@ -168,6 +168,24 @@ make_file (struct pc_unpack *unpack, struct pc_tar *tar, const struct pc_tar_ent
   return done < 0 ? done : dress (unpack, tar, entry, fd, name, special != 0);
 }
 
+/* What an earlier entry of the same name said of attributes does not hold any more. */
+static word
+forget_attributes (int parent, const char *name)
+{
+  static char names[65536];
+  cleanup_fd int fd = (int) sys_openat (parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+  word size = fd < 0 ? fd : raw3 (__NR_flistxattr, fd, names, sizeof names);
+
+  for (word at = 0; at < size; at += (word) pc_strlen (names + at) + 1)
+    if (pc_attribute_is_content (names + at))
+      {
+        word error = raw2 (__NR_fremovexattr, fd, names + at);
+        if (error < 0)
+          return error;
+      }
+  return size < 0 && size != -EOPNOTSUPP ? size : 0;
+}
+
 static int
 make_directory (struct pc_unpack *unpack, const struct pc_tar *tar, const struct pc_tar_entry *entry,
                 const char *name)
@@ -187,6 +205,8 @@ make_directory (struct pc_unpack *unpack, const struct pc_tar *tar, const struct
     }
   if (error < 0 && error != -EEXIST)
     return failed (unpack, PC_UNPACK_CREATE, error);
+  if (error == -EEXIST && (error = forget_attributes (unpack->parent, name)) < 0)
+    return failed (unpack, PC_UNPACK_ATTRIBUTE, error);
   if (hides)
     {
       error = pc_tree_mark_opaque (unpack, unpack->parent, name, unpack->path);

@@ -12,7 +12,7 @@ struct walk
   int dir;    /* what was found, -ENOENT, or another negative errno */
   int hidden; /* nothing further below can show through */
   int hidden_above; /* by one of the directories on the way */
-  int link;   /* a symbolic link lies on the way */
+  int other;  /* a file or a link lies on the way */
 };
 
 /* Where the layers were left: what is noted comes in order, mostly one step below the one before.  A walk from
@@ -53,6 +53,7 @@ walk_step (struct walk *walk, const char *part)
 {
   struct pc_stat found = { 0 };
 
+  walk->hidden_above = walk->hidden;
   if (walk->dir < 0)
     return;
   int error = pc_tree_stat (walk->dir, part, &found);
@@ -61,7 +62,7 @@ walk_step (struct walk *walk, const char *part)
       walk_end (walk, error);
       return;
     }
-  walk->link = (found.mode & S_IFMT) == S_IFLNK;
+  walk->other = (found.mode & S_IFMT) != S_IFDIR && !found.is_whiteout;
   if ((found.mode & S_IFMT) != S_IFDIR)
     {
       walk->hidden = 1;
@@ -70,7 +71,6 @@ walk_step (struct walk *walk, const char *part)
     }
   int next = (int) sys_openat (walk->dir, part, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
   walk_end (walk, next);
-  walk->hidden_above = walk->hidden;
   walk->hidden |= next >= 0 && is_opaque (next);
 }
 
@@ -108,10 +108,11 @@ move_cursor (const struct pc_unpack *unpack, const int *lowers, u32 count, const
   char part[256];
   usize had = pc_strlen (cursor.path);
   const char *rest = path;
-  int below = cursor.ready && pc_starts_with (path, cursor.path) && (had == 0 || path[had] == '/');
+  int below = cursor.ready && pc_starts_with (path, cursor.path)
+              && (had == 0 || path[had] == '/' || path[had] == '\0');
 
   if (below)
-    rest = path + had + (had > 0);
+    rest = path + had + (had > 0 && path[had] == '/');
   for (u32 i = 0; !below && i <= count; i++)
     {
       if (cursor.ready)
@@ -128,7 +129,7 @@ move_cursor (const struct pc_unpack *unpack, const int *lowers, u32 count, const
   cursor.ready = 1;
 }
 
-/* The directory that shows through at a path: its fd, of the cursor, -ENOENT, or -ELOOP where a link shows. */
+/* The directory that shows through at a path: its fd, of the cursor, -ENOENT, or -ELOOP where something else shows. */
 static int
 find_below (const struct pc_unpack *unpack, const int *lowers, u32 count, const char *path)
 {
@@ -139,7 +140,7 @@ find_below (const struct pc_unpack *unpack, const int *lowers, u32 count, const 
       const struct walk *walk = &cursor.walks[i];
       if (walk->dir >= 0)
         return walk->dir;
-      if (walk->link)
+      if (walk->other)
         return -ELOOP;
       if (walk->dir != -ENOENT)
         return walk->dir;
@@ -248,17 +249,51 @@ open_noted (const struct pc_unpack *unpack, char *path, int *parent, const char 
   return (int) sys_openat (*parent, *last, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
 }
 
+/* overlayfs shows whiteouts, as names of nothing, in directories that it has from one layer alone. */
+static int
+settle_whiteout (const struct pc_unpack *unpack, const int *lowers, u32 count, char *path)
+{
+  struct pc_stat found = { 0 };
+  usize cut = pc_strlen (path);
+  while (cut > 0 && path[cut - 1] != '/')
+    cut--;
+  if (cut > 0)
+    path[cut - 1] = '\0';
+  move_cursor (unpack, lowers, count, cut > 0 ? path : "");
+  const struct walk *own = &cursor.walks[0];
+  int hidden = own->hidden;
+  int error = own->dir < 0 ? -ENOENT : pc_tree_stat (own->dir, path + cut, &found);
+  if (error < 0 || !found.is_whiteout)
+    return 0; /* replaced by a later entry, or where a link of this layer leads */
+  for (u32 i = 1; i <= count && !hidden; i++)
+    {
+      if (cursor.walks[i].dir >= 0)
+        return 0;
+      hidden = cursor.walks[i].hidden;
+    }
+  return (int) raw3 (__NR_unlinkat, own->dir, path + cut, 0);
+}
+
 static int
 settle (struct pc_unpack *unpack, const int *lowers, u32 count, struct pc_noted *noted)
 {
   char *path = (char *) (noted + 1);
   const char *last = "";
   struct pc_stat found = { 0 };
+
+  if (noted->kind == PC_NOTED_WHITEOUT)
+    {
+      int error = settle_whiteout (unpack, lowers, count, path);
+      return error < 0 ? pc_unpack_failed (unpack, PC_UNPACK_WHITEOUT, error) : 0;
+    }
   cleanup_fd int parent = -1;
   cleanup_fd int dir = open_noted (unpack, path, &parent, &last);
-
   if (dir < 0 || pc_tree_stat (dir, "", &found) < 0)
-    return 0; /* replaced by a later entry */
+    {
+      /* Replaced by a later entry; what it had held may have been meant for where a lower layer's link leads. */
+      int strays = noted->kind == PC_NOTED_IMPLIED && find_below (unpack, lowers, count, path) == -ELOOP;
+      return strays ? pc_unpack_failed (unpack, PC_UNPACK_BELOW, 0) : 0;
+    }
   if (noted->kind == PC_NOTED_OPAQUE)
     return spell_out (unpack, lowers, count, dir, path);
   if ((found.mode & 07777 & ~(u32) S_ISGID) != PC_IMPLIED_MODE)

@@ -126,10 +126,11 @@ make_implied (struct pc_unpack *unpack, int above, const char *path, const char 
   else if (error == 0)
     error = -ENOTDIR;
   if (error == 0 || error == -ENOENT)
-    error = sys_mkdirat (above, name, PC_IMPLIED_MODE);
+    error = sys_mkdirat (above, name, hides ? 0755 : PC_IMPLIED_MODE);
   if (error == 0 && hides)
     error = pc_tree_mark_opaque (unpack, above, name, path);
-  return error < 0 ? error : pc_tree_note (unpack, path, 0, 0, PC_NOTED_IMPLIED);
+  /* What stands for a directory that this layer removed takes nothing after it. */
+  return error < 0 ? error : pc_tree_note (unpack, path, 0, 0, hides ? PC_NOTED_NAMED : PC_NOTED_IMPLIED);
 }
 
 /* Make what is missing on the way to a directory, one part after the other, each from the one above it: from
@@ -274,7 +275,15 @@ pc_tree_mark_opaque (struct pc_unpack *unpack, int dir, const char *name, const 
 int
 pc_tree_whiteout (struct pc_unpack *unpack, int dir, const char *name)
 {
+  static char path[PC_TAR_NAME_MOST + 8];
+  usize n = unpack->parent_size;
+  memcpy (path, unpack->parent_path, n);
+  if (n > 0)
+    path[n++] = '/';
+  memcpy (path + n, name, pc_strlen (name) + 1);
   word error = raw4 (__NR_mknodat, dir, name, S_IFCHR, 0);
+  if (error == 0)
+    return pc_tree_note (unpack, path, 0, 0, PC_NOTED_WHITEOUT);
   if (error != -EEXIST)
     return (int) error;
   /* What this layer has is not hidden by its own whiteout, but what lies below a directory of it is. */
@@ -282,12 +291,6 @@ pc_tree_whiteout (struct pc_unpack *unpack, int dir, const char *name)
   error = pc_tree_stat (dir, name, &found);
   if (error < 0 || (found.mode & S_IFMT) != S_IFDIR)
     return (int) error;
-  static char path[PC_TAR_NAME_MOST + 8];
-  usize n = unpack->parent_size;
-  memcpy (path, unpack->parent_path, n);
-  if (n > 0)
-    path[n++] = '/';
-  memcpy (path + n, name, pc_strlen (name) + 1);
   return pc_tree_mark_opaque (unpack, dir, name, path);
 }
 

@@ -19,6 +19,7 @@ enum pc_noted_kind
   PC_NOTED_NAMED,
   PC_NOTED_IMPLIED,
   PC_NOTED_OPAQUE,
+  PC_NOTED_WHITEOUT,
 };
 
 struct pc_unpack

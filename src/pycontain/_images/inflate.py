@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import functools
 import lzma
 import zlib
 from collections.abc import Iterator
@@ -79,7 +80,9 @@ def _fast_zlib() -> Any:
     return isal_zlib
 
 
+@functools.cache
 def _zstd() -> Any:
+    """Looked for once: a stream has up to a million frames, each with a decompressor of its own."""
     try:
         from compression import zstd  # type: ignore[import-not-found, unused-ignore]
     except ImportError:

@@ -1,0 +1,64 @@
+"""What an image is once its layers lie on each other: with us by overlayfs, with others as they unpack it."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Container, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.support import peers
+from tests.support.images import TIME, Entry, Layout
+from tests.support.trees import listing
+
+NAME = "pyc"
+
+
+@contextlib.contextmanager
+def merged(directories: Sequence[str], place: Path) -> Iterator[Path]:
+    """The layers as a container sees them; as root alone."""
+    if len(directories) == 1:
+        yield Path(directories[0])
+        return
+    place.mkdir()
+    options = f"ro,userxattr,lowerdir={':'.join(directories)}"
+    subprocess.run(["mount", "-t", "overlay", "pyc-merged", "-o", options, place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def by_umoci(layout: Path, place: Path) -> Path | None:
+    """The tree that umoci makes of the image `NAME`; None where it refuses."""
+    peers.needs("umoci")
+    command = ["umoci", "unpack", "--image", f"{layout}:{NAME}", str(place)]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=120)
+    return None if done.returncode else place / "rootfs"
+
+
+def named_layout(layers: Sequence[bytes]) -> Layout:
+    """A layout that umoci finds its image in."""
+    layout = Layout()
+    layout.image(layers, name=NAME)
+    return layout
+
+
+def told(top: Path, unsure: Container[str] = ()) -> dict[str, Any]:
+    """A listing without the times that nobody gave: of unnamed directories and of `unsure` ones."""
+    found = {}
+    for name, (mode, owner, time, *rest) in listing(top).items():
+        nobodys = mode.startswith("0o4") and (abs(time - TIME * 10**9) > 10**17 or name in unsure)
+        found[name] = (mode, owner, None if nobodys else time, *rest)
+    return found
+
+
+def above(layers: Sequence[Sequence[Entry]]) -> set[str]:
+    """Directories in which others may be made on the way to an entry: umoci then forgets their times."""
+    found = set()
+    for layer in layers:
+        for entry in layer:
+            parts = str(entry.name).strip("/").split("/")
+            found |= {"/".join(parts[:at]) or "." for at in range(len(parts) - 1)}
+    return found
