@@ -66,6 +66,10 @@ def _lines(running: Running, path: str) -> list[list[str]]:
         text = b""
         while len(text) <= _MOST and (chunk := os.read(fd, _MOST + 1 - len(text))):
             text += chunk
+    except OSError as error:  # a link of the image may lead to anything below its root
+        raise PathError(
+            f"cannot read {path} of the image: {error.strerror}", path=path, errno=error.errno or 0
+        ) from error
     finally:
         os.close(fd)
     if len(text) > _MOST:
