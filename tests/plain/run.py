@@ -6,6 +6,7 @@ removes everything again.  As a plain user the suite has run as that user alread
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import shutil
@@ -102,7 +103,12 @@ def main() -> int:
         return 0
     arguments = sys.argv[1:] or ["tests/kernel", "tests/security", "-q", "-n", "2", "-m", "not soak"]
     worst = 0
-    with tempfile.TemporaryDirectory(prefix="pyc-plain-", dir="/tmp") as directory:
+    # The users have one name each on this machine: whoever came second would remove those of the first.
+    with (
+        open("/tmp/pyc-plain.lock", "a") as lock,
+        tempfile.TemporaryDirectory(prefix="pyc-plain-", dir="/tmp") as directory,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
         top = Path(directory)
         portable_copy(top)
         weak.build_all(top / "weak")
