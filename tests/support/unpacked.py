@@ -25,7 +25,7 @@ def merged(directories: Sequence[str], place: Path) -> Iterator[Path]:
     options = f"ro,userxattr,lowerdir={':'.join(directories)}"
     # In a mount namespace of its own, looked into from here: another test watches the mounts of this one.
     script = 'mount -t overlay pyc-merged -o "$0" "$1" && echo ready && exec cat'
-    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", script, options, place]
+    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", script, options, str(place)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as keeper:
         assert keeper.stdin is not None
         assert keeper.stdout is not None
