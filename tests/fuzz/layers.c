@@ -61,9 +61,9 @@ read_all_ways (const u8 *data, usize size, u32 chosen)
   return whole;
 }
 
-/* What was packed is an archive of the same entries, and unpacks to what packs the same. */
+/* What was packed is an archive of the same entries, and unpacks, over the same layers, to what packs the same. */
 static void
-go_round (int top, u32 flags, u32 pack_flags, u32 looks_implied)
+go_round (int top, u32 lowers, u32 flags, u32 pack_flags, u32 looks_implied)
 {
   struct pc_unpack_report packed, unpacked;
 
@@ -84,7 +84,7 @@ go_round (int top, u32 flags, u32 pack_flags, u32 looks_implied)
     return;
   int again = room_fresh (&room, "again");
   kernel_stream (first, size, 0);
-  REQUIRE (write_layer (again, NULL, 0, flags, &unpacked) == 0);
+  REQUIRE (write_layer (again, room.lowers, lowers, flags, &unpacked) == 0);
   REQUIRE (unpacked.entries == packed.entries && unpacked.implied == 0);
   room_check (&room, 2);
   REQUIRE (pack_layer (again, pack_flags, &packed) == 0);
@@ -104,11 +104,12 @@ static void
 unpack_and_pack (const u8 *data, usize size, u32 chosen, const struct reading *reading)
 {
   struct pc_unpack_report report;
+  u32 lowers = (chosen >> 12) % 3;
   u32 flags = geteuid () == 0 ? chosen >> 8 & (PC_UNPACK_OWNERS | PC_UNPACK_DEVICES | PC_UNPACK_READABLE) : 0;
   int top = room_fresh (&room, "layer");
 
   kernel_stream (data, size, chosen & 0x400 ? chosen % 700 + 1 : 0);
-  int error = write_layer (top, room.lowers, (chosen >> 12) % 3, flags, &report);
+  int error = write_layer (top, room.lowers, lowers, flags, &report);
   if (reading->result != 0)
     REQUIRE (error != 0);
   room_check (&room, 1);
@@ -116,7 +117,7 @@ unpack_and_pack (const u8 *data, usize size, u32 chosen, const struct reading *r
     {
       fuzz_counts.accepted[KIND_UNPACKED]++;
       if (reading->bytes <= MAX_BYTES)
-        go_round (top, flags, chosen & 0x10000 ? PC_PACK_WHITEOUTS : 0, reading->looks_implied);
+        go_round (top, lowers, flags, chosen & 0x10000 ? PC_PACK_WHITEOUTS : 0, reading->looks_implied);
     }
   close (top);
   REQUIRE (pc_remove_tree (room.work, "layer") == 0);

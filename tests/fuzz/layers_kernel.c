@@ -177,6 +177,7 @@ check_call (word nr, word a, word b, word c, word d, word e)
     case __NR_close:
     case __NR_fchdir:
     case __NR_fchmod:
+    case __NR_fremovexattr:
     case __NR_ftruncate:
     case __NR_lseek:
       break;

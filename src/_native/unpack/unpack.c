@@ -41,7 +41,7 @@ count (struct pc_unpack_report *report, const struct pc_tar_entry *entry)
   report->entries++;
   /* What it seems to be: whoever packs or copies a sparse file reads all of it. */
   report->bytes += entry->size > entry->stored ? entry->size : entry->stored;
-  if (report->entries > unpack.max_entries)
+  if (report->entries + report->implied > unpack.max_entries)
     return pc_unpack_failed (&unpack, PC_UNPACK_ENTRIES, 0);
   if (report->bytes > unpack.max_bytes)
     return pc_unpack_failed (&unpack, PC_UNPACK_BYTES, 0);
