@@ -20,6 +20,7 @@ ROOMS = [
     {"_kernel", "_state"},
     {"_cgroups", "_security", "_rootfs", "_registry"},
     {"_images"},
+    {"_volumes"},
     {"_runtime"},
     {"_engine"},
     {"_objects", "lowlevel"},

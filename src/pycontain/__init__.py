@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pycontain._objects.image import Image
     from pycontain._objects.process import Process
     from pycontain._objects.run import run
+    from pycontain._objects.snapshot import Snapshot
+    from pycontain._objects.volume import Volume
     from pycontain._runtime.isolation import Isolation
     from pycontain._runtime.stats import Stats
     from pycontain._runtime.streams import DEVNULL, PIPE, STDOUT
@@ -81,12 +83,14 @@ __all__ = [
     "PushError",
     "PycontainError",
     "Security",
+    "Snapshot",
     "StartError",
     "StateError",
     "Stats",
     "Tmpfs",
     "UnsupportedError",
     "Usage",
+    "Volume",
     "WorkdirError",
     "run",
 ]
@@ -105,6 +109,8 @@ _HOMES = {
     "Image": "_objects.image",
     "Process": "_objects.process",
     "run": "_objects.run",
+    "Snapshot": "_objects.snapshot",
+    "Volume": "_objects.volume",
     "Isolation": "_runtime.isolation",
     "Stats": "_runtime.stats",
     "DEVNULL": "_runtime.streams",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -24,7 +25,7 @@ from pycontain._runtime.collect import Collector, Remains
 from pycontain._security import policy
 from pycontain._state.owner import Claim, Owner, claim_dead
 from pycontain._state.paths import Roots
-from pycontain.errors import Conflict, ImageError, StateError, UnsupportedError
+from pycontain.errors import Conflict, ImageError, StartError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._images.bounds import LayerLimits
@@ -32,10 +33,10 @@ if TYPE_CHECKING:
     from pycontain._images.sweep import Swept
     from pycontain._objects.container import Container
     from pycontain._objects.image import Image
+    from pycontain._objects.volume import Volume
     from pycontain._runtime.compile import Template
     from pycontain._runtime.running import Running
     from pycontain._runtime.spec import ContainerSpec
-    from pycontain.oci import Digest
 
 _RLIMIT_NPROC = "nproc"
 _RLIMIT_DATA = "data"
@@ -90,9 +91,11 @@ class Engine:
         self._host_image: Image | None = None
         self._store: Store | None = None
         self._pins: Pins | None = None
-        self._users: weakref.WeakKeyDictionary[Container, tuple[Digest, ...]] = weakref.WeakKeyDictionary()
+        self._users: weakref.WeakKeyDictionary[Container, tuple[str, ...]] = weakref.WeakKeyDictionary()
         self._held: dict[object, CgroupLimits] = {}
         self.templates: dict[object, Template] = {}
+        self.idmaps_uppers = self.features.privileged
+        """Are upper directories idmapped, so that what guests write has the ids of an image's layers?"""
         collect_dead(self.roots, self.cgroups.layout, self._make_janitor)
 
     def _make_janitor(self) -> Launcher:
@@ -143,17 +146,45 @@ class Engine:
 
     def hold(self, image: Image, container: Container) -> None:
         """No sweep takes the layers of this container's image before it is removed or gone."""
-        if image.manifest is None:
+        chains = image.config.chain_ids if image.manifest is not None else ()
+        if not chains and not image.sealed:
             return
-        store, chains = self.store, image.config.chain_ids
+        store = self.store
         with self._lock:
             if self._pins is None:
                 from pycontain._images.store import Pins
 
                 self._pins = Pins(store, f"engine-{self.owner.name}")
-            if chains not in self._users.values():
+            if not any(held[: len(chains)] == chains for held in self._users.values()):
                 self._pins.add("layer", *chains)
-            self._users[container] = chains
+            if image.sealed:
+                self._pins.add("sealed", *image.sealed)
+            self._users[container] = (*chains, *image.sealed)
+
+    def hold_volumes(self, container: Container) -> None:
+        """Nobody removes its volumes before it is removed or gone.  Raises NotFound."""
+        from pycontain._volumes import records
+
+        records.hold(self.store, container.id, container._volumes)
+        weakref.finalize(container, self._dropped, container.id)
+
+    def _dropped(self, container: str) -> None:
+        if not self.closed:
+            with contextlib.suppress(ImageError, StateError):
+                self.let_go_volumes(container)
+
+    def let_go_volumes(self, container: str) -> None:
+        """The container of this id has no volume any more."""
+        from pycontain._volumes import records
+
+        records.let_go(self.store, container)
+
+    @property
+    def volumes(self) -> list[Volume]:
+        """The volumes of the store, by name."""
+        from pycontain._objects.volume import Volume
+
+        return Volume.list(engine=self)
 
     def fsck(self, *, repair: bool = False) -> list[str]:
         """What is damaged in the store, a line each; nothing to say is a good sign.
@@ -172,8 +203,15 @@ class Engine:
         from pycontain._images.told import told
 
         self.let_go()
+        self.sweep_sealed()
         with told(self.roots.data):
             return sweep(self.store)
+
+    def sweep_sealed(self) -> None:
+        """What no snapshot and no container stands on any more is removed, behind the caller's back."""
+        from pycontain._images import sealed
+
+        sealed.sweep_sealed(self.store, lambda _, name: self.collector.put(Remains(name, None, -1, None)))
 
     def let_go(self) -> None:
         """Images that no container of this engine has any more are no longer held."""
@@ -189,7 +227,8 @@ class Engine:
         """Containers of this engine that are not removed and have this image."""
         with self._lock:
             chains = image.config.chain_ids
-            return [one for one, held in self._users.items() if held == chains and not one._removed]
+            users = [one for one, held in self._users.items() if held[: len(chains)] == chains]
+            return [one for one in users if not one._removed]
 
     def info(self) -> dict[str, object]:
         """What this engine is and stands on."""
@@ -343,6 +382,19 @@ class Engine:
                     raise
                 dropped[name] = None
         return attrs.evolve(limits, **dropped) if dropped else limits
+
+    def learned_from(self, error: StartError) -> bool:
+        """Does the failure only tell that the store's file system cannot be idmapped?  Then try again.
+
+        Upper directories belong to the container's block of ids from now on.
+        """
+        if not self.idmaps_uppers or (error.step, error.errno) != ("upper directory", errno.EINVAL):
+            return False
+        self.idmaps_uppers = False
+        self.ahead.discard()
+        self.ahead.spares.discard()
+        self.templates.clear()
+        return True
 
     def plan_group(self, name: str, block: int | None) -> Group | None:
         """The cgroups of a container, not made yet, or None where this user may make none."""

@@ -72,6 +72,22 @@ pcx_clone_mount (const char *type)
   return result;
 }
 
+/* A detached mount of what is on a block device. */
+int
+pcx_mount_device (const char *type, const char *device)
+{
+  int fs = result_of (syscall (SYS_fsopen, type, FSOPEN_CLOEXEC));
+  if (fs < 0)
+    return fs;
+  int result = result_of (syscall (SYS_fsconfig, fs, FSCONFIG_SET_STRING, "source", device, 0));
+  if (result >= 0)
+    result = result_of (syscall (SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0));
+  if (result >= 0)
+    result = result_of (syscall (SYS_fsmount, fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV));
+  close (fs);
+  return result;
+}
+
 int
 pcx_openat2 (int directory, const char *path, uint64_t flags, uint64_t resolve)
 {

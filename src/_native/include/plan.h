@@ -25,7 +25,8 @@ struct pc_ref
 
 enum pc_op_kind
 {
-  PC_OP_UPPER = 1, /* make and hold the upper and work directories; data: tmpfs options or empty for disk */
+  PC_OP_UPPER = 1, /* make and hold the upper and work directories; data: tmpfs options or empty for disk;
+                      mode: how many the container's directory has had already */
   PC_OP_FILE,      /* write a file into the held upper directory; target, data, mode */
   PC_OP_OVERLAY,   /* mount an overlay of the next `count` sources over the held upper at target */
   PC_OP_MOUNT,     /* attach source at target */
@@ -34,6 +35,7 @@ enum pc_op_kind
   PC_OP_MASK,      /* hide target behind an empty file or directory, if it exists */
   PC_OP_READONLY,  /* make target read-only, if it exists */
   PC_OP_SEAL,      /* make the root mount read-only */
+  PC_OP_MOVE,      /* PC_REQUEST_RESTACK: take along what is mounted at target, if anything is */
   PC_OP_KIND_COUNT
 };
 
@@ -82,7 +84,7 @@ struct pc_plan
   u32 flags;
   u64 namespaces;   /* CLONE_NEW* to create */
   u32 control_fd;   /* fd indexes */
-  u32 exit_fd;      /* told of the end of PID 1, or PC_NO_FD */
+  u32 exit_fd;      /* told of the end of PID 1, or PC_NO_FD; of PC_REQUEST_RESTACK, the pidfd of PID 1 */
   u32 cgroup_fd;    /* v2 directory to be born in, or PC_NO_FD */
   u32 store_fd;     /* detached mount of this container's directory, or PC_NO_FD */
   u32 tasks_fd;     /* first v1 tasks file */

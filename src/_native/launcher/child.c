@@ -16,8 +16,8 @@
 #define CAP(name) (1ull << (name))
 
 
-_Noreturn static void
-die (int control, u32 step, word error, i32 op)
+_Noreturn void
+pc_die (int control, u32 step, word error, i32 op)
 {
   struct pc_record record = {
     .kind = PC_RECORD_FAILED,
@@ -28,15 +28,6 @@ die (int control, u32 step, word error, i32 op)
   (void) pc_send_record (control, &record, -1);
   sys_exit (127);
 }
-
-#define CHECK(step, expression)                                                                    \
-  do                                                                                               \
-    {                                                                                              \
-      word check_error = (expression);                                                             \
-      if (check_error < 0)                                                                         \
-        die (control, step, check_error, -1);                                                      \
-    }                                                                                              \
-  while (0)
 
 static int
 raise_loopback (void)
@@ -79,8 +70,8 @@ private_namespaces (const struct pc_plan *plan, int control)
     CHECK (PC_STEP_NAMESPACES, sys_unshare (rest));
 }
 
-static void
-receive_sources (int control, int sync, struct pc_child_fds *out)
+void
+pc_receive_sources (int control, int sync, struct pc_child_fds *out)
 {
   struct pc_fds fds;
   u32 head[2] = { 0, 0 };
@@ -89,7 +80,7 @@ receive_sources (int control, int sync, struct pc_child_fds *out)
   if (got != (word) sizeof head)
     sys_exit (127); /* the launcher has told why */
   if (fds.truncated)
-    die (control, PC_STEP_SYNC, -EMFILE, -1);
+    pc_die (control, PC_STEP_SYNC, -EMFILE, -1);
   u32 next = 0;
   out->store = head[0] && next < fds.count ? fds.fd[next++] : -1;
   out->dev = head[1] && next < fds.count ? fds.fd[next++] : -1;
@@ -98,14 +89,14 @@ receive_sources (int control, int sync, struct pc_child_fds *out)
     out->sources[i] = fds.fd[next + i];
 }
 
-static void
-become_root_inside (const struct pc_plan *plan, int control)
+void
+pc_become_root_inside (const struct pc_plan *plan, int control)
 {
   if (plan->namespaces & CLONE_NEWUSER)
     {
       word error = raw2 (__NR_setgroups, 0, 0);
       if (error < 0 && !(plan->flags & PC_PLAN_DENY_SETGROUPS))
-        die (control, PC_STEP_IDENTITY, error, -1);
+        pc_die (control, PC_STEP_IDENTITY, error, -1);
       CHECK (PC_STEP_IDENTITY, raw3 (__NR_setresgid, 0, 0, 0));
       CHECK (PC_STEP_IDENTITY, raw3 (__NR_setresuid, 0, 0, 0));
     }
@@ -148,7 +139,7 @@ start_agent (const struct pc_launcher *launcher, const struct pc_security *secur
   struct pc_failure failure = { 0, 0 };
 
   if (pc_limit_capabilities (agent_capabilities (security), 0, &failure) < 0)
-    die (control, failure.step, -failure.error, -1);
+    pc_die (control, failure.step, -failure.error, -1);
   int agent = launcher->agent;
   if (control != PC_AGENT_CONTROL_FD)
     {
@@ -159,7 +150,7 @@ start_agent (const struct pc_launcher *launcher, const struct pc_security *secur
   else
     CHECK (PC_STEP_AGENT, raw3 (__NR_fcntl, control, F_SETFD, 0));
   word error = raw5 (__NR_execveat, agent, "", arguments, environment, AT_EMPTY_PATH);
-  die (PC_AGENT_CONTROL_FD, PC_STEP_AGENT, error, -1);
+  pc_die (PC_AGENT_CONTROL_FD, PC_STEP_AGENT, error, -1);
 }
 
 _Noreturn static void
@@ -173,7 +164,7 @@ start_command (const struct pc_plan *plan, const struct pc_security *security,
 
   /* The last three fds of the plan are the command's streams. */
   if (fds->count < 3)
-    die (control, PC_STEP_STDIO, -EBADF, -1);
+    pc_die (control, PC_STEP_STDIO, -EBADF, -1);
   for (u32 i = 0; i < 3; i++)
     stdio[i] = (int) raw3 (__NR_fcntl, fds->fd[fds->count - 3 + i], F_DUPFD_CLOEXEC, 3);
   CHECK (PC_STEP_STDIO, stdio[0] < 0 ? stdio[0] : stdio[1] < 0 ? stdio[1] : stdio[2]);
@@ -183,7 +174,14 @@ start_command (const struct pc_plan *plan, const struct pc_security *security,
   /* A close-on-exec socket: the caller reads READY, then either a failure or the end of the stream. */
   (void) pc_send_record (control, &ready, -1);
   pc_become_guest (security, command, &failure);
-  die (control, failure.step, -failure.error, -1);
+  pc_die (control, failure.step, -failure.error, -1);
+}
+
+int
+pc_enter (int root)
+{
+  word error = raw1 (__NR_fchdir, root);
+  return error < 0 ? (int) error : (int) raw1 (__NR_chroot, ".");
 }
 
 /* From the plan on: what a child does, spare or not. */
@@ -193,27 +191,28 @@ become_container (const struct pc_launcher *launcher, const struct pc_plan *plan
 {
   const struct pc_security *security = pc_at (plan, plan->security);
   struct pc_failure failure = { 0, 0 };
+  struct pc_root root = { -1, -1, -1 };
   static struct pc_child_fds sources;
   i32 op = -1;
 
   if (plan->hostname.size > 0)
     CHECK (PC_STEP_HOSTNAME,
            raw2 (__NR_sethostname, pc_at (plan, plan->hostname), plan->hostname.size));
-  receive_sources (control, sync, &sources);
-  become_root_inside (plan, control);
+  pc_receive_sources (control, sync, &sources);
+  pc_become_root_inside (plan, control);
   CHECK (PC_STEP_MOUNT, raw5 (__NR_mount, "", "/", 0, MS_REC_ | MS_PRIVATE_, 0));
 
-  int root = pc_build_root (launcher, plan, &sources, &op, &failure);
-  if (root < 0)
-    die (control, failure.step, -failure.error, op);
-  CHECK (PC_STEP_PIVOT, pc_pivot (root));
+  if (pc_build_root (launcher, plan, &sources, &root, &op, &failure) < 0)
+    pc_die (control, failure.step, -failure.error, op);
+  CHECK (PC_STEP_PIVOT, pc_pivot (root.base));
+  CHECK (PC_STEP_PIVOT, pc_enter (root.root));
   raw1 (__NR_umask, 022);
   if (security->flags & PC_SECURITY_KEYRING)
     CHECK (PC_STEP_KEYRING, raw2 (__NR_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0));
   if (security->landlock_abi > 0)
     {
       /* CAP_SYS_ADMIN stands in for no_new_privs, which would outlive this step. */
-      CHECK (PC_STEP_LANDLOCK, pc_apply_landlock (security));
+      CHECK (PC_STEP_LANDLOCK, pc_apply_landlock (security, root.base));
     }
   if (plan->flags & PC_PLAN_COMMAND_IS_INIT)
     start_command (plan, security, fds, control);
@@ -251,6 +250,6 @@ pc_spare_child (const struct pc_launcher *launcher, const struct pc_plan *plan, 
   if (got <= 0)
     sys_exit (0);
   if (received.count != 1 || received.truncated || pc_plan_check (claimed, (usize) got) < 0)
-    die (control, PC_STEP_SPARE, -EINVAL, -1);
+    pc_die (control, PC_STEP_SPARE, -EINVAL, -1);
   become_container (launcher, own, &received, received.fd[0], sync);
 }

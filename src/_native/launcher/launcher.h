@@ -25,6 +25,13 @@ struct pc_launcher
   int old_layers;  /* overlay takes no detached mounts here: attach, then name by path */
 };
 
+struct pc_root
+{
+  int root; /* O_PATH fds, or -1 */
+  int base; /* the mount that the root lies on, which outlives it */
+  int old;  /* the root that is to be replaced */
+};
+
 struct pc_child_fds
 {
   int control;
@@ -48,9 +55,31 @@ _Noreturn void pc_spare_child (const struct pc_launcher *launcher, const struct 
 int pc_run_script (const char *script, usize size, struct pc_fds *fds);
 _Noreturn void pc_child (const struct pc_launcher *launcher, const struct pc_plan *plan,
                          const struct pc_fds *fds, int control, int sync);
-/* Fill the root with what the plan's operations say; returns the root's fd, or -1 and *op, *failure. */
+/* Fill the root with what the plan's operations say; 0 and *root, or -1 and *op, *failure. */
 int pc_build_root (const struct pc_launcher *launcher, const struct pc_plan *plan,
-                   struct pc_child_fds *fds, i32 *op, struct pc_failure *failure);
+                   struct pc_child_fds *fds, struct pc_root *root, i32 *op, struct pc_failure *failure);
+/* Give a container whose agent is alone another root; the reply says whether the child that does it lives. */
+void pc_restack (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds,
+                 i32 pid, struct pc_record *reply);
+/* What a child of a launcher shares with another. */
+_Noreturn void pc_die (int control, u32 step, word error, i32 op);
+void pc_receive_sources (int control, int sync, struct pc_child_fds *out);
+void pc_become_root_inside (const struct pc_plan *plan, int control);
+int pc_send_sources (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds,
+                     word pid, int sync, struct pc_record *reply);
+/* The root stands in its base: another can take its place while whoever is inside goes on. */
+int pc_enter (int root);
+int pc_failed (struct pc_record *reply, u32 step, word error, i32 op);
+
+#define CHECK(step, expression)                                                                    \
+  do                                                                                               \
+    {                                                                                              \
+      word check_error = (expression);                                                             \
+      if (check_error < 0)                                                                         \
+        pc_die (control, step, check_error, -1);                                                   \
+    }                                                                                              \
+  while (0)
+
 /* Remove what stands at name below dir, whatever its depth; 0 or a negative errno. */
 int pc_remove_tree (int dir, const char *name);
 /* Remove the cgroup name below dir and every one in it; 0 or a negative errno. */

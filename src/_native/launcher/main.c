@@ -150,6 +150,22 @@ serve_spawn (struct pc_launcher *launcher, const struct pc_request *request, usi
 }
 
 static void
+serve_restack (struct pc_launcher *launcher, const struct pc_request *request, usize received, struct pc_fds *fds)
+{
+  struct pc_record reply = { .kind = PC_RECORD_FAILED, .step = PC_STEP_PLAN, .error = EINVAL };
+  usize size;
+  const void *plan = payload (request, fds, received, &size);
+
+  if (fds->truncated)
+    reply.error = EMFILE;
+  else if (plan != NULL && pc_plan_check (plan, size) == 0)
+    pc_restack (launcher, plan, fds, request->value, &reply);
+  answer (launcher, &reply, -1);
+  if (plan != NULL && (request->flags & PC_REQUEST_IN_MEMFD))
+    raw2 (__NR_munmap, plan, size);
+}
+
+static void
 serve_prepare (struct pc_launcher *launcher, const struct pc_request *request, usize received,
                struct pc_fds *fds)
 {
@@ -250,6 +266,8 @@ serve (struct pc_launcher *launcher)
         serve_spawn (launcher, request, (usize) received, &fds);
       else if (request->kind == PC_REQUEST_PREPARE)
         serve_prepare (launcher, request, (usize) received, &fds);
+      else if (request->kind == PC_REQUEST_RESTACK)
+        serve_restack (launcher, request, (usize) received, &fds);
       else if (request->kind == PC_REQUEST_REMOVE)
         serve_remove (launcher, request, (usize) received, &fds);
       else if (request->kind == PC_REQUEST_UNPACK || request->kind == PC_REQUEST_PACK)

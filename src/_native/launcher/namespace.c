@@ -150,12 +150,12 @@ make_cover (const char *path)
 static int
 fill_root (int root)
 {
-  static const char directories[][8] = { "proc", "dev", "r", "s", "t", "l", "empty" };
+  static const char directories[][8] = { "proc", "dev", "r", "s", "t", "l", "empty", "base", "base/r" };
   char name[32] = "l/";
 
   for (u32 i = 0; i < COUNT (directories); i++)
     {
-      word error = sys_mkdirat (root, directories[i], i == 6 ? 0555 : 0755);
+      word error = sys_mkdirat (root, directories[i], i >= 6 ? 0555 : 0755);
       if (error < 0)
         return (int) error;
     }
@@ -221,6 +221,8 @@ move_into_small_root (struct pc_launcher *launcher)
     error = make_cover ("/mask");
   if (error == 0)
     error = make_cover ("/empty");
+  if (error == 0)
+    error = make_cover ("/base");
   if (error < 0)
     return (int) error;
   return (int) raw2 (__NR_umount2, "/s", 2);

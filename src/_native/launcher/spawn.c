@@ -11,8 +11,8 @@
 #define SIGKILL_ 9
 #define MS_PRIVATE_ (1 << 18)
 
-static int
-failed (struct pc_record *reply, u32 step, word error, i32 op)
+int
+pc_failed (struct pc_record *reply, u32 step, word error, i32 op)
 {
   reply->kind = PC_RECORD_FAILED;
   reply->step = step;
@@ -102,8 +102,8 @@ set_attributes (int fd, const struct pc_source *source, int user_namespace)
   return (int) error;
 }
 
-static int
-send_sources (const struct pc_launcher *launcher, const struct pc_plan *plan,
+int
+pc_send_sources (const struct pc_launcher *launcher, const struct pc_plan *plan,
               const struct pc_fds *fds, word pid, int sync, struct pc_record *reply)
 {
   struct pc_fds out = { .count = 0 };
@@ -119,22 +119,22 @@ send_sources (const struct pc_launcher *launcher, const struct pc_plan *plan,
   int result = -1;
 
   if (plan->namespaces & CLONE_NEWUSER && user < 0)
-    return failed (reply, PC_STEP_MOUNT_IDMAP, user, -1);
+    return pc_failed (reply, PC_STEP_MOUNT_IDMAP, user, -1);
   if (count > PC_MAX_FDS)
-    return failed (reply, PC_STEP_PLAN, -E2BIG, -1);
+    return pc_failed (reply, PC_STEP_PLAN, -E2BIG, -1);
   if (plan->store_fd != PC_NO_FD || plan->store.path.size > 0)
     {
       struct pc_source store = plan->store;
       store.fd = plan->store_fd;
       int fd = open_source (launcher, plan, &store, fds);
       if (fd < 0)
-        return failed (reply, PC_STEP_UPPER, fd, -1);
+        return pc_failed (reply, PC_STEP_UPPER, fd, -1);
       out.fd[out.count++] = fd;
       head[0] = 1;
-      int error = set_attributes (fd, &store, -1);
+      int error = set_attributes (fd, &store, user);
       if (error < 0)
         {
-          (void) failed (reply, PC_STEP_UPPER, error, -1);
+          (void) pc_failed (reply, PC_STEP_UPPER, error, -1);
           goto out;
         }
     }
@@ -151,20 +151,20 @@ send_sources (const struct pc_launcher *launcher, const struct pc_plan *plan,
       int fd = open_source (launcher, plan, &sources[i], fds);
       if (fd < 0)
         {
-          (void) failed (reply, PC_STEP_SOURCE, fd, (i32) i);
+          (void) pc_failed (reply, PC_STEP_SOURCE, fd, (i32) i);
           goto out;
         }
       out.fd[out.count++] = fd;
       int error = set_attributes (fd, &sources[i], user);
       if (error < 0)
         {
-          (void) failed (reply, PC_STEP_MOUNT_IDMAP, error, (i32) i);
+          (void) pc_failed (reply, PC_STEP_MOUNT_IDMAP, error, (i32) i);
           goto out;
         }
     }
   result = pc_send (sync, head, sizeof head, out.fd, out.count, 0);
   if (result < 0)
-    (void) failed (reply, PC_STEP_SYNC, result, -1);
+    (void) pc_failed (reply, PC_STEP_SYNC, result, -1);
 out:
   pc_close_fds (&out);
   return result;
@@ -266,7 +266,7 @@ give_birth (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_
   born->pidfd = -1;
   word error = raw4 (__NR_socketpair, 1, 5 | 0x80000, 0, sync);
   if (error < 0)
-    return failed (reply, PC_STEP_LAUNCHER, error, -1);
+    return pc_failed (reply, PC_STEP_LAUNCHER, error, -1);
   error = join (plan, fds, own);
   word pid = error < 0 ? error : clone_child (plan, fds, &born->pidfd);
   if (pid == 0)
@@ -281,7 +281,7 @@ give_birth (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_
   if (pid < 0)
     {
       sys_close (sync[0]);
-      return failed (reply, error < 0 ? PC_STEP_JOIN : PC_STEP_CLONE, pid, -1);
+      return pc_failed (reply, error < 0 ? PC_STEP_JOIN : PC_STEP_CLONE, pid, -1);
     }
   born->pid = (i32) pid;
   born->sync = sync[0];
@@ -289,7 +289,7 @@ give_birth (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_
   if (error < 0)
     {
       bury (born);
-      return failed (reply, PC_STEP_IDMAP, error, -1);
+      return pc_failed (reply, PC_STEP_IDMAP, error, -1);
     }
   return 0;
 }
@@ -300,14 +300,14 @@ claim_spare (struct pc_launcher *launcher, const struct pc_plan *plan, const str
              struct pc_born *born, struct pc_record *reply)
 {
   if (launcher->spare.pid == 0)
-    return failed (reply, PC_STEP_SPARE, -ESRCH, -1);
+    return pc_failed (reply, PC_STEP_SPARE, -ESRCH, -1);
   *born = launcher->spare;
   launcher->spare.pid = 0;
   int error = pc_send (born->sync, plan, plan->size, &fds->fd[plan->control_fd], 1, 0);
   if (error < 0)
     {
       bury (born);
-      return failed (reply, PC_STEP_SPARE, error, -1);
+      return pc_failed (reply, PC_STEP_SPARE, error, -1);
     }
   return 0;
 }
@@ -340,12 +340,12 @@ pc_spawn (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fd
   struct pc_born born = { 0, -1, -1 };
 
   if (!fds_present (plan, fds))
-    return failed (reply, PC_STEP_PLAN, -EBADF, -1);
+    return pc_failed (reply, PC_STEP_PLAN, -EBADF, -1);
   int error = plan->flags & PC_PLAN_SPARE ? claim_spare (launcher, plan, fds, &born, reply)
                                           : give_birth (launcher, plan, fds, 0, &born, reply);
   if (error < 0)
     return -1;
-  if (send_sources (launcher, plan, fds, born.pid, born.sync, reply) < 0)
+  if (pc_send_sources (launcher, plan, fds, born.pid, born.sync, reply) < 0)
     {
       bury (&born);
       return -1;

@@ -142,26 +142,26 @@ set_user (const struct pc_exec *exec, struct pc_failure *failure)
 }
 
 int
-pc_apply_landlock (const struct pc_security *security)
+pc_apply_landlock (const struct pc_security *security, int base)
 {
   struct landlock_ruleset ruleset = {
     .handled_fs = security->landlock_fs,
     .scoped = security->landlock_scoped,
   };
   usize size = security->landlock_abi >= 6 ? 24 : security->landlock_abi >= 4 ? 16 : 8;
-  const char *paths[] = { "/", "/dev" };
+  /* The mount below the root, not the root, which may be replaced. */
+  cleanup_fd int dev = (int) sys_openat (AT_FDCWD_, "/dev", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+  const int below[] = { base, dev };
   const u64 rights[] = { security->landlock_root, security->landlock_dev };
 
   cleanup_fd int fd = (int) raw3 (__NR_landlock_create_ruleset, &ruleset, size, 0);
   if (fd < 0)
     return fd;
-  for (u32 i = 0; i < COUNT (paths); i++)
+  if (dev < 0)
+    return dev;
+  for (u32 i = 0; i < COUNT (below); i++)
     {
-      cleanup_fd int parent
-          = (int) sys_openat (AT_FDCWD_, paths[i], O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
-      if (parent < 0)
-        return parent;
-      struct landlock_beneath rule = { .allowed = rights[i], .parent_fd = parent };
+      struct landlock_beneath rule = { .allowed = rights[i], .parent_fd = below[i] };
       word error = raw4 (__NR_landlock_add_rule, fd, 1, &rule, 0);
       if (error < 0)
         return (int) error;

@@ -27,12 +27,15 @@ from attrs import frozen
 from pycontain._images.bounds import LayerLimits
 from pycontain._kernel.native import checked, lib
 from pycontain._state.database import Database
+from pycontain._state.owner import is_alive
 from pycontain._state.paths import Roots, private_directory
 from pycontain.errors import DigestMismatch, ImageError, NotFound, StateError
 from pycontain.oci import Digest, ImageConfig, Manifest, parse_manifest
 from pycontain.oci.document import CONFIG_MOST, MANIFEST_MOST
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from pycontain._kernel.launcher import Launcher
     from pycontain._state.owner import Owner
 
@@ -254,6 +257,12 @@ class Store:
         with self.database.writing() as records:
             records.execute("INSERT OR IGNORE INTO origin VALUES (?, ?, ?)", (blob, registry, repository))
 
+    def forget_dead(self, records: sqlite3.Connection) -> None:
+        """Pins of processes that are gone hold nothing."""
+        for (owner,) in records.execute("SELECT DISTINCT owner FROM pin WHERE owner != ''").fetchall():
+            if owner != self.owner.name and not is_alive(self.roots, owner):
+                records.execute("DELETE FROM pin WHERE owner = ?", (owner,))
+
     # ---- pins ---------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -285,7 +294,7 @@ class Pins:
         self._store = store
         self.session = session
 
-    def add(self, kind: str, *keys: Digest) -> None:
+    def add(self, kind: str, *keys: str) -> None:
         """Pin before looking whether it is there: what is seen then stays."""
         with self._store.database.writing() as records:
             records.executemany(
@@ -293,7 +302,7 @@ class Pins:
                 [(self.session, kind, key, self._store.owner.name) for key in keys],
             )
 
-    def keep_only(self, keys: Collection[Digest]) -> None:
+    def keep_only(self, keys: Collection[str]) -> None:
         """Let go of all others."""
         with self._store.database.writing() as records:
             held = records.execute("SELECT key FROM pin WHERE session = ?", (self.session,)).fetchall()

@@ -10,7 +10,6 @@ from attrs import frozen
 from pycontain._images.layers import discard
 from pycontain._images.store import ALGORITHMS
 from pycontain._state.locks import is_locked, unlink_unlocked
-from pycontain._state.owner import is_alive
 
 if TYPE_CHECKING:
     import sqlite3
@@ -37,7 +36,7 @@ def sweep(store: Store) -> Swept:
     with store.database.writing() as records:
         over = set(store.unreleased)
         records.executemany("DELETE FROM pin WHERE session = ?", [(session,) for session in over])
-        _forget_dead(store, records)
+        store.forget_dead(records)
         named = {row[0] for row in records.execute("SELECT chain FROM part")}
         named |= _pinned(records, "layer")
         sizes = dict(records.execute("SELECT chain, size FROM layer"))
@@ -69,12 +68,6 @@ def sweep(store: Store) -> Swept:
 
 def _pinned(records: sqlite3.Connection, kind: str) -> set[str]:
     return {row[0] for row in records.execute("SELECT key FROM pin WHERE kind = ?", (kind,))}
-
-
-def _forget_dead(store: Store, records: sqlite3.Connection) -> None:
-    for (owner,) in records.execute("SELECT DISTINCT owner FROM pin").fetchall():
-        if owner != store.owner.name and not is_alive(store.roots, owner):
-            records.execute("DELETE FROM pin WHERE owner = ?", (owner,))
 
 
 def _garbage(store: Store, spared: set[str]) -> list[str]:

@@ -91,14 +91,18 @@ def archive(
     one_mount: bool = False,
     headers: bool = False,
     left_out: Sequence[str] = (),
+    exact: bool = False,
 ) -> Generator[bytes, None, None]:
-    """The tree below a directory's fd as an uncompressed tar, as `Packer` says.  Raises ImageError."""
+    """The tree below a directory's fd as an uncompressed tar, as `Packer` says.
+
+    exact: times as they are, whatever SOURCE_DATE_EPOCH says.  Raises ImageError.
+    """
     packer = Packer(
         store.make_launcher,
         directory,
         first_id=first_id,
         whiteouts=whiteouts,
-        clamp=source_date(),
+        clamp=None if exact else source_date(),
         landlock=store.landlock,
         one_mount=one_mount,
         headers=headers,

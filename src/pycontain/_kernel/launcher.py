@@ -62,6 +62,12 @@ class Launcher:
             )
         return bool(record.flags)
 
+    def hear_owed(self) -> None:
+        """Hear of every start that was asked for, with `listening` held: the next answer is another one's."""
+        while self.owed:
+            self.owed[0].listen(self.socket)
+            self.owed.popleft()
+
     def close(self) -> None:
         """End the launcher, and with it every container that it started."""
         for fd in (self.socket, self.pidfd):

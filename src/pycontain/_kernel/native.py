@@ -19,8 +19,8 @@ READY, FAILED, STARTED, EXITED, GONE, OPENED = range(1, 7)
 SPAWN, MAPS, REMOVE, SECURITY, EXEC, SIGNAL, KILL_TREE, KILL_ALL, OPEN = range(1, 10)
 """Kinds of requests (protocol.h)."""
 
-PREPARE = 10
-"""A request that nobody answers (protocol.h)."""
+PREPARE, RESTACK = 10, 14
+"""Requests to the launcher (protocol.h)."""
 
 IN_MEMFD, AFTER = 1, 2
 """Flags of requests (protocol.h)."""

@@ -34,6 +34,7 @@ class OpKind(IntEnum):
     MASK = 7
     READONLY = 8
     SEAL = 9
+    MOVE = 10
 
 
 class OpFlag(IntFlag):
@@ -86,7 +87,10 @@ class ExecFlag(IntFlag):
 
 @frozen
 class Source:
-    """A mount to hand over: an fd's index, or a path with the device and inode that it must be."""
+    """A mount to hand over: an fd's index, or a path with the device and inode that it must be.
+
+    image: what stands at the path is a file system's image, which the caller mounts.
+    """
 
     fd: int = NO_FD
     path: str = ""
@@ -94,6 +98,7 @@ class Source:
     inode: int = 0
     flags: int = 0
     attributes: int = 0
+    image: bool = False
 
 
 @frozen

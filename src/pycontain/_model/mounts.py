@@ -82,3 +82,16 @@ class Tmpfs:
 
     size: int | None = field(default=None, converter=_tmpfs_size)
     mode: int = field(default=0o1777, kw_only=True, validator=_mode)
+
+
+@frozen(kw_only=True)
+class VolumeMount:
+    """A volume as a container has it; `Volume.mounted` makes one.
+
+    name: the volume's.  path: on the host, a directory or the image of a file system.
+    """
+
+    name: str
+    path: str
+    image: bool = False
+    read_only: bool = False

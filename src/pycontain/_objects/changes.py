@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, TYPE_CHECKING
 
-from attrs import evolve
+from attrs import evolve, frozen
 
 from pycontain._images.archives import replacing
 from pycontain._images.imports import import_tree
@@ -24,6 +24,7 @@ from pycontain.errors import ImageError, UnsupportedError
 from pycontain.oci import ContainerConfig, Digest, History, ImageConfig, Manifest, Platform
 
 if TYPE_CHECKING:
+    from pycontain._engine import Engine
     from pycontain._images.store import Pins, Store
     from pycontain._objects.container import Container
 
@@ -37,7 +38,7 @@ def _upper(container: Container) -> str:
     running = container._live()
     if container.spec.disk is not None:
         raise UnsupportedError("the changes of a root file system in memory", hint="leave out disk=")
-    return os.path.join(container._engine.owner.live, running.spec.id, "0", "u")
+    return running.upper_path
 
 
 def _left_out(container: Container) -> list[str]:
@@ -46,12 +47,8 @@ def _left_out(container: Container) -> list[str]:
     return [*_ENGINES, *(place.strip("/") for place in (*container.spec.mounts, *trees))]
 
 
-def _first_id(container: Container) -> int:
-    return container._live().block or 0
-
-
 @contextlib.contextmanager
-def _still(container: Container) -> Iterator[None]:
+def still(container: Container) -> Iterator[None]:
     """No process of the container runs meanwhile, where this host can stop them."""
     if container.status == "paused":
         yield
@@ -82,31 +79,47 @@ class _Reader:
 
 def diff(container: Container) -> list[Change]:
     """See `Container.diff`."""
-    found = []
-    store = container._engine.store
-    with opened([_upper(container)]) as fds, opened(container.spec.image.directories) as lowers:
-        chunks = archive(
-            store,
-            fds[0],
-            first_id=_first_id(container),
-            whiteouts=True,
-            headers=True,
-            left_out=_left_out(container),
-        )
-        # Our own packer's archive: what is read here was written by C of ours, not by the guest.
-        with tarfile.open(fileobj=_Reader(chunks), mode="r|") as entries:  # type: ignore[call-overload]
-            for entry in entries:
-                path = entry.name.strip("/")
-                directory, _, name = path.rpartition("/")
-                if name == _OPAQUE or path in ("", "."):
-                    continue
-                if name.startswith(_WHITEOUT):
-                    hidden = f"{directory}/{name.removeprefix(_WHITEOUT)}".lstrip("/")
-                    found.append(Change("/" + hidden, "deleted"))
-                    continue
-                there = any(_is_there(lower, path) for lower in lowers)
-                found.append(Change("/" + path, "changed" if there else "added"))
-    return sorted(found, key=lambda change: change.path)
+    store, running = container._engine.store, container._live()
+    image, left_out = container.spec.image, _left_out(container)
+    found: dict[str, Change] = {}
+    paths = [*reversed(image.directories[: len(image.sealed)]), _upper(container)]
+    with opened(image.base.directories) as lowers:
+        for path in paths:
+            first_id = running.first_id if path == paths[-1] else 0
+            with opened([path]) as fds:
+                chunks = archive(
+                    store, fds[0], first_id=first_id, whiteouts=True, headers=True, left_out=left_out
+                )
+                _take(found, chunks, lowers)
+    return sorted(found.values(), key=lambda change: change.path)
+
+
+def _take(found: dict[str, Change], chunks: Iterator[bytes], lowers: Sequence[int]) -> None:
+    """What one more layer, above those before, has changed."""
+    # Our own packer's archive: what is read here was written by C of ours, not by the guest.
+    with tarfile.open(fileobj=_Reader(chunks), mode="r|") as entries:  # type: ignore[call-overload]
+        for entry in entries:
+            path = entry.name.strip("/")
+            directory, _, name = path.rpartition("/")
+            if path in ("", "."):
+                continue
+            if name == _OPAQUE:
+                _forget_below(found, directory)
+                continue
+            if name.startswith(_WHITEOUT):
+                hidden = f"{directory}/{name.removeprefix(_WHITEOUT)}".lstrip("/")
+                _forget_below(found, hidden)
+                found.pop(hidden, None)
+                if any(_is_there(lower, hidden) for lower in lowers):
+                    found[hidden] = Change("/" + hidden, "deleted")
+                continue
+            there = any(_is_there(lower, path) for lower in lowers)
+            found[path] = Change("/" + path, "changed" if there else "added")
+
+
+def _forget_below(found: dict[str, Change], directory: str) -> None:
+    for path in [path for path in found if path.startswith(directory + "/")]:
+        del found[path]
 
 
 def _is_there(lower: int, path: str) -> bool:
@@ -119,9 +132,9 @@ def _is_there(lower: int, path: str) -> bool:
     return True
 
 
-def _base(container: Container, store: Store, pins: Pins) -> tuple[Manifest, ImageConfig]:
+def _base(image: Image, store: Store, pins: Pins) -> tuple[Manifest, ImageConfig]:
     """The image below, brought into the store where it is a directory."""
-    image = container.spec.image
+    image = image.base
     if image.manifest is not None:
         return image.manifest, image.config
     if image.trees or len(image.directories) != 1:
@@ -135,46 +148,70 @@ def _base(container: Container, store: Store, pins: Pins) -> tuple[Manifest, Ima
     return manifest, store.config(manifest.config.digest)
 
 
-def commit(
-    container: Container, reference: str | None, config: ContainerConfig | None, author: str, message: str
-) -> Image:
+@frozen
+class Made:
+    """What is said of a new image.  reference, config: None for no name, and for what the image below has."""
+
+    reference: str | None
+    config: ContainerConfig | None
+    author: str
+    message: str
+
+
+def commit(container: Container, made: Made) -> Image:
     """See `Container.commit`."""
-    names = [] if reference is None else [tag_name(reference)]
-    engine = container._engine
-    store = engine.store
     upper = _upper(container)
+    with still(container):
+        return commit_layers(
+            container._engine,
+            container.spec.image,
+            [(upper, container._live().first_id)],
+            made,
+            _left_out(container),
+        )
+
+
+def commit_layers(
+    engine: Engine,
+    image: Image,
+    uppers: Sequence[tuple[str, int]],
+    made: Made,
+    left_out: Sequence[str] = _ENGINES,
+) -> Image:
+    """An image of the one below, of its sealed layers, and of further directories with their first ids."""
+    names = [] if made.reference is None else [tag_name(made.reference)]
+    store = engine.store
+    layers = [*((path, 0) for path in reversed(image.directories[: len(image.sealed)])), *uppers]
     with told(store.roots.data), store.pinning() as pins:
 
         def pin(digest: Digest) -> None:
             pins.add("blob", digest)
 
-        manifest, below = _base(container, store, pins)
-        with opened([upper]) as fds, _still(container):
-            chunks = archive(
-                store,
-                fds[0],
-                first_id=_first_id(container),
-                whiteouts=True,
-                left_out=_left_out(container),
-            )
-            written = write_layer(store, chunks, pin)
-        made = now()
-        history = History(created=made, created_by="pycontain commit", author=author, comment=message)
+        manifest, below = _base(image, store, pins)
+        written = []
+        for path, first_id in layers:
+            with opened([path]) as fds:
+                chunks = archive(store, fds[0], first_id=first_id, whiteouts=True, left_out=left_out)
+                written.append(write_layer(store, chunks, pin))
+        moment = now()
+        history = History(
+            created=moment, created_by="pycontain commit", author=made.author, comment=made.message
+        )
         whole = evolve(
             below,
             platform=below.platform if manifest.layers else Platform.host(),
-            container=config or below.container,
-            created=made,
-            author=author or below.author,
+            container=made.config or below.container,
+            created=moment,
+            author=made.author or below.author,
         )
-        record = compose(store, (manifest, below), [written], whole, [history], names)
-    return Image._stored(engine, record.digest, reference or str(record.digest))
+        record = compose(store, (manifest, below), written, whole, [history] * len(written), names)
+    return Image._stored(engine, record.digest, made.reference or str(record.digest))
 
 
 def export(container: Container, target: str | os.PathLike[str] | IO[bytes]) -> None:
     """See `Container.export`."""
     store = container._engine.store
-    first_id = _first_id(container)
+    first_id = container._live().block or 0  # as this process sees it through the guest's mount
     root = open_inside(container._live(), "/", os.O_RDONLY | os.O_DIRECTORY)
     try:
         with replacing(target) as file:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal as signals
-import subprocess
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Literal
@@ -15,40 +12,43 @@ from typing import IO, TYPE_CHECKING, Literal
 from pycontain._model.limits import CgroupLimits
 from pycontain._model.mounts import Tmpfs
 from pycontain._model.process import ExecResult
-from pycontain._model.sizes import parse_duration
 from pycontain._objects.call import Call, Invocation
 from pycontain._objects.image import Default, Image
-from pycontain._objects.main import MainCommand
+from pycontain._objects.lifecycle import Lifecycle
+from pycontain._objects.options import (
+    Mounts,
+    check_layer,
+    empty_volumes,
+    image_of,
+    mounts_of,
+    whole_command,
+)
 from pycontain._objects.process import Process, check_terminal, check_text
 from pycontain._runtime import spec as specs
-from pycontain._runtime.collect import shielded
-from pycontain._runtime.isolation import Isolation, isolation_of
-from pycontain._runtime.running import Running
-from pycontain._runtime.start import start
-from pycontain._runtime.stats import Stats, stats_of
 from pycontain._runtime.streams import DEVNULL, PIPE, Stream
 from pycontain._security.policy import Security
-from pycontain.errors import Args, NotFound, StateError, UnsupportedError
+from pycontain.errors import Args, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
     from pycontain._model.change import Change
+    from pycontain._objects.snapshot import Snapshot
     from pycontain.oci import ContainerConfig
 
 Status = Literal["created", "running", "paused", "exited", "removed"]
 
 
-class Container:
+class Container(Lifecycle):
     """A container: private namespaces, a root file system of its own, limits, and no way out.
 
-    image: an `Image`, or the name of one, which is pulled where the store has none; `Image.host()`
-    without one.  command: what it runs, after the image's entrypoint; `Image.DEFAULT` for what the image
-    itself runs; without one it idles until `exec`.  memory, cpus, pids: short for fields of `limits`;
-    512M and 128 where none is given.  disk: bytes that may be written to the root file system, kept in
-    memory then: the default
-    of memory grows by it, and below one that is given the container runs out of memory first.
-    rlimits: name to value or (soft, hard).  network: 'none'.  mounts: place inside to `Bind`,
-    `Tmpfs` or a path.  tmpfs: places, or place to size.  read_only: no writes but to tmpfs.
+    image: an `Image`, a `Snapshot`, or the name of an image, which is pulled where the store has none;
+    `Image.host()` without one.  command: what it runs, after the image's entrypoint; `Image.DEFAULT` for
+    what the image itself runs; without one it idles until `exec`.  memory, cpus, pids: short for fields
+    of `limits`; 512M and 128 where none is given.  disk: bytes that may be written to the root file system,
+    kept in memory then: the default of memory grows by it, and below one that is given the container runs
+    out of memory first.
+    rlimits: name to value or (soft, hard).  network: 'none'.  volumes, mounts: place inside to `Volume`,
+    `Bind`, `Tmpfs` or a path.  tmpfs: places, or place to size.  read_only: no writes but to tmpfs.
     init: False makes the command PID 1 itself.  lifetime: seconds after which it is ended.
 
     Used as a context manager it starts at the top and is removed at the end; `start` and `remove`
@@ -58,7 +58,7 @@ class Container:
 
     def __init__(
         self,
-        image: Image | str | None = None,
+        image: Image | Snapshot | str | None = None,
         command: Args | Default | None = None,
         *,
         name: str | None = None,
@@ -74,8 +74,8 @@ class Container:
         rlimits: Mapping[str, int | Sequence[int]] | None = None,
         network: str = "none",
         ports: Mapping[int, int] | None = None,
-        volumes: specs.Mounts | None = None,
-        mounts: specs.Mounts | None = None,
+        volumes: Mounts | None = None,
+        mounts: Mounts | None = None,
         tmpfs: specs.TmpfsOption | None = None,
         read_only: bool = False,
         init: bool = True,
@@ -97,23 +97,18 @@ class Container:
             )
         chosen, asked = specs.limits_of(limits, memory, cpus, pids, disk)
         new = secrets.token_hex(16)
-        given = {**(volumes or {}), **(mounts or {})}
-        if len(given) < len(volumes or {}) + len(mounts or {}):
-            raise ValueError("volumes and mounts name the same place")
-        points = specs.mount_points(given, tmpfs)
-        self._engine = engine or default_engine()
-        self._engine.check_open()
-        base = self._image(image)
-        self._removed = False
+        self._adopt(engine or default_engine())
+        points = specs.mount_points(mounts_of(self._engine, volumes, mounts), tmpfs)
+        base = image_of(self._engine, image)
         self._engine.hold(base, self)
         for layer in base.directories:
-            _check_layer(layer)
+            check_layer(layer)
         if read_only:
-            points = {**{place: Tmpfs() for place in _empty_volumes(base, points)}, **points}
+            points = {**{place: Tmpfs() for place in empty_volumes(base, points)}, **points}
         spec = specs.ContainerSpec(
             id=new,
             image=base,
-            command=_whole_command(base, command),
+            command=whole_command(base, command),
             name=name or specs.default_name(new),
             env=env,
             workdir=workdir or base.workdir or "/",
@@ -132,212 +127,7 @@ class Container:
             labels={**base.labels, **(labels or {})},
         )
         self._engine.enforceable(chosen, asked, security.optional)
-        self.spec = self._engine.ahead.named(spec, self)
-        self.id = self.spec.id
-        self._running: Running | None = None
-        self._main: MainCommand | None = None
-        self._timer: threading.Timer | None = None
-        self._paused = False
-        self._started = False
-        self._timings: Mapping[str, float] | None = None
-        self._returncode: int | None = None
-        self._lock = threading.RLock()
-
-    def _image(self, image: Image | str | None) -> Image:
-        if image is None:
-            return self._engine.host_image()
-        if isinstance(image, str):
-            try:
-                return Image.get(image, engine=self._engine)
-            except NotFound:
-                return Image.pull(image, engine=self._engine)
-        if not isinstance(image, Image):
-            raise TypeError(f"image is an Image, not {image!r}")
-        return image
-
-    @property
-    def name(self) -> str:
-        """The container's name."""
-        return self.spec.name
-
-    @property
-    def status(self) -> Status:
-        """'created', 'running', 'paused', 'exited' or 'removed'."""
-        if self._removed:
-            return "removed"
-        if self._main is not None and self._main.poll() is not None:
-            return "exited"
-        if self._running is None or self._running.dead:
-            return "exited" if self._started else "created"
-        return "paused" if self._paused else "running"
-
-    @property
-    def pid(self) -> int:
-        """PID 1 as the host sees it.  Raises StateError when it does not run."""
-        return self._live().pid
-
-    @property
-    def timings(self) -> Mapping[str, float]:
-        """Seconds by phase of the last start.  Raises StateError before the first."""
-        if self._timings is None:
-            raise StateError(f"container {self.name} was never started")
-        return self._timings
-
-    @property
-    def isolation(self) -> Isolation:
-        """What is in force, and what this host could not give."""
-        return isolation_of(self._live())
-
-    def _live(self) -> Running:
-        if self._running is None or self._running.ended:
-            raise StateError(f"container {self.name} is not running")
-        return self._running
-
-    def _awake(self) -> Running:
-        running = self._live()
-        if self._paused:
-            raise StateError(f"container {self.name} is paused: unpause it first")
-        return running
-
-    def start(self) -> Container:
-        """Start it, and its command if it has one.
-
-        Raises StartError, StateError, Conflict when another live container of the engine has its name.
-        """
-        begun = False
-        try:
-            with self._lock:
-                self._check_startable()
-                begun = True
-                self._start()
-        except BaseException:
-            # Whoever enters a `with` and is interrupted is never asked to leave it.
-            if begun:
-                shielded(self._end)
-            raise
-        return self
-
-    def _check_startable(self) -> None:
-        if self._removed:
-            raise StateError(f"container {self.name} is removed")
-        if self._running is not None and not self._running.ended:
-            raise StateError(f"container {self.name} runs already")
-        self._engine.check_open()
-
-    def _start(self) -> None:
-        if self._started:
-            self._engine.settle()  # the names of the last run are free again
-        self._engine.claim(self.spec)
-        self._paused, self._returncode, self._started = False, None, True
-        if self.spec.init:
-            self._running = start(self._engine, self.spec)
-        else:
-            self._main = MainCommand.as_init(self._engine, self.spec)
-            self._running = self._main.running
-        self._timings = self._running.timings
-        self._engine.register(self)
-        if self.spec.init and self.spec.command is not None:
-            self._main = MainCommand.beside_agent(self._running, self.spec.command)
-        if self.spec.lifetime is not None:
-            self._timer = threading.Timer(self.spec.lifetime, self.kill)
-            self._timer.daemon = True
-            self._timer.start()
-
-    def _end(self) -> None:
-        with self._lock:
-            timer, self._timer = self._timer, None
-            if timer is not None:
-                timer.cancel()
-            # Under the lock: whoever comes second returns when it is over, not while it goes on.
-            running = self._running or self._engine.find(self.id)
-            if running is not None:
-                running.end()
-            self._running = None
-            self._engine.release(self.spec)
-
-    def remove(self) -> None:
-        """End it and everything in it, and forget it.  Idempotent."""
-        try:
-            self._end()
-        except BaseException:
-            shielded(self._end)
-            raise
-        main = self._main
-        if main is not None:
-            self._returncode = main.close()
-        self._removed = True
-
-    def stop(self, timeout: float | timedelta = 10) -> None:
-        """The image's stop signal or SIGTERM to the command, SIGKILL to all after `timeout` seconds."""
-        main = self._main
-        self._live()
-        if main is not None and main.poll() is None:
-            main.signal(self.spec.image.stop_signal or signals.SIGTERM)
-            main.join(parse_duration(timeout))
-        self._end()
-        if main is not None:
-            self._returncode = main.close()
-
-    def kill(self, signal: int = signals.SIGKILL) -> None:
-        """Send a signal to the command; SIGKILL ends the whole container."""
-        if signal == signals.SIGKILL:
-            self._end()
-            if self._main is not None:
-                self._main.join(10)
-            return
-        self._live()
-        if self._main is None:
-            raise StateError(f"container {self.name} has no command to signal")
-        self._main.signal(signal)
-
-    def pause(self) -> None:
-        """Freeze every process.  Raises UnsupportedError on a host without cgroups."""
-        self._freeze(True)
-
-    def unpause(self) -> None:
-        """Let every process go on."""
-        self._freeze(False)
-
-    def _freeze(self, frozen: bool) -> None:
-        running = self._live()
-        group = running.group
-        if group is None or not group.freezable:
-            raise UnsupportedError("pausing", hint="it needs a cgroup v2 tree that this user may write")
-        group.freeze(frozen)
-        self._paused = running.frozen = frozen
-
-    def wait(self, timeout: float | timedelta | None = None) -> int:
-        """Wait for the command's end; its return code.  Raises subprocess.TimeoutExpired, StateError."""
-        if self._main is None:
-            what = "has no command to wait for" if self.spec.command is None else "was not started"
-            raise StateError(f"container {self.name} {what}")
-        seconds = None if timeout is None else parse_duration(timeout)
-        if not self._main.join(seconds):
-            assert seconds is not None
-            raise subprocess.TimeoutExpired(list(self.spec.command or ()), seconds)
-        self._end()
-        self._returncode = self._main.returncode
-        assert self._returncode is not None
-        return self._returncode
-
-    def restart(self, timeout: float | timedelta = 10) -> Container:
-        """Stop and start again, with a fresh root file system."""
-        if self._running is not None:
-            self.stop(timeout)
-        return self.start()
-
-    def logs(self, follow: bool = False) -> Iterator[bytes]:
-        """What the command wrote, both streams in order of arrival; the last 16 MiB are kept.
-
-        follow: go on until the command ended and nobody can write any more, or the container ends.
-        """
-        if self._main is None:
-            raise StateError(f"container {self.name} has no command that could write")
-        return self._main.logs(follow)
-
-    def stats(self) -> Stats:
-        """What the container uses now, from the kernel's counters."""
-        return stats_of(self._live())
+        self._begin(spec)
 
     def exec(
         self,
@@ -428,9 +218,44 @@ class Container:
         The processes are paused meanwhile, where this host can.  config: in place of the image's own.
         Raises StateError when it does not run, UnsupportedError with `disk`, InvalidReference.
         """
-        from pycontain._objects.changes import commit
+        from pycontain._objects.changes import Made, commit
 
-        return commit(self, reference, config, author, message)
+        return commit(self, Made(reference, config, author, message))
+
+    def snapshot(self) -> Snapshot:
+        """The root file system as it is now, to begin others from, to return to, or to commit.
+
+        Where no process of the container lives, what it has written is sealed in place and the container
+        goes on above it, in a time that does not depend on the size.  Else it is copied, while everything
+        is paused; `Snapshot.kind` says which.  What is mounted, tmpfs too, is no part of it.
+
+        Raises StateError when it does not run, UnsupportedError with `disk` or where the store's file
+        system cannot be idmapped, StartError with the step that failed.
+        """
+        from pycontain._objects.branching import snapshot
+
+        return snapshot(self)
+
+    def fork(self, n: int = 1) -> list[Container]:
+        """`n` started containers with the same options, that begin with what this one has written.
+
+        Their names and ids are their own, their volumes the same; their commands begin anew.  Remove each,
+        or use it as a context manager.  Raises as `snapshot` and `start` do; none is left then.
+        """
+        from pycontain._objects.branching import fork
+
+        return fork(self, n)
+
+    def rollback(self, snapshot: Snapshot) -> Container:
+        """Back to a snapshot of the same image: everything else in it ends, and it starts anew.
+
+        Its command, if it has one, begins anew; tmpfs are empty; volumes are as they are.  Raises
+        ValueError for a snapshot of another image, StartError, StateError.
+        """
+        from pycontain._objects.branching import rollback
+
+        rollback(self, snapshot)
+        return self
 
     def export(self, target: str | os.PathLike[str] | IO[bytes]) -> None:
         """The whole root file system as an uncompressed tar, without what is mounted in it.
@@ -451,30 +276,3 @@ class Container:
 
     def __repr__(self) -> str:
         return f"<Container {self.name} {self.status} image={self.spec.image.name}>"
-
-
-def _whole_command(image: Image, command: Args | Default | None) -> tuple[str, ...] | None:
-    """What runs: the image's entrypoint before what was asked for, as docker has it."""
-    if command is None:
-        return None
-    own = image.command if isinstance(command, Default) else specs.command(command)
-    whole = (*image.entrypoint, *(own or ()))
-    if not whole:
-        raise ValueError(f"the image {image.name} has no command of its own")
-    return whole
-
-
-def _empty_volumes(image: Image, taken: Mapping[str, object]) -> list[str]:
-    """Places that the image declares as volumes and has nothing at: what it has there is not covered."""
-    from pycontain._images.defaults import is_empty_place
-
-    return [
-        place
-        for place in image.volumes
-        if specs.is_free(place, taken) and is_empty_place(image.directories, place)
-    ]
-
-
-def _check_layer(path: str) -> None:
-    if not os.path.isdir(path):
-        raise NotFound(f"the image's layer is no directory any more: {path}")

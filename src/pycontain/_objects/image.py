@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING, ClassVar, Literal
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from pycontain._rootfs import host
 from pycontain.errors import Conflict, ImageError, NotFound
@@ -42,7 +42,8 @@ class Image:
     directories: unpacked layers on this host, the uppermost first.  trees: further directories of this
     host and the places where they are shown, read-only.  env, user, workdir, entrypoint, command,
     volumes, labels, stop_signal (a number, 0 for SIGTERM): defaults of a container, as in the OCI image
-    configuration.  manifest: of an image in the store; None for a directory used in place.
+    configuration.  sealed: what of `directories` a snapshot has added.  manifest: of an image in the
+    store; None for a directory used in place.
     """
 
     DEFAULT: ClassVar[Default] = Default()
@@ -59,6 +60,7 @@ class Image:
     volumes: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(factory=dict, hash=False)
     stop_signal: int = 0
+    sealed: tuple[str, ...] = ()
     manifest: Manifest | None = field(default=None, repr=False)
     size: int = field(default=0, eq=False)
     _config: ImageConfig | None = field(default=None, repr=False, eq=False)
@@ -231,6 +233,13 @@ class Image:
     def digest(self) -> Digest | None:
         """The manifest's digest; None for a directory used in place."""
         return None if self.manifest is None else self.manifest.digest
+
+    @property
+    def base(self) -> Image:
+        """The same without what snapshots have added."""
+        if not self.sealed:
+            return self
+        return evolve(self, directories=self.directories[len(self.sealed) :], sealed=())
 
     @property
     def layers(self) -> tuple[Descriptor, ...]:

@@ -29,8 +29,20 @@ _HINTS = {
     ("clone", 1): _NO_USERNS,
     ("namespaces", 1): _NO_USERNS,
     ("session keyring", 1): "a filter above this process refuses keyctl, as Docker's does",
+    ("mount id map", 22): "the file system there cannot be idmapped (mount_setattr(2)): keep it on another",
     ("session keyring", 122): "this user's keys are used up: see kernel.keys.maxkeys in keyrings(7)",
 }
+
+
+def _mount_of(path: str, source: Source) -> int:
+    if source.image:
+        from pycontain._volumes.filesystem import mount
+
+        return mount(path)
+    fd = int(native.lib.pcx_open_tree(os.fsencode(path), int(bool(source.flags & OpFlag.RECURSIVE))))
+    if fd < 0:
+        raise PathError(f"cannot open {path}: {os.strerror(-fd)}", path=path, errno=-fd)
+    return fd
 
 
 class Attempt:
@@ -50,6 +62,7 @@ class Attempt:
         self._spare: Spare | None = None
         self._launcher: Launcher | None = None
         self._block: int | None = None
+        self._owns = not self.template.idmaps_upper
         self._group: Group | None = None
         self._leaf: Leaf | None = None
         self._leaf_script = b""
@@ -90,7 +103,7 @@ class Attempt:
         self._directory = os.path.join(engine.owner.live, spec.id)
         files.run(
             files.mkdir_private(self._directory)
-            + (files.own(self._directory, self._block) if self._block is not None else b"")
+            + (files.own(self._directory, self._block) if self._block and self._owns else b"")
         )
         self._prepared = time.perf_counter()
         self._open_sockets()
@@ -111,11 +124,8 @@ class Attempt:
         """As root, the mounts that the plan names, in its order; the launcher opens them for plain users."""
         if not self.engine.features.privileged:
             return
-        for path, source in ((self._directory, Source()), *self.template.sources):
-            fd = native.lib.pcx_open_tree(os.fsencode(path), int(bool(source.flags & OpFlag.RECURSIVE)))
-            if fd < 0:
-                raise PathError(f"cannot open {path}: {os.strerror(-fd)}", path=path, errno=-fd)
-            self._fds.append(fd)
+        for path, source in ((self._directory, self.template.store), *self.template.sources):
+            self._fds.append(_mount_of(path, source))
 
     def _encode(self, ahead: bool) -> None:
         """The message: the plan and, where the launcher has groups to make or to limit, the script for it."""
@@ -174,10 +184,11 @@ class Attempt:
             return
         with launcher.listening:
             while self in launcher.owed:
-                launcher.owed[0]._listen(launcher.socket)
+                launcher.owed[0].listen(launcher.socket)
                 launcher.owed.popleft()
 
-    def _listen(self, socket: int) -> None:
+    def listen(self, socket: int) -> None:
+        """The launcher's answer to this one is the next to come."""
         made = native.ffi.new("struct pcx_files *")
         script = self._leaf_script
         native.lib.pcx_hear(socket, self._control, script, len(script), made, self._exchange)

@@ -11,7 +11,7 @@ from attrs import field, frozen
 
 from pycontain._kernel.native import SECURITY
 from pycontain._kernel.plan import NO_FD, MountAttr, Op, OpFlag, Plan, PlanFlag, Source, request
-from pycontain._model.mounts import Bind, Tmpfs
+from pycontain._model.mounts import Bind, Tmpfs, VolumeMount
 from pycontain._rootfs import layout
 from pycontain.errors import PathError, UnsupportedError
 
@@ -51,7 +51,8 @@ class Template:
     """A plan of which only host name, ids and fds are open: made once for containers that are alike.
 
     ops, sources as (path, how), the image's `layers` first, security: as the plan has them, for errors and
-    reports.  bulk: about how many bytes a plan takes.
+    reports.  bulk: about how many bytes a plan takes.  shares: it has volumes.  store: how the
+    container's directory is mounted.
     """
 
     ops: tuple[Op, ...]
@@ -66,9 +67,16 @@ class Template:
     namespaces: int
     privileged: bool
     init: bool
+    shares: bool
     id_map: str
     live: str
+    store: Source
     _encoded: dict[tuple[object, ...], bytes] = field(factory=dict, init=False)
+
+    @property
+    def idmaps_upper(self) -> bool:
+        """Does what the guest writes have the ids on the disk that it has inside?"""
+        return bool(self.store.flags & OpFlag.IDMAP)
 
     def fill(
         self,
@@ -119,9 +127,9 @@ class Template:
     ) -> bytes:
         """fds in the order sent: control, exit, container's directory, sources, skipped, group's, streams."""
         first = 1 if self.init else 2
-        sources = [(os.path.join(self.live, spec.id), Source()), *self.sources]
+        sources = [(os.path.join(self.live, spec.id), self.store), *self.sources]
         places = [
-            attrs.evolve(source, fd=first + at) if self.privileged else _described(path, source)
+            attrs.evolve(source, fd=first + at) if self.privileged else described(path, source)
             for at, (path, source) in enumerate(sources)
         ]
         groups = first + (len(sources) if self.privileged else 0) + entrance.skipped
@@ -150,7 +158,7 @@ class Template:
         ).encode()
 
 
-def _described(path: str, source: Source) -> Source:
+def described(path: str, source: Source) -> Source:
     """A source that the launcher opens, which must then be what stands there now."""
     try:
         found = os.stat(path)
@@ -211,6 +219,10 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
         if isinstance(what, Tmpfs):
             mounts.append(layout.MountSpec(target=place.lstrip("/"), tmpfs=what))
             continue
+        if isinstance(what, VolumeMount):
+            mounts.append(layout.MountSpec(target=place.lstrip("/"), source=len(sources)))
+            sources.append((what.path, _volume_source(engine, what)))
+            continue
         is_file = not os.path.isdir(what.path)
         mounts.append(layout.MountSpec(target=place.lstrip("/"), source=len(sources), is_file=is_file))
         sources.append((what.path, _bind_source(what, recursive, idmap)))
@@ -244,8 +256,10 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
         namespaces=namespaces(engine, spec),
         privileged=engine.features.privileged,
         init=spec.init,
+        shares=any(isinstance(what, VolumeMount) for what in spec.mounts.values()),
         id_map=_plain_map(engine),
         live=engine.owner.live,
+        store=Source(flags=int(OpFlag.IDMAP) if engine.idmaps_uppers else 0),
     )
 
 
@@ -261,6 +275,15 @@ def _bind_source(bind: Bind, recursive: int, privileged: bool) -> Source:
             raise UnsupportedError("idmap for a plain user", hint="leave it out: your files are yours inside")
         flags |= OpFlag.IDMAP
     return Source(flags=int(flags), attributes=int(attributes))
+
+
+def _volume_source(engine: Engine, volume: VolumeMount) -> Source:
+    """Owners inside are owners on the disk, whatever container has it."""
+    attributes = MountAttr.NOSUID | MountAttr.NODEV
+    if volume.read_only:
+        attributes |= MountAttr.RDONLY
+    flags = OpFlag.IDMAP if engine.features.privileged else OpFlag(0)
+    return Source(flags=int(flags), attributes=int(attributes), image=volume.image)
 
 
 def namespaces(engine: Engine, spec: ContainerSpec) -> int:

@@ -7,6 +7,7 @@ import fcntl
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
@@ -42,10 +43,42 @@ class Running:
     pid: int
     environment: Any = None  # exec's default one, encoded on first use
     lock: threading.Lock = field(factory=threading.Lock)
+    still: threading.Condition = field(init=False)
     ended: bool = False
     frozen: bool = False
     users: int = 0
+    alone: bool = False
+    upper: int = 0
+    aside: bool = False
     remains: Remains | None = None
+
+    @still.default
+    def _still(self) -> threading.Condition:
+        return threading.Condition(self.lock)
+
+    @property
+    def upper_path(self) -> str:
+        """The directory that the guest writes to, where that is on disk."""
+        return os.path.join(self.engine.owner.live, self.spec.id, str(self.upper), "u")
+
+    @property
+    def first_id(self) -> int:
+        """What the guest's root is on the disk."""
+        return 0 if self.block is None or self.template.idmaps_upper else self.block
+
+    @contextlib.contextmanager
+    def by_itself(self) -> Iterator[bool]:
+        """Nothing is asked of the agent meanwhile; is it alone, without a process that it has started?"""
+        with self.lock:
+            if self.ended:
+                raise StateError(f"container {self.spec.name} is not running")
+            self.alone = self.users == 0
+        try:
+            yield self.alone and self.spec.init and _children(self.pid) == ""
+        finally:
+            with self.lock:
+                self.alone = False
+                self.still.notify_all()
 
     def hold(self) -> int:
         """The control socket, which stays open until `let_go`.  Raises StateError when the container ended.
@@ -53,6 +86,7 @@ class Running:
         Its number belongs to something else once it is closed, another container's socket perhaps.
         """
         with self.lock:
+            self.still.wait_for(lambda: not self.alone)
             if self.ended:
                 raise StateError(f"container {self.spec.name} is not running")
             self.users += 1
@@ -83,7 +117,9 @@ class Running:
                 if self.users == 0:
                     os.close(self.control)
             if self.remains is None:
-                self.remains = Remains(self.spec.id, self.group, self.pidfd, self.block)
+                self.remains = Remains(
+                    self.spec.id, self.group, self.pidfd, self.block, has_directory=not self.aside
+                )
             remains, exit_socket, self.exit_socket = self.remains, self.exit_socket, -1
         if exit_socket >= 0:
             os.close(exit_socket)
@@ -101,10 +137,20 @@ class Running:
         """For a forked child: close the fds alone; the container goes on, and is the parent's."""
         fds = self.control, self.pidfd, self.exit_socket
         self.ended, self.control, self.pidfd, self.exit_socket = True, -1, -1, -1
-        self.lock, self.users = threading.Lock(), 0
+        self.lock, self.users, self.alone = threading.Lock(), 0, False
+        self.still = threading.Condition(self.lock)
         for fd in fds:
             if fd >= 0:
                 os.close(fd)
+
+
+def _children(pid: int) -> str | None:
+    """PID 1's processes that are not reaped, orphans too (proc_pid_children(5)); None where none tells."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return file.read().strip()
+    except OSError:
+        return None
 
 
 def mounts_of(pidfd: int) -> int:

@@ -12,7 +12,7 @@ from typing import TypeAlias
 from attrs import evolve, field, fields, frozen
 
 from pycontain._model.limits import CgroupLimits
-from pycontain._model.mounts import Bind, Tmpfs
+from pycontain._model.mounts import Bind, Tmpfs, VolumeMount
 from pycontain._model.sizes import parse_duration, parse_size, shown
 from pycontain._model.user import check_user
 from pycontain._objects.image import Image
@@ -32,7 +32,8 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 _HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,62}[a-zA-Z0-9])?")
 _RESERVED = ("/", "/proc", "/dev", "/dev/pts", "/sys")
 
-Mounts: TypeAlias = Mapping[str, "Bind | Tmpfs | str | os.PathLike[str]"]
+Mount: TypeAlias = Bind | Tmpfs | VolumeMount
+Mounts: TypeAlias = Mapping[str, "Mount | str | os.PathLike[str]"]
 """Place inside to what stands there; a path alone is `Bind(path)`."""
 TmpfsOption: TypeAlias = "Mapping[str, Tmpfs | int | str | None] | Iterable[str]"
 """Places, or place to a `Tmpfs` or its size."""
@@ -93,15 +94,15 @@ def command(args: Args | None) -> tuple[str, ...] | None:
     return result
 
 
-def mount_points(mounts: Mounts | None, tmpfs: TmpfsOption | None) -> dict[str, Bind | Tmpfs]:
+def mount_points(mounts: Mounts | None, tmpfs: TmpfsOption | None) -> dict[str, Mount]:
     """Everything to mount by its place inside.
 
     Raises NotFound for a missing source, ValueError for a bad place or two mounts at one, LimitError
     for the size of a tmpfs.
     """
-    result: dict[str, Bind | Tmpfs] = {}
+    result: dict[str, Mount] = {}
     for place, what in (mounts or {}).items():
-        result[_place(place, result)] = what if isinstance(what, Bind | Tmpfs) else Bind(os.fspath(what))
+        result[_place(place, result)] = what if isinstance(what, Mount) else Bind(os.fspath(what))
     if tmpfs is not None:
         if isinstance(tmpfs, str | os.PathLike):
             tmpfs = [os.fspath(tmpfs)]
@@ -224,7 +225,7 @@ class ContainerSpec:
     asked: frozenset[str]
     rlimits: dict[str, int | tuple[int, int]] = field(converter=_rlimits)
     disk: int | None = field(converter=_disk)
-    mounts: dict[str, Bind | Tmpfs]
+    mounts: dict[str, Mount]
     read_only: bool
     init: bool
     network: str

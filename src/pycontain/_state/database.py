@@ -15,7 +15,7 @@ from typing import Any
 
 from pycontain.errors import ImageError, StateError
 
-_VERSION = 1
+_VERSION = 2
 _PATIENCE = 30.0
 _SCHEMA = """
 CREATE TABLE image (
@@ -44,6 +44,18 @@ CREATE TABLE pin (
 ) WITHOUT ROWID;
 CREATE INDEX pin_key ON pin (kind, key);
 """
+_ADDED = {
+    2: """
+CREATE TABLE snapshot (
+    id TEXT PRIMARY KEY, kind TEXT NOT NULL, created REAL NOT NULL, base TEXT NOT NULL, sealed TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE volume (
+    name TEXT PRIMARY KEY, directory TEXT NOT NULL, size INTEGER, created REAL NOT NULL, labels TEXT NOT NULL,
+    owner TEXT NOT NULL
+) WITHOUT ROWID;
+"""
+}
+"""What a version has more than the one before."""
 
 
 _left_behind: list[sqlite3.Connection] = []
@@ -102,10 +114,13 @@ class Database:
         with _transaction(connection):
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
-                for statement in _SCHEMA.split(";\n"):
-                    connection.execute(statement)
+                _run(connection, _SCHEMA)
+                version = 1
+            if version <= _VERSION:
+                for number in range(version + 1, _VERSION + 1):
+                    _run(connection, _ADDED[number])
                 connection.execute(f"PRAGMA user_version = {_VERSION}")
-            elif version != _VERSION:
+            else:
                 raise ImageError(
                     f"the store {self.path} is of version {version}, this is pycontain for {_VERSION}",
                     hint="use another PYCONTAIN_ROOT, or the pycontain that wrote it",
@@ -186,6 +201,11 @@ class Database:
         """In a forked child: never touch what the parent has open."""
         self._closed = True
         _left_behind.extend((*self._idle, *self._used))
+
+
+def _run(connection: sqlite3.Connection, statements: str) -> None:
+    for statement in statements.split(";\n"):
+        connection.execute(statement)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,135 @@
+"""Sealed layers: what containers have written, kept for the snapshots and containers that stand on it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from attrs import frozen
+
+from pycontain._images.layers import discard
+from pycontain._state.paths import private_directory
+from pycontain.errors import NotFound
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from pycontain._images.store import Store
+
+Kind = Literal["sealed", "copied"]
+KEPT = ""
+"""The owner of pins that end with their snapshot, not with a process."""
+
+
+@frozen(kw_only=True)
+class Record:
+    """A snapshot as the store knows it: what it stands on (JSON), and its layers, the uppermost first."""
+
+    id: str
+    kind: Kind
+    created: float
+    base: str
+    sealed: tuple[str, ...]
+
+
+def home(store: Store) -> str:
+    """Where sealed layers are."""
+    return private_directory(os.path.join(store.roots.data, "sealed"))
+
+
+def path_of(store: Store, layer: str) -> str:
+    """A sealed layer's directory, as overlayfs takes it."""
+    return os.path.join(store.roots.data, "sealed", layer, "fs")
+
+
+def make_place(store: Store, layer: str) -> str:
+    """A place for a layer that is pinned already; what is to be moved there is named so afterwards."""
+    private_directory(os.path.join(home(store), layer))
+    return path_of(store, layer)
+
+
+def keep(store: Store, record: Record, pinned: Collection[tuple[str, str]]) -> None:
+    """Record a snapshot and everything that it needs, before any of it is there."""
+    with store.database.writing() as records:
+        records.execute(
+            "INSERT INTO snapshot VALUES (?, ?, ?, ?, ?)",
+            (record.id, record.kind, record.created, record.base, json.dumps(record.sealed)),
+        )
+        records.executemany(
+            "INSERT OR IGNORE INTO pin VALUES (?, ?, ?, ?)",
+            [
+                (f"snapshot-{record.id}", kind, key, KEPT)
+                for kind, key in (*pinned, *(("sealed", layer) for layer in record.sealed))
+            ],
+        )
+
+
+def new_record(base: str, kind: Kind, sealed: Sequence[str]) -> Record:
+    """A record of now, under a new id."""
+    return Record(id=os.urandom(8).hex(), kind=kind, created=time.time(), base=base, sealed=tuple(sealed))
+
+
+def records(store: Store) -> list[Record]:
+    """Every snapshot, the newest first."""
+    rows = store.database.rows(
+        "SELECT id, kind, created, base, sealed FROM snapshot ORDER BY created DESC, id"
+    )
+    return [
+        Record(id=row[0], kind=row[1], created=row[2], base=row[3], sealed=tuple(json.loads(row[4])))
+        for row in rows
+    ]
+
+
+def record(store: Store, name: str) -> Record:
+    """One snapshot, by its id.  Raises NotFound."""
+    for one in records(store):
+        if one.id == name:
+            return one
+    raise NotFound(f"no snapshot {name!r} in {store.roots.data}")
+
+
+def forget(store: Store, name: str) -> bool:
+    """A snapshot is none any more; was there one?  Its layers go with the next `sweep_sealed`."""
+    with store.database.writing() as rows:
+        rows.execute("DELETE FROM pin WHERE session = ?", (f"snapshot-{name}",))
+        return rows.execute("DELETE FROM snapshot WHERE id = ?", (name,)).rowcount > 0
+
+
+def sweep_sealed(store: Store, remove: Callable[[Store, str], None] = discard) -> int:
+    """Remove the layers that no snapshot and no live container stands on; how many there were.
+
+    remove: called with the name, below the owner's live directory, of each that is none any more.
+    """
+    if not os.path.isdir(os.path.join(store.roots.data, "sealed")):
+        return 0
+    doomed = []
+    with store.database.writing() as rows:
+        store.forget_dead(rows)
+        kept = _pinned(rows)
+        for layer in os.listdir(home(store)):
+            if layer in kept:
+                continue
+            dead = f"dead-{os.urandom(8).hex()}"
+            os.rename(os.path.join(home(store), layer), os.path.join(store.owner.live, dead))
+            doomed.append(dead)
+    for name in doomed:
+        remove(store, name)
+    return len(doomed)
+
+
+def _pinned(rows: sqlite3.Connection) -> set[str]:
+    return {row[0] for row in rows.execute("SELECT key FROM pin WHERE kind = 'sealed'")}
+
+
+def missing(store: Store, one: Record) -> str | None:
+    """A layer of a snapshot that is not there, after a crash or by somebody's hand."""
+    for layer in one.sealed:
+        with contextlib.suppress(OSError):
+            if os.path.isdir(path_of(store, layer)):
+                continue
+        return layer
+    return None

@@ -1,0 +1,173 @@
+"""Snapshot, fork and rollback of a container."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+from attrs import evolve
+
+from pycontain._images import sealed
+from pycontain._images.layers import LayerBuild, opened
+from pycontain._images.told import told
+from pycontain._images.write import archive
+from pycontain._objects import snapshot as snapshots
+from pycontain._objects.changes import still
+from pycontain._runtime.collect import Remains
+from pycontain._runtime.restack import restack
+from pycontain._runtime.spec import default_name
+from pycontain.errors import PathError, StateError, UnsupportedError
+
+if TYPE_CHECKING:
+    from pycontain._objects.container import Container
+    from pycontain._objects.snapshot import Snapshot
+    from pycontain._runtime.running import Running
+
+MOST_LAYERS = 96
+"""Layers of a root, all together, beyond which a snapshot merges the sealed ones first."""
+_SYS_ADMIN = "SYS_ADMIN"
+
+
+def snapshot(container: Container) -> Snapshot:
+    """See `Container.snapshot`."""
+    engine, running = container._engine, container._live()
+    if container.spec.disk is not None:
+        raise UnsupportedError("a snapshot of a root file system in memory", hint="leave out disk=")
+    if engine.features.privileged and not engine.idmaps_uppers:
+        raise UnsupportedError(
+            f"snapshots on the file system of {engine.roots.data}",
+            hint="it cannot be idmapped (mount_setattr(2)): keep the store on ext4, xfs, btrfs or tmpfs",
+        )
+    store = engine.store
+    with told(store.roots.data), container._lock, store.pinning() as pins:
+        image = container.spec.image
+        layer = os.urandom(8).hex()
+        made = _record(container, layer, "sealed")
+        pins.add("sealed", layer, *image.sealed)
+        sealed.keep(store, made, snapshots.pins_of(image))
+        try:
+            if not _seal(container, running, layer):
+                sealed.forget(store, made.id)
+                made = evolve(made, kind="copied")
+                sealed.keep(store, made, snapshots.pins_of(image))
+                _copy(container, running, layer)
+        except BaseException:
+            sealed.forget(store, made.id)
+            raise
+    return snapshots.value(engine, made, image.base)
+
+
+def _record(container: Container, layer: str, kind: sealed.Kind) -> sealed.Record:
+    image = container.spec.image
+    return sealed.new_record(snapshots.described(image), kind, (layer, *image.sealed))
+
+
+def _seal(container: Container, running: Running, layer: str) -> bool:
+    """What the guest has written becomes the layer, and it goes on above; False where it would be met."""
+    if _SYS_ADMIN in container.spec.security.capabilities or container.status == "paused":
+        return False  # it may have mounted things that nobody else knows how to take along
+    engine = container._engine
+    with running.by_itself() as alone:
+        if not alone:
+            return False
+        image = snapshots.upon(engine.store, container.spec.image.base, (layer, *container.spec.image.sealed))
+        place = sealed.make_place(engine.store, layer)
+        upper = running.upper_path
+        try:
+            os.rename(upper, place)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EXDEV):
+                return False  # its root was given away inside
+            raise PathError(
+                f"cannot seal {upper}: {error.strerror}", path=upper, errno=error.errno or 0
+            ) from error
+        try:
+            restack(running, image.directories)
+        except BaseException:
+            os.rename(place, upper)
+            raise
+        container.spec = evolve(container.spec, image=image)
+        engine.hold(image, container)
+    return True
+
+
+def _copy(container: Container, running: Running, layer: str) -> None:
+    """The guest goes on where it writes: the layer is what it had, with everything stopped meanwhile."""
+    store = container._engine.store
+    build = LayerBuild(store, None, owners=store.owners)
+    try:
+        with still(container), opened([running.upper_path]) as fds:
+            for chunk in archive(store, fds[0], first_id=running.first_id, whiteouts=True, exact=True):
+                build.feed(chunk)
+        build.end()
+        build.finish(container.spec.image.directories)
+        os.rename(build.tree, sealed.make_place(store, layer))
+    finally:
+        build.abandon()
+
+
+def fork(container: Container, count: int) -> list[Container]:
+    """See `Container.fork`."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise ValueError(f"fork takes a number of containers, not {count!r}")
+    made: list[Container] = []
+    if count == 0:
+        return made
+    base = snapshot(container)
+    try:
+        for _ in range(count):
+            new = secrets.token_hex(16)
+            spec = container.spec.renamed(new)
+            spec = evolve(spec, name=default_name(new), image=base.image)
+            made.append(type(container)._of(spec, container._engine))
+        for one in made:
+            one.start()
+    except BaseException:
+        for one in made:
+            with contextlib.suppress(Exception):
+                one.remove()
+        raise
+    finally:
+        sealed.forget(container._engine.store, base.id)  # the containers hold its layers
+    return made
+
+
+def rollback(container: Container, to: Snapshot) -> None:
+    """See `Container.rollback`."""
+    image = to.image
+    if image.base != container.spec.image.base:
+        raise ValueError(
+            f"the snapshot {to.id} is of {image.name}, the container of {container.spec.image.name}"
+        )
+    with container._lock:
+        if container._removed:
+            raise StateError(f"container {container.name} is removed")
+        container._engine.hold(image, container)
+        aside = _put_aside(container)
+        container._end()
+        main = container._main
+        if main is not None:
+            main.close()
+            container._main = None
+        container.spec = evolve(container.spec, image=image)
+        try:
+            container.start()
+        finally:
+            if aside is not None:
+                container._engine.collector.put(Remains(aside, None, -1, None))
+    container._engine.sweep_sealed()
+
+
+def _put_aside(container: Container) -> str | None:
+    """What it wrote is removed when it runs again: its place is free for what comes."""
+    running = container._running
+    if running is None or running.remains is not None:
+        return None
+    live = running.engine.owner.live
+    dead = f"dead-{os.urandom(8).hex()}"
+    os.rename(os.path.join(live, running.spec.id), os.path.join(live, dead))
+    running.aside = True
+    return dead

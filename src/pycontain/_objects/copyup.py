@@ -1,0 +1,56 @@
+"""A new volume begins with what the image of its first container has at the place, as docker's do."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+from attrs import evolve
+
+from pycontain._images.defaults import is_empty_place
+from pycontain._images.write import archive
+from pycontain._model.mounts import VolumeMount
+from pycontain._runtime.spec import default_name
+from pycontain._runtime.users import open_inside
+from pycontain._volumes import filesystem, filling, records
+
+if TYPE_CHECKING:
+    from pycontain._objects.container import Container
+
+
+def copy_up(container: Container) -> None:
+    """Fill the volumes of a container that no container has had before.  Raises ImageError."""
+    store = container._engine.store
+    for place, what in container.spec.mounts.items():
+        if not isinstance(what, VolumeMount) or not records.is_fresh(store, what.name):
+            continue
+        lock = os.open(records.home_of(store, what.name), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of two that start at once, one fills it
+            if records.is_fresh(store, what.name):
+                if not is_empty_place(container.spec.image.directories, place):
+                    _fill(container, place, what)
+                records.used(store, what.name)
+        finally:
+            os.close(lock)
+
+
+def _fill(container: Container, place: str, what: VolumeMount) -> None:
+    """From a container without the volume: what the layers come to is what is seen inside."""
+    engine, new = container._engine, secrets.token_hex(16)
+    spec = evolve(container.spec.renamed(new), name=default_name(new), command=None, init=True, mounts={})
+    with type(container)._of(spec, engine) as source:
+        flags = os.O_RDONLY | os.O_DIRECTORY
+        inside = open_inside(source._live(), place, flags)
+        try:
+            root = filesystem.mount(what.path) if what.image else os.open(what.path, flags | os.O_CLOEXEC)
+            try:
+                first_id = source._live().block or 0
+                chunks = archive(engine.store, inside, first_id=first_id, one_mount=True, exact=True)
+                filling.fill(engine.store, root, chunks)
+            finally:
+                os.close(root)
+        finally:
+            os.close(inside)

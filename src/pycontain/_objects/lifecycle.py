@@ -1,0 +1,261 @@
+"""How a container lives: start, stop, pause, end; what `Container` inherits."""
+
+from __future__ import annotations
+
+import signal as signals
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal, Self, cast
+
+from pycontain._model.sizes import parse_duration
+from pycontain._objects.main import MainCommand
+from pycontain._objects.options import volume_names
+from pycontain._runtime import spec as specs
+from pycontain._runtime.collect import shielded
+from pycontain._runtime.isolation import Isolation, isolation_of
+from pycontain._runtime.running import Running
+from pycontain._runtime.start import start
+from pycontain._runtime.stats import Stats, stats_of
+from pycontain.errors import StateError, UnsupportedError
+
+if TYPE_CHECKING:
+    from pycontain._engine import Engine
+    from pycontain._objects.container import Container
+
+Status = Literal["created", "running", "paused", "exited", "removed"]
+
+
+class Lifecycle:
+    """The verbs of a container that begin, end and watch it."""
+
+    id: str
+    spec: specs.ContainerSpec
+    _engine: Engine
+    _removed: bool
+
+    def _adopt(self, engine: Engine) -> None:
+        self._engine, self._removed = engine, False
+        engine.check_open()
+
+    def _begin(self, spec: specs.ContainerSpec) -> None:
+        self.spec = self._engine.ahead.named(spec, self._whole)
+        self.id = self.spec.id
+        self._volumes = volume_names(spec.mounts)
+        if self._volumes:
+            self._engine.hold_volumes(self._whole)
+        self._running: Running | None = None
+        self._main: MainCommand | None = None
+        self._timer: threading.Timer | None = None
+        self._paused = False
+        self._started = False
+        self._timings: Mapping[str, float] | None = None
+        self._returncode: int | None = None
+        self._lock = threading.RLock()
+
+    @classmethod
+    def _of(cls, spec: specs.ContainerSpec, engine: Engine) -> Self:
+        """One like another, whose options were checked."""
+        new = cls.__new__(cls)
+        new._adopt(engine)
+        engine.hold(spec.image, new._whole)
+        new._begin(spec)
+        return new
+
+    @property
+    def _whole(self) -> Container:
+        return cast("Container", self)
+
+    @property
+    def name(self) -> str:
+        """The container's name."""
+        return self.spec.name
+
+    @property
+    def status(self) -> Status:
+        """'created', 'running', 'paused', 'exited' or 'removed'."""
+        if self._removed:
+            return "removed"
+        if self._main is not None and self._main.poll() is not None:
+            return "exited"
+        if self._running is None or self._running.dead:
+            return "exited" if self._started else "created"
+        return "paused" if self._paused else "running"
+
+    @property
+    def pid(self) -> int:
+        """PID 1 as the host sees it.  Raises StateError when it does not run."""
+        return self._live().pid
+
+    @property
+    def timings(self) -> Mapping[str, float]:
+        """Seconds by phase of the last start.  Raises StateError before the first."""
+        if self._timings is None:
+            raise StateError(f"container {self.name} was never started")
+        return self._timings
+
+    @property
+    def isolation(self) -> Isolation:
+        """What is in force, and what this host could not give."""
+        return isolation_of(self._live())
+
+    def _live(self) -> Running:
+        if self._running is None or self._running.ended:
+            raise StateError(f"container {self.name} is not running")
+        return self._running
+
+    def _awake(self) -> Running:
+        running = self._live()
+        if self._paused:
+            raise StateError(f"container {self.name} is paused: unpause it first")
+        return running
+
+    def start(self) -> Self:
+        """Start it, and its command if it has one.
+
+        Raises StartError, StateError, Conflict when another live container of the engine has its name.
+        """
+        begun = False
+        try:
+            with self._lock:
+                self._check_startable()
+                begun = True
+                self._start()
+        except BaseException:
+            # Whoever enters a `with` and is interrupted is never asked to leave it.
+            if begun:
+                shielded(self._end)
+            raise
+        return self
+
+    def _check_startable(self) -> None:
+        if self._removed:
+            raise StateError(f"container {self.name} is removed")
+        if self._running is not None and not self._running.ended:
+            raise StateError(f"container {self.name} runs already")
+        self._engine.check_open()
+
+    def _start(self) -> None:
+        if self._started:
+            self._engine.settle()  # the names of the last run are free again
+        self._engine.claim(self.spec)
+        if self._volumes:
+            from pycontain._objects.copyup import copy_up
+
+            copy_up(self._whole)
+        self._paused, self._returncode, self._started = False, None, True
+        if self.spec.init:
+            self._running = start(self._engine, self.spec)
+        else:
+            self._main = MainCommand.as_init(self._engine, self.spec)
+            self._running = self._main.running
+        self._timings = self._running.timings
+        self._engine.register(self._whole)
+        if self.spec.init and self.spec.command is not None:
+            self._main = MainCommand.beside_agent(self._running, self.spec.command)
+        if self.spec.lifetime is not None:
+            self._timer = threading.Timer(self.spec.lifetime, self.kill)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _end(self) -> None:
+        with self._lock:
+            timer, self._timer = self._timer, None
+            if timer is not None:
+                timer.cancel()
+            # Under the lock: whoever comes second returns when it is over, not while it goes on.
+            running = self._running or self._engine.find(self.id)
+            if running is not None:
+                running.end()
+            self._running = None
+            self._engine.release(self.spec)
+
+    def remove(self) -> None:
+        """End it and everything in it, and forget it.  Idempotent."""
+        try:
+            self._end()
+        except BaseException:
+            shielded(self._end)
+            raise
+        main = self._main
+        if main is not None:
+            self._returncode = main.close()
+        self._removed = True
+        if self._volumes and not self._engine.closed:
+            self._engine.let_go_volumes(self.id)
+        if self.spec.image.sealed and not self._engine.closed:
+            self._engine.let_go()
+            self._engine.sweep_sealed()
+
+    def stop(self, timeout: float | timedelta = 10) -> None:
+        """The image's stop signal or SIGTERM to the command, SIGKILL to all after `timeout` seconds."""
+        main = self._main
+        self._live()
+        if main is not None and main.poll() is None:
+            main.signal(self.spec.image.stop_signal or signals.SIGTERM)
+            main.join(parse_duration(timeout))
+        self._end()
+        if main is not None:
+            self._returncode = main.close()
+
+    def kill(self, signal: int = signals.SIGKILL) -> None:
+        """Send a signal to the command; SIGKILL ends the whole container."""
+        if signal == signals.SIGKILL:
+            self._end()
+            if self._main is not None:
+                self._main.join(10)
+            return
+        self._live()
+        if self._main is None:
+            raise StateError(f"container {self.name} has no command to signal")
+        self._main.signal(signal)
+
+    def pause(self) -> None:
+        """Freeze every process.  Raises UnsupportedError on a host without cgroups."""
+        self._freeze(True)
+
+    def unpause(self) -> None:
+        """Let every process go on."""
+        self._freeze(False)
+
+    def _freeze(self, frozen: bool) -> None:
+        running = self._live()
+        group = running.group
+        if group is None or not group.freezable:
+            raise UnsupportedError("pausing", hint="it needs a cgroup v2 tree that this user may write")
+        group.freeze(frozen)
+        self._paused = running.frozen = frozen
+
+    def wait(self, timeout: float | timedelta | None = None) -> int:
+        """Wait for the command's end; its return code.  Raises subprocess.TimeoutExpired, StateError."""
+        if self._main is None:
+            what = "has no command to wait for" if self.spec.command is None else "was not started"
+            raise StateError(f"container {self.name} {what}")
+        seconds = None if timeout is None else parse_duration(timeout)
+        if not self._main.join(seconds):
+            assert seconds is not None
+            raise subprocess.TimeoutExpired(list(self.spec.command or ()), seconds)
+        self._end()
+        self._returncode = self._main.returncode
+        assert self._returncode is not None
+        return self._returncode
+
+    def restart(self, timeout: float | timedelta = 10) -> Self:
+        """Stop and start again, with a fresh root file system."""
+        if self._running is not None:
+            self.stop(timeout)
+        return self.start()
+
+    def logs(self, follow: bool = False) -> Iterator[bytes]:
+        """What the command wrote, both streams in order of arrival; the last 16 MiB are kept.
+
+        follow: go on until the command ended and nobody can write any more, or the container ends.
+        """
+        if self._main is None:
+            raise StateError(f"container {self.name} has no command that could write")
+        return self._main.logs(follow)
+
+    def stats(self) -> Stats:
+        """What the container uses now, from the kernel's counters."""
+        return stats_of(self._live())

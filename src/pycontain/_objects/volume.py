@@ -1,0 +1,248 @@
+"""Volumes: what containers share and leave behind."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import IO, TYPE_CHECKING
+
+from pycontain._model.mounts import VolumeMount
+from pycontain._model.sizes import parse_size, shown
+from pycontain.errors import Conflict, NotFound, UnsupportedError
+
+if TYPE_CHECKING:
+    from pycontain._engine import Engine
+    from pycontain._volumes.records import Record
+
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
+
+
+def _engine(engine: Engine | None) -> Engine:
+    from pycontain._engine import default_engine
+
+    return engine or default_engine()
+
+
+class Volume:
+    """A directory of the store that outlives containers and that several may have at once.
+
+    name: of a volume that is made now, or that there is; without one it is a new volume, which lasts as
+    long as this engine, or as the `with` that it is used in.  size: bytes, or text such as '64M', beyond
+    which writing fails with ENOSPC; as root, upon a loop device with ext4.  labels: kept with a new one.
+
+    `volumes={'/data': Volume('db')}` mounts it, in as many containers as wanted: owners inside are the
+    same in each, as on the disk.  A new volume begins with what the image of its first container has at
+    the place.  What a container has synced survives kills and losses of power.
+
+    Raises ValueError for a name that is none, LimitError for such a size, Conflict when the volume is there
+    with another size, UnsupportedError where no size can be held.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        size: int | str | None = None,
+        labels: Mapping[str, str] | None = None,
+        engine: Engine | None = None,
+    ) -> None:
+        from pycontain._images.told import told
+        from pycontain._volumes import records
+
+        if name is not None and (not isinstance(name, str) or not _NAME.fullmatch(name)):
+            raise ValueError(
+                f"a volume's name begins with a letter or digit and goes on with those or _.-: {shown(name)}"
+            )
+        wanted = None if size is None else parse_size(size)
+        self._engine = _engine(engine)
+        self._check_size(wanted)
+        store = self._engine.store
+        owner = "" if name is not None else store.owner.name
+        record = records.new(name or secrets.token_hex(16), wanted, _labels(labels), owner)
+        with told(store.roots.data):
+            self._record = records.create(store, record)
+
+    def _check_size(self, size: int | None) -> None:
+        if size is not None and not self._engine.features.privileged:
+            raise UnsupportedError(
+                "volumes of a given size, as a plain user",
+                hint="mounting a file system's image is root's: use Tmpfs(size), or no size",
+            )
+
+    @classmethod
+    def get(cls, name: str, *, engine: Engine | None = None) -> Volume:
+        """A volume that there is.  Raises NotFound."""
+        from pycontain._volumes import records
+
+        chosen = _engine(engine)
+        found = records.get(chosen.store, name)
+        if found is None:
+            raise NotFound(f"no volume {name!r}")
+        return cls._of(found, chosen)
+
+    @classmethod
+    def list(cls, *, engine: Engine | None = None) -> builtins.list[Volume]:
+        """Every volume of the store, by name."""
+        from pycontain._volumes import records
+
+        chosen = _engine(engine)
+        return [cls._of(record, chosen) for record in records.every(chosen.store)]
+
+    @classmethod
+    def prune(cls, *, all: bool = False, engine: Engine | None = None) -> builtins.list[str]:
+        """Remove volumes that no container has: those without a name, or all; the names of what is gone."""
+        gone = []
+        for one in cls.list(engine=engine):
+            if all or one._record.owner:
+                with contextlib.suppress(Conflict, NotFound):
+                    one.remove()
+                    gone.append(one.name)
+        return gone
+
+    @classmethod
+    def _of(cls, record: Record, engine: Engine) -> Volume:
+        new = cls.__new__(cls)
+        new._engine, new._record = engine, record
+        return new
+
+    @property
+    def name(self) -> str:
+        """Its name, made up where none was given."""
+        return self._record.name
+
+    @property
+    def size(self) -> int | None:
+        """Bytes that it was made for; None for as many as the store's file system has."""
+        return self._record.size
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """What it was labelled with."""
+        return dict(self._record.labels)
+
+    @property
+    def created(self) -> datetime:
+        """When it was made, in UTC."""
+        return datetime.fromtimestamp(self._record.created, UTC)
+
+    @property
+    def containers(self) -> builtins.list[str]:
+        """The ids of the containers that have it, of every process."""
+        from pycontain._volumes import records
+
+        return records.users(self._engine.store, self.name)
+
+    def inspect(self) -> dict[str, object]:
+        """What is known of it: name, size, created, labels, anonymous, path, containers."""
+        return {
+            "name": self.name,
+            "size": self.size,
+            "created": self.created,
+            "labels": self.labels,
+            "anonymous": bool(self._record.owner),
+            "path": self.mounted().path,
+            "containers": self.containers,
+        }
+
+    def mounted(self, *, read_only: bool = False) -> VolumeMount:
+        """It, to be mounted: `volumes={'/data': Volume('db').mounted(read_only=True)}`."""
+        from pycontain._volumes import records
+
+        return VolumeMount(
+            name=self.name,
+            path=records.content_of(self._engine.store, self._record),
+            image=self.size is not None,
+            read_only=read_only,
+        )
+
+    def remove(self) -> None:
+        """Remove it and all in it.  Raises Conflict while a container has it, NotFound when it is gone."""
+        from pycontain._images.layers import discard
+        from pycontain._volumes import records
+
+        store = self._engine.store
+        records.remove(store, self.name, lambda name: discard(store, name))
+
+    def backup(self, target: str | os.PathLike[str] | IO[bytes]) -> None:
+        """Write all that is in it as an uncompressed tar, with owners, times and attributes.
+
+        Containers may go on writing: each file is as it was when it was read.  Raises PathError, NotFound.
+        """
+        from pycontain._images.archives import replacing
+        from pycontain._images.write import archive
+
+        with self._root() as root, replacing(target) as file:
+            for chunk in archive(self._engine.store, root, exact=True):
+                file.write(chunk)
+
+    def restore(self, source: str | os.PathLike[str] | IO[bytes]) -> None:
+        """Fill an empty volume with what `backup` wrote, or another tar archive, compressed or not.
+
+        Raises Conflict for a volume that has something already or that a container has, ImageError for
+        what is no archive, which leaves what came before the fault; PathError.
+        """
+        from pycontain._images.archives import opened_to_read
+        from pycontain._volumes import filling, records
+
+        store = self._engine.store
+        with self._root() as root, opened_to_read(source) as file:
+            if records.users(store, self.name):
+                raise Conflict(f"the volume {self.name!r} is in use", hint="remove its containers first")
+            if os.listdir(root):
+                raise Conflict(f"the volume {self.name!r} is not empty", hint="restore into a new one")
+            filling.fill(store, root, iter(lambda: file.read(1 << 20), b""))
+            records.used(store, self.name)
+
+    @contextlib.contextmanager
+    def _root(self) -> Iterator[int]:
+        """An fd of its directory."""
+        from pycontain._volumes import filesystem, records
+
+        store = self._engine.store
+        if records.get(store, self.name) is None:
+            raise NotFound(f"no volume {self.name!r}")
+        path = records.content_of(store, self._record)
+        root = filesystem.mount(path) if self.size is not None else -1
+        fd = os.open(
+            path if root < 0 else ".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=None if root < 0 else root
+        )
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+            if root >= 0:
+                os.close(root)
+
+    def __enter__(self) -> Volume:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._record.owner:
+            with contextlib.suppress(NotFound):
+                self.remove()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Volume):
+            return NotImplemented
+        return (self.name, self._engine.roots) == (other.name, other._engine.roots)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self._engine.roots))
+
+    def __repr__(self) -> str:
+        return f"<Volume {self.name}>"
+
+
+def _labels(labels: Mapping[str, str] | None) -> Mapping[str, str]:
+    for name, value in (labels or {}).items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"labels are text: {shown(name)}, {shown(value)}")
+    return labels or {}

@@ -1,0 +1,113 @@
+"""Another root for a container that goes on: what it has written becomes a layer, and it writes to a new one.
+
+The launcher's child joins the container's user and mount namespaces, where the agent is alone meanwhile;
+what is mounted in the old root goes along.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from pycontain._kernel import native
+from pycontain._kernel.plan import Op, OpFlag, OpKind, Plan, Source, request
+from pycontain._rootfs.layout import layer_source
+from pycontain._runtime.compile import NEWUSER, described
+from pycontain.errors import PathError, StartError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pycontain._runtime.running import Running
+
+_MADE = (OpKind.UPPER, OpKind.FILE, OpKind.OVERLAY)
+_GUARDED = 2 | 4  # nosuid, nodev
+
+
+def restack(running: Running, layers: Sequence[str]) -> None:
+    """Give it a root of these directories, the uppermost first, and an upper directory that is empty.
+
+    Raises StartError with the step that failed; the container is as it was then.
+    """
+    privileged = running.engine.features.privileged
+    store = os.path.join(running.engine.owner.live, running.spec.id)
+    sources = [(store, running.template.store), *((path, layer_source(privileged)) for path in layers)]
+    ours, theirs = native.pair()
+    fds = [theirs, running.pidfd]
+    opened: list[int] = []
+    try:
+        places = []
+        for path, source in sources:
+            if privileged:
+                opened.append(_tree(path))
+                places.append(_at(source, len(fds) + len(opened) - 1))
+            else:
+                places.append(described(path, source))
+        plan = _plan(running, places)
+        with running.engine.launchers.borrow() as launcher, launcher.listening:
+            launcher.hear_owed()
+            native.send(launcher.socket, request(native.RESTACK, plan, value=running.pid), [*fds, *opened])
+            os.close(theirs)
+            theirs = -1
+            reply = native.receive_uninterrupted(launcher.socket)
+            told = native.receive_uninterrupted(ours)
+    finally:
+        for fd in (ours, theirs, *opened):
+            if fd >= 0:
+                os.close(fd)
+    _check(running, reply, told, [path for path, _ in sources[1:]])
+    running.upper += 1
+
+
+def _tree(path: str) -> int:
+    fd = int(native.lib.pcx_open_tree(os.fsencode(path), 0))
+    if fd < 0:
+        raise PathError(f"cannot open {path}: {os.strerror(-fd)}", path=path, errno=-fd)
+    return fd
+
+
+def _at(source: Source, fd: int) -> Source:
+    return Source(fd=fd, flags=source.flags, attributes=source.attributes)
+
+
+def _plan(running: Running, places: list[Source]) -> bytes:
+    template = running.template
+    ops = [
+        Op(OpKind.UPPER, mode=running.upper + 1),
+        Op(OpKind.OVERLAY, source=0, count=len(places) - 1, attributes=_GUARDED),
+    ]
+    for op in template.ops:
+        if op.kind == OpKind.SEAL:
+            ops.append(op)
+        elif op.kind not in _MADE:
+            guarded = op.kind in (OpKind.MASK, OpKind.READONLY)
+            flags = op.flags & (OpFlag.NOFOLLOW | OpFlag.IS_FILE) | (OpFlag.NOFOLLOW if guarded else 0)
+            ops.append(Op(OpKind.MOVE, op.target, flags=int(flags)))
+    return Plan(
+        control_fd=0,
+        exit_fd=1,
+        namespaces=NEWUSER,
+        ops=ops,
+        sources=places[1:],
+        store=places[0],
+        security=template.security,
+        flags=template.flags,
+    ).encode()
+
+
+def _check(
+    running: Running, reply: native.Record | None, told: native.Record | None, layers: list[str]
+) -> None:
+    if told is not None and told.kind == native.READY and reply is not None and not reply.errno:
+        return
+    record = told if told is not None and told.kind == native.FAILED else reply
+    name = running.spec.name
+    if record is None:
+        raise StartError(f"the root of {name} could not be replaced: its launcher died", step="launcher")
+    path = layers[record.op] if record.kind == native.FAILED and 0 <= record.op < len(layers) else None
+    raise StartError(
+        f"the root of {name} could not be replaced",
+        step=record.step_name,
+        errno=record.errno,
+        path=path,
+    )
