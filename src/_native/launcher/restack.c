@@ -37,7 +37,8 @@ take_place (const struct pc_root *root)
   word error = raw1 (__NR_fchdir, root->root);
   if (error == 0)
     error = raw2 (__NR_pivot_root, ".", ".");
-  if (error == 0)
+  /* On the new root lies the old one now, and on that the scaffold. */
+  for (u32 i = 0; error == 0 && i < 2; i++)
     error = raw2 (__NR_umount2, ".", MNT_DETACH_);
   return (int) error;
 }

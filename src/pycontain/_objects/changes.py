@@ -49,19 +49,19 @@ def _left_out(container: Container) -> list[str]:
 
 @contextlib.contextmanager
 def still(container: Container) -> Iterator[None]:
-    """No process of the container runs meanwhile, where this host can stop them."""
-    if container.status == "paused":
+    """No process of the container runs meanwhile, where this host can stop them.
+
+    Whoever asks for a command waits: that is no pause of the container's user.
+    """
+    group = container._live().group
+    if container.status == "paused" or group is None or not group.freezable:
         yield
         return
-    try:
-        container.pause()
-    except UnsupportedError:
-        yield
-        return
+    group.freeze(True)
     try:
         yield
     finally:
-        container.unpause()
+        group.freeze(False)
 
 
 class _Reader:

@@ -267,7 +267,8 @@ class Container(Lifecycle):
         export(self, target)
 
     def __enter__(self) -> Container:
-        return self.start()
+        """Start it, unless it runs already, as forks do."""
+        return self if self.status in ("running", "paused") else self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,0 +1,359 @@
+"""Snapshot, fork and rollback: what was written is what is found, and nobody sees another's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pycontain import (
+    Container,
+    Engine,
+    Image,
+    NotFound,
+    PathError,
+    Security,
+    Snapshot,
+    StateError,
+    Tmpfs,
+    UnsupportedError,
+)
+
+WRITTEN = """
+mkdir -p /made/deep && echo one > /made/deep/file && ln -s file /made/deep/link
+chmod 2751 /made/deep && chmod 640 /made/deep/file && touch -d '2001-02-03 04:05:06.7' /made/deep/file
+rm -rf /opt && mkdir /opt && echo new > /opt/new && rm -rf /srv && echo kept > /tmp/kept
+"""
+LISTED = "find /made /opt -printf '%p %y %m %U %G %s %T@ %l\\n' | sort"
+
+
+@pytest.fixture(autouse=True)
+def _snapshots(engine: Engine) -> Iterator[None]:
+    """Nothing of a snapshot is left when the last was removed."""
+    if engine.features.privileged:
+        with Container():
+            if not engine.idmaps_uppers:
+                pytest.skip("the file system of this kernel cannot be idmapped")
+    yield
+    for one in Snapshot.list():
+        one.remove()
+    engine.settle()
+    assert os.listdir(os.path.join(engine.roots.data, "sealed")) == []
+
+
+def _sh(container: Container, script: str) -> str:
+    return str(container.exec(script, shell=True, check=True).stdout)
+
+
+def test_a_snapshot_is_sealed_where_nothing_lives(container: Container) -> None:
+    _sh(container, WRITTEN)
+    before = _sh(container, LISTED)
+    pid, mounts = container.pid, _sh(container, "cut -d' ' -f5 /proc/self/mountinfo")
+    snapshot = container.snapshot()
+    assert snapshot.kind == "sealed"
+    assert container.pid == pid
+    assert _sh(container, LISTED) == before
+    assert _sh(container, "cat /tmp/kept") == "kept\n"
+    assert sorted(_sh(container, "cut -d' ' -f5 /proc/self/mountinfo").split()) == sorted(mounts.split())
+    with Container(snapshot) as other:
+        assert _sh(other, LISTED) == before
+
+
+def test_what_is_written_later_is_not_in_it(container: Container) -> None:
+    _sh(container, "echo one > /file")
+    first = container.snapshot()
+    _sh(container, "echo two > /file; rm -rf /opt")
+    second = container.snapshot()
+    _sh(container, "echo three > /file; mkdir -p /opt")
+    for snapshot, text, there in ((first, "one", "yes"), (second, "two", "no")):
+        with Container(snapshot) as other:
+            assert _sh(other, "cat /file; test -e /opt && echo yes || echo no").split() == [text, there]
+
+
+def test_a_snapshot_is_copied_where_something_lives(container: Container) -> None:
+    _sh(container, WRITTEN)
+    _sh(container, "echo one > /file")
+    before = _sh(container, LISTED)
+    with container.popen(["sleep", "1000"]) as process:
+        snapshot = container.snapshot()
+        assert snapshot.kind == "copied"
+        assert process.poll() is None
+        _sh(container, "echo two > /file; rm -rf /made")
+        with Container(snapshot) as other:
+            assert _sh(other, LISTED) == before
+            assert _sh(other, "cat /file") == "one\n"
+        process.kill()
+
+
+def test_a_copy_upon_sealed_layers_has_them_all(container: Container) -> None:
+    _sh(container, "mkdir /d && touch /d/one /d/two")
+    container.snapshot()
+    _sh(container, "rm /d/one && touch /d/three && rm -rf /opt && mkdir /opt")
+    with container.popen(["sleep", "1000"]) as process:
+        snapshot = container.snapshot()
+        process.kill()
+    assert snapshot.kind == "copied"
+    with Container(snapshot) as other:
+        assert _sh(other, "ls /d").split() == ["three", "two"]
+
+
+def test_a_paused_container_and_one_that_may_mount_are_copied(needs_freezer: None) -> None:
+    with Container() as one:
+        _sh(one, "echo x > /x")
+        one.pause()
+        snapshot = one.snapshot()
+        assert snapshot.kind == "copied"
+        assert one.status == "paused"
+        one.unpause()
+    mighty = Security.SANDBOX.evolve(capabilities=["SYS_ADMIN"], no_new_privs=False)
+    with Container(security=mighty) as one:
+        assert one.snapshot().kind == "copied"
+
+
+def test_forks_begin_alike_and_do_not_see_each_other(container: Container) -> None:
+    _sh(container, "echo base > /file")
+    forks = container.fork(3)
+    try:
+        assert len({one.id for one in forks} | {one.name for one in forks}) == 6
+        for at, one in enumerate(forks):
+            _sh(one, f"echo {at} >> /file")
+        assert [_sh(one, "cat /file").split() for one in forks] == [["base", str(at)] for at in range(3)]
+        assert _sh(container, "cat /file") == "base\n"
+        assert Snapshot.list() == []
+    finally:
+        for one in forks:
+            one.remove()
+
+
+def test_a_fork_has_the_same_options() -> None:
+    with Container(
+        env={"A": "1"}, workdir="/usr", tmpfs={"/scratch": "1M"}, pids=50, labels={"k": "v"}
+    ) as one:
+        (fork,) = one.fork(1)
+        with fork:
+            assert _sh(fork, "echo $A; pwd; df -k /scratch | tail -1 | cut -c1-5").split() == [
+                "1",
+                "/usr",
+                "tmpfs",
+            ]
+            assert fork.spec.limits == one.spec.limits
+            assert fork.spec.labels == one.spec.labels
+
+
+def test_forks_that_cannot_start_are_not_left(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Container] = []
+    start = Container.start
+
+    def fail_third(self: Container) -> Container:
+        if len(started) == 2:
+            raise StateError("third")
+        started.append(self)
+        return start(self)
+
+    monkeypatch.setattr(Container, "start", fail_third)
+    with pytest.raises(StateError, match="third"):
+        container.fork(4)
+    assert [one.status for one in started] == ["removed", "removed"]
+
+
+@pytest.mark.parametrize("count", [-1, 1.5, True, "2"])
+def test_fork_takes_a_number(container: Container, count: object) -> None:
+    with pytest.raises(ValueError, match="number of containers"):
+        container.fork(count)  # type: ignore[arg-type]
+
+
+def test_rollback_brings_back_the_root_and_nothing_else() -> None:
+    with Container(mounts={"/scratch": Tmpfs("1M")}) as one:
+        _sh(one, WRITTEN)
+        _sh(one, "rm /tmp/kept")
+        before = _sh(one, LISTED)
+        snapshot = one.snapshot()
+        ident = one.id
+        for _ in range(3):
+            _sh(one, "rm -rf /made; echo x > /opt/x; touch /tmp/x /scratch/x /dev/shm/x")
+            process = one.popen(["sleep", "1000"])
+            assert one.rollback(snapshot) is one
+            assert process.wait(10) == -signal.SIGKILL
+            assert _sh(one, LISTED) == before
+            assert _sh(one, "ls /tmp /scratch /dev/shm").split() == ["/dev/shm:", "/scratch:", "/tmp:"]
+        assert one.id == ident
+
+
+def test_rollback_of_an_older_and_of_a_copied_snapshot(container: Container) -> None:
+    _sh(container, "echo one > /file")
+    first = container.snapshot()
+    _sh(container, "echo two > /file")
+    with container.popen(["sleep", "1000"]):
+        second = container.snapshot()
+        container.rollback(first)
+    assert _sh(container, "cat /file") == "one\n"
+    container.rollback(second)
+    assert _sh(container, "cat /file") == "two\n"
+    assert container.snapshot().kind == "sealed"
+
+
+def test_rollback_begins_the_command_anew() -> None:
+    with Container(command=["sh", "-c", "echo $(cat /file 2>/dev/null || echo none); sleep 1000"]) as one:
+        _sh(one, "echo here > /file")
+        snapshot = one.snapshot()
+        assert snapshot.kind == "copied"
+        one.rollback(snapshot)
+        assert next(one.logs(follow=True)) == b"here\n"
+        assert one.status == "running"
+
+
+def test_rollback_wants_a_snapshot_of_the_same_image(container: Container, root: Path) -> None:
+    with Container(Image.from_rootfs(root)) as other:
+        snapshot = other.snapshot()
+        with pytest.raises(ValueError, match="is of"):
+            container.rollback(snapshot)
+    assert container.status == "running"
+
+
+def test_an_ended_container_rolls_back_and_runs() -> None:
+    one = Container().start()
+    _sh(one, "echo x > /file")
+    snapshot = one.snapshot()
+    one.kill()
+    with pytest.raises(StateError):
+        one.snapshot()
+    one.rollback(snapshot)
+    assert _sh(one, "cat /file") == "x\n"
+    one.remove()
+    with pytest.raises(StateError, match="removed"):
+        one.rollback(snapshot)
+
+
+def test_layers_stay_as_long_as_somebody_stands_on_them(engine: Engine) -> None:
+    sealed = os.path.join(engine.roots.data, "sealed")
+    with Container() as one:
+        _sh(one, "echo x > /file")
+        snapshot = one.snapshot()
+        other = Container(snapshot).start()
+        snapshot.remove()
+        snapshot.remove()
+        with pytest.raises(NotFound):
+            Snapshot.get(snapshot.id)
+    assert len(os.listdir(sealed)) == 1
+    assert _sh(other, "cat /file") == "x\n"
+    other.remove()
+    assert os.listdir(sealed) == []
+
+
+def test_a_snapshot_outlives_its_process(engine: Engine) -> None:
+    script = """
+import os, signal
+from pycontain import Container
+with Container() as one:
+    one.exec("echo survived > /file", shell=True, check=True)
+    print(one.snapshot().id, flush=True)
+    one.exec("echo later > /file; echo more > /more", shell=True, check=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    engine.prune()
+    snapshot = Snapshot.get(done.stdout.strip())
+    assert snapshot in Snapshot.list()
+    with Container(snapshot) as other:
+        assert _sh(other, "cat /file; ls /more 2>/dev/null || echo none").split() == ["survived", "none"]
+
+
+def test_a_damaged_snapshot_is_told(container: Container, engine: Engine) -> None:
+    snapshot = container.snapshot()
+    layer = os.path.join(engine.roots.data, "sealed", snapshot.image.sealed[0])
+    os.rename(layer, layer + "-away")
+    try:
+        assert Snapshot.list() == []
+        with pytest.raises(Exception, match="is damaged"):
+            Snapshot.get(snapshot.id)
+    finally:
+        os.rename(layer + "-away", layer)
+    assert Snapshot.list() == [snapshot]
+
+
+def test_diff_and_commit_tell_of_all_steps(root: Path, engine: Engine) -> None:
+    base = Image.from_rootfs(root, copy=True, tag="pyc/base:1")
+    try:
+        with Container(base) as one:
+            _sh(one, "echo one > /one; mkdir /d; touch /d/x; rm -rf /home")
+            first = one.snapshot()
+            _sh(one, "echo two > /two; rm /one /d/x; touch /d/y")
+            told = {change.path: change.kind for change in one.diff()}
+            assert told["/two"] == told["/d/y"] == "added"
+            assert "/one" not in told
+            assert "/d/x" not in told
+            image = one.commit("pyc/whole:1")
+            with pytest.raises(Exception, match="is of"):
+                base.remove()
+        with Container(image) as other:
+            assert _sh(other, "ls -d /one /two /d/* 2>/dev/null || true").split() == ["/d/y", "/two"]
+        early = first.commit("pyc/early:1")
+        with Container(early) as other:
+            assert _sh(other, "cat /one; ls /d").split() == ["one", "x"]
+        for one_image in Image.list():
+            one_image.remove(force=True)
+        engine.sweep()
+        with Container(first) as other:  # what it stands on is not swept with its image
+            assert _sh(other, "cat /one") == "one\n"
+        first.remove()
+    finally:
+        for one_image in Image.list():
+            one_image.remove(force=True)
+        engine.sweep()
+
+
+def test_a_root_in_memory_has_no_snapshot() -> None:
+    with Container(disk="16M") as one, pytest.raises(UnsupportedError, match="in memory"):
+        one.snapshot()
+
+
+def test_a_seal_that_fails_leaves_it_as_it_was(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pycontain._objects import branching
+
+    def fail(*_: object) -> None:
+        raise PathError("no", path="/", errno=5)
+
+    _sh(container, "echo x > /file")
+    with monkeypatch.context() as patch:
+        patch.setattr(branching, "restack", fail)
+        with pytest.raises(PathError):
+            container.snapshot()
+    assert Snapshot.list() == []
+    _sh(container, "echo y >> /file")
+    assert container.snapshot().kind == "sealed"
+    assert _sh(container, "cat /file").split() == ["x", "y"]
+
+
+def test_commands_of_other_threads_lose_nothing(container: Container) -> None:
+    over = threading.Event()
+    written: list[int] = []
+
+    def write() -> None:
+        while not over.is_set():
+            _sh(container, f"echo {len(written)} >> /file")
+            written.append(len(written))
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    kinds = {container.snapshot().kind for _ in range(20)}
+    over.set()
+    thread.join()
+    assert [int(line) for line in _sh(container, "cat /file").split()] == written
+    assert kinds <= {"sealed", "copied"}
+
+
+def test_a_chain_of_a_hundred_is_usable(container: Container) -> None:
+    last = container.snapshot()
+    for at in range(100):
+        _sh(container, f"echo {at} > /file; touch /n{at}; rm -f /n{at - 2}")
+        last = container.snapshot()
+    assert _sh(container, "cat /file; ls -d /n*").split() == ["99", "/n98", "/n99"]
+    with Container(last) as other:
+        assert _sh(other, "cat /file; ls -d /n*").split() == ["99", "/n98", "/n99"]
