@@ -22,6 +22,7 @@ from pycontain._kernel.launcher import Launcher, LauncherPool, sub_id_maps
 from pycontain._model.limits import CgroupLimits
 from pycontain._runtime.ahead import Ahead
 from pycontain._runtime.collect import Collector, Remains
+from pycontain._runtime.holdings import Holdings
 from pycontain._security import policy
 from pycontain._state.owner import Claim, Owner, claim_dead
 from pycontain._state.paths import Roots
@@ -29,7 +30,7 @@ from pycontain.errors import Conflict, ImageError, StartError, StateError, Unsup
 
 if TYPE_CHECKING:
     from pycontain._images.bounds import LayerLimits
-    from pycontain._images.store import Pins, Store
+    from pycontain._images.store import Store
     from pycontain._images.sweep import Swept
     from pycontain._objects.container import Container
     from pycontain._objects.image import Image
@@ -82,6 +83,7 @@ class Engine:
         self.cgroups = Cgroups(self.owner.name)
         self.launchers = LauncherPool(plain=not self.features.privileged, maps=self._maps)
         self.collector = Collector(self.owner, self._make_janitor)
+        self.holdings = Holdings(self.owner.name, lambda: self.store, self.collector)
         self.ahead = Ahead(self, ahead)
         self._lock = threading.Lock()
         self._making = threading.Lock()
@@ -90,8 +92,6 @@ class Engine:
         self._names: dict[str, str] = {}
         self._host_image: Image | None = None
         self._store: Store | None = None
-        self._pins: Pins | None = None
-        self._users: weakref.WeakKeyDictionary[Container, tuple[str, ...]] = weakref.WeakKeyDictionary()
         self._held: dict[object, CgroupLimits] = {}
         self.templates: dict[object, Template] = {}
         self.idmaps_uppers = self.features.privileged
@@ -144,41 +144,6 @@ class Engine:
 
         return Image.list(engine=self)
 
-    def hold(self, image: Image, container: Container) -> None:
-        """No sweep takes the layers of this container's image before it is removed or gone."""
-        chains = image.config.chain_ids if image.manifest is not None else ()
-        if not chains and not image.sealed:
-            return
-        store = self.store
-        with self._lock:
-            if self._pins is None:
-                from pycontain._images.store import Pins
-
-                self._pins = Pins(store, f"engine-{self.owner.name}")
-            if not any(held[: len(chains)] == chains for held in self._users.values()):
-                self._pins.add("layer", *chains)
-            if image.sealed:
-                self._pins.add("sealed", *image.sealed)
-            self._users[container] = (*chains, *image.sealed)
-
-    def hold_volumes(self, container: Container) -> None:
-        """Nobody removes its volumes before it is removed or gone.  Raises NotFound."""
-        from pycontain._volumes import records
-
-        records.hold(self.store, container.id, container._volumes)
-        weakref.finalize(container, self._dropped, container.id)
-
-    def _dropped(self, container: str) -> None:
-        if not self.closed:
-            with contextlib.suppress(ImageError, StateError):
-                self.let_go_volumes(container)
-
-    def let_go_volumes(self, container: str) -> None:
-        """The container of this id has no volume any more."""
-        from pycontain._volumes import records
-
-        records.let_go(self.store, container)
-
     @property
     def volumes(self) -> list[Volume]:
         """The volumes of the store, by name."""
@@ -202,33 +167,10 @@ class Engine:
         from pycontain._images.sweep import sweep
         from pycontain._images.told import told
 
-        self.let_go()
-        self.sweep_sealed()
+        self.holdings.let_go()
+        self.holdings.sweep_sealed()
         with told(self.roots.data):
             return sweep(self.store)
-
-    def sweep_sealed(self) -> None:
-        """What no snapshot and no container stands on any more is removed, behind the caller's back."""
-        from pycontain._images import sealed
-
-        sealed.sweep_sealed(self.store, lambda _, name: self.collector.put(Remains(name, None, -1, None)))
-
-    def let_go(self) -> None:
-        """Images that no container of this engine has any more are no longer held."""
-        with self._lock:
-            if self._pins is None:
-                return
-            for container in [one for one in self._users if one._removed]:
-                del self._users[container]
-            needed = {chain for chains in self._users.values() for chain in chains}
-            self._pins.keep_only(needed)
-
-    def users(self, image: Image) -> list[Container]:
-        """Containers of this engine that are not removed and have this image."""
-        with self._lock:
-            chains = image.config.chain_ids
-            users = [one for one, held in self._users.items() if held[: len(chains)] == chains]
-            return [one for one in users if not one._removed]
 
     def info(self) -> dict[str, object]:
         """What this engine is and stands on."""
@@ -255,6 +197,7 @@ class Engine:
         self.settle()
         collected = collect_dead(self.roots, self.cgroups.layout, self._make_janitor)
         if os.path.exists(os.path.join(self.roots.data, "store.db")):
+            self.holdings.drop_volumes()
             self.sweep()
         return collected
 
@@ -279,8 +222,7 @@ class Engine:
         self.ahead.spares.discard()
         if store is not None:
             with contextlib.suppress(ImageError):
-                if self._pins is not None:
-                    self._pins.release()
+                self.holdings.end(store)
             store.close()
         for name in os.listdir(self.owner.live):  # what an interrupt kept from the collector
             self.collector.put(Remains(name, None, -1, None))
@@ -303,7 +245,8 @@ class Engine:
         self.closed = True
         if self._store is not None:
             self._store.forget()
-        self._store = self._pins = None
+        self._store = None
+        self.holdings.forget()
         for one in self._running.values():
             one.forget()
         self.ahead.forget()

@@ -140,7 +140,7 @@ def test_a_fork_has_the_same_options() -> None:
             assert _sh(fork, "echo $A; pwd; df -k /scratch | tail -1 | cut -c1-5").split() == [
                 "1",
                 "/usr",
-                "tmpfs",
+                "none",
             ]
             assert fork.spec.limits == one.spec.limits
             assert fork.spec.labels == one.spec.labels

@@ -90,7 +90,7 @@ def _seal(container: Container, running: Running, layer: str) -> bool:
             os.rename(place, upper)
             raise
         container.spec = evolve(container.spec, image=image)
-        engine.hold(image, container)
+        engine.holdings.hold(image, container)
     return True
 
 
@@ -145,7 +145,7 @@ def rollback(container: Container, to: Snapshot) -> None:
     with container._lock:
         if container._removed:
             raise StateError(f"container {container.name} is removed")
-        container._engine.hold(image, container)
+        container._engine.holdings.hold(image, container)
         aside = _put_aside(container)
         container._end()
         main = container._main
@@ -158,7 +158,7 @@ def rollback(container: Container, to: Snapshot) -> None:
         finally:
             if aside is not None:
                 container._engine.collector.put(Remains(aside, None, -1, None))
-    container._engine.sweep_sealed()
+    container._engine.holdings.sweep_sealed()
 
 
 def _put_aside(container: Container) -> str | None:

@@ -100,7 +100,7 @@ class Container(Lifecycle):
         self._adopt(engine or default_engine())
         points = specs.mount_points(mounts_of(self._engine, volumes, mounts), tmpfs)
         base = image_of(self._engine, image)
-        self._engine.hold(base, self)
+        self._engine.holdings.hold(base, self)
         for layer in base.directories:
             check_layer(layer)
         if read_only:

@@ -298,7 +298,7 @@ class Image:
         from pycontain._images.told import told
 
         manifest, engine = self._kept(), self._store_engine()
-        for container in engine.users(self):
+        for container in engine.holdings.users(self):
             raise Conflict(f"the container {container.name} is of {self.name}", hint="remove it first")
         with told(engine.roots.data):
             remove(engine.store, manifest.digest, self.name, force=force)

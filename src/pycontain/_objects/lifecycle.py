@@ -44,7 +44,7 @@ class Lifecycle:
         self.id = self.spec.id
         self._volumes = volume_names(spec.mounts)
         if self._volumes:
-            self._engine.hold_volumes(self._whole)
+            self._engine.holdings.hold_volumes(self._whole)
         self._running: Running | None = None
         self._main: MainCommand | None = None
         self._timer: threading.Timer | None = None
@@ -59,7 +59,7 @@ class Lifecycle:
         """One like another, whose options were checked."""
         new = cls.__new__(cls)
         new._adopt(engine)
-        engine.hold(spec.image, new._whole)
+        engine.holdings.hold(spec.image, new._whole)
         new._begin(spec)
         return new
 
@@ -183,10 +183,10 @@ class Lifecycle:
             self._returncode = main.close()
         self._removed = True
         if self._volumes and not self._engine.closed:
-            self._engine.let_go_volumes(self.id)
+            self._engine.holdings.let_go_volumes(self.id)
         if self.spec.image.sealed and not self._engine.closed:
-            self._engine.let_go()
-            self._engine.sweep_sealed()
+            self._engine.holdings.let_go()
+            self._engine.holdings.sweep_sealed()
 
     def stop(self, timeout: float | timedelta = 10) -> None:
         """The image's stop signal or SIGTERM to the command, SIGKILL to all after `timeout` seconds."""

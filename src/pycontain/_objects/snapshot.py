@@ -71,7 +71,7 @@ class Snapshot:
 
         chosen = _engine(self._engine)
         sealed.forget(chosen.store, self.id)
-        chosen.sweep_sealed()
+        chosen.holdings.sweep_sealed()
 
     def commit(
         self,

@@ -147,22 +147,31 @@ class Database:
 
         durable: on the disk when the block ends.
         """
-        with self._told(), self._connection() as connection, _transaction(connection):
-            yield connection
-        if durable:
-            self._sync()
-
-    def _sync(self) -> None:
-        # NORMAL leaves the log to the kernel; its frames carry checksums, so what is on the disk is whole.
-        for path in (self.path + "-wal", self.path, os.path.dirname(self.path)):
+        with self._told(), self._connection() as connection:
+            if not durable:
+                with _transaction(connection):
+                    yield connection
+                return
+            # NORMAL leaves the log to the kernel; its frames carry checksums, so what is on the disk is whole.
+            connection.execute("PRAGMA synchronous = FULL")
             try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            try:
-                os.fsync(fd)
+                with _transaction(connection):
+                    yield connection
             finally:
-                os.close(fd)
+                connection.execute("PRAGMA synchronous = NORMAL")
+        self._sync_directory()
+
+    def _sync_directory(self) -> None:
+        """The names of database and log are on the disk.
+
+        Never the files themselves, by fds of ours: closing one would drop SQLite's own locks, and another
+        process would take the log away as the last one (sqlite.org/howtocorrupt.html, 2.2).
+        """
+        fd = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
     def damage(self) -> str | None:
         """What SQLite finds wrong with the file.  Raises ImageError where that cannot be told."""

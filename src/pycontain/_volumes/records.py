@@ -179,6 +179,12 @@ def let_go(store: Store, container: str) -> None:
         rows.execute("DELETE FROM pin WHERE session = ? AND kind = 'volume'", (f"container-{container}",))
 
 
+def let_go_all(store: Store) -> None:
+    """No container of this engine has a volume any more: it ends."""
+    with store.database.writing() as rows:
+        rows.execute("DELETE FROM pin WHERE owner = ? AND kind = 'volume'", (store.owner.name,))
+
+
 def users(store: Store, name: str) -> list[str]:
     """The ids of the containers that have a volume."""
     with store.database.writing() as rows:
@@ -213,10 +219,11 @@ def remove(store: Store, name: str, discard: Callable[[str], None]) -> None:
     discard(dead)
 
 
-def unowned(store: Store) -> list[Record]:
-    """Volumes without a name whose engine is gone."""
-    return [one for one in every(store) if one.owner and not _lives(store, one.owner)]
-
-
-def _lives(store: Store, owner: str) -> bool:
-    return owner == store.owner.name or is_alive(store.roots, owner)
+def unowned(store: Store, *, ended: bool) -> list[Record]:
+    """Volumes without a name whose engine is gone, or this one with `ended`."""
+    own = store.owner.name
+    return [
+        one
+        for one in every(store)
+        if one.owner and (ended if one.owner == own else not is_alive(store.roots, one.owner))
+    ]
