@@ -1,4 +1,4 @@
-"""results/start.svg: medians as bars on a logarithmic scale."""
+"""Plots of results: medians of starts as bars on a logarithmic scale, branching over size."""
 
 from __future__ import annotations
 
@@ -33,3 +33,32 @@ def bars(rows: list[dict[str, object]]) -> None:
     parts.append("</svg>\n")
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "start.svg").write_text("".join(parts))
+
+
+_COLOURS = {"snapshot": "#2563eb", "fork": "#059669", "rollback": "#d97706"}
+
+
+def lines(rows: list[dict[str, object]]) -> None:
+    """Draw branching.svg: milliseconds over what was written, from a megabyte to a gigabyte."""
+    width, height, left, top = 560, 260, 50, 20
+    most = max(float(str(row[name])) for row in rows for name in _COLOURS) * 1e3 * 1.15
+    sizes = [float(str(row["bytes"])) for row in rows]
+    low, high = math.log10(min(sizes)), math.log10(max(sizes))
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width + 110}" height="{height + 60}"']
+    parts.append(' font-family="sans-serif" font-size="13">')
+    for tick in range(0, int(most) + 1, max(1, int(most) // 5)):
+        y = top + height - tick / most * height
+        parts.append(f'<line x1="{left}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e5e7eb"/>')
+        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{tick}</text>')
+    places = [left + (math.log10(size) - low) / (high - low) * (width - left) for size in sizes]
+    for place, row in zip(places, rows, strict=True):
+        label = f"{int(str(row['bytes'])) >> 20} MB"
+        parts.append(f'<text x="{place:.1f}" y="{top + height + 20}" text-anchor="middle">{label}</text>')
+    for name, colour in _COLOURS.items():
+        heights = [top + height - float(str(row[name])) * 1e3 / most * height for row in rows]
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(places, heights, strict=True))
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<text x="{width + 8}" y="{heights[-1] + 4:.1f}" fill="{colour}">{name}, ms</text>')
+    parts.append("</svg>\n")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "branching.svg").write_text("".join(parts))

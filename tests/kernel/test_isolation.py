@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -180,6 +182,30 @@ def test_idmapped_bind(tmp_path: Path, engine: Engine, needs_idmap: None) -> Non
         result = container.exec("echo x > /data/made && stat -c %u /data/made", shell=True)
     assert result.stdout == "0\n"
     assert (tmp_path / "made").stat().st_uid == 0
+
+
+_PROPAGATED = """
+import subprocess, sys
+from pycontain import Bind, Container
+top = sys.argv[1]
+subprocess.run(["mount", "-t", "tmpfs", "pyc-shared", top], check=True)
+subprocess.run(["mount", "--make-shared", top], check=True)
+mounts = {"/slave": Bind(top, propagation="slave"), "/private": Bind(top)}
+with Container(mounts=mounts) as container:
+    for name in ("one", "two"):
+        subprocess.run(["mkdir", f"{top}/{name}"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "pyc-later", f"{top}/one"], check=True)
+    subprocess.run(["touch", f"{top}/one/there"], check=True)
+    print(container.exec("ls /slave/one; echo -; ls /private/one", shell=True).stdout.split())
+"""
+
+
+def test_later_mounts_of_the_host_show_where_it_is_asked_for(tmp_path: Path, engine: Engine) -> None:
+    if not engine.features.privileged:
+        pytest.skip("mounting needs root")
+    command = ["unshare", "-m", sys.executable, "-c", _PROPAGATED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "['there', '-']", done.stderr
 
 
 def _rootfs(top: Path) -> Path:

@@ -312,6 +312,9 @@ def test_one_name_is_one_name() -> None:
 def test_bind_by_position() -> None:
     assert Bind("/tmp", True) == Bind(Path("/tmp"), read_only=True)
     assert (Bind("/tmp").read_only, Bind("/tmp").idmap) == (False, None)
+    assert Bind("/tmp").propagation == "private"
+    with pytest.raises(ValueError, match="propagation"):
+        Bind("/tmp", propagation="shared")  # type: ignore[arg-type]
     assert [Bind("/tmp", idmap=idmap).idmap for idmap in (None, True, False)] == [None, True, False]
 
 

@@ -54,5 +54,8 @@ def test_a_store_of_the_version_before_is_brought_up(tmp_path: Path) -> None:
     old.close()
     database = Database(path)
     assert database.rows("SELECT repository FROM origin") == [("kept",)]
-    assert database.rows("SELECT count(*) FROM snapshot UNION ALL SELECT count(*) FROM volume") == [(0,), (0,)]
+    assert database.rows("SELECT count(*) FROM snapshot UNION ALL SELECT count(*) FROM volume") == [
+        (0,),
+        (0,),
+    ]
     database.close()

@@ -46,12 +46,13 @@ enum
   PC_OP_IDMAP = 1 << 2,    /* source is shown through the container's id map */
   PC_OP_IDMAP_OPTIONAL = 1 << 3, /* go on without where the file system cannot */
   PC_OP_RECURSIVE = 1 << 4,
+  PC_OP_SLAVE = 1 << 5, /* what is mounted below source on the host later shows, and nothing the other way */
 };
 
 struct pc_source
 {
   u32 fd;           /* index into the fds sent with the plan, or PC_NO_FD: open path */
-  u32 flags;        /* PC_OP_IDMAP, PC_OP_IDMAP_OPTIONAL, PC_OP_RECURSIVE */
+  u32 flags;        /* PC_OP_IDMAP, PC_OP_IDMAP_OPTIONAL, PC_OP_RECURSIVE, PC_OP_SLAVE */
   struct pc_ref path;
   u64 device;       /* what path must be, as the caller saw it */
   u64 inode;

@@ -10,6 +10,7 @@
   (CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS)
 #define SIGKILL_ 9
 #define MS_PRIVATE_ (1 << 18)
+#define MS_SLAVE_ (1 << 19)
 
 int
 pc_failed (struct pc_record *reply, u32 step, word error, i32 op)
@@ -81,11 +82,14 @@ open_source (const struct pc_launcher *launcher, const struct pc_plan *plan,
   return fd;
 }
 
-/* Private always: as a peer of the host's mount it would show what the host mounts below, and the reverse. */
+/* Never a peer of the host's mount, which would show it what the guest mounts. */
 static int
 set_attributes (int fd, const struct pc_source *source, int user_namespace)
 {
-  struct mount_attr attributes = { .attr_set = source->attributes, .propagation = MS_PRIVATE_ };
+  struct mount_attr attributes = {
+    .attr_set = source->attributes,
+    .propagation = source->flags & PC_OP_SLAVE ? MS_SLAVE_ : MS_PRIVATE_,
+  };
 
   if ((source->flags & PC_OP_IDMAP) && user_namespace >= 0)
     {

@@ -45,6 +45,7 @@ class OpFlag(IntFlag):
     IDMAP = 4
     IDMAP_OPTIONAL = 8
     RECURSIVE = 16
+    SLAVE = 32
 
 
 class MountAttr(IntFlag):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from attrs import field, frozen
 
@@ -49,6 +49,11 @@ def _mode(_: object, __: object, value: object) -> None:
         raise ValueError(f"a mode is between 0 and 0o7777: {shown(value)}")
 
 
+def _propagation(_: object, __: object, value: object) -> None:
+    if value not in ("private", "slave"):
+        raise ValueError(f"propagation is 'private' or 'slave', not {shown(value)}")
+
+
 @frozen
 class Bind:
     """A file or directory of the host, shown with the same content inside.
@@ -60,6 +65,8 @@ class Bind:
     start fails where the kernel or the file system cannot.  False shows them plain: ids that are not
     mapped inside are nobody's there.  None, the default: as root, show the caller's files through
     the container's id map; where there is none, plain.
+    propagation: 'private', or 'slave' for a directory whose later mounts on the host show inside too
+    (mount_namespaces(7)); what is mounted inside never shows outside.
 
     Raises TypeError and ValueError for what is no path and no flag.  Whether the path exists is
     checked when a container is made.
@@ -68,6 +75,7 @@ class Bind:
     path: str = field(converter=_path)
     read_only: bool = field(default=False, validator=_flag(True, False))
     idmap: bool | None = field(default=None, kw_only=True, validator=_flag(True, False, None))
+    propagation: Literal["private", "slave"] = field(default="private", kw_only=True, validator=_propagation)
 
 
 @frozen

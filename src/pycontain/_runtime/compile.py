@@ -268,6 +268,8 @@ def _bind_source(bind: Bind, recursive: int, privileged: bool) -> Source:
     if bind.read_only:
         attributes |= MountAttr.RDONLY
     flags = OpFlag(recursive)
+    if bind.propagation == "slave":
+        flags |= OpFlag.SLAVE | OpFlag.RECURSIVE
     if bind.idmap is None and privileged:
         flags |= OpFlag.IDMAP | OpFlag.IDMAP_OPTIONAL
     elif bind.idmap:
