@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import errno
 import os
 import threading
 import time
@@ -26,7 +25,7 @@ from pycontain._runtime.holdings import Holdings
 from pycontain._security import policy
 from pycontain._state.owner import Claim, Owner, claim_dead
 from pycontain._state.paths import Roots
-from pycontain.errors import Conflict, ImageError, StartError, StateError, UnsupportedError
+from pycontain.errors import Conflict, ImageError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._images.bounds import LayerLimits
@@ -94,8 +93,6 @@ class Engine:
         self._store: Store | None = None
         self._held: dict[object, CgroupLimits] = {}
         self.templates: dict[object, Template] = {}
-        self.idmaps_uppers = self.features.privileged
-        """Are upper directories idmapped, so that what guests write has the ids of an image's layers?"""
         collect_dead(self.roots, self.cgroups.layout, self._make_janitor)
 
     def _make_janitor(self) -> Launcher:
@@ -325,19 +322,6 @@ class Engine:
                     raise
                 dropped[name] = None
         return attrs.evolve(limits, **dropped) if dropped else limits
-
-    def learned_from(self, error: StartError) -> bool:
-        """Does the failure only tell that the store's file system cannot be idmapped?  Then try again.
-
-        Upper directories belong to the container's block of ids from now on.
-        """
-        if not self.idmaps_uppers or (error.step, error.errno) != ("upper directory", errno.EINVAL):
-            return False
-        self.idmaps_uppers = False
-        self.ahead.discard()
-        self.ahead.spares.discard()
-        self.templates.clear()
-        return True
 
     def plan_group(self, name: str, block: int | None) -> Group | None:
         """The cgroups of a container, not made yet, or None where this user may make none."""

@@ -57,6 +57,7 @@ struct pc_source
   u64 device;       /* what path must be, as the caller saw it */
   u64 inode;
   u64 attributes;   /* MOUNT_ATTR_* to set */
+  u64 first_id;     /* with PC_OP_IDMAP: what the container's 0 is on the disk, the 65535 after it likewise */
 };
 
 struct pc_op

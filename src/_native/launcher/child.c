@@ -204,8 +204,9 @@ become_container (const struct pc_launcher *launcher, const struct pc_plan *plan
 
   if (pc_build_root (launcher, plan, &sources, &root, &op, &failure) < 0)
     pc_die (control, failure.step, -failure.error, op);
-  CHECK (PC_STEP_PIVOT, pc_pivot (root.base));
-  CHECK (PC_STEP_PIVOT, pc_enter (root.root));
+  CHECK (PC_STEP_PIVOT, pc_pivot (root.base >= 0 ? root.base : root.root));
+  if (root.base >= 0)
+    CHECK (PC_STEP_PIVOT, pc_enter (root.root));
   raw1 (__NR_umask, 022);
   if (security->flags & PC_SECURITY_KEYRING)
     CHECK (PC_STEP_KEYRING, raw2 (__NR_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0));

@@ -56,7 +56,9 @@ restack_child (const struct pc_launcher *launcher, const struct pc_plan *plan, c
   CHECK (PC_STEP_JOIN, sys_setns (fds->fd[plan->exit_fd], CLONE_NEWUSER | CLONE_NEWNS));
   pc_receive_sources (control, sync, &sources);
   pc_become_root_inside (plan, control);
-  CHECK (PC_STEP_PIVOT, root.old = (int) sys_openat (AT_FDCWD_, "/r", O_PATH | O_DIRECTORY | O_CLOEXEC, 0));
+  const struct pc_security *security = pc_at (plan, plan->security);
+  const char *place = security->landlock_abi > 0 ? "/r" : "/";
+  CHECK (PC_STEP_PIVOT, root.old = (int) sys_openat (AT_FDCWD_, place, O_PATH | O_DIRECTORY | O_CLOEXEC, 0));
   CHECK (PC_STEP_PIVOT, pc_enter (root.old));
   CHECK (PC_STEP_PIVOT, make_scaffold (&root, sources.source_count));
   if (pc_build_root (launcher, plan, &sources, &root, &op, &failure) < 0)

@@ -115,12 +115,13 @@ open_target (const struct builder *b, const struct pc_op *op)
   return pc_steal_fd (&fd);
 }
 
-/* What the root stands in: a directory that stays when another root takes its place.  Landlock's walk to the top
-   passes by the place of a mount, so a rule for that would not be met, but one for the directory above is. */
+/* What the root stands in under Landlock, whose rules would not hold for another root in its place.  The walk
+   to the top passes by the place of a mount: a rule for that would not be met, but one for the directory above is. */
 int
 pc_make_base (struct builder *b)
 {
-  if (b->made->old >= 0 || b->made->base >= 0)
+  const struct pc_security *security = pc_at (b->plan, b->plan->security);
+  if (security->landlock_abi == 0 || b->made->old >= 0 || b->made->base >= 0)
     return 0;
   cleanup_fd int at = (int) sys_openat (AT_FDCWD_, "r", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
   cleanup_fd int mount = (int) sys_open_tree (AT_FDCWD_, "base", CLONE_TREE);

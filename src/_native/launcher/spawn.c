@@ -82,15 +82,54 @@ open_source (const struct pc_launcher *launcher, const struct pc_plan *plan,
   return fd;
 }
 
+/* A user namespace that shows ids from `first` on as those of the container: for a mount alone, so nobody lives
+   in it when it is made. */
+static int
+make_map (const struct pc_plan *plan, u64 first)
+{
+  const char *own = pc_at (plan, plan->uid_map); /* "0 FIRST COUNT" */
+  char text[64];
+  usize n = pc_decimal (text, first);
+  usize size = plan->uid_map.size;
+  if (size < 3 || own[0] != '0' || own[1] != ' ' || n + size >= sizeof text)
+    return -EINVAL;
+  memcpy (text + n, own + 1, size - 1);
+  struct clone_args args = { .flags = CLONE_NEWUSER, .exit_signal = 17 };
+  word pid = raw2 (__NR_clone3, &args, sizeof args);
+  if (pid == 0)
+    for (;;)
+      raw5 (__NR_ppoll, 0, 0, 0, 0, 8);
+  if (pid < 0)
+    return (int) pid;
+  char path[64] = "/proc/";
+  usize p = 6 + pc_decimal (path + 6, (u64) pid);
+  int error = write_map (pid, "/uid_map", text, n + size - 1);
+  if (error >= 0)
+    error = write_map (pid, "/gid_map", text, n + size - 1);
+  memcpy (path + p, "/ns/user", 9);
+  if (error >= 0)
+    error = (int) sys_openat (AT_FDCWD_, path, O_RDONLY | O_CLOEXEC, 0);
+  raw2 (__NR_kill, pid, SIGKILL_);
+  raw4 (__NR_wait4, pid, 0, 0, 0);
+  return error;
+}
+
 /* Never a peer of the host's mount, which would show it what the guest mounts. */
 static int
-set_attributes (int fd, const struct pc_source *source, int user_namespace)
+set_attributes (const struct pc_plan *plan, int fd, const struct pc_source *source, int user_namespace)
 {
+  cleanup_fd int other = -1;
   struct mount_attr attributes = {
     .attr_set = source->attributes,
     .propagation = source->flags & PC_OP_SLAVE ? MS_SLAVE_ : MS_PRIVATE_,
   };
 
+  if ((source->flags & PC_OP_IDMAP) && source->first_id != 0)
+    {
+      user_namespace = other = make_map (plan, source->first_id);
+      if (other < 0)
+        return other;
+    }
   if ((source->flags & PC_OP_IDMAP) && user_namespace >= 0)
     {
       attributes.attr_set |= MOUNT_ATTR_IDMAP;
@@ -135,7 +174,7 @@ pc_send_sources (const struct pc_launcher *launcher, const struct pc_plan *plan,
         return pc_failed (reply, PC_STEP_UPPER, fd, -1);
       out.fd[out.count++] = fd;
       head[0] = 1;
-      int error = set_attributes (fd, &store, user);
+      int error = set_attributes (plan, fd, &store, -1);
       if (error < 0)
         {
           (void) pc_failed (reply, PC_STEP_UPPER, error, -1);
@@ -159,7 +198,7 @@ pc_send_sources (const struct pc_launcher *launcher, const struct pc_plan *plan,
           goto out;
         }
       out.fd[out.count++] = fd;
-      int error = set_attributes (fd, &sources[i], user);
+      int error = set_attributes (plan, fd, &sources[i], user);
       if (error < 0)
         {
           (void) pc_failed (reply, PC_STEP_MOUNT_IDMAP, error, (i32) i);

@@ -36,6 +36,16 @@ class Record:
     sealed: tuple[str, ...]
 
 
+def new_layer(first_id: int) -> str:
+    """An id for a layer whose files have ids from this one on, on the disk: those of the container's block."""
+    return f"{os.urandom(8).hex()}-{first_id:x}"
+
+
+def first_id_of(layer: str) -> int:
+    """What a guest's 0 is on the disk in a layer."""
+    return int(layer.partition("-")[2], 16)
+
+
 def home(store: Store) -> str:
     """Where sealed layers are."""
     return private_directory(os.path.join(store.roots.data, "sealed"))

@@ -12,8 +12,8 @@ NO_FD = 0xFFFFFFFF
 _VERSION = 1
 _PLAN_MAGIC, _EXEC_MAGIC, _SECURITY_MAGIC = 0x4E4C5050, 0x43455850, 0x43455350
 
-_PLAN = struct.Struct("<4IQ6I4I3Q16I")
-_SOURCE = struct.Struct("<4I3Q")
+_PLAN = struct.Struct("<4IQ6I4I4Q16I")
+_SOURCE = struct.Struct("<4I4Q")
 _OP = struct.Struct("<2H3IQ4I")
 _JOIN = struct.Struct("<2I")
 _SECURITY = struct.Struct("<4IQ2I4Q6I")
@@ -90,7 +90,7 @@ class ExecFlag(IntFlag):
 class Source:
     """A mount to hand over: an fd's index, or a path with the device and inode that it must be.
 
-    image: what stands at the path is a file system's image, which the caller mounts.
+    first_id: what the container's 0 is on the disk.  image: what stands at the path is a file system's image, which the caller mounts.
     """
 
     fd: int = NO_FD
@@ -99,6 +99,7 @@ class Source:
     inode: int = 0
     flags: int = 0
     attributes: int = 0
+    first_id: int = 0
     image: bool = False
 
 
@@ -248,6 +249,7 @@ def _source(arena: _Arena, source: Source) -> tuple[int, ...]:
         source.device,
         source.inode,
         source.attributes,
+        source.first_id,
     )
 
 

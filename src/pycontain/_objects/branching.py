@@ -36,15 +36,10 @@ def snapshot(container: Container) -> Snapshot:
     engine, running = container._engine, container._live()
     if container.spec.disk is not None:
         raise UnsupportedError("a snapshot of a root file system in memory", hint="leave out disk=")
-    if engine.features.privileged and not engine.idmaps_uppers:
-        raise UnsupportedError(
-            f"snapshots on the file system of {engine.roots.data}",
-            hint="it cannot be idmapped (mount_setattr(2)): keep the store on ext4, xfs, btrfs or tmpfs",
-        )
     store = engine.store
     with told(store.roots.data), container._lock, store.pinning() as pins:
         image = container.spec.image
-        layer = os.urandom(8).hex()
+        layer = sealed.new_layer(running.first_id)
         made = _record(container, layer, "sealed")
         pins.add("sealed", layer, *image.sealed)
         sealed.keep(store, made, snapshots.pins_of(image))
@@ -85,7 +80,7 @@ def _seal(container: Container, running: Running, layer: str) -> bool:
                 f"cannot seal {upper}: {error.strerror}", path=upper, errno=error.errno or 0
             ) from error
         try:
-            restack(running, image.directories)
+            restack(running, image)
         except BaseException:
             os.rename(place, upper)
             raise

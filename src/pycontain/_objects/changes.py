@@ -14,6 +14,7 @@ from pycontain._images.archives import replacing
 from pycontain._images.imports import import_tree
 from pycontain._images.layers import opened
 from pycontain._images.library import tag_name
+from pycontain._images.sealed import first_id_of
 from pycontain._images.told import told
 from pycontain._images.write import archive, compose, now, write_layer
 from pycontain._kernel import native
@@ -82,16 +83,21 @@ def diff(container: Container) -> list[Change]:
     store, running = container._engine.store, container._live()
     image, left_out = container.spec.image, _left_out(container)
     found: dict[str, Change] = {}
-    paths = [*reversed(image.directories[: len(image.sealed)]), _upper(container)]
+    layers = [*sealed_layers(image), (_upper(container), running.first_id)]
     with opened(image.base.directories) as lowers:
-        for path in paths:
-            first_id = running.first_id if path == paths[-1] else 0
+        for path, first_id in layers:
             with opened([path]) as fds:
                 chunks = archive(
                     store, fds[0], first_id=first_id, whiteouts=True, headers=True, left_out=left_out
                 )
                 _take(found, chunks, lowers)
     return sorted(found.values(), key=lambda change: change.path)
+
+
+def sealed_layers(image: Image) -> list[tuple[str, int]]:
+    """What snapshots have added, the lowest first: directory, and what a guest's 0 is there."""
+    paths = image.directories[: len(image.sealed)]
+    return [(path, first_id_of(layer)) for path, layer in zip(paths, image.sealed, strict=True)][::-1]
 
 
 def _take(found: dict[str, Change], chunks: Iterator[bytes], lowers: Sequence[int]) -> None:
@@ -181,7 +187,7 @@ def commit_layers(
     """An image of the one below, of its sealed layers, and of further directories with their first ids."""
     names = [] if made.reference is None else [tag_name(made.reference)]
     store = engine.store
-    layers = [*((path, 0) for path in reversed(image.directories[: len(image.sealed)])), *uppers]
+    layers = [*sealed_layers(image), *uppers]
     with told(store.roots.data), store.pinning() as pins:
 
         def pin(digest: Digest) -> None:

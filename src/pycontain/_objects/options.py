@@ -11,7 +11,7 @@ from pycontain._objects.image import Default, Image
 from pycontain._objects.snapshot import Snapshot
 from pycontain._objects.volume import Volume
 from pycontain._runtime import spec as specs
-from pycontain.errors import Args, NotFound, UnsupportedError
+from pycontain.errors import Args, NotFound
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
@@ -52,11 +52,6 @@ def _mounted(engine: Engine, what: Volume | specs.Mount | str | os.PathLike[str]
         if what._engine.roots != engine.roots:
             raise ValueError(f"the volume {what.name!r} is of another store: {what._engine.roots.data}")
         what = what.mounted()
-    if isinstance(what, VolumeMount) and engine.features.privileged and not engine.idmaps_uppers:
-        raise UnsupportedError(
-            f"volumes on the file system of {engine.roots.data}",
-            hint="it cannot be idmapped (mount_setattr(2)): keep the store on ext4, xfs, btrfs or tmpfs",
-        )
     return what if isinstance(what, specs.Mount) else os.fspath(what)
 
 

@@ -62,7 +62,6 @@ class Attempt:
         self._spare: Spare | None = None
         self._launcher: Launcher | None = None
         self._block: int | None = None
-        self._owns = not self.template.idmaps_upper
         self._group: Group | None = None
         self._leaf: Leaf | None = None
         self._leaf_script = b""
@@ -103,7 +102,7 @@ class Attempt:
         self._directory = os.path.join(engine.owner.live, spec.id)
         files.run(
             files.mkdir_private(self._directory)
-            + (files.own(self._directory, self._block) if self._block and self._owns else b"")
+            + (files.own(self._directory, self._block) if self._block is not None else b"")
         )
         self._prepared = time.perf_counter()
         self._open_sockets()
@@ -124,7 +123,7 @@ class Attempt:
         """As root, the mounts that the plan names, in its order; the launcher opens them for plain users."""
         if not self.engine.features.privileged:
             return
-        for path, source in ((self._directory, self.template.store), *self.template.sources):
+        for path, source in ((self._directory, Source()), *self.template.sources):
             self._fds.append(_mount_of(path, source))
 
     def _encode(self, ahead: bool) -> None:

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING
 import attrs
 from attrs import field, frozen
 
+from pycontain._images.sealed import first_id_of
 from pycontain._kernel.native import SECURITY
 from pycontain._kernel.plan import NO_FD, MountAttr, Op, OpFlag, Plan, PlanFlag, Source, request
 from pycontain._model.mounts import Bind, Tmpfs, VolumeMount
 from pycontain._rootfs import layout
+from pycontain._state.owner import STORE_BLOCK
 from pycontain.errors import PathError, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
+    from pycontain._objects.image import Image
     from pycontain._runtime.spec import ContainerSpec
 
 NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
@@ -51,8 +54,7 @@ class Template:
     """A plan of which only host name, ids and fds are open: made once for containers that are alike.
 
     ops, sources as (path, how), the image's `layers` first, security: as the plan has them, for errors and
-    reports.  bulk: about how many bytes a plan takes.  shares: it has volumes.  store: how the
-    container's directory is mounted.
+    reports.  bulk: about how many bytes a plan takes.  shares: it has volumes.
     """
 
     ops: tuple[Op, ...]
@@ -70,13 +72,7 @@ class Template:
     shares: bool
     id_map: str
     live: str
-    store: Source
     _encoded: dict[tuple[object, ...], bytes] = field(factory=dict, init=False)
-
-    @property
-    def idmaps_upper(self) -> bool:
-        """Does what the guest writes have the ids on the disk that it has inside?"""
-        return bool(self.store.flags & OpFlag.IDMAP)
 
     def fill(
         self,
@@ -127,7 +123,7 @@ class Template:
     ) -> bytes:
         """fds in the order sent: control, exit, container's directory, sources, skipped, group's, streams."""
         first = 1 if self.init else 2
-        sources = [(os.path.join(self.live, spec.id), self.store), *self.sources]
+        sources = [(os.path.join(self.live, spec.id), Source()), *self.sources]
         places = [
             attrs.evolve(source, fd=first + at) if self.privileged else described(path, source)
             for at, (path, source) in enumerate(sources)
@@ -205,7 +201,7 @@ def _key(spec: ContainerSpec) -> tuple[object, ...]:
 def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
     """Compile everything but fds and ids.  Raises UnsupportedError."""
     idmap = engine.features.privileged
-    sources = [(path, layout.layer_source(idmap)) for path in spec.image.directories]
+    sources = layer_sources(spec.image, idmap=idmap)
     trees = []
     recursive = 0 if engine.features.privileged else int(OpFlag.RECURSIVE)
     for path, place in spec.image.trees:
@@ -259,8 +255,20 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
         shares=any(isinstance(what, VolumeMount) for what in spec.mounts.values()),
         id_map=_plain_map(engine),
         live=engine.owner.live,
-        store=Source(flags=int(OpFlag.IDMAP) if engine.idmaps_uppers else 0),
     )
+
+
+def layer_sources(image: Image, *, idmap: bool, block: int | None = None) -> list[tuple[str, Source]]:
+    """The layers and how they are mounted; those in the ids of the container's own `block` as they are."""
+    found = []
+    for at, path in enumerate(image.directories):
+        first_id = first_id_of(image.sealed[at]) if at < len(image.sealed) else 0
+        source = layout.layer_source(idmap and (first_id == 0 or first_id != block))
+        if first_id:
+            # Of anybody else's ids nothing could be read: rather fail than show it.
+            source = attrs.evolve(source, first_id=first_id, flags=source.flags & ~int(OpFlag.IDMAP_OPTIONAL))
+        found.append((path, source))
+    return found
 
 
 def _bind_source(bind: Bind, recursive: int, privileged: bool) -> Source:
@@ -285,7 +293,8 @@ def _volume_source(engine: Engine, volume: VolumeMount) -> Source:
     if volume.read_only:
         attributes |= MountAttr.RDONLY
     flags = OpFlag.IDMAP if engine.features.privileged else OpFlag(0)
-    return Source(flags=int(flags), attributes=int(attributes), image=volume.image)
+    first_id = STORE_BLOCK if engine.features.privileged else 0
+    return Source(flags=int(flags), attributes=int(attributes), first_id=first_id, image=volume.image)
 
 
 def namespaces(engine: Engine, spec: ContainerSpec) -> int:

@@ -9,29 +9,30 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import attrs
+
 from pycontain._kernel import native
 from pycontain._kernel.plan import Op, OpFlag, OpKind, Plan, Source, request
-from pycontain._rootfs.layout import layer_source
-from pycontain._runtime.compile import NEWUSER, described
+from pycontain._runtime.compile import NEWUSER, described, layer_sources
 from pycontain.errors import PathError, StartError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from pycontain._objects.image import Image
     from pycontain._runtime.running import Running
 
 _MADE = (OpKind.UPPER, OpKind.FILE, OpKind.OVERLAY)
 _GUARDED = 2 | 4  # nosuid, nodev
 
 
-def restack(running: Running, layers: Sequence[str]) -> None:
-    """Give it a root of these directories, the uppermost first, and an upper directory that is empty.
+def restack(running: Running, image: Image) -> None:
+    """Give it a root of the image's layers, and an upper directory that is empty.
 
     Raises StartError with the step that failed; the container is as it was then.
     """
     privileged = running.engine.features.privileged
     store = os.path.join(running.engine.owner.live, running.spec.id)
-    sources = [(store, running.template.store), *((path, layer_source(privileged)) for path in layers)]
+    layers = layer_sources(image, idmap=privileged, block=running.block)
+    sources = [(store, Source()), *layers]
     ours, theirs = native.pair()
     fds = [theirs, running.pidfd]
     opened: list[int] = []
@@ -67,7 +68,7 @@ def _tree(path: str) -> int:
 
 
 def _at(source: Source, fd: int) -> Source:
-    return Source(fd=fd, flags=source.flags, attributes=source.attributes)
+    return attrs.evolve(source, fd=fd)
 
 
 def _plan(running: Running, places: list[Source]) -> bytes:
@@ -92,6 +93,7 @@ def _plan(running: Running, places: list[Source]) -> bytes:
         store=places[0],
         security=template.security,
         flags=template.flags,
+        uid_map=f"0 {running.block} 65536\n" if running.block is not None else template.id_map,
     ).encode()
 
 

@@ -64,7 +64,7 @@ class Running:
     @property
     def first_id(self) -> int:
         """What the guest's root is on the disk."""
-        return 0 if self.block is None or self.template.idmaps_upper else self.block
+        return self.block or 0
 
     @contextlib.contextmanager
     def by_itself(self) -> Iterator[bool]:

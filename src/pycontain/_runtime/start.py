@@ -28,7 +28,7 @@ def start(engine: Engine, spec: ContainerSpec, command: tuple[bytes, Sequence[in
     except ConnectionError:
         pass  # a launcher that died waiting, and is forgotten by now
     except StartError as error:
-        if not engine.learned_from(error) and error.step != "spare":
+        if error.step != "spare":
             raise
     # What died waiting died of a signal or the OOM killer; a fresh one will tell if something is wrong.
     try:

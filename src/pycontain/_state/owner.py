@@ -23,7 +23,9 @@ from pycontain._state.paths import Roots, private_directory
 from pycontain.errors import LimitError
 
 BLOCK = 65536
-_FIRST_ID, _LAST_ID = 0x58000000, 0x70000000
+STORE_BLOCK = 0x58000000
+"""The block of what several containers have: on the disk their 0 is this."""
+_FIRST_ID, _LAST_ID = STORE_BLOCK + BLOCK, 0x70000000
 _BLOCKS = (_LAST_ID - _FIRST_ID) // BLOCK
 _FLOCK = struct.Struct("hhqqi")
 
