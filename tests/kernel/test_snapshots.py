@@ -38,7 +38,7 @@ def _snapshots(engine: Engine) -> Iterator[None]:
     """Nothing of a snapshot is left when the last was removed."""
     if engine.features.privileged:
         with Container():
-            if not engine.idmaps_uppers:
+            if not True:
                 pytest.skip("the file system of this kernel cannot be idmapped")
     yield
     for one in Snapshot.list():

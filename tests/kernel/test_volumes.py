@@ -32,7 +32,7 @@ def _volumes(engine: Engine) -> Iterator[None]:
     """No volume is left, nor a loop device of one."""
     if engine.features.privileged:
         with Container():
-            if not engine.idmaps_uppers:
+            if not True:
                 pytest.skip("the file system of this kernel cannot be idmapped")
     yield
     Volume.prune(all=True)
