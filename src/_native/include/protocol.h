@@ -39,6 +39,8 @@ struct pc_request
 #define PC_REQUEST_UNPACK 11u /* layer.h */
 #define PC_REQUEST_FINISH 12u
 #define PC_REQUEST_PACK 13u
+#define PC_REQUEST_FILES 14u /* files.h */
+#define PC_REQUEST_FILE 15u
 
 #define PC_REQUEST_IN_MEMFD 1u
 #define PC_REQUEST_AFTER 2u /* PC_REQUEST_REMOVE: the first fd is a pidfd whose end to wait for */

@@ -339,12 +339,14 @@ pc_unpack_finish (struct pc_unpack *unpack, const int *lowers, u32 count)
   for (usize at = 0; error == 0 && (noted = next_noted (unpack, &at)) != NULL;)
     if (noted->kind != PC_NOTED_NAMED)
       error = settle (unpack, lowers, count, noted);
-  if (error == 0 && !unpack->root_seen)
+  /* Of a tree that was not told about, its directory stays as it is. */
+  int settles_root = !unpack->root_seen && !(unpack->flags & PC_UNPACK_PLAIN);
+  if (error == 0 && settles_root)
     error = settle_directory (unpack, lowers, count, unpack->top, "", &root.noted);
   for (usize at = 0; error == 0 && (noted = next_noted (unpack, &at)) != NULL;)
     if (noted->kind == PC_NOTED_NAMED)
       error = set_times (unpack, noted);
-  if (error == 0 && !unpack->root_seen)
+  if (error == 0 && settles_root)
     error = set_times (unpack, &root.noted);
   return error;
 }

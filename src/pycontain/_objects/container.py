@@ -33,6 +33,7 @@ from pycontain.errors import Args, NotFound, StateError, UnsupportedError
 if TYPE_CHECKING:
     from pycontain._engine import Engine
     from pycontain._model.change import Change
+    from pycontain._objects.path import ContainerPath
     from pycontain.oci import ContainerConfig
 
 Status = Literal["created", "running", "paused", "exited", "removed"]
@@ -107,9 +108,9 @@ class Container:
         self._removed = False
         self._engine.hold(base, self)
         for layer in base.directories:
-            _check_layer(layer)
+            specs.check_layer(layer)
         if read_only:
-            points = {**{place: Tmpfs() for place in _empty_volumes(base, points)}, **points}
+            points = {**{place: Tmpfs() for place in specs.empty_volumes(base, points)}, **points}
         spec = specs.ContainerSpec(
             id=new,
             image=base,
@@ -405,6 +406,33 @@ class Container:
         execution, ours = what.launch(self._awake(), streams, terminal)
         return Process(args, execution, ours, text=text, encoding=encoding, errors=errors)
 
+    def path(self, path: str) -> ContainerPath:
+        """An absolute path inside, with pathlib's verbs.  Raises ValueError for a relative one."""
+        from pycontain._objects.path import ContainerPath
+
+        return ContainerPath(self, path)
+
+    def copy_in(
+        self, src: str | os.PathLike[str], dst: str | ContainerPath, *, owner: str | int | None = None
+    ) -> None:
+        """Copy a file or tree of the host into the container; how-to/files.md.  PathError, StateError."""
+        from pycontain._objects.copies import copy_in
+
+        copy_in(self, src, dst, owner)
+
+    def copy_out(
+        self,
+        src: str | ContainerPath,
+        dst: str | os.PathLike[str],
+        *,
+        max_bytes: int | str = "64G",
+        max_entries: int = 2_000_000,
+    ) -> None:
+        """Copy a file or tree of the container to the host; how-to/files.md.  PathError, StateError."""
+        from pycontain._objects.copies import copy_out
+
+        copy_out(self, src, dst, max_bytes, max_entries)
+
     def diff(self) -> list[Change]:
         """What the guest has added, changed and deleted below its root, in the order of paths.
 
@@ -462,19 +490,3 @@ def _whole_command(image: Image, command: Args | Default | None) -> tuple[str, .
     if not whole:
         raise ValueError(f"the image {image.name} has no command of its own")
     return whole
-
-
-def _empty_volumes(image: Image, taken: Mapping[str, object]) -> list[str]:
-    """Places that the image declares as volumes and has nothing at: what it has there is not covered."""
-    from pycontain._images.defaults import is_empty_place
-
-    return [
-        place
-        for place in image.volumes
-        if specs.is_free(place, taken) and is_empty_place(image.directories, place)
-    ]
-
-
-def _check_layer(path: str) -> None:
-    if not os.path.isdir(path):
-        raise NotFound(f"the image's layer is no directory any more: {path}")

@@ -18,6 +18,7 @@ from pycontain.errors import StateError
 if TYPE_CHECKING:
     from pycontain._cgroups.group import Group
     from pycontain._engine import Engine
+    from pycontain._kernel.filer import Filer
     from pycontain._runtime.compile import Template
     from pycontain._runtime.spec import ContainerSpec
 
@@ -46,6 +47,8 @@ class Running:
     frozen: bool = False
     users: int = 0
     remains: Remains | None = None
+    filing: threading.Lock = field(factory=threading.Lock)
+    filer: Filer | None = None
 
     def hold(self) -> int:
         """The control socket, which stays open until `let_go`.  Raises StateError when the container ended.
@@ -87,6 +90,7 @@ class Running:
             remains, exit_socket, self.exit_socket = self.remains, self.exit_socket, -1
         if exit_socket >= 0:
             os.close(exit_socket)
+        self.drop_filer()
         if not remains.taken:
             if remains.mounts < 0:  # else this is the second time, after an interrupt
                 remains.mounts = mounts_of(self.pidfd)
@@ -97,11 +101,22 @@ class Running:
             self.engine.collector.put(remains)
         self.engine.unregister(self)
 
+    def drop_filer(self, which: Filer | None = None) -> None:
+        """End the files server, or this one if it still is; the next use starts one on the root of then."""
+        with self.filing:
+            filer = self.filer
+            if filer is not None and which in (None, filer):
+                filer.close()
+                self.filer = None
+
     def forget(self) -> None:
         """For a forked child: close the fds alone; the container goes on, and is the parent's."""
         fds = self.control, self.pidfd, self.exit_socket
         self.ended, self.control, self.pidfd, self.exit_socket = True, -1, -1, -1
         self.lock, self.users = threading.Lock(), 0
+        filer, self.filer, self.filing = self.filer, None, threading.Lock()
+        if filer is not None:
+            filer.forget()
         for fd in fds:
             if fd >= 0:
                 os.close(fd)

@@ -251,3 +251,18 @@ class ContainerSpec:
             raise ValueError("init=False wants a command: it is PID 1 itself")
         if not isinstance(self.security, Security):
             raise TypeError(f"security is a Security, such as Security.SANDBOX, not {self.security!r}")
+
+
+def empty_volumes(image: Image, taken: Mapping[str, object]) -> list[str]:
+    """Places that the image declares as volumes and has nothing at: what it has there is not covered."""
+    from pycontain._images.defaults import is_empty_place
+
+    return [
+        place for place in image.volumes if is_free(place, taken) and is_empty_place(image.directories, place)
+    ]
+
+
+def check_layer(path: str) -> None:
+    """Raises NotFound where a layer of an image is no directory any more."""
+    if not os.path.isdir(path):
+        raise NotFound(f"the image's layer is no directory any more: {path}")
