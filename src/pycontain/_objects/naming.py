@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 if TYPE_CHECKING:
+    from pathlib import PurePosixPath
+
     from pycontain._objects.container import Container
 
 Other: TypeAlias = "NamedInside | PurePosixPath | str"
@@ -140,6 +141,10 @@ class NamedInside:
 
 
 def pure_path(path: Other) -> PurePosixPath:
+    """The path alone.  Raises TypeError for what is none."""
+    # Not before a path is made: pathlib brings urllib along.
+    from pathlib import PurePosixPath
+
     if isinstance(path, NamedInside):
         return path.pure
     if isinstance(path, PurePosixPath):

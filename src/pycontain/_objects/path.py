@@ -6,8 +6,7 @@ import builtins
 import os
 import stat
 from collections.abc import Iterator
-from pathlib import PurePosixPath
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pycontain._kernel.filer import SET_MODE, SET_TIMES, UTIME_NOW, Verb
 from pycontain._model.sizes import parse_size
@@ -15,6 +14,9 @@ from pycontain._objects.naming import NamedInside, Other, pure_path
 from pycontain._objects.pattern import matching
 from pycontain._runtime.files import ask, new_owner, seen_inside
 from pycontain.errors import PathError, PathExists, PathNotFound, path_error
+
+if TYPE_CHECKING:
+    from pathlib import PurePosixPath
 
 _EISDIR, _ENOTDIR, _EFBIG, _ELOOP, _EINVAL = 21, 20, 27, 40, 22
 _NOREPLACE = 1
@@ -135,7 +137,7 @@ class ContainerPath(NamedInside):
         try:
             if not stat.S_ISLNK(os.fstat(fd).st_mode):
                 raise path_error("cannot read the link", str(self), _EINVAL)
-            text = PurePosixPath(os.readlink("", dir_fd=fd))
+            text = pure_path(os.readlink("", dir_fd=fd))
         finally:
             os.close(fd)
         return self._with(text) if text.is_absolute() else text

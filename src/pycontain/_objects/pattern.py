@@ -5,9 +5,9 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from pycontain._objects.naming import pure_path
 from pycontain.errors import PathError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ _MAGIC = re.compile(r"[*?\[]")
 
 def matching(top: ContainerPath, pattern: str) -> Iterator[ContainerPath]:
     """What fits a relative pattern below `top`, each once.  Raises ValueError for a malformed one."""
-    pure = PurePosixPath(pattern)
+    pure = pure_path(pattern)
     if not pattern or pure.is_absolute():
         raise ValueError(f"a pattern is relative and not empty, not {pattern!r}")
     if any("**" in part and part != "**" for part in pure.parts):
