@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pycontain import Container, ContainerPath, Image, PycontainError
+from pycontain import DEVNULL, Container, ContainerPath, Image, PycontainError
 from pycontain._kernel.filer import Verb
 from pycontain._objects import path as paths
 from pycontain._runtime.running import Running
@@ -152,12 +152,23 @@ while :; do mv d r; mv r d; mv l r; mv r l; done
 
 
 @contextlib.contextmanager
+def _forever(container: Container, script: str) -> Iterator[None]:
+    """A guest that goes on with this meanwhile."""
+    with container.popen(["/bin/busybox", "sh", "-c", script], stderr=DEVNULL, stdout=DEVNULL) as process:
+        try:
+            yield
+            assert process.poll() is None, "the guest stopped"
+        finally:
+            process.kill()
+
+
+@contextlib.contextmanager
 def _swapping(container: Container, to: Path) -> Iterator[None]:
     """/tmp/r is a directory with a secret of the guest's, a link to the host, or nothing."""
     script = SWAP.format(to=to)
-    with container.popen(["/bin/busybox", "sh", "-c", script], stderr=-3, stdout=-3):
+    with _forever(container, script):
         deadline = time.monotonic() + 10
-        while not container.path("/tmp/d").is_dir() and time.monotonic() < deadline:
+        while not container.path("/tmp/l").is_symlink() and time.monotonic() < deadline:
             time.sleep(0.01)
         yield
 
@@ -315,7 +326,7 @@ def test_names_swapped_below_a_tree_on_its_way_in(guest: Container, canary: Cana
     busybox rm -rf $place; ln -s {canary.top} $place; done; done
     """
     guest.path("/tmp/t").mkdir()
-    with guest.popen(["/bin/busybox", "sh", "-c", script], stderr=-3, stdout=-3):
+    with _forever(guest, script):
         end = time.monotonic() + SECONDS / 2
         while time.monotonic() < end:
             with contextlib.suppress(PycontainError):
