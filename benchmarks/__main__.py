@@ -1,4 +1,4 @@
-"""The benchmarks of design.md section 5: `python -m benchmarks [start exec scale import density images]`."""
+"""The benchmarks of design.md section 5: `python -m benchmarks [start exec scale import density images files]`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from benchmarks import peers, plot
+from benchmarks.files import files
 from benchmarks.images import images
 from benchmarks.measure import Absent, Case, Summary, interleave, ratio, repeated, save
 from pycontain import Container, Image
@@ -239,6 +240,7 @@ JOBS = {
     "import": importing,
     "density": density,
     "images": images,
+    "files": files,
 }
 
 

@@ -42,8 +42,11 @@ MAGIC = "/proc/1/root{to} /proc/self/root{to} /proc/thread-self/root{to} /proc/1
 
 @pytest.fixture
 def guest(root: Path) -> Iterator[Container]:
-    """A small container."""
-    with Container(Image.from_rootfs(root)) as container:
+    """A small container.
+
+    Without cgroups a user's dead processes count until init has reaped them: a loop that forks needs room.
+    """
+    with Container(Image.from_rootfs(root), rlimits={"nproc": 4096}) as container:
         yield container
 
 
