@@ -1,4 +1,4 @@
-"""The benchmarks of design.md section 5: `python -m benchmarks [start exec scale import density images files]`."""
+"""The benchmarks of design.md section 5: `python -m benchmarks [start exec scale import density ...]`."""
 
 from __future__ import annotations
 
