@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks import peers, plot
 from benchmarks.branching import branching
+from benchmarks.files import files
 from benchmarks.images import images
 from benchmarks.measure import Absent, Case, Summary, interleave, ratio, repeated, save
 from pycontain import Container, Image
@@ -241,6 +242,7 @@ JOBS = {
     "density": density,
     "images": images,
     "branching": branching,
+    "files": files,
 }
 
 

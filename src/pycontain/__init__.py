@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pycontain._model.process import ExecResult, Usage
     from pycontain._objects.container import Container
     from pycontain._objects.image import Image
+    from pycontain._objects.path import ContainerPath
     from pycontain._objects.process import Process
     from pycontain._objects.run import run
     from pycontain._objects.snapshot import Snapshot
@@ -66,6 +67,7 @@ __all__ = [
     "CommandTimeout",
     "Conflict",
     "Container",
+    "ContainerPath",
     "DigestMismatch",
     "Engine",
     "ExecResult",
@@ -106,6 +108,7 @@ _HOMES = {
     "Usage": "_model.process",
     "Change": "_model.change",
     "Container": "_objects.container",
+    "ContainerPath": "_objects.path",
     "Image": "_objects.image",
     "Process": "_objects.process",
     "run": "_objects.run",

@@ -99,6 +99,11 @@ class Engine:
         return Launcher(plain=not self.features.privileged, maps=self._maps)
 
     @property
+    def id_maps(self) -> tuple[list[str], list[str]] | None:
+        """Of a plain user with sub-ids: inside, outside, count, of users and of groups."""
+        return self._maps
+
+    @property
     def containers(self) -> list[Container]:
         """The containers of this process that live."""
         with self._lock:

@@ -22,6 +22,11 @@
     ├── Conflict
     ├── StateError                     the object is not in a state that allows this
     └── PathError                      also OSError: errno, strerror, filename
+        ├── PathNotFound               also FileNotFoundError
+        ├── PathExists                 also FileExistsError
+        ├── PathForbidden              also PermissionError
+        ├── PathIsDirectory            also IsADirectoryError
+        └── PathNotDirectory           also NotADirectoryError
 
 Each of them can be copied, pickled and raised out of another process, with its message and all
 its attributes, whatever its constructor looks like.
@@ -29,6 +34,7 @@ its attributes, whatever its constructor looks like.
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Sequence
@@ -174,6 +180,42 @@ class PathError(PycontainError, OSError):
         self.errno = errno
         self.path = path
         _tell_os_facts(self, message, errno, path)
+
+
+class PathNotFound(PathError, FileNotFoundError):
+    """Nothing has this path."""
+
+
+class PathExists(PathError, FileExistsError):
+    """Something has this path already."""
+
+
+class PathForbidden(PathError, PermissionError):
+    """This may not be done with the path, by its mode, its mount, or another rule of the kernel."""
+
+
+class PathIsDirectory(PathError, IsADirectoryError):
+    """The path is a directory, where a file was meant."""
+
+
+class PathNotDirectory(PathError, NotADirectoryError):
+    """The path, or a part of it, is no directory."""
+
+
+_PATH_ERRORS: dict[int, type[PathError]] = {
+    errno.ENOENT: PathNotFound,
+    errno.EEXIST: PathExists,
+    errno.EACCES: PathForbidden,
+    errno.EPERM: PathForbidden,
+    errno.EISDIR: PathIsDirectory,
+    errno.ENOTDIR: PathNotDirectory,
+}
+
+
+def path_error(what: str, path: str, number: int, hint: str | None = None) -> PathError:
+    """The PathError of an errno."""
+    kind = _PATH_ERRORS.get(number, PathError)
+    return kind(f"{what} {path!r}: {os.strerror(number)}", path=path, errno=number, hint=hint)
 
 
 class CommandNotFound(StartError, NotFound, FileNotFoundError):  # type: ignore[misc]

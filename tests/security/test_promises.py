@@ -49,6 +49,14 @@ def test_no_program_of_an_image_runs_outside(root: Path, tmp_path: Path) -> None
             one.pause()
             one.unpause()
         assert one.isolation
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / "file.gz").write_bytes(b"\x1f\x8b")
+        one.copy_in(tmp_path / "in", "/tmp", owner="bob" if many else None)
+        one.copy_out("/tmp/in", tmp_path / "out")
+        one.path("/tmp/in/file.xz").write_text("x")
+        assert one.path("/etc/ld.so.preload").read_text() == "/lib/libc.so.6"
+        one.path("/tmp/in/file.xz").unlink()
+        assert list(one.path("/tmp").rglob("*.gz"))
         one.stop()
     assert not marker.exists()
 

@@ -39,11 +39,26 @@ PLAIN = (
     "PycontainError ImageError PullError PushError AuthError DigestMismatch InvalidReference BuildError "
     "LimitError NotFound Conflict StateError"
 ).split()
+
+
+def path(name: str, number: int) -> PycontainError:
+    error: PycontainError = getattr(errors, name)("no way in", path="/a", errno=number, hint="knock")
+    return error
+
+
+PATHS = {
+    "PathError": errno.EBUSY,
+    "PathNotFound": errno.ENOENT,
+    "PathExists": errno.EEXIST,
+    "PathForbidden": errno.EACCES,
+    "PathIsDirectory": errno.EISDIR,
+    "PathNotDirectory": errno.ENOTDIR,
+}
 START = ("StartError", "CommandNotFound", "CommandNotExecutable", "WorkdirError")
 MAKERS: dict[str, Callable[[], PycontainError]] = {
     **{name: partial(plain, name) for name in PLAIN},
     **{name: partial(start, name) for name in START},
-    "PathError": lambda: errors.PathError("no way in", path="/a", errno=errno.EACCES, hint="knock"),
+    **{name: partial(path, name, number) for name, number in PATHS.items()},
     "UnsupportedError": lambda: errors.UnsupportedError("time travel", "wait"),
     "CommandFailed": lambda: errors.CommandFailed(
         ["sh", "-c", "exit 3"], 3, "out", "err", reason="exit", usage=USAGE
@@ -133,6 +148,11 @@ def test_exceptions_come_out_of_a_worker_process() -> None:
         ("LimitError", (ValueError,)),
         ("NotFound", (LookupError,)),
         ("PathError", (OSError,)),
+        ("PathNotFound", (errors.PathError, FileNotFoundError)),
+        ("PathExists", (errors.PathError, FileExistsError)),
+        ("PathForbidden", (errors.PathError, PermissionError)),
+        ("PathIsDirectory", (errors.PathError, IsADirectoryError)),
+        ("PathNotDirectory", (errors.PathError, NotADirectoryError)),
         ("CommandFailed", (subprocess.CalledProcessError,)),
         ("CommandTimeout", (subprocess.TimeoutExpired,)),
         ("CommandNotFound", (errors.StartError, errors.NotFound, FileNotFoundError, LookupError)),
@@ -159,7 +179,7 @@ def test_one_root_one_docstring(kind: type[PycontainError]) -> None:
 @pytest.mark.parametrize(
     ("name", "number", "place"),
     [
-        ("PathError", errno.EACCES, "/a"),
+        *((name, number, "/a") for name, number in PATHS.items()),
         ("CommandNotFound", errno.ENOENT, "/bin/x"),
         ("CommandNotExecutable", errno.ENOENT, "/bin/x"),
         ("WorkdirError", errno.ENOENT, "/bin/x"),
@@ -171,6 +191,14 @@ def test_kinds_of_oserror_carry_its_facts(name: str, number: int, place: str) ->
     assert (error.errno, error.filename) == (number, place)
     assert error.strerror == os.strerror(number)
     assert str(error) == error.args[0], "the message is ours, not that of OSError"
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_the_error_of_a_path_is_of_its_numbers_kind(name: str) -> None:
+    error = errors.path_error("cannot open", "/a", PATHS[name], "knock")
+    assert type(error) is getattr(errors, name)
+    assert (error.errno, error.path, error.hint) == (PATHS[name], "/a", "knock")
+    assert str(error) == f"cannot open '/a': {os.strerror(PATHS[name])} (hint: knock)"
 
 
 def test_an_oserror_without_a_number_says_what_it_knows() -> None:

@@ -56,7 +56,10 @@ struct pcx_exchange
 const char *pcx_step_name (unsigned int step);
 const char *pcx_unpack_problem (unsigned int problem);
 int pcx_syncfs (int fd);
-int pcx_start_launcher (int plain_user, int *socket_out, int *pidfd_out);
+
+#define PCX_LAUNCHER_PLAIN 1 /* of a user without CAP_SYS_ADMIN */
+#define PCX_LAUNCHER_FILES 2 /* without namespaces of its own: it joins a container's for its files */
+int pcx_start_launcher (int kind, int *socket_out, int *pidfd_out);
 int pcx_send (int socket, const char *buffer, size_t size, const int *fds, unsigned int count);
 int pcx_receive (int socket, struct pc_record_fd *out, int timeout_ms);
 int pcx_pair (int ends[2]);

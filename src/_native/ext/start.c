@@ -93,11 +93,12 @@ opened (const char *path)
 }
 
 _Noreturn static void
-become_launcher (const struct start_fds *fds, int plain_user)
+become_launcher (const struct start_fds *fds, int kind)
 {
   char name[] = "pycontain-launcher";
-  char mode[] = "plain";
-  char *argv[] = { name, plain_user ? mode : NULL, NULL };
+  char plain[] = "plain";
+  char files[] = "files";
+  char *argv[] = { name, kind == PCX_LAUNCHER_PLAIN ? plain : kind == PCX_LAUNCHER_FILES ? files : NULL, NULL };
   char *env[] = { NULL };
 
   syscall (SYS_setsid);
@@ -113,7 +114,7 @@ become_launcher (const struct start_fds *fds, int plain_user)
 
 /* The grandchild becomes the launcher, so that the caller's SIGCHLD and waitpid(-1) never see it. */
 static pid_t
-fork_twice (const struct start_fds *fds, int plain_user)
+fork_twice (const struct start_fds *fds, int kind)
 {
   volatile pid_t launcher = -1;
   volatile int error = 0;
@@ -122,7 +123,7 @@ fork_twice (const struct start_fds *fds, int plain_user)
     {
       launcher = vfork ();
       if (launcher == 0)
-        become_launcher (fds, plain_user);
+        become_launcher (fds, kind);
       error = errno;
       _exit (0);
     }
@@ -134,7 +135,7 @@ fork_twice (const struct start_fds *fds, int plain_user)
 }
 
 int
-pcx_start_launcher (int plain_user, int *socket_out, int *pidfd_out)
+pcx_start_launcher (int kind, int *socket_out, int *pidfd_out)
 {
   int pair[2];
   sigset_t all, before;
@@ -158,7 +159,7 @@ pcx_start_launcher (int plain_user, int *socket_out, int *pidfd_out)
   /* A handler of the caller's must not run in the child, whose memory is the caller's own. */
   sigfillset (&all);
   pthread_sigmask (SIG_SETMASK, &all, &before);
-  pid_t pid = fork_twice (&fds, plain_user);
+  pid_t pid = fork_twice (&fds, kind);
   pthread_sigmask (SIG_SETMASK, &before, NULL);
   close_start_fds (&fds);
   if (pid < 0)

@@ -51,8 +51,11 @@ enum pc_unpack_problem
 #define PC_UNPACK_DEVICES 2u  /* device nodes are made, else left out */
 #define PC_UNPACK_LANDLOCK 4u /* this kernel has Landlock: it must hold */
 #define PC_UNPACK_READABLE 8u /* whatever mode the archive names, its owner may read */
+#define PC_UNPACK_PLAIN 16u   /* no layer but a tree: names and marks mean nothing, what stands there is added to */
+#define PC_UNPACK_TAME 32u    /* no pipes, no set-id bits, no attributes but user.* */
 
-/* PC_REQUEST_UNPACK, to a launcher that ends with it; fds: the layer's directory, the stream of its archive.
+/* PC_REQUEST_UNPACK, to a launcher that ends with it; fds: the layer's directory, the stream of its archive, and
+   where it is a container's a pidfd of a process whose user namespace to join first.
    Answered by one report when the stream ended; then PC_REQUEST_FINISH brings the lower layers, the uppermost
    first, and another report ends it. */
 struct pc_unpack_request
@@ -61,7 +64,7 @@ struct pc_unpack_request
   u64 max_bytes;
   u64 max_entries;
   u32 flags;
-  u32 pad;
+  u32 first_id; /* what the archive's 0 becomes, and the 65535 after it likewise */
 };
 
 #define PC_PACK_WHITEOUTS 1u /* overlayfs's marks become those of layers, else they are left out */
@@ -69,8 +72,12 @@ struct pc_unpack_request
 #define PC_PACK_LANDLOCK 4u
 #define PC_PACK_ONE_MOUNT 8u /* what is mounted below the tree is left out, but for the directory it stands on */
 #define PC_PACK_HEADERS 16u  /* no content: files are of size 0 */
+#define PC_PACK_CONTENT 32u  /* what the tree holds, without an entry for the tree itself */
+#define PC_PACK_OWNER 64u    /* everything belongs to `uid` and `gid` */
+#define PC_PACK_NO_KERNEL 128u /* what is mounted below and has no files but the kernel's (/proc, /sys) is left out */
 
-/* PC_REQUEST_PACK, to a launcher that ends with it; fds: the tree's directory, where to write the archive.
+/* PC_REQUEST_PACK, to a launcher that ends with it; fds: the tree's directory, where to write the archive, and a
+   pidfd as above.
    Behind it stand paths to leave out, each with its NUL.  Answered by one report. */
 struct pc_pack_request
 {
@@ -78,6 +85,8 @@ struct pc_pack_request
   u64 first_id; /* this id is the archive's 0, the 65535 after it likewise; all others stay */
   i64 clamp;    /* seconds */
   u32 flags;
+  u32 uid;
+  u32 gid;
   u32 pad;
 };
 

@@ -41,7 +41,9 @@ struct pc_request
 #define PC_REQUEST_PACK 13u
 /* PC_REQUEST_RESTACK, caller to launcher: a plan whose operations give the container of PID 1 `value` another
    root.  What became of it is told on the plan's control socket, unless the reply has failed already. */
-#define PC_REQUEST_RESTACK 14u
+#define PC_REQUEST_RESTACK 16u
+#define PC_REQUEST_FILES 14u /* files.h */
+#define PC_REQUEST_FILE 15u
 
 #define PC_REQUEST_IN_MEMFD 1u
 #define PC_REQUEST_AFTER 2u /* PC_REQUEST_REMOVE: the first fd is a pidfd whose end to wait for */

@@ -84,6 +84,8 @@ int pc_failed (struct pc_record *reply, u32 step, word error, i32 op);
 int pc_remove_tree (int dir, const char *name);
 /* Remove the cgroup name below dir and every one in it; 0 or a negative errno. */
 int pc_remove_group (int dir, const char *name);
+/* Serve a container's files from now on. */
+_Noreturn void pc_serve_files (int socket, const struct pc_request *request, const struct pc_fds *fds);
 void pc_watch_child (i32 pid, int exit_fd);
 void pc_reap_children (struct pc_launcher *launcher);
 /* A child was reaped: if it is the one that waits, nobody waits any more. */

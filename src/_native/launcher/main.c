@@ -4,6 +4,7 @@
  * and is gone when that closes; the containers' PID 1 die with it.
  */
 #include "launcher.h"
+#include "confine.h"
 #include "../unpack/unpack.h"
 
 #include <linux/errno.h>
@@ -236,8 +237,12 @@ static void
 serve_layer (struct pc_launcher *launcher, const struct pc_request *request, usize received, struct pc_fds *fds)
 {
   const void *whole = buffer;
-  int alone = fds->count == 2 && child_count == 0;
+  int joins = fds->count == 3;
+  int alone = (fds->count == 2 || joins) && child_count == 0;
 
+  /* Unjoined it would have rights over all of the host: it does nothing then. */
+  if (joins && (!alone || pc_join_user (fds->fd[2]) < 0))
+    sys_exit (1);
   if (alone && request->kind == PC_REQUEST_UNPACK && received == sizeof (struct pc_unpack_request))
     pc_unpack (launcher->socket, whole, fds->fd[0], fds->fd[1]);
   if (alone && request->kind == PC_REQUEST_PACK && received >= sizeof (struct pc_pack_request)
@@ -270,6 +275,8 @@ serve (struct pc_launcher *launcher)
         serve_restack (launcher, request, (usize) received, &fds);
       else if (request->kind == PC_REQUEST_REMOVE)
         serve_remove (launcher, request, (usize) received, &fds);
+      else if (request->kind == PC_REQUEST_FILES)
+        pc_serve_files (launcher->socket, request, &fds);
       else if (request->kind == PC_REQUEST_UNPACK || request->kind == PC_REQUEST_PACK)
         serve_layer (launcher, request, (usize) received, &fds);
     }
@@ -360,8 +367,10 @@ pc_main (word *stack)
       ready.step = PC_STEP_LAUNCHER;
       ready.error = -signals;
     }
+  /* Who joins a container's user namespace needs none of its own; a plain user's own would bar the way. */
+  int bare = stack[0] > 1 && pc_streq (argv[1], "files");
   if (signals < 0
-      || pc_prepare_namespace (&launcher, stack[0] > 1 && pc_streq (argv[1], "plain"), &ready) < 0)
+      || (!bare && pc_prepare_namespace (&launcher, stack[0] > 1 && pc_streq (argv[1], "plain"), &ready) < 0))
     {
       ready.kind = PC_RECORD_FAILED;
       (void) pc_send_record (launcher.socket, &ready, -1);

@@ -85,15 +85,8 @@ open_source (const struct pc_launcher *launcher, const struct pc_plan *plan,
 /* A user namespace that shows ids from `first` on as those of the container: for a mount alone, so nobody lives
    in it when it is made. */
 static int
-make_map (const struct pc_plan *plan, u64 first)
+make_map (const char *text, usize size)
 {
-  const char *own = pc_at (plan, plan->uid_map); /* "0 FIRST COUNT" */
-  char text[64];
-  usize n = pc_decimal (text, first);
-  usize size = plan->uid_map.size;
-  if (size < 3 || own[0] != '0' || own[1] != ' ' || n + size >= sizeof text)
-    return -EINVAL;
-  memcpy (text + n, own + 1, size - 1);
   struct clone_args args = { .flags = CLONE_NEWUSER, .exit_signal = 17 };
   word pid = raw2 (__NR_clone3, &args, sizeof args);
   if (pid == 0)
@@ -103,9 +96,9 @@ make_map (const struct pc_plan *plan, u64 first)
     return (int) pid;
   char path[64] = "/proc/";
   usize p = 6 + pc_decimal (path + 6, (u64) pid);
-  int error = write_map (pid, "/uid_map", text, n + size - 1);
+  int error = write_map (pid, "/uid_map", text, size);
   if (error >= 0)
-    error = write_map (pid, "/gid_map", text, n + size - 1);
+    error = write_map (pid, "/gid_map", text, size);
   memcpy (path + p, "/ns/user", 9);
   if (error >= 0)
     error = (int) sys_openat (AT_FDCWD_, path, O_RDONLY | O_CLOEXEC, 0);
@@ -114,11 +107,44 @@ make_map (const struct pc_plan *plan, u64 first)
   return error;
 }
 
+struct map
+{
+  char text[64];
+  int fd;
+};
+
+/* Containers of one snapshot follow each other, and their blocks return. */
+static struct map maps[16];
+static u32 next_map;
+
+static int
+find_map (const struct pc_plan *plan, u64 first)
+{
+  const char *own = pc_at (plan, plan->uid_map); /* "0 FIRST COUNT" */
+  char text[64] = { 0 };
+  usize n = pc_decimal (text, first);
+  usize size = plan->uid_map.size;
+  if (size < 3 || own[0] != '0' || own[1] != ' ' || n + size >= sizeof text)
+    return -EINVAL;
+  memcpy (text + n, own + 1, size - 1);
+  for (u32 i = 0; i < COUNT (maps); i++)
+    if (pc_streq (maps[i].text, text))
+      return maps[i].fd;
+  int fd = make_map (text, n + size - 1);
+  if (fd < 0)
+    return fd;
+  struct map *map = &maps[next_map++ % COUNT (maps)];
+  if (map->text[0] != '\0')
+    sys_close (map->fd);
+  memcpy (map->text, text, sizeof text);
+  map->fd = fd;
+  return fd;
+}
+
 /* Never a peer of the host's mount, which would show it what the guest mounts. */
 static int
 set_attributes (const struct pc_plan *plan, int fd, const struct pc_source *source, int user_namespace)
 {
-  cleanup_fd int other = -1;
   struct mount_attr attributes = {
     .attr_set = source->attributes,
     .propagation = source->flags & PC_OP_SLAVE ? MS_SLAVE_ : MS_PRIVATE_,
@@ -126,9 +152,9 @@ set_attributes (const struct pc_plan *plan, int fd, const struct pc_source *sour
 
   if ((source->flags & PC_OP_IDMAP) && source->first_id != 0)
     {
-      user_namespace = other = make_map (plan, source->first_id);
-      if (other < 0)
-        return other;
+      user_namespace = find_map (plan, source->first_id);
+      if (user_namespace < 0)
+        return user_namespace;
     }
   if ((source->flags & PC_OP_IDMAP) && user_namespace >= 0)
     {

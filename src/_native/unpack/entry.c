@@ -18,6 +18,7 @@ failed (struct pc_unpack *unpack, u32 problem, word error)
 static int
 set_attributes (struct pc_unpack *unpack, const struct pc_tar *tar, int fd, const char *name)
 {
+  int tame = (unpack->flags & PC_UNPACK_TAME) != 0;
   usize at = 0;
   const char *key;
   const u8 *value;
@@ -29,7 +30,7 @@ set_attributes (struct pc_unpack *unpack, const struct pc_tar *tar, int fd, cons
       word error = -EOPNOTSUPP;
       /* Capabilities of no bytes the kernel takes from anybody and gives to nobody. */
       int is_empty = size == 0 && pc_streq (key, "security.capability");
-      if (pc_attribute_is_content (key) && !is_empty)
+      if (pc_attribute_is_content (key) && !is_empty && (!tame || pc_starts_with (key, "user.")))
         {
           if (fd < 0 && !entered && (error = raw1 (__NR_fchdir, unpack->parent)) < 0)
             return failed (unpack, PC_UNPACK_ATTRIBUTE, error);
@@ -55,9 +56,10 @@ give (struct pc_unpack *unpack, int fd, const char *name, const struct pc_tar_en
   const char *path = fd >= 0 ? "" : name;
   if (!(unpack->flags & PC_UNPACK_OWNERS))
     return 0;
-  if (entry->uid == 0 && entry->gid == 0 && !unpack->parent_shares)
+  if (entry->uid == 0 && entry->gid == 0 && !unpack->parent_shares && unpack->first_id == 0)
     return 0;
-  word error = raw5 (__NR_fchownat, dir, path, (u32) entry->uid, (u32) entry->gid, flags);
+  word error = raw5 (__NR_fchownat, dir, path, pc_unpack_id (unpack, entry->uid),
+                     pc_unpack_id (unpack, entry->gid), flags);
   if (error != -EINVAL)
     return error;
   /* An id that this user's namespace does not have: nobody's. */
@@ -213,7 +215,15 @@ make_directory (struct pc_unpack *unpack, const struct pc_tar *tar, const struct
       if (error < 0)
         return failed (unpack, PC_UNPACK_WHITEOUT, error);
     }
-  int done = dress (unpack, tar, entry, -1, name, 1);
+  /* Where a guest looks on, the name may be a link by now. */
+  cleanup_fd int fd = -1;
+  if (unpack->flags & PC_UNPACK_PLAIN)
+    {
+      fd = (int) sys_openat (unpack->parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+      if (fd < 0)
+        return failed (unpack, PC_UNPACK_CREATE, fd);
+    }
+  int done = dress (unpack, tar, entry, fd, name, 1);
   if (done < 0)
     return done;
   error = pc_tree_note (unpack, unpack->path, entry->seconds, entry->nanoseconds, PC_NOTED_NAMED);
@@ -261,7 +271,9 @@ make_other (struct pc_unpack *unpack, const struct pc_tar *tar, const struct pc_
     }
   if (error < 0)
     return failed (unpack, PC_UNPACK_CREATE, error);
-  return dress (unpack, tar, entry, -1, name, entry->type != PC_TAR_SYMLINK);
+  /* A tree's are born with the mode that they keep: by name, a guest's link could be followed. */
+  int set_mode = entry->type != PC_TAR_SYMLINK && !(unpack->flags & PC_UNPACK_PLAIN);
+  return dress (unpack, tar, entry, -1, name, set_mode);
 }
 
 /* The target as a path of the layer; its directory must be there, links on the way stay inside. */
@@ -374,7 +386,7 @@ pc_unpack_entry (struct pc_unpack *unpack, struct pc_tar *tar, const struct pc_t
     return error;
   if (last[0] == '\0')
     return dress_root (unpack, tar, entry);
-  if (pc_starts_with (last, ".wh."))
+  if (!(unpack->flags & PC_UNPACK_PLAIN) && pc_starts_with (last, ".wh."))
     return apply_marker (unpack, last);
   switch (entry->type)
     {
@@ -398,6 +410,11 @@ pc_unpack_entry (struct pc_unpack *unpack, struct pc_tar *tar, const struct pc_t
       unpack->report.skipped++;
       return 0;
     case PC_TAR_FIFO:
+      if (unpack->flags & PC_UNPACK_TAME)
+        {
+          unpack->report.skipped++;
+          return 0;
+        }
       return make_other (unpack, tar, entry, last);
     default:
       return failed (unpack, PC_UNPACK_TYPE, 0);

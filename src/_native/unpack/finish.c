@@ -188,7 +188,8 @@ settle_directory (struct pc_unpack *unpack, const int *lowers, u32 count, int di
   if (error < 0)
     return pc_unpack_failed (unpack, PC_UNPACK_LOWER, error);
   if (unpack->flags & PC_UNPACK_OWNERS)
-    error = raw5 (__NR_fchownat, dir, "", found.uid, found.gid, 0x1000);
+    error = raw5 (__NR_fchownat, dir, "", pc_unpack_id (unpack, found.uid),
+                  pc_unpack_id (unpack, found.gid), 0x1000);
   if (error < 0)
     return pc_unpack_failed (unpack, PC_UNPACK_OWNER, error);
   error = raw2 (__NR_fchmod, dir, found.mode & 07777);
@@ -339,12 +340,14 @@ pc_unpack_finish (struct pc_unpack *unpack, const int *lowers, u32 count)
   for (usize at = 0; error == 0 && (noted = next_noted (unpack, &at)) != NULL;)
     if (noted->kind != PC_NOTED_NAMED)
       error = settle (unpack, lowers, count, noted);
-  if (error == 0 && !unpack->root_seen)
+  /* Of a tree that was not told about, its directory stays as it is. */
+  int settles_root = !unpack->root_seen && !(unpack->flags & PC_UNPACK_PLAIN);
+  if (error == 0 && settles_root)
     error = settle_directory (unpack, lowers, count, unpack->top, "", &root.noted);
   for (usize at = 0; error == 0 && (noted = next_noted (unpack, &at)) != NULL;)
     if (noted->kind == PC_NOTED_NAMED)
       error = set_times (unpack, noted);
-  if (error == 0 && !unpack->root_seen)
+  if (error == 0 && settles_root)
     error = set_times (unpack, &root.noted);
   return error;
 }

@@ -1,6 +1,7 @@
 /* A tree becomes an archive: in one order, without following a link, whatever a guest does to it meanwhile. */
 #include "header.h"
 #include "names.h"
+#include "confine.h"
 #include "unpack.h"
 
 #include <linux/errno.h>
@@ -42,6 +43,8 @@ struct pack
   struct pc_attribute attributes[ATTRIBUTES_MOST];
   u32 attribute_count;
   u64 mount;
+  u32 uid;
+  u32 gid;
   const char *left_out; /* paths, each with its NUL, an empty one at the end */
 };
 
@@ -137,8 +140,8 @@ put_entry (const struct statx *found, char type, u64 size, char *link)
   struct pc_tar_entry entry = {
     .type = type,
     .mode = found->stx_mode & 07777,
-    .uid = own_id (found->stx_uid),
-    .gid = own_id (found->stx_gid),
+    .uid = pack.flags & PC_PACK_OWNER ? pack.uid : own_id (found->stx_uid),
+    .gid = pack.flags & PC_PACK_OWNER ? pack.gid : own_id (found->stx_gid),
     .size = size,
     .seconds = found->stx_mtime.tv_sec,
     .nanoseconds = found->stx_mtime.tv_nsec,
@@ -380,6 +383,10 @@ put_directory (int dir, const char *name, const struct statx *found, usize size)
   word error = fd < 0 ? fd : raw5 (__NR_statx, fd, "", AT_EMPTY_PATH_, STATX_BASIC_STATS, &here);
   if (error < 0)
     return failed (PC_UNPACK_TREE, error);
+  if ((pack.flags & PC_PACK_NO_KERNEL) && found->stx_mnt_id != pack.mount && pc_is_of_kernel (fd))
+    return put_place (found, size);
+  if (size == 0 && (pack.flags & PC_PACK_CONTENT))
+    return put_children (fd, size);
   if (read_attributes (fd) < 0)
     return -1;
   if (size > 0)
@@ -418,6 +425,8 @@ pc_pack (int socket, const struct pc_pack_request *request, int top, int stream)
   pack.first_id = request->first_id;
   pack.clamp = request->clamp;
   pack.flags = request->flags;
+  pack.uid = request->uid;
+  pack.gid = request->gid;
   pack.left_out = (const char *) (request + 1);
   word error = pc_confine_to (top, socket, stream, 0, (pack.flags & PC_PACK_LANDLOCK) != 0);
   if (error < 0)

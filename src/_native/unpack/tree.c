@@ -224,7 +224,7 @@ pc_tree_enter (struct pc_unpack *unpack, const char *name, const char **last)
   *last = path + cut;
   usize parent = cut > 0 ? cut - 1 : 0;
   for (usize at = 0; at < cut; at++)
-    if ((at == 0 || path[at - 1] == '/') && is_marker (path + at))
+    if (!(unpack->flags & PC_UNPACK_PLAIN) && (at == 0 || path[at - 1] == '/') && is_marker (path + at))
       return pc_unpack_failed (unpack, PC_UNPACK_WHITEOUT, 0);
   if (unpack->parent >= 0 && unpack->asked_size == parent && memcmp (unpack->asked, path, parent) == 0)
     return join (unpack, last);
@@ -262,6 +262,8 @@ pc_tree_clear (int dir, const char *name)
 int
 pc_tree_mark_opaque (struct pc_unpack *unpack, int dir, const char *name, const char *path)
 {
+  if (unpack->flags & PC_UNPACK_PLAIN)
+    return 0;
   cleanup_fd int fd = (int) sys_openat (dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
   if (fd < 0)
     return fd;

@@ -63,6 +63,8 @@ unpack_stream (int stream)
       name_entry (&unpack.report, entry.name);
       if (unpack.flags & PC_UNPACK_READABLE)
         entry.mode |= entry.type == PC_TAR_DIRECTORY ? 0700 : 0600;
+      if (unpack.flags & PC_UNPACK_TAME)
+        entry.mode &= ~06000u;
       int error = count (&unpack.report, &entry);
       if (error == 0)
         error = pc_unpack_entry (&unpack, &tar, &entry);
@@ -102,6 +104,7 @@ pc_unpack (int socket, const struct pc_unpack_request *request, int top, int str
   unpack.flags = request->flags;
   unpack.max_bytes = request->max_bytes;
   unpack.max_entries = request->max_entries;
+  unpack.first_id = request->first_id;
   int landlock = (request->flags & PC_UNPACK_LANDLOCK) != 0;
   word confined = pc_confine_to (top, socket, stream, 1, landlock);
   /* As one that can be changed through its fd, which the caller may not be able to open. */

@@ -28,6 +28,7 @@ struct pc_unpack
   u64 flags;
   u64 max_bytes;
   u64 max_entries;
+  u32 first_id;
   struct pc_unpack_report report;
   /* The directory that the last entry went to: archives keep theirs together. */
   int parent;
@@ -91,5 +92,12 @@ word pc_confine_to (int top, int socket, int stream, int writes, int landlock);
 
 _Noreturn void pc_pack (int socket, const struct pc_pack_request *request, int top, int stream);
 _Noreturn void pc_unpack (int socket, const struct pc_unpack_request *request, int top, int stream);
+
+/* An id of the archive, or of a layer below, as it is on the disk. */
+static inline u32
+pc_unpack_id (const struct pc_unpack *unpack, u64 id)
+{
+  return (u32) id + (id <= 65535 ? unpack->first_id : 0);
+}
 
 #endif

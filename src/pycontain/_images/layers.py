@@ -61,11 +61,14 @@ class LayerBuild:
     """A layer under way: `feed` its bytes, `end` them, `finish` it upon the layers below.
 
     diff_id: what the unpacked stream must be, or None when it is to be found out.  owners: whether files
-    get the owners that the archive names; where this user may, unless said.
+    get the owners that the archive names; where this user may, unless said.  first_id: what its 0 becomes.
     """
 
-    def __init__(self, store: Store, diff_id: Digest | None, *, owners: bool | None = None) -> None:
+    def __init__(
+        self, store: Store, diff_id: Digest | None, *, owners: bool | None = None, first_id: int = 0
+    ) -> None:
         self._store = store
+        self._first_id = first_id
         self._foreign = owners is False
         self._owners = store.owners if owners is None else owners
         self._expected = diff_id
@@ -94,6 +97,7 @@ class LayerBuild:
                 devices=store.privileged and self._owners,
                 readable=not self._owners and self._foreign,
                 landlock=store.landlock,
+                first_id=self._first_id,
                 size=store.limits.size,
                 entries=store.limits.entries,
             )

@@ -37,7 +37,7 @@ class Record:
 
 
 def new_layer(first_id: int) -> str:
-    """An id for a layer whose files have ids from this one on, on the disk: those of the container's block."""
+    """An id for a layer of which a guest's 0 is this on the disk: the first of its container's block."""
     return f"{os.urandom(8).hex()}-{first_id:x}"
 
 

@@ -7,8 +7,11 @@ start at once, up to the number of processors.
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
+import select
 import shutil
+import signal
 import subprocess
 import threading
 from types import TracebackType
@@ -19,6 +22,9 @@ from pycontain._kernel.plan import request
 from pycontain.errors import StartError
 
 _FIRST_TABLE_SLOT = 255
+_FILES = 2
+_PATIENCE = 10_000
+"""Milliseconds for a killed launcher to be gone."""
 
 
 class Launcher:
@@ -26,11 +32,19 @@ class Launcher:
 
     plain: the caller has no CAP_SYS_ADMIN; the launcher makes a user namespace of its own first.
     maps: for plain users, the id maps to write with newuidmap and newgidmap, or None for the single-id map.
+    files: it makes no namespace, but joins the user namespace of the container whose files it works on.
     """
 
-    def __init__(self, *, plain: bool, maps: tuple[list[str], list[str]] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        plain: bool = False,
+        maps: tuple[list[str], list[str]] | None = None,
+        files: bool = False,
+    ) -> None:
         socket, pidfd = native.ffi.new("int *"), native.ffi.new("int *")
-        native.checked(native.lib.pcx_start_launcher(int(plain), socket, pidfd), "launcher")
+        kind = _FILES if files else int(plain)
+        native.checked(native.lib.pcx_start_launcher(kind, socket, pidfd), "launcher")
         self.socket: int = socket[0]
         self.pidfd: int = pidfd[0]
         self.spare: Any = None
@@ -74,6 +88,15 @@ class Launcher:
             if fd >= 0:
                 os.close(fd)
         self.socket = self.pidfd = -1
+
+    def kill(self) -> None:
+        """End it at once, whatever it does, and wait until it is gone; `close` comes after."""
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            poll = select.poll()
+            poll.register(self.pidfd, select.POLLIN)
+            poll.poll(_PATIENCE)
 
     def remove(self, directory: int, name: str) -> None:
         """Remove the tree `name` below the directory fd, as the launcher's user.  Raises OSError."""

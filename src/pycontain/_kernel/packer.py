@@ -12,8 +12,9 @@ from pycontain._kernel.plan import request
 from pycontain._kernel.unpacker import Report, hear, widen
 
 _PACK = 13
-_OPTIONS = struct.Struct("<QqII")
+_OPTIONS = struct.Struct("<QqIIII")
 _WHITEOUTS, _CLAMP, _LANDLOCK, _ONE_MOUNT, _HEADERS = 1, 2, 4, 8, 16
+_CONTENT, _OWNER, _NO_KERNEL = 32, 64, 128
 _LANDLOCK_FROM = 3
 _CHUNK = 1 << 20
 
@@ -25,6 +26,9 @@ class Packer:
     overlayfs's marks become those of layers (OCI layer.md, "Whiteouts").  clamp: seconds since the
     epoch that no time in the archive is after.  one_mount: what is mounted below the tree is left out.
     headers: no content, files are of size 0.  left_out: paths below the tree.
+    content: without an entry for the tree itself.  owner: uid and gid of everything.  no_kernel: /proc
+    and its like are left out.  stream: where to write it to, instead of `chunks`.  join: a pidfd of a
+    process whose user namespace to be root of.
     """
 
     def __init__(
@@ -39,6 +43,11 @@ class Packer:
         one_mount: bool = False,
         headers: bool = False,
         left_out: Sequence[str] = (),
+        content: bool = False,
+        owner: tuple[int, int] | None = None,
+        no_kernel: bool = False,
+        stream: int = -1,
+        join: int = -1,
     ) -> None:
         flags = (
             whiteouts * _WHITEOUTS
@@ -46,18 +55,25 @@ class Packer:
             | (landlock >= _LANDLOCK_FROM) * _LANDLOCK
             | one_mount * _ONE_MOUNT
             | headers * _HEADERS
+            | content * _CONTENT
+            | (owner is not None) * _OWNER
+            | no_kernel * _NO_KERNEL
         )
         self._launcher = make_launcher()
         self._stream = -1
         try:
-            self._stream, theirs = os.pipe2(os.O_CLOEXEC)
+            theirs = stream
+            if stream < 0:
+                self._stream, theirs = os.pipe2(os.O_CLOEXEC)
             try:
                 widen(theirs)
-                options = _OPTIONS.pack(first_id, clamp or 0, flags, 0)
+                options = _OPTIONS.pack(first_id, clamp or 0, flags, *(owner or (0, 0)), 0)
                 options += b"".join(os.fsencode(path) + b"\0" for path in left_out)
-                native.send(self._launcher.socket, request(_PACK, options), [directory, theirs])
+                fds = [directory, theirs, *([join] if join >= 0 else [])]
+                native.send(self._launcher.socket, request(_PACK, options), fds)
             finally:
-                os.close(theirs)
+                if stream < 0:
+                    os.close(theirs)
         except BaseException:
             self.close()
             raise
@@ -70,6 +86,11 @@ class Packer:
     def report(self) -> Report:
         """What became of it, after the last chunk.  Raises ConnectionResetError when it died."""
         return hear(self._launcher)
+
+    def kill(self) -> None:
+        """End it whatever it does, and wait until it is gone."""
+        self._launcher.kill()
+        self.close()
 
     def close(self) -> None:
         """End it."""

@@ -90,7 +90,8 @@ class ExecFlag(IntFlag):
 class Source:
     """A mount to hand over: an fd's index, or a path with the device and inode that it must be.
 
-    first_id: what the container's 0 is on the disk.  image: what stands at the path is a file system's image, which the caller mounts.
+    first_id: what the container's 0 is on the disk.  image: what stands at the path is a file system's
+    image, which the caller mounts.
     """
 
     fd: int = NO_FD

@@ -16,7 +16,7 @@ from pycontain._kernel.plan import request
 _UNPACK, _FINISH = 11, 12
 _BOUNDS = struct.Struct("<QQII")
 _REPORT = struct.Struct("<IiIIQQQ256s")
-_OWNERS, _DEVICES, _LANDLOCK, _READABLE = 1, 2, 4, 8
+_OWNERS, _DEVICES, _LANDLOCK, _READABLE, _PLAIN, _TAME = 1, 2, 4, 8, 16, 32
 _ROOT_OPAQUE = 1
 _LANDLOCK_FROM = 3
 """The Landlock ABI that can say what an unpacker may not."""
@@ -70,7 +70,10 @@ class Unpacker:
 
     Write the archive to `stream` and close it, ask for the `report`, then `finish`; `close` ends it at
     any time.  owners: files get the owners that the archive names.  devices: nodes are made.
-    readable: whatever mode the archive names, the owner may read.
+    readable: whatever mode the archive names, the owner may read.  plain: it is a tree and no layer, to be
+    added to what is there.  tame: no pipes, set-id bits and attributes but user.*.  first_id: what
+    the archive's 0 becomes.  join: a pidfd of a
+    process whose user namespace to be root of.
     """
 
     def __init__(
@@ -79,26 +82,33 @@ class Unpacker:
         directory: int,
         *,
         owners: bool,
-        devices: bool,
-        readable: bool,
         landlock: int,
         size: int,
         entries: int,
+        devices: bool = False,
+        readable: bool = False,
+        plain: bool = False,
+        tame: bool = False,
+        first_id: int = 0,
+        join: int = -1,
     ) -> None:
         flags = (
             owners * _OWNERS
             | devices * _DEVICES
             | (landlock >= _LANDLOCK_FROM) * _LANDLOCK
             | readable * _READABLE
+            | plain * _PLAIN
+            | tame * _TAME
         )
-        bounds = _BOUNDS.pack(size, entries, flags, 0)
+        bounds = _BOUNDS.pack(size, entries, flags, first_id)
         self._launcher = make_launcher()
         self.stream = -1
         try:
             theirs, self.stream = os.pipe2(os.O_CLOEXEC)
             try:
                 widen(self.stream)
-                native.send(self._launcher.socket, request(_UNPACK, bounds), [directory, theirs])
+                fds = [directory, theirs, *([join] if join >= 0 else [])]
+                native.send(self._launcher.socket, request(_UNPACK, bounds), fds)
             finally:
                 os.close(theirs)
         except BaseException:
@@ -119,6 +129,11 @@ class Unpacker:
         """The lower layers' directories are there, the uppermost first: take from them what is needed."""
         native.send(self._launcher.socket, request(_FINISH), list(lowers))
         return self.report()
+
+    def kill(self) -> None:
+        """End it whatever it does, and wait until it is gone."""
+        self._launcher.kill()
+        self.close()
 
     def close(self) -> None:
         """End it."""

@@ -92,7 +92,7 @@ def _seal(container: Container, running: Running, layer: str) -> bool:
 def _copy(container: Container, running: Running, layer: str) -> None:
     """The guest goes on where it writes: the layer is what it had, with everything stopped meanwhile."""
     store = container._engine.store
-    build = LayerBuild(store, None, owners=store.owners)
+    build = LayerBuild(store, None, owners=store.owners, first_id=running.first_id)
     try:
         with still(container), opened([running.upper_path]) as fds:
             for chunk in archive(store, fds[0], first_id=running.first_id, whiteouts=True, exact=True):

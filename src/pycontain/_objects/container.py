@@ -32,6 +32,7 @@ from pycontain.errors import Args, UnsupportedError
 if TYPE_CHECKING:
     from pycontain._engine import Engine
     from pycontain._model.change import Change
+    from pycontain._objects.path import ContainerPath
     from pycontain._objects.snapshot import Snapshot
     from pycontain.oci import ContainerConfig
 
@@ -194,6 +195,33 @@ class Container(Lifecycle):
         streams = (DEVNULL, DEVNULL, DEVNULL) if pty else (stdin, stdout, stderr)
         execution, ours = what.launch(self._awake(), streams, terminal)
         return Process(args, execution, ours, text=text, encoding=encoding, errors=errors)
+
+    def path(self, path: str) -> ContainerPath:
+        """An absolute path inside, with pathlib's verbs.  Raises ValueError for a relative one."""
+        from pycontain._objects.path import ContainerPath
+
+        return ContainerPath(self, path)
+
+    def copy_in(
+        self, src: str | os.PathLike[str], dst: str | ContainerPath, *, owner: str | int | None = None
+    ) -> None:
+        """Copy a file or tree of the host into the container; how-to/files.md.  PathError, StateError."""
+        from pycontain._objects.copies import copy_in
+
+        copy_in(self, src, dst, owner)
+
+    def copy_out(
+        self,
+        src: str | ContainerPath,
+        dst: str | os.PathLike[str],
+        *,
+        max_bytes: int | str = "64G",
+        max_entries: int = 2_000_000,
+    ) -> None:
+        """Copy a file or tree of the container to the host; how-to/files.md.  PathError, StateError."""
+        from pycontain._objects.copies import copy_out
+
+        copy_out(self, src, dst, max_bytes, max_entries)
 
     def diff(self) -> list[Change]:
         """What the guest has added, changed and deleted below its root, in the order of paths.

@@ -176,9 +176,11 @@ class Volume:
         """
         from pycontain._images.archives import replacing
         from pycontain._images.write import archive
+        from pycontain._volumes import filling
 
+        store = self._engine.store
         with self._root() as root, replacing(target) as file:
-            for chunk in archive(self._engine.store, root, exact=True):
+            for chunk in archive(store, root, first_id=filling.first_id_of(store), exact=True):
                 file.write(chunk)
 
     def restore(self, source: str | os.PathLike[str] | IO[bytes]) -> None:

@@ -58,6 +58,7 @@ def restack(running: Running, image: Image) -> None:
                 os.close(fd)
     _check(running, reply, told, [path for path, _ in sources[1:]])
     running.upper += 1
+    running.drop_filer()  # it stands on the old root
 
 
 def _tree(path: str) -> int:

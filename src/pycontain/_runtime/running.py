@@ -7,8 +7,9 @@ import fcntl
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from attrs import define, field
 
@@ -19,6 +20,7 @@ from pycontain.errors import StateError
 if TYPE_CHECKING:
     from pycontain._cgroups.group import Group
     from pycontain._engine import Engine
+    from pycontain._kernel.filer import Filer
     from pycontain._runtime.compile import Template
     from pycontain._runtime.spec import ContainerSpec
 
@@ -50,7 +52,10 @@ class Running:
     alone: bool = False
     upper: int = 0
     aside: bool = False
+    writers: weakref.WeakSet[IO[Any]] = field(factory=weakref.WeakSet)
     remains: Remains | None = None
+    filing: threading.Lock = field(factory=threading.Lock)
+    filer: Filer | None = None
 
     @still.default
     def _still(self) -> threading.Condition:
@@ -68,13 +73,17 @@ class Running:
 
     @contextlib.contextmanager
     def by_itself(self) -> Iterator[bool]:
-        """Nothing is asked of the agent meanwhile; is it alone, without a process that it has started?"""
+        """Nothing is asked of the container meanwhile; is its agent alone?
+
+        That is: no process that it has started lives, and nobody here has a file of it open to write.
+        """
         with self.lock:
             if self.ended:
                 raise StateError(f"container {self.spec.name} is not running")
             self.alone = self.users == 0
         try:
-            yield self.alone and self.spec.init and _children(self.pid) == ""
+            written = any(not file.closed for file in list(self.writers))
+            yield self.alone and not written and self.spec.init and _children(self.pid) == ""
         finally:
             with self.lock:
                 self.alone = False
@@ -91,6 +100,15 @@ class Running:
                 raise StateError(f"container {self.spec.name} is not running")
             self.users += 1
             return self.control
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """`hold` and `let_go`: meanwhile its root stays what it is.  Raises StateError."""
+        self.hold()
+        try:
+            yield
+        finally:
+            self.let_go()
 
     def let_go(self) -> None:
         """The other end of `hold`."""
@@ -123,6 +141,7 @@ class Running:
             remains, exit_socket, self.exit_socket = self.remains, self.exit_socket, -1
         if exit_socket >= 0:
             os.close(exit_socket)
+        self.drop_filer()
         if not remains.taken:
             if remains.mounts < 0:  # else this is the second time, after an interrupt
                 remains.mounts = mounts_of(self.pidfd)
@@ -133,12 +152,23 @@ class Running:
             self.engine.collector.put(remains)
         self.engine.unregister(self)
 
+    def drop_filer(self, which: Filer | None = None) -> None:
+        """End the files server, or this one if it still is; the next use starts one on the root of then."""
+        with self.filing:
+            filer = self.filer
+            if filer is not None and which in (None, filer):
+                filer.close()
+                self.filer = None
+
     def forget(self) -> None:
         """For a forked child: close the fds alone; the container goes on, and is the parent's."""
         fds = self.control, self.pidfd, self.exit_socket
         self.ended, self.control, self.pidfd, self.exit_socket = True, -1, -1, -1
         self.lock, self.users, self.alone = threading.Lock(), 0, False
         self.still = threading.Condition(self.lock)
+        filer, self.filer, self.filing = self.filer, None, threading.Lock()
+        if filer is not None:
+            filer.forget()
         for fd in fds:
             if fd >= 0:
                 os.close(fd)

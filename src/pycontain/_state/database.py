@@ -152,7 +152,7 @@ class Database:
                 with _transaction(connection):
                     yield connection
                 return
-            # NORMAL leaves the log to the kernel; its frames carry checksums, so what is on the disk is whole.
+            # NORMAL leaves the log to the kernel; its frames have checksums: what is on the disk is whole.
             connection.execute("PRAGMA synchronous = FULL")
             try:
                 with _transaction(connection):

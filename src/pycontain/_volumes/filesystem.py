@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Iterator
 
 from pycontain._kernel import native
+from pycontain._state.owner import STORE_BLOCK
 from pycontain.errors import LimitError, UnsupportedError
 
 SMALLEST = 2 << 20
@@ -36,7 +37,16 @@ def make(path: str, size: int) -> None:
         os.chmod(path, 0o600)
         file.truncate(size)
     # Nothing is kept for root, who is nobody special here.
-    command = [tool, "-q", "-F", "-m", "0", "-E", "root_owner=0:0,lazy_itable_init=1", path]
+    command = [
+        tool,
+        "-q",
+        "-F",
+        "-m",
+        "0",
+        "-E",
+        f"root_owner={STORE_BLOCK}:{STORE_BLOCK},lazy_itable_init=1",
+        path,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": _SBIN})
     if done.returncode:
         os.unlink(path)

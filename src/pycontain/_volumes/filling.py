@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING
 from pycontain._images.inflate import Inflater
 from pycontain._images.layers import checked
 from pycontain._kernel.unpacker import Unpacker
+from pycontain._state.owner import STORE_BLOCK
 from pycontain.errors import ImageError
 
 if TYPE_CHECKING:
     from pycontain._images.store import Store
+
+
+def first_id_of(store: Store) -> int:
+    """What a guest's 0 is on the disk in a volume."""
+    return STORE_BLOCK if store.privileged else 0
 
 
 def fill(store: Store, root: int, chunks: Iterable[bytes]) -> None:
@@ -22,8 +28,9 @@ def fill(store: Store, root: int, chunks: Iterable[bytes]) -> None:
         store.make_launcher,
         root,
         owners=store.owners,
-        devices=False,
         readable=not store.owners,
+        plain=True,
+        first_id=first_id_of(store),
         landlock=store.landlock,
         size=store.limits.size,
         entries=store.limits.entries,

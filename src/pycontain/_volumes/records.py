@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from pycontain._state.owner import is_alive
+from pycontain._state.owner import STORE_BLOCK, is_alive
 from pycontain._state.paths import private_directory
 from pycontain._volumes import filesystem
 from pycontain.errors import Conflict, NotFound
@@ -67,7 +67,7 @@ def create(store: Store, record: Record) -> Record:
     found = get(store, record.name)
     if found is None:
         made = os.path.join(store.owner.live, f"volume-{os.urandom(8).hex()}")
-        _make(made, record.size)
+        _make(made, record.size, store.privileged)
         try:
             found = _enter(store, record, made)
         finally:
@@ -81,11 +81,14 @@ def create(store: Store, record: Record) -> Record:
     return found
 
 
-def _make(directory: str, size: int | None) -> None:
+def _make(directory: str, size: int | None, privileged: bool) -> None:
     private_directory(directory)
     if size is None:
-        os.mkdir(os.path.join(directory, "data"), 0o755)
-        os.chmod(os.path.join(directory, "data"), 0o755)
+        data = os.path.join(directory, "data")
+        os.mkdir(data, 0o755)
+        os.chmod(data, 0o755)
+        if privileged:
+            os.chown(data, STORE_BLOCK, STORE_BLOCK)
     else:
         try:
             filesystem.make(os.path.join(directory, "image"), size)

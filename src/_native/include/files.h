@@ -1,0 +1,42 @@
+/* Files of a running container: what caller and files server say to each other. */
+#ifndef PC_FILES_H
+#define PC_FILES_H
+
+#include "protocol.h"
+
+#define PC_FILES_LANDLOCK 1u /* this kernel has Landlock: it must hold */
+
+/* PC_REQUEST_FILES, to a launcher that serves files from then on; fds: the container's root directory, a pidfd of
+   a process whose user namespace to join.  Answered by a record. */
+
+enum pc_file_verb
+{
+  PC_FILE_OPEN = 1, /* flags of open(2); answered with an fd */
+  PC_FILE_MKDIR,
+  PC_FILE_UNLINK,
+  PC_FILE_RMDIR,
+  PC_FILE_RENAME,  /* to `second`; flags: RENAME_NOREPLACE or 0 */
+  PC_FILE_SYMLINK, /* that says `second` */
+  PC_FILE_LINK,    /* to the file `second` */
+  PC_FILE_SET,     /* of the path, or of the fd that comes along */
+};
+
+#define PC_FILE_SET_OWNER 1u
+#define PC_FILE_SET_MODE 2u
+#define PC_FILE_SET_TIMES 4u
+
+/* PC_REQUEST_FILE; the path stands behind it with its NUL, then a second text with its own.  What is made belongs
+   to uid and gid.  Answered by a record with the errno, and in `op` the request's id. */
+struct pc_file_request
+{
+  struct pc_request request;
+  u32 verb;
+  u32 flags;
+  u32 mode;
+  u32 uid;
+  u32 gid;
+  u32 set;
+  i64 times[4]; /* of access and change, as utimensat(2) has them */
+};
+
+#endif

@@ -1,0 +1,154 @@
+"""What a path inside a container is called: pathlib's attributes, which ask nobody."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self, TypeAlias
+
+if TYPE_CHECKING:
+    from pathlib import PurePosixPath
+
+    from pycontain._objects.container import Container
+
+Other: TypeAlias = "NamedInside | PurePosixPath | str"
+
+
+class NamedInside:
+    """An absolute path and its container.  Raises ValueError for a relative one."""
+
+    __slots__ = ("_container", "_pure")
+
+    def __init__(self, container: Container, path: Other) -> None:
+        self._container = container
+        self._pure = pure_path(path)
+        if not self._pure.is_absolute():
+            raise ValueError(f"a path inside a container is absolute, not {str(path)[:80]!r}")
+
+    @property
+    def container(self) -> Container:
+        """Whose path it is."""
+        return self._container
+
+    @property
+    def pure(self) -> PurePosixPath:
+        """The path alone."""
+        return self._pure
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self._pure.name
+
+    @property
+    def stem(self) -> str:
+        """The last part without its suffix."""
+        return self._pure.stem
+
+    @property
+    def suffix(self) -> str:
+        """The last part's ending, with its dot."""
+        return self._pure.suffix
+
+    @property
+    def suffixes(self) -> list[str]:
+        """All endings of the last part."""
+        return self._pure.suffixes
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts, the root first."""
+        return self._pure.parts
+
+    @property
+    def root(self) -> str:
+        """'/'."""
+        return self._pure.root
+
+    @property
+    def anchor(self) -> str:
+        """'/'."""
+        return self._pure.anchor
+
+    @property
+    def parent(self) -> Self:
+        """The path without its last part."""
+        return self._with(self._pure.parent)
+
+    @property
+    def parents(self) -> tuple[Self, ...]:
+        """The paths above it, the nearest first."""
+        return tuple(self._with(one) for one in self._pure.parents)
+
+    def __truediv__(self, other: Other) -> Self:
+        return self._with(self._pure / pure_path(other))
+
+    def joinpath(self, *others: Other) -> Self:
+        """The path with more parts; an absolute one among them starts anew."""
+        return self._with(self._pure.joinpath(*(pure_path(one) for one in others)))
+
+    def with_name(self, name: str) -> Self:
+        """Another last part.  Raises ValueError."""
+        return self._with(self._pure.with_name(name))
+
+    def with_stem(self, stem: str) -> Self:
+        """Another last part with the same suffix.  Raises ValueError."""
+        return self._with(self._pure.with_stem(stem))
+
+    def with_suffix(self, suffix: str) -> Self:
+        """Another suffix.  Raises ValueError."""
+        return self._with(self._pure.with_suffix(suffix))
+
+    def relative_to(self, other: Other) -> PurePosixPath:
+        """The rest of it below another.  Raises ValueError when it is not below."""
+        return self._pure.relative_to(pure_path(other))
+
+    def is_relative_to(self, other: Other) -> bool:
+        """Is it below the other, or the same?"""
+        return self._pure.is_relative_to(pure_path(other))
+
+    def is_absolute(self) -> bool:
+        """True."""
+        return True
+
+    def match(self, pattern: str) -> bool:
+        """Does the pattern fit, as PurePath.match has it?"""
+        return self._pure.match(pattern)
+
+    def as_posix(self) -> str:
+        """The path as text."""
+        return str(self._pure)
+
+    def __str__(self) -> str:
+        return str(self._pure)
+
+    def __repr__(self) -> str:
+        return f"<ContainerPath {str(self._pure)!r} of {self._container.name}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, NamedInside):
+            return NotImplemented
+        return self._container is other._container and self._pure == other._pure
+
+    def __lt__(self, other: object) -> bool:
+        if not isinstance(other, NamedInside):
+            return NotImplemented
+        return self._pure < other._pure
+
+    def __hash__(self) -> int:
+        return hash((id(self._container), self._pure))
+
+    def _with(self, pure: PurePosixPath) -> Self:
+        return type(self)(self._container, pure)
+
+
+def pure_path(path: Other) -> PurePosixPath:
+    """The path alone.  Raises TypeError for what is none."""
+    # Not before a path is made: pathlib brings urllib along.
+    from pathlib import PurePosixPath
+
+    if isinstance(path, NamedInside):
+        return path.pure
+    if isinstance(path, PurePosixPath):
+        return path
+    if isinstance(path, str):
+        return PurePosixPath(path)
+    raise TypeError(f"a path is text or a ContainerPath, not {type(path).__name__}")

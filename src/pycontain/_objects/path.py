@@ -1,0 +1,275 @@
+"""A path inside a running container, with pathlib's verbs."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import stat
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING, Any
+
+from pycontain._kernel.filer import SET_MODE, SET_TIMES, UTIME_NOW, Verb
+from pycontain._model.sizes import parse_size
+from pycontain._objects.naming import NamedInside, Other, pure_path
+from pycontain._objects.pattern import matching
+from pycontain._runtime.files import ask, new_owner, seen_inside
+from pycontain.errors import PathError, PathExists, PathNotFound, path_error
+
+if TYPE_CHECKING:
+    from pathlib import PurePosixPath
+
+_EISDIR, _ENOTDIR, _EFBIG, _ELOOP, _EINVAL = 21, 20, 27, 40, 22
+_NOREPLACE = 1
+_CHUNK = 1 << 20
+
+
+class ContainerPath(NamedInside):
+    """A path inside a container: pathlib's verbs and attributes, while the container runs.
+
+    The files server of the container does what is asked, as root of the container and with no rights
+    outside of it; links, `..` and what the guest does meanwhile lead nowhere but inside.  What is made
+    belongs to the container's `user`, with permissions less the umask 022.  Deliberately no
+    `os.PathLike`: `builtins.open` and its kin would take it for a path of the host.
+
+    Verbs raise PathError, as those of pathlib raise OSError: `FileNotFoundError` and its kin
+    catch it too.  StateError when the container does not run.
+    """
+
+    __slots__ = ()
+
+    # ---- reading ------------------------------------------------------------------------------------------
+
+    def open(
+        self,
+        mode: str = "r",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> IO[Any]:
+        """Open it as `pathlib.Path.open` does; the file stays good when the path leads elsewhere later.
+
+        Files alone: pipes, sockets, devices and what the kernel shows in /proc and /sys are refused.
+        Through a link that leads to nothing no file is made.
+        """
+        running = self._container._awake()
+        with running.held():
+            file = builtins.open(  # noqa: SIM115  the caller closes it
+                str(self), mode, buffering, encoding, errors, newline, opener=self._opener
+            )
+            if file.writable():
+                running.writers.add(file)
+        return file
+
+    def _opener(self, _: str, flags: int) -> int:
+        fd = self._fd(flags & ~os.O_CLOEXEC, mode=0o666)
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise path_error("cannot open", str(self), _EISDIR)
+        os.set_blocking(fd, True)
+        return fd
+
+    def read_bytes(self, *, max_bytes: int | str = "1G") -> bytes:
+        """All of it.  Raises PathError with EFBIG for more than `max_bytes`: a guest writes what it likes."""
+        most = parse_size(max_bytes)
+        with self.open("rb", buffering=0) as file:
+            parts, left = [], most
+            if os.fstat(file.fileno()).st_size > most:
+                raise path_error(f"more than {most} bytes in", str(self), _EFBIG, "see max_bytes")
+            while chunk := file.read(min(_CHUNK, left + 1)):
+                parts.append(chunk)
+                left -= len(chunk)
+                if left < 0:
+                    raise path_error(f"more than {most} bytes in", str(self), _EFBIG, "see max_bytes")
+        return b"".join(parts)
+
+    def read_text(
+        self, encoding: str = "utf-8", errors: str = "strict", *, max_bytes: int | str = "1G"
+    ) -> str:
+        """All of it as text, newlines of any kind as '\\n'.  Raises as read_bytes, UnicodeDecodeError."""
+        text = self.read_bytes(max_bytes=max_bytes).decode(encoding, errors)
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+
+    def iterdir(self) -> Iterator[ContainerPath]:
+        """What the directory holds, in no order."""
+        for name, _ in self._entries():
+            yield self / name
+
+    def walk(
+        self, top_down: bool = True, *, follow_symlinks: bool = False
+    ) -> Iterator[tuple[ContainerPath, list[str], list[str]]]:
+        """Directories and what they hold, as `pathlib.Path.walk`; what cannot be read is passed over.
+
+        Top down, the list of directories may be changed.  Links are not followed: ValueError for that.
+        """
+        if follow_symlinks:
+            raise ValueError("walk does not follow links: a guest's may lead in circles")
+        try:
+            entries = list(self._entries())
+        except PathError:
+            return
+        directories = [name for name, is_directory in entries if is_directory]
+        files = [name for name, is_directory in entries if not is_directory]
+        if top_down:
+            yield self, directories, files
+        for name in directories:
+            yield from (self / name).walk(top_down)
+        if not top_down:
+            yield self, directories, files
+
+    def glob(self, pattern: str) -> Iterator[ContainerPath]:
+        """What fits a relative pattern, as `pathlib.Path.glob`; '**' does not follow links.  ValueError."""
+        return matching(self, pattern)
+
+    def rglob(self, pattern: str) -> Iterator[ContainerPath]:
+        """What fits below it, at any depth."""
+        return matching(self, f"**/{pattern}")
+
+    def _entries(self) -> Iterator[tuple[str, bool]]:
+        """Names, and whether each is a directory itself."""
+        fd = self._fd(os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    try:
+                        yield entry.name, entry.is_dir(follow_symlinks=False)
+                    except OSError:
+                        continue  # gone by now
+        finally:
+            os.close(fd)
+
+    def readlink(self) -> ContainerPath | PurePosixPath:
+        """What the link says: a path inside where it is absolute, else what is relative to the link."""
+        fd = self._fd(os.O_PATH | os.O_NOFOLLOW)
+        try:
+            if not stat.S_ISLNK(os.fstat(fd).st_mode):
+                raise path_error("cannot read the link", str(self), _EINVAL)
+            text = pure_path(os.readlink("", dir_fd=fd))
+        finally:
+            os.close(fd)
+        return self._with(text) if text.is_absolute() else text
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        """What stat(2) says, with the ids that the guest sees, 65534 for those of nobody inside."""
+        fd = self._fd(os.O_PATH | (0 if follow_symlinks else os.O_NOFOLLOW))
+        try:
+            return seen_inside(self._container._awake(), os.fstat(fd))
+        finally:
+            os.close(fd)
+
+    def lstat(self) -> os.stat_result:
+        """The same of a link itself."""
+        return self.stat(follow_symlinks=False)
+
+    def exists(self, *, follow_symlinks: bool = True) -> bool:
+        """Is there anything?"""
+        return self._mode(follow_symlinks) is not None
+
+    def is_file(self) -> bool:
+        """Is it a regular file, or a link to one?"""
+        return stat.S_ISREG(self._mode(True) or 0)
+
+    def is_dir(self) -> bool:
+        """Is it a directory, or a link to one?"""
+        return stat.S_ISDIR(self._mode(True) or 0)
+
+    def is_symlink(self) -> bool:
+        """Is it a link?"""
+        return stat.S_ISLNK(self._mode(False) or 0)
+
+    def _mode(self, follow: bool) -> int | None:
+        try:
+            return self.stat(follow_symlinks=follow).st_mode
+        except PathError as error:
+            if isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == _ELOOP:
+                return None
+            raise
+
+    # ---- writing ------------------------------------------------------------------------------------------
+
+    def write_bytes(self, data: bytes) -> int:
+        """Make or empty the file, and write; the number of bytes."""
+        view = memoryview(data)
+        with self.open("wb") as file:
+            return int(file.write(view))
+
+    def write_text(
+        self, data: str, encoding: str = "utf-8", errors: str = "strict", newline: str | None = None
+    ) -> int:
+        """Make or empty the file, and write; the number of characters."""
+        if not isinstance(data, str):
+            raise TypeError(f"text is written, not {type(data).__name__}")
+        with self.open("w", encoding=encoding, errors=errors, newline=newline) as file:
+            return int(file.write(data))
+
+    def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        """Make a directory; with `parents` those above it too.  mode: less the umask 022."""
+        try:
+            self._make(Verb.MKDIR, mode=mode & 0o7777)
+        except PathNotFound:
+            if not parents or self.parent == self:
+                raise
+            self.parent.mkdir(parents=True, exist_ok=True)
+            self.mkdir(mode, exist_ok=exist_ok)
+        except PathExists:
+            if not exist_ok or not self.is_dir():
+                raise
+
+    def symlink_to(self, target: Other, target_is_directory: bool = False) -> None:
+        """Make a link here that says `target`, which need not exist."""
+        del target_is_directory  # of other systems
+        self._make(Verb.SYMLINK, str(target))
+
+    def hardlink_to(self, target: Other) -> None:
+        """Make this another name of the file `target`; where that is a link, of the link."""
+        self._ask(Verb.LINK, str(self._with(pure_path(target))))
+
+    def touch(self, mode: int = 0o666, exist_ok: bool = True) -> None:
+        """Make the file, or set its times to now."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        try:
+            os.close(self._fd(flags, mode=mode))
+        except PathExists:
+            if not exist_ok:
+                raise
+            self._ask(Verb.SET, change=SET_TIMES, times=(0, UTIME_NOW, 0, UTIME_NOW))
+
+    def chmod(self, mode: int, *, follow_symlinks: bool = True) -> None:
+        """Set the permissions of a file or directory."""
+        flags = 0 if follow_symlinks else os.O_NOFOLLOW
+        self._ask(Verb.SET, change=SET_MODE, mode=mode & 0o7777, flags=flags)
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Remove the file or link."""
+        try:
+            self._ask(Verb.UNLINK)
+        except PathNotFound:
+            if not missing_ok:
+                raise
+
+    def rmdir(self) -> None:
+        """Remove the empty directory."""
+        self._ask(Verb.RMDIR)
+
+    def rename(self, target: Other) -> ContainerPath:
+        """Give it another path of this container; what is there is replaced, as rename(2) does."""
+        there = self._with(pure_path(target))
+        self._ask(Verb.RENAME, str(there))
+        return there
+
+    def replace(self, target: Other) -> ContainerPath:
+        """The same as `rename`."""
+        return self.rename(target)
+
+    # ---- asking -------------------------------------------------------------------------------------------
+
+    def _ask(self, verb: Verb, second: str = "", **options: Any) -> int:
+        return ask(self._container._awake(), verb, str(self), second, **options)
+
+    def _make(self, verb: Verb, second: str = "", **options: Any) -> int:
+        return self._ask(verb, second, owner=new_owner(self._container._awake()), **options)
+
+    def _fd(self, flags: int, mode: int = 0) -> int:
+        if not flags & os.O_CREAT:
+            return self._ask(Verb.OPEN, flags=flags)
+        return self._make(Verb.OPEN, flags=flags, mode=mode & 0o7777)

@@ -1,0 +1,118 @@
+"""Files of a running container, asked of its files server; ids and errors as callers want them."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from pycontain._kernel.filer import Filer, Verb
+from pycontain._runtime.users import ROOT, open_inside, resolve
+from pycontain._state.owner import BLOCK
+from pycontain.errors import StateError, path_error
+
+if TYPE_CHECKING:
+    from pycontain._runtime.running import Running
+
+_NOBODY = 65534
+_LONGEST = 4096
+_ENAMETOOLONG, _EOPNOTSUPP = 36, 95
+_HINTS = {
+    _EOPNOTSUPP: "only files and directories are opened, and none of what the kernel shows in /proc and /sys"
+}
+
+
+def encoded(path: str) -> bytes:
+    """A path as the kernel takes it.  Raises ValueError for a NUL, PathError for one that is too long."""
+    raw = os.fsencode(path)
+    if b"\0" in raw:
+        raise ValueError(f"a path without NUL bytes, not {path[:80]!r}")
+    if len(raw) >= _LONGEST:
+        raise path_error("cannot use", path[:80] + "...", _ENAMETOOLONG)
+    return raw
+
+
+def ask(running: Running, verb: Verb, path: str, second: str = "", **options: Any) -> int:
+    """`Filer.ask` of this container's server, started if need be.
+
+    Raises PathError with the path, StateError when the container ended, ValueError.
+    """
+    with running.held():
+        return _ask(running, verb, path, second, options)
+
+
+def _ask(running: Running, verb: Verb, path: str, second: str, options: dict[str, Any]) -> int:
+    raw, other = encoded(path), encoded(second)
+    for last in (False, True):
+        filer = _filer(running)
+        try:
+            return filer.ask(verb, raw, other, **options)
+        except ConnectionError as error:
+            running.drop_filer(filer)
+            if running.dead:
+                raise StateError(f"container {running.spec.name} has ended") from error
+            # A broken pipe says that the server was gone before it was asked.
+            if last or not isinstance(error, BrokenPipeError):
+                raise StateError(
+                    f"the files server of container {running.spec.name} died",
+                    hint="what was asked for last may have been done; the next use starts another",
+                ) from error
+        except OSError as error:
+            errno = error.errno or 0
+            raise path_error(f"cannot {_names(verb)}", path, errno, _HINTS.get(errno)) from error
+    raise AssertionError("not reached")
+
+
+def _names(verb: Verb) -> str:
+    return {Verb.LINK: "link", Verb.SET: "change"}.get(verb, verb.name.lower())
+
+
+def _filer(running: Running) -> Filer:
+    with running.filing:
+        if running.filer is None:
+            if not running.spec.init:
+                raise StateError("the command is PID 1 itself (init=False): no agent opens its files")
+            root = open_inside(running, "/", os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                made = Filer(root, running.pidfd, landlock=running.engine.features.landlock)
+            except OSError as error:
+                if running.dead:
+                    raise StateError(f"container {running.spec.name} has ended") from error
+                raise
+            finally:
+                os.close(root)
+            if running.ended:
+                made.close()
+                raise StateError(f"container {running.spec.name} has ended")
+            running.filer = made
+        return running.filer
+
+
+def new_owner(running: Running, owner: str | int | None = None) -> tuple[int, int]:
+    """uid and gid inside of what is made: the container's user unless said.  Raises NotFound, ValueError."""
+    name = running.spec.user if owner is None else owner
+    identity = resolve(running, str(name)) if name not in (None, "") else ROOT
+    return identity.uid, identity.gid
+
+
+def seen_inside(running: Running, found: os.stat_result) -> os.stat_result:
+    """What stat says of a file, with the ids that the guest sees; 65534 for those that it does not have."""
+    reduced: Any = found.__reduce__()
+    kind, (values, more) = reduced
+    parts = list(values)
+    parts[4] = _inside(running, found.st_uid, 0)
+    parts[5] = _inside(running, found.st_gid, 1)
+    changed: os.stat_result = kind(parts, more)
+    return changed
+
+
+def _inside(running: Running, id: int, which: int) -> int:
+    if running.block is not None:
+        return id - running.block if 0 <= id - running.block < BLOCK else _NOBODY
+    maps = running.engine.id_maps
+    if maps is None:
+        return 0 if id == (os.getuid(), os.getgid())[which] else _NOBODY
+    numbers = [int(text) for text in maps[which]]
+    for inside, outside, count in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True):
+        if outside <= id < outside + count:
+            return inside + id - outside
+    return _NOBODY
