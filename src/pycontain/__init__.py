@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from pycontain._model.change import Change
     from pycontain._model.limits import CgroupLimits
     from pycontain._model.mounts import Bind, Tmpfs
-    from pycontain._model.process import ExecResult, Usage
+    from pycontain._model.process import CallResult, ExecResult, Usage
     from pycontain._objects.container import Container
     from pycontain._objects.image import Image
     from pycontain._objects.process import Process
     from pycontain._objects.run import run
+    from pycontain._objects.zygote import Zygote
     from pycontain._runtime.isolation import Isolation
     from pycontain._runtime.stats import Stats
     from pycontain._runtime.streams import DEVNULL, PIPE, STDOUT
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pycontain.errors import (
         AuthError,
         BuildError,
+        CallError,
         CommandFailed,
         CommandNotExecutable,
         CommandNotFound,
@@ -56,6 +58,8 @@ __all__ = [
     "AuthError",
     "Bind",
     "BuildError",
+    "CallError",
+    "CallResult",
     "CgroupLimits",
     "Change",
     "CommandFailed",
@@ -88,6 +92,7 @@ __all__ = [
     "UnsupportedError",
     "Usage",
     "WorkdirError",
+    "Zygote",
     "run",
 ]
 
@@ -98,6 +103,7 @@ _HOMES = {
     "CgroupLimits": "_model.limits",
     "Bind": "_model.mounts",
     "Tmpfs": "_model.mounts",
+    "CallResult": "_model.process",
     "ExecResult": "_model.process",
     "Usage": "_model.process",
     "Change": "_model.change",
@@ -105,6 +111,7 @@ _HOMES = {
     "Image": "_objects.image",
     "Process": "_objects.process",
     "run": "_objects.run",
+    "Zygote": "_objects.zygote",
     "Isolation": "_runtime.isolation",
     "Stats": "_runtime.stats",
     "DEVNULL": "_runtime.streams",
@@ -113,6 +120,7 @@ _HOMES = {
     "Security": "_security.policy",
     "AuthError": "errors",
     "BuildError": "errors",
+    "CallError": "errors",
     "CommandFailed": "errors",
     "CommandNotExecutable": "errors",
     "CommandNotFound": "errors",

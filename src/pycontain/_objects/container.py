@@ -7,10 +7,10 @@ import secrets
 import signal as signals
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
 from pycontain._model.limits import CgroupLimits
 from pycontain._model.mounts import Tmpfs
@@ -33,8 +33,10 @@ from pycontain.errors import Args, NotFound, StateError, UnsupportedError
 if TYPE_CHECKING:
     from pycontain._engine import Engine
     from pycontain._model.change import Change
+    from pycontain._objects.zygote import CallOptions, Zygote
     from pycontain.oci import ContainerConfig
 
+T = TypeVar("T")
 Status = Literal["created", "running", "paused", "exited", "removed"]
 
 
@@ -404,6 +406,18 @@ class Container:
         streams = (DEVNULL, DEVNULL, DEVNULL) if pty else (stdin, stdout, stderr)
         execution, ours = what.launch(self._awake(), streams, terminal)
         return Process(args, execution, ours, text=text, encoding=encoding, errors=errors)
+
+    def zygote(self, imports: Sequence[str] = (), *, python: str | None = None) -> Zygote:
+        """An interpreter inside that imports these modules once and is forked for each call."""
+        from pycontain._objects.zygote import prepare
+
+        return prepare(self, imports, python)
+
+    def call(self, function: Callable[..., T], *args: Any, **options: Unpack[CallOptions]) -> T:
+        """What the function returns, run in a fork of an interpreter inside: `Zygote.run` says how."""
+        from pycontain._objects.zygote import default
+
+        return default(self).call(function, *args, **options)
 
     def diff(self) -> list[Change]:
         """What the guest has added, changed and deleted below its root, in the order of paths.

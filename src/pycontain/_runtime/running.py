@@ -7,7 +7,7 @@ import fcntl
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import define, field
 
@@ -26,6 +26,16 @@ _END_PATIENCE = 10.0
 """Seconds in which a killed PID 1 has to be gone; what is stuck in the kernel longer is the collector's."""
 
 
+class Dependent(Protocol):
+    """What holds fds into a container for as long as it runs."""
+
+    def let_go(self) -> None:
+        """The container has ended: close them."""
+
+    def forget(self) -> None:
+        """This is a forked child: close them, and take no lock, which another thread may have held."""
+
+
 @define(eq=False)
 class Running:
     """A live container: the sockets and fds by which this process holds it."""
@@ -41,11 +51,13 @@ class Running:
     timings: dict[str, float]
     pid: int
     environment: Any = None  # exec's default one, encoded on first use
+    zygote: Any = None  # that of `Container.call`, made on first use
     lock: threading.Lock = field(factory=threading.Lock)
     ended: bool = False
     frozen: bool = False
     users: int = 0
     remains: Remains | None = None
+    dependents: list[Dependent] = field(factory=list)  # what holds fds for as long as this runs
 
     def hold(self) -> int:
         """The control socket, which stays open until `let_go`.  Raises StateError when the container ended.
@@ -95,6 +107,8 @@ class Running:
             if not wait_dead(self.pidfd, _END_PATIENCE) and self.group is not None:
                 self.group.kill()
             self.engine.collector.put(remains)
+        for one in list(self.dependents):
+            one.let_go()
         self.engine.unregister(self)
 
     def forget(self) -> None:
@@ -105,6 +119,8 @@ class Running:
         for fd in fds:
             if fd >= 0:
                 os.close(fd)
+        for one in self.dependents:
+            one.forget()
 
 
 def mounts_of(pidfd: int) -> int:
