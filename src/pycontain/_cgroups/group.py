@@ -316,6 +316,7 @@ class Group:
 
     def _make_leaf(self, limits: CgroupLimits | None) -> Leaf:
         leaf, steps = self._plan_leaf(limits)
+        leaf.limited = limits is not None
         try:
             steps.run()
         except BaseException:

@@ -92,6 +92,7 @@ class Leaf:
     killed: bool = False
     crowded: bool = False
     resting: bool = False
+    limited: bool = False
     _meter: Meter = field(init=False)
     _entrance: bytes = field(init=False)
     _now: dict[str, int] = field(factory=dict, init=False)
@@ -193,7 +194,8 @@ class Leaf:
         """Make the leaf as good as new for the next exec, after `counters`; False where it cannot be."""
         # The kernel remembers a kill: what is born by CLONE_INTO_CGROUP into such a group dies at once.
         # The peaks of v2 cannot be set back.
-        if self.killed or self._peaks or self.populated:
+        # And the limits of one command are not the next one's.
+        if self.killed or self.limited or self._peaks or self.populated:
             return False
         memory = self.legacy.get("memory")
         if memory is not None:
