@@ -11,6 +11,7 @@ import gc
 import importlib
 import importlib.machinery
 import importlib.util
+import io
 import json
 import marshal
 import math
@@ -35,6 +36,7 @@ FAILED, STARTED, EXITED = 2, 3, 4
 RECORD = struct.Struct("<IIiiiI3Q")
 HEADER = struct.Struct("<QQ")
 TAKEN = 1
+TAGS: dict[type, str] = {list: "l", tuple: "t", set: "s", frozenset: "f"}
 DEEPEST = 100
 WIDEST_INTEGER = 1 << 20
 LONGEST_TEXT = 1 << 18
@@ -60,7 +62,7 @@ def packed(value: Any, depth: int = 0) -> Any:
         return ["b" if kind is bytes else "a", value.hex()]
     if depth >= DEEPEST:
         raise NotPlain(f"the result is nested deeper than {DEEPEST}")
-    tag = {list: "l", tuple: "t", set: "s", frozenset: "f"}.get(kind)
+    tag = TAGS.get(kind)
     if tag is not None:
         return [tag, *[packed(one, depth + 1) for one in value]]
     if kind is dict:
@@ -146,7 +148,8 @@ class Zygote:
         sys.stderr.flush()
         for fd in (1, 2):
             os.dup2(self.null, fd)
-        sys.stdout.reconfigure(line_buffering=True)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)  # a call that is killed has said what it had said
         warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self.waker.fileno(), warn_on_full_buffer=False)
