@@ -53,6 +53,15 @@ def descriptors() -> list[str]:
     return sorted(found)
 
 
+def with_numpy(container: Container) -> Zygote:
+    try:
+        return container.zygote(["numpy.random"])
+    except CallError as error:
+        if error.type_name != "ModuleNotFoundError":
+            raise
+        pytest.skip("the interpreter inside has no numpy")
+
+
 @pytest.fixture
 def zygote(container: Container) -> Iterator[Zygote]:
     with container.zygote(["json", "random"]) as one:
@@ -114,14 +123,12 @@ def test_calls_draw_different_numbers(zygote: Zygote) -> None:
 
 
 def test_numpy_draws_different_numbers(container: Container) -> None:
-    pytest.importorskip("numpy", reason="numpy is not installed")
-
     def draw() -> float:
         import numpy
 
         return float(numpy.random.rand())
 
-    with container.zygote(["numpy.random"]) as prepared:
+    with with_numpy(container) as prepared:
         assert len({prepared.call(draw) for _ in range(4)}) == 4
 
 
@@ -245,10 +252,13 @@ def test_what_a_call_leaves_running_ends_with_it(
     container: Container, zygote: Zygote, needs_freezer: None
 ) -> None:
     def leave() -> int:
+        heard, tell = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.setsid()
+            os.write(tell, b"x")
             time.sleep(1000)
+        os.read(heard, 1)
         return pid
 
     left = zygote.call(leave)
@@ -287,6 +297,28 @@ def test_limit_of_processes_has_its_reason(needs_pids: None) -> None:
         # The same of a command beside a zygote that only waits.
         text = "import os, time\nwhile True:\n if os.fork() == 0: time.sleep(100)"
         assert container.exec(["python3", "-c", text]).reason == "pids"
+
+
+def test_limit_that_another_call_reached_is_no_reason(needs_pids: None) -> None:
+    def bomb() -> None:
+        try:
+            while True:
+                if os.fork() == 0:
+                    time.sleep(100)
+        except BlockingIOError:
+            time.sleep(1.5)
+
+    def wrong() -> None:
+        time.sleep(1)
+        raise ValueError("by itself")
+
+    with Container(pids=30) as container, container.zygote() as zygote:
+        beside = threading.Thread(target=zygote.call, args=(bomb,))
+        threading.Timer(0.3, beside.start).start()
+        with pytest.raises(CallError) as caught:
+            zygote.call(wrong)
+        beside.join()
+        assert (caught.value.type_name, caught.value.reason) == ("ValueError", "exit")
 
 
 def test_usage_is_that_of_the_call(zygote: Zygote, needs_memory: None) -> None:
@@ -463,9 +495,7 @@ def _prepared(zygote: Zygote) -> Prepared:
 
 
 def test_call_is_ten_times_as_fast_as_a_command_that_imports(container: Container) -> None:
-    module = "numpy"
-    pytest.importorskip(module, reason="numpy is not installed")
-    with container.zygote([module]) as prepared:
+    with with_numpy(container) as prepared:
 
         def total() -> int:
             import numpy

@@ -152,7 +152,8 @@ def _zygote_pid(container: Container, zygote: Zygote) -> str:
 
 def test_killed_zygote_is_replaced(container: Container, zygote: Zygote) -> None:
     pid = _zygote_pid(container, zygote)
-    container.exec(["sh", "-c", f"kill -9 {pid}"], check=True)
+    # A signal is sent before it has killed.
+    container.exec(["sh", "-c", f"kill -9 {pid}; while kill -0 {pid}; do sleep 0.01; done"], check=True)
     assert zygote.call(int, "7") == 7
     assert _zygote_pid(container, zygote) != pid
 
@@ -247,6 +248,9 @@ def test_hostile_answer_is_refused(zygote: Zygote, name: str) -> None:
 def test_hostile_size_is_bounded(zygote: Zygote, size: int) -> None:
     with pytest.raises(CallError):
         zygote.call(answer, 1, size, b'["=", 1]', max_output="64K")
+    data = b'["=", "' + b"x" * (1 << 17) + b'"]'
+    with pytest.raises(CallError):
+        zygote.call(answer, 1, len(data), data, max_output="64K")
 
 
 def test_call_that_denies_that_it_was_taken_is_not_repeated_for_ever(zygote: Zygote) -> None:

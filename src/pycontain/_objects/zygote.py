@@ -103,8 +103,7 @@ class Zygote:
         cap = None if max_output is None else parse_size(max_output)
         checked = specs.checked_limits(limits)
         call = ship.payload(function, args)
-        most = ANSWER_ROOM if cap is None else min(cap, ANSWER_ROOM)
-        return _Run(self, _name(function), HEADER.pack(most, len(call)) + call, seconds, cap).go(checked)
+        return _Run(self, _name(function), call, seconds, cap).go(checked)
 
     def close(self) -> None:
         """End the interpreter; calls under way end with it.  Idempotent."""
@@ -146,11 +145,12 @@ class _Run:
     """One call, from a child that takes it to what became of it."""
 
     def __init__(
-        self, zygote: Zygote, name: str, data: bytes, seconds: float | None, cap: int | None
+        self, zygote: Zygote, name: str, call: bytes, seconds: float | None, cap: int | None
     ) -> None:
         self._zygote = zygote
         self._name = name
-        self._data = data
+        self._most = ANSWER_ROOM if cap is None else min(cap, ANSWER_ROOM)
+        self._data = HEADER.pack(self._most, len(call)) + call
         self._seconds = seconds
         self._cap = cap
         self._begun = time.perf_counter()
@@ -187,12 +187,12 @@ class _Run:
                     outputs = [pump.output(at).decode("utf-8", "replace") for at in (1, 2)]
                     record = pump.record
             except StateError:
-                if child.read_answer()[0] and not prepared.running.dead:
+                if child.read_answer(0)[0] and not prepared.running.dead:
                     raise StateError(f"the zygote was ended while it ran {self._name}") from None
                 if prepared.running.dead:
                     raise
                 raise NotBorn("gone") from None
-            taken, answer = child.read_answer()
+            taken, answer = child.read_answer(self._most)
             if ending == "exit" and not taken:
                 raise NotBorn("gone")
             if record is None and ending != "exit":
@@ -227,8 +227,6 @@ class _Run:
         reason = "output" if ending == "output" else execution.reason(returncode, counters)
         if ending == "output" or returncode < 0 or (returncode and not answer):
             raise CommandFailed(self._name, returncode, out, err, reason=reason, usage=usage)
-        if len(answer) > (ANSWER_ROOM if self._cap is None else self._cap):
-            answer = b""
         kind, *parts = _read(answer)
         if kind != "=":
             type_name, message, trace = parts

@@ -98,10 +98,10 @@ class Child:
                 raise NotBorn("not in its cgroup")
         self.started = True
 
-    def read_answer(self) -> tuple[bool, bytes]:
-        """Did it take its call, and what it answered."""
+    def read_answer(self, most: int) -> tuple[bool, bytes]:
+        """Did it take its call, and what it answered: nothing where that says to be more than `most` bytes."""
         taken, size = HEADER.unpack(os.pread(self.answer, HEADER.size, 0))
-        return bool(taken), os.pread(self.answer, min(size, ANSWER_ROOM), HEADER.size)
+        return bool(taken), os.pread(self.answer, size, HEADER.size) if size <= most else b""
 
     def close(self) -> None:
         """Our ends; a child that waits ends by that.  Idempotent."""
