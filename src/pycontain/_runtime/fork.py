@@ -99,7 +99,7 @@ class Child:
         self.started = True
 
     def read_answer(self, most: int) -> tuple[bool, bytes]:
-        """Did it take its call, and what it answered: nothing where that says to be more than `most` bytes."""
+        """Did it take its call, and what it answered: nothing where that is more than `most` bytes."""
         taken, size = HEADER.unpack(os.pread(self.answer, HEADER.size, 0))
         return bool(taken), os.pread(self.answer, size, HEADER.size) if size <= most else b""
 
