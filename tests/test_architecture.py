@@ -18,7 +18,7 @@ ROOMS = [
     {"errors", "_model"},
     {"oci"},
     {"_kernel", "_state"},
-    {"_cgroups", "_security", "_rootfs", "_registry"},
+    {"_cgroups", "_security", "_rootfs", "_registry", "_zygote"},
     {"_images"},
     {"_volumes"},
     {"_runtime"},

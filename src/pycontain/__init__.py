@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pycontain._model.change import Change
     from pycontain._model.limits import CgroupLimits
     from pycontain._model.mounts import Bind, Tmpfs
-    from pycontain._model.process import ExecResult, Usage
+    from pycontain._model.process import CallResult, ExecResult, Usage
     from pycontain._objects.container import Container
     from pycontain._objects.image import Image
     from pycontain._objects.path import ContainerPath
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pycontain._objects.run import run
     from pycontain._objects.snapshot import Snapshot
     from pycontain._objects.volume import Volume
+    from pycontain._objects.zygote import Zygote
     from pycontain._runtime.isolation import Isolation
     from pycontain._runtime.stats import Stats
     from pycontain._runtime.streams import DEVNULL, PIPE, STDOUT
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pycontain.errors import (
         AuthError,
         BuildError,
+        CallError,
         CommandFailed,
         CommandNotExecutable,
         CommandNotFound,
@@ -59,6 +61,8 @@ __all__ = [
     "AuthError",
     "Bind",
     "BuildError",
+    "CallError",
+    "CallResult",
     "CgroupLimits",
     "Change",
     "CommandFailed",
@@ -94,6 +98,7 @@ __all__ = [
     "Usage",
     "Volume",
     "WorkdirError",
+    "Zygote",
     "run",
 ]
 
@@ -104,6 +109,7 @@ _HOMES = {
     "CgroupLimits": "_model.limits",
     "Bind": "_model.mounts",
     "Tmpfs": "_model.mounts",
+    "CallResult": "_model.process",
     "ExecResult": "_model.process",
     "Usage": "_model.process",
     "Change": "_model.change",
@@ -114,6 +120,7 @@ _HOMES = {
     "run": "_objects.run",
     "Snapshot": "_objects.snapshot",
     "Volume": "_objects.volume",
+    "Zygote": "_objects.zygote",
     "Isolation": "_runtime.isolation",
     "Stats": "_runtime.stats",
     "DEVNULL": "_runtime.streams",
@@ -122,6 +129,7 @@ _HOMES = {
     "Security": "_security.policy",
     "AuthError": "errors",
     "BuildError": "errors",
+    "CallError": "errors",
     "CommandFailed": "errors",
     "CommandNotExecutable": "errors",
     "CommandNotFound": "errors",

@@ -18,6 +18,7 @@
     ├── LimitError                     a limit that cannot be meant or cannot work; also ValueError
     ├── CommandFailed                  also subprocess.CalledProcessError
     ├── CommandTimeout                 also subprocess.TimeoutExpired
+    ├── CallError                      a called function raised, or gave what is no plain data
     ├── NotFound                       also LookupError
     ├── Conflict
     ├── StateError                     the object is not in a state that allows this
@@ -282,3 +283,33 @@ class CommandTimeout(PycontainError, subprocess.TimeoutExpired):
 
     def __str__(self) -> str:
         return subprocess.TimeoutExpired.__str__(self)
+
+
+class CallError(PycontainError):
+    """A function that was called in a container raised, or returned what is no plain data.
+
+    type_name, message: of the exception inside.  traceback: formatted, as text; all three are the guest's
+    words.  stdout, stderr: what was written until then, '' where no function ran.  reason, usage: as on
+    ExecResult; usage is None where no function ran.
+    """
+
+    def __init__(
+        self,
+        type_name: str,
+        message: str,
+        traceback: str = "",
+        *,
+        stdout: str = "",
+        stderr: str = "",
+        reason: str = "exit",
+        usage: Usage | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(f"{type_name}: {message}" if message else type_name, hint=hint)
+        self.type_name = type_name
+        self.message = message
+        self.traceback = traceback
+        self.stdout = stdout
+        self.stderr = stderr
+        self.reason = reason
+        self.usage = usage

@@ -267,25 +267,40 @@ class Group:
             os.close(fd)
         self.tasks, self.birth = (), -1
 
-    def acquire(self, limits: CgroupLimits | None = None) -> Leaf | None:
-        """A leaf for one exec, or None on a host without cgroups.  Raises LimitError, UnsupportedError."""
+    def acquire(self, limits: CgroupLimits | None = None, *, resting: bool = False) -> Leaf | None:
+        """A leaf for one exec, or None on a host without cgroups.  Raises LimitError, UnsupportedError.
+
+        resting: for one that only waits until `rouse`, and so shares no blame with those that run.
+        """
         if limits is None:
             with self._lock:
                 if self._spare:
-                    return self._begin(self._spare.pop())
+                    return self._begin(self._spare.pop(), resting)
         else:
             self._cgroups.check(limits)
         if self._unified is None and not self._legacy:
             return None
         leaf = self._make_leaf(limits)
         with self._lock:
-            return self._begin(leaf)
+            return self._begin(leaf, resting)
 
-    def _begin(self, leaf: Leaf) -> Leaf:
+    def rouse(self, leaf: Leaf) -> None:
+        """A leaf that rested takes part from now on."""
+        with self._lock:
+            leaf.resting = False
+            self._crowd(leaf)
+
+    def _begin(self, leaf: Leaf, resting: bool) -> Leaf:
         self._busy.append(leaf)
-        for one in self._busy:
-            one.crowded = len(self._busy) > 1 or (one.crowded and one is not leaf)
+        leaf.resting, leaf.crowded = resting, False
+        if not resting:
+            self._crowd(leaf)
         return leaf
+
+    def _crowd(self, leaf: Leaf) -> None:
+        active = [one for one in self._busy if not one.resting]
+        for one in active:
+            one.crowded = len(active) > 1 or (one.crowded and one is not leaf)
 
     def leaf_ahead(self) -> tuple[Leaf, bytes] | None:
         """A first leaf, to be made while the container is being born, and how; None where there is one."""
@@ -301,6 +316,7 @@ class Group:
 
     def _make_leaf(self, limits: CgroupLimits | None) -> Leaf:
         leaf, steps = self._plan_leaf(limits)
+        leaf.limited = limits is not None
         try:
             steps.run()
         except BaseException:

@@ -91,6 +91,8 @@ class Leaf:
     above: str | None
     killed: bool = False
     crowded: bool = False
+    resting: bool = False
+    limited: bool = False
     _meter: Meter = field(init=False)
     _entrance: bytes = field(init=False)
     _now: dict[str, int] = field(factory=dict, init=False)
@@ -148,6 +150,23 @@ class Leaf:
             self._base["above"] = refused
         return done.fds
 
+    def open_own(self) -> list[int]:
+        """The files by which a process that lives already moves itself here, in every hierarchy."""
+        procs = [f"{self.directory}/cgroup.procs"] if self.directory is not None else []
+        paths = (*procs, *(f"{path}/tasks" for path in self.legacy.values()))
+        return files.run(b"".join(files.open_to_write(path) for path in paths)).fds
+
+    def begin_anew(self) -> bool:
+        """Count from now on for what waits here already; False where nothing does."""
+        self._now = self._meter.take(files.run(self._meter.script).texts)
+        self._base = dict(self._now)
+        return self.populated
+
+    @property
+    def occupied(self) -> bool:
+        """Do processes live here now?  A v2 group alone tells."""
+        return keyed(files.run(files.read(f"{self.directory}/cgroup.events")).texts[0], b"populated") != 0
+
     def counters(self) -> Counters:
         """What was counted since `reset`, or since the leaf was made."""
         now = self._now = self._meter.take(files.run(self._meter.script).texts)
@@ -175,7 +194,8 @@ class Leaf:
         """Make the leaf as good as new for the next exec, after `counters`; False where it cannot be."""
         # The kernel remembers a kill: what is born by CLONE_INTO_CGROUP into such a group dies at once.
         # The peaks of v2 cannot be set back.
-        if self.killed or self._peaks or self.populated:
+        # And the limits of one command are not the next one's.
+        if self.killed or self.limited or self._peaks or self.populated:
             return False
         memory = self.legacy.get("memory")
         if memory is not None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 from attrs import frozen
 
 from pycontain.errors import Args, CommandFailed
 
+T = TypeVar("T")
 Output: TypeAlias = str | bytes | None
 Reason: TypeAlias = Literal[
     "exit", "signal", "timeout", "oom", "pids", "disk", "output", "seccomp", "cancelled"
@@ -70,3 +71,20 @@ class ExecResult(subprocess.CompletedProcess):  # type: ignore[type-arg]
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, reason={self.reason!r})"
+
+
+@frozen(kw_only=True)
+class CallResult(Generic[T]):
+    """What a call of a function gave.
+
+    value: what it returned.  stdout, stderr: what it wrote.  reason: 'exit'.  usage: what the call used, all
+    of its processes together; memory_peak is what it touched beyond the pages that the prepared interpreter
+    had.  timings: seconds by phase.
+    """
+
+    value: T
+    stdout: str
+    stderr: str
+    reason: Reason
+    usage: Usage
+    timings: Mapping[str, float]

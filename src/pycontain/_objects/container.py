@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
 from pycontain._model.limits import CgroupLimits
 from pycontain._model.mounts import Tmpfs
@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from pycontain._model.change import Change
     from pycontain._objects.path import ContainerPath
     from pycontain._objects.snapshot import Snapshot
+    from pycontain._objects.zygote import CallOptions, Zygote
     from pycontain.oci import ContainerConfig
 
+T = TypeVar("T")
 Status = Literal["created", "running", "paused", "exited", "removed"]
 
 
@@ -222,6 +224,18 @@ class Container(Lifecycle):
         from pycontain._objects.copies import copy_out
 
         copy_out(self, src, dst, max_bytes, max_entries)
+
+    def zygote(self, imports: Sequence[str] = (), *, python: str | None = None) -> Zygote:
+        """An interpreter inside that imports these modules once and is forked for each call."""
+        from pycontain._objects.zygote import prepare
+
+        return prepare(self, imports, python)
+
+    def call(self, function: Callable[..., T], *args: Any, **options: Unpack[CallOptions]) -> T:
+        """What the function returns, run in a fork of an interpreter inside: `Zygote.run` says how."""
+        from pycontain._objects.zygote import default
+
+        return default(self).call(function, *args, **options)
 
     def diff(self) -> list[Change]:
         """What the guest has added, changed and deleted below its root, in the order of paths.

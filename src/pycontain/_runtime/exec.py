@@ -127,10 +127,12 @@ class Execution:
         limits: CgroupLimits | None,
         *,
         quiet: bool = False,
+        resting: bool = False,
     ) -> Execution:
         """Ask the agent.  `streams` are the guest's ends of stdin, stdout, stderr, -1 for /dev/null.
 
-        They stay the caller's to close.  quiet: the channel tells of the end alone.
+        They stay the caller's to close.  quiet: the channel tells of the end alone.  resting: it only
+        waits, and is not to blame for what others run into.
         Raises StateError when the container ended.
         """
         begun = time.perf_counter()
@@ -140,7 +142,7 @@ class Execution:
         if limits is not None:
             running.engine.cgroups.check(limits)
         try:
-            leaf = group.acquire(limits) if group is not None else None
+            leaf = group.acquire(limits, resting=resting) if group is not None else None
         except OSError as error:
             if running.dead:
                 raise StateError(f"container {running.spec.name} has ended") from error

@@ -9,7 +9,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from attrs import define, field
 
@@ -29,6 +29,16 @@ _END_PATIENCE = 10.0
 """Seconds in which a killed PID 1 has to be gone; what is stuck in the kernel longer is the collector's."""
 
 
+class Dependent(Protocol):
+    """What holds fds into a container for as long as it runs."""
+
+    def let_go(self) -> None:
+        """The container has ended: close them."""
+
+    def forget(self) -> None:
+        """This is a forked child: close them, and take no lock, which another thread may have held."""
+
+
 @define(eq=False)
 class Running:
     """A live container: the sockets and fds by which this process holds it."""
@@ -44,6 +54,7 @@ class Running:
     timings: dict[str, float]
     pid: int
     environment: Any = None  # exec's default one, encoded on first use
+    zygote: Any = None  # that of `Container.call`, made on first use
     lock: threading.Lock = field(factory=threading.Lock)
     still: threading.Condition = field(init=False)
     ended: bool = False
@@ -54,6 +65,7 @@ class Running:
     aside: bool = False
     writers: weakref.WeakSet[IO[Any]] = field(factory=weakref.WeakSet)
     remains: Remains | None = None
+    dependents: list[Dependent] = field(factory=list)  # what holds fds for as long as this runs
     filing: threading.Lock = field(factory=threading.Lock)
     filer: Filer | None = None
 
@@ -150,6 +162,8 @@ class Running:
             if not wait_dead(self.pidfd, _END_PATIENCE) and self.group is not None:
                 self.group.kill()
             self.engine.collector.put(remains)
+        for one in list(self.dependents):
+            one.let_go()
         self.engine.unregister(self)
 
     def drop_filer(self, which: Filer | None = None) -> None:
@@ -172,6 +186,8 @@ class Running:
         for fd in fds:
             if fd >= 0:
                 os.close(fd)
+        for one in self.dependents:
+            one.forget()
 
 
 def _children(pid: int) -> str | None:

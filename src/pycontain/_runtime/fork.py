@@ -1,0 +1,365 @@
+"""A prepared interpreter in a running container, and the children that it forks for calls."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field
+
+from pycontain._kernel import native
+from pycontain._runtime.exec import Command, Execution, start_failure
+from pycontain._runtime.streams import PIPE, Plumbing
+from pycontain._zygote import ship
+from pycontain._zygote.codec import printable
+from pycontain.errors import CallError, StartError, StateError, UnsupportedError
+
+if TYPE_CHECKING:
+    from pycontain._cgroups.leaf import Counters
+    from pycontain._model.limits import CgroupLimits
+    from pycontain._runtime.running import Running
+
+HEADER = struct.Struct("<QQ")
+"""Before the call: the most bytes of an answer, bytes of the call.  Before the answer: taken, its bytes."""
+
+ANSWER_ROOM = 1 << 28
+"""Bytes of an answer, whatever `max_output` allows."""
+
+_START_PATIENCE = 30.0
+"""Seconds in which a fork has to be there: a zygote that is stopped is replaced."""
+
+_LONGEST_MESSAGE = 1 << 20
+_SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+
+
+class NotBorn(Exception):
+    """A child that was gone, or did not come, before it took its call."""
+
+
+@define(eq=False)
+class Forked(Execution):
+    """A call under way.  What it leaves running ends with it, where a cgroup tells its processes apart."""
+
+    zygote: Execution | None = None
+
+    def _kill_by_agent(self) -> bool:
+        if self.leaf is not None and self.leaf.killable:
+            return False
+        # No cgroup tells the calls apart: the prepared interpreter goes with all that came of it.
+        assert self.zygote is not None
+        self.zygote.kill()
+        return True
+
+    def finish(self) -> Counters:
+        """Kill what is left, read the counters and give the leaf back.  Idempotent."""
+        if not self.ended and self.leaf is not None and self.leaf.killable and not self.running.ended:
+            with contextlib.suppress(OSError):  # removed by the end of the container
+                if self.leaf.occupied:
+                    self.leaf.kill()
+        return super().finish()
+
+
+@define(eq=False)
+class Child:
+    """A fork that waits for its call, or runs it: the execution, its streams, and where its answer comes."""
+
+    execution: Forked
+    plumbing: Plumbing
+    answer: int
+    started: bool = False
+
+    def wait_started(self, seconds: float | None) -> None:
+        """Until it stands in its groups.  Raises NotBorn, StartError."""
+        patience = _START_PATIENCE if seconds is None else min(seconds, _START_PATIENCE)
+        try:
+            record = native.receive(self.execution.channel, int(patience * 1000))
+        except TimeoutError:
+            raise NotBorn("late") from None
+        if record is None or record.kind == native.EXITED:
+            raise NotBorn("gone")
+        if record.fd >= 0:
+            os.close(record.fd)
+        if record.kind == native.FAILED:
+            hint = "a limit of processes is reached" if record.errno == 11 else None
+            raise StartError("cannot fork for a call", step="clone", errno=record.errno, hint=hint)
+        leaf, group = self.execution.leaf, self.execution.running.group
+        if leaf is not None and group is not None:
+            group.rouse(leaf)
+            # The guest's word alone is not taken for it.
+            if not leaf.begin_anew() and leaf.killable:
+                raise NotBorn("not in its cgroup")
+        self.started = True
+
+    def read_answer(self, most: int) -> tuple[bool, bytes]:
+        """Did it take its call, and what it answered: nothing where that is more than `most` bytes."""
+        taken, size = HEADER.unpack(os.pread(self.answer, HEADER.size, 0))
+        return bool(taken), os.pread(self.answer, size, HEADER.size) if size <= most else b""
+
+    def close(self) -> None:
+        """Our ends; a child that waits ends by that.  Idempotent."""
+        self.plumbing.close()
+        if self.answer >= 0:
+            os.close(self.answer)
+            self.answer = -1
+
+    def abandon(self) -> None:
+        """Kill it, and give back what it had."""
+        try:
+            if not self.execution.ended:
+                self.execution.kill()
+                self.execution.finish()
+        finally:
+            self.close()
+
+    def forget(self) -> None:
+        """Close the fds alone."""
+        self.close()
+        if not self.execution.ended:
+            self.execution.ended = True
+            os.close(self.execution.channel)
+
+
+@define(eq=False)
+class Prepared:
+    """An interpreter that has imported, and waits inside to be forked."""
+
+    running: Running
+    execution: Execution
+    control: int
+    standby: Child | None = None
+    closed: bool = False
+    lock: threading.RLock = field(factory=threading.RLock)
+
+    @classmethod
+    def start(
+        cls, running: Running, command: Command, imports: Sequence[str], seconds: float | None
+    ) -> Prepared:
+        """Start it and wait until it has imported.
+
+        Raises CallError for what an import raised and for the deadline, UnsupportedError for an interpreter
+        of another version, StartError, StateError.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        code = ship.reader()
+        ours, theirs = native.pair()
+        errors, errors_inside = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        execution = None
+        try:
+            streams = (theirs, errors_inside, errors_inside)
+            execution = Execution.launch(running, command, streams, None, quiet=True, resting=True)
+            prepared = cls(running, execution, ours)
+            for fd in (theirs, errors_inside):
+                os.close(fd)
+            theirs = errors_inside = -1
+            _converse(prepared, imports, code, errors, deadline)
+            with running.lock:
+                running.dependents.append(prepared)
+            if running.ended:
+                raise StateError(f"container {running.spec.name} has ended")
+            return prepared
+        except BaseException:
+            if execution is not None:
+                execution.kill()
+                execution.finish()
+            os.close(ours)
+            raise
+        finally:
+            for fd in (theirs, errors_inside, errors):
+                if fd >= 0:
+                    os.close(fd)
+
+    @property
+    def alive(self) -> bool:
+        """Is it there?  It says nothing once it is ready: what comes on its socket is its end."""
+        with self.lock:
+            if self.closed:
+                return False
+            poll = select.poll()
+            poll.register(self.control, select.POLLIN)
+            return not poll.poll(0)
+
+    @property
+    def apart(self) -> bool:
+        """Does a cgroup tell the processes of one call from those of another?"""
+        return self.execution.leaf is not None and self.execution.leaf.killable
+
+    def take(self, limits: CgroupLimits | None) -> Child:
+        """The child that waits, or one forked now.  Raises StateError, LimitError, UnsupportedError."""
+        with self.lock:
+            if limits is None and self.standby is not None:
+                child, self.standby = self.standby, None
+                return child
+            return self._fork(limits)
+
+    def fork_ahead(self) -> None:
+        """Have a child wait for the next call; nothing where that is not possible now."""
+        with self.lock:
+            if self.standby is None and self.alive:
+                with contextlib.suppress(OSError, StateError):
+                    self.standby = self._fork(None)
+
+    def _fork(self, limits: CgroupLimits | None) -> Child:
+        if self.closed:
+            raise StateError(f"container {self.running.spec.name} has ended")
+        begun = time.perf_counter()
+        group = self.running.group
+        leaf = group.acquire(limits, resting=True) if group is not None else None
+        fds: list[int] = []
+        plumbing = None
+        ours = theirs = answer = -1
+        try:
+            plumbing = Plumbing(PIPE, PIPE, PIPE)
+            plumbing.give_to(self.running, self.execution.command.identity)
+            answer = _answer_file()
+            ours, theirs = native.pair()
+            fds = leaf.open_own() if leaf is not None else []
+            native.send(self.control, b"fork", [*plumbing.guest, answer, theirs, *fds])
+        except BaseException as error:
+            if plumbing is not None:
+                plumbing.close()
+            for fd in (ours, answer):
+                if fd >= 0:
+                    os.close(fd)
+            if group is not None and leaf is not None:
+                group.release(leaf)
+            if isinstance(error, OSError) and self.running.dead:
+                raise StateError(f"container {self.running.spec.name} has ended") from error
+            raise
+        finally:
+            for fd in (theirs, *fds):
+                if fd >= 0:
+                    os.close(fd)
+        plumbing.close_guest()
+        command = self.execution.command
+        call = Forked(self.running, command, 0, ours, leaf, begun, zygote=self.execution)
+        return Child(call, plumbing, answer)
+
+    def discard(self) -> None:
+        """End it and the child that waits.  Idempotent."""
+        with self.lock:
+            if self.closed:
+                return
+            self.closed = True
+            os.close(self.control)
+            standby, self.standby = self.standby, None
+            with self.running.lock:
+                if self in self.running.dependents:
+                    self.running.dependents.remove(self)
+        self.execution.kill()
+        if standby is not None:
+            standby.abandon()
+        self.execution.finish()
+
+    def let_go(self) -> None:
+        """The container has ended: close what is held for it."""
+        with self.lock:
+            if not self.closed:
+                self.closed = True
+                self.forget()
+
+    def forget(self) -> None:
+        """Close the fds alone."""
+        control, self.control, self.closed = self.control, -1, True
+        if control >= 0:
+            os.close(control)
+        if self.standby is not None:
+            self.standby.forget()
+            self.standby = None
+        if not self.execution.ended:
+            self.execution.ended = True
+            os.close(self.execution.channel)
+
+
+def _answer_file() -> int:
+    """Memory of a fixed size: no guest makes it grow, or shrinks it while it is read."""
+    fd = os.memfd_create("pycontain-answer", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, HEADER.size + ANSWER_ROOM)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _converse(
+    prepared: Prepared, imports: Sequence[str], code: bytes, errors: int, deadline: float | None
+) -> None:
+    """Hear who it is, tell it what to import, hear that it did."""
+    hello = _hear(prepared, errors, deadline)
+    _check_version(hello)
+    shipped = native.sealed("pycontain-reader", code)
+    try:
+        native.send(prepared.control, json.dumps({"imports": list(imports)}).encode(), [shipped])
+    finally:
+        os.close(shipped)
+    answer = _hear(prepared, errors, deadline)
+    error = answer.get("error")
+    if isinstance(error, list) and len(error) == 3 and all(isinstance(part, str) for part in error):
+        kind, message, trace = map(printable, error)
+        raise CallError(kind, message, trace)
+    if answer != {"ready": True}:
+        raise CallError("ProtocolError", "the interpreter inside said something unexpected")
+
+
+def _hear(prepared: Prepared, errors: int, deadline: float | None) -> dict[str, Any]:
+    """The next message of a guest.  Raises CallError where none comes, and what the start failed with."""
+    patience = None if deadline is None else max(0.0, deadline - time.monotonic())
+    poll = select.poll()
+    poll.register(prepared.control, select.POLLIN)
+    if not poll.poll(None if patience is None else patience * 1000):
+        raise CallError("TimeoutError", "the interpreter was not prepared in time", _words(errors))
+    try:
+        text = os.read(prepared.control, _LONGEST_MESSAGE)
+    except ConnectionResetError:
+        text = b""
+    if not text:
+        _raise_end(prepared, errors)
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        message = None
+    return message if isinstance(message, dict) else {}
+
+
+def _raise_end(prepared: Prepared, errors: int) -> None:
+    execution = prepared.execution
+    try:
+        record = native.receive(execution.channel, 5000)
+    except TimeoutError:
+        record = None
+    if record is not None and record.kind == native.FAILED:
+        raise start_failure(execution.command, record)
+    if prepared.running.dead:
+        raise StateError(f"container {prepared.running.spec.name} has ended")
+    status = "" if record is None else f" (status {os.waitstatus_to_exitcode(record.value)})"
+    raise CallError("EOFError", f"the interpreter ended before it was prepared{status}", _words(errors))
+
+
+def _words(errors: int) -> str:
+    try:
+        return printable(os.read(errors, 1 << 16).decode("utf-8", "replace"))
+    except OSError:
+        return ""
+
+
+def _check_version(hello: dict[str, Any]) -> None:
+    import importlib.util
+    import sys
+
+    ours = sys.implementation.name, importlib.util.MAGIC_NUMBER.hex()
+    if (hello.get("implementation"), hello.get("magic")) != ours:
+        name, version = (printable(str(hello.get(key)))[:40] for key in ("implementation", "version"))
+        mine = f"{sys.implementation.name} {sys.version_info.major}.{sys.version_info.minor}"
+        raise UnsupportedError(
+            f"calls from {mine} into {name} {version}",
+            hint="functions travel as code: name an interpreter of the same minor version by `python`",
+        )

@@ -1,0 +1,1 @@
+"""Calls of Python functions: what travels in, what comes back, and the program that forks inside."""

@@ -1,0 +1,332 @@
+"""The zygote: the program that runs inside a container, imports once, and forks for each call.
+
+It is sent as text and imports nothing of pycontain.  Its only input is the control socket that it gets for
+its standard input.  It never runs or unpickles what a caller sent: the child of one call does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import importlib.machinery
+import importlib.util
+import io
+import json
+import marshal
+import math
+import os
+import pickle
+import select
+import signal
+import socket
+import struct
+import sys
+import traceback
+import types
+import warnings
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+PR_SET_DUMPABLE = 4
+LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF, LANDLOCK_SCOPE_SIGNAL = 444, 446, 2
+FAILED, STARTED, EXITED = 2, 3, 4
+RECORD = struct.Struct("<IIiiiI3Q")
+HEADER = struct.Struct("<QQ")
+TAKEN = 1
+TAGS: dict[type, str] = {list: "l", tuple: "t", set: "s", frozenset: "f"}
+DEEPEST = 100
+WIDEST_INTEGER = 1 << 20
+LONGEST_TEXT = 1 << 18
+EXACT = 1 << 63
+
+
+class NotPlain(TypeError):
+    """A result that is no plain data."""
+
+
+def packed(value: Any, depth: int = 0) -> Any:
+    """A value as JSON of scalars and tagged arrays; codec.py of pycontain is its reader."""
+    kind = type(value)
+    if value is None or kind is bool or kind is str:
+        return value
+    if kind is int:
+        return _integer(value)
+    if kind is float:
+        return value if math.isfinite(value) else ["n", repr(value)]
+    if kind is complex:
+        return ["c", packed(value.real), packed(value.imag)]
+    if kind is bytes or kind is bytearray:
+        return ["b" if kind is bytes else "a", value.hex()]
+    if depth >= DEEPEST:
+        raise NotPlain(f"the result is nested deeper than {DEEPEST}")
+    tag = TAGS.get(kind)
+    if tag is not None:
+        return [tag, *[packed(one, depth + 1) for one in value]]
+    if kind is dict:
+        return ["d", *[packed(one, depth + 1) for pair in value.items() for one in pair]]
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    raise NotPlain(f"the result holds a {name}: return plain data (numpy arrays by .tolist())")
+
+
+def _integer(value: int) -> Any:
+    if -EXACT <= value < EXACT:
+        return value
+    if value.bit_length() > WIDEST_INTEGER:
+        raise NotPlain(f"the result holds an integer of {value.bit_length()} bits")
+    return ["i", f"{value:x}"]
+
+
+def told(error: BaseException) -> list[str]:
+    """An exception as text; nothing that its own methods raise gets in the way."""
+    kind = type(error)
+    try:
+        message = str(error)
+    except BaseException:  # noqa: BLE001  it is the caller's class
+        message = "(its message cannot be formatted)"
+    try:
+        lines = "".join(traceback.format_exception(kind, error, error.__traceback__))
+    except BaseException:  # noqa: BLE001
+        lines = f"{kind.__name__}: {message}\n"
+    return [kind.__qualname__[:200], message[:LONGEST_TEXT], lines[-LONGEST_TEXT:]]
+
+
+def record(kind: int, value: int = 0, error: int = 0, usage: Any = None) -> bytes:
+    """struct pc_record of protocol.h."""
+    times = (0, 0, 0)
+    if usage is not None:
+        times = (int(usage.ru_utime * 1e6), int(usage.ru_stime * 1e6), usage.ru_maxrss * 1024)
+    return RECORD.pack(kind, 0, error, -1, value, 0, *times)
+
+
+class Zygote:
+    """The loop: a request is a fork, an end of a child is told on the socket of that child."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self.control = control
+        self.ends: dict[int, int] = {}
+        self.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self.libc: Any = ctypes.CDLL(None, use_errno=True)
+        self.awake, self.waker = socket.socketpair()
+        for one in (self.awake, self.waker):
+            one.setblocking(False)
+
+    def hide(self) -> None:
+        """No process of the same user reads or writes this memory, or takes its fds; children inherit it."""
+        if self.libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "PR_SET_DUMPABLE")
+
+    def say(self, **what: Any) -> None:
+        """One message to the caller."""
+        self.control.send(json.dumps(what).encode())
+
+    def prepare(self) -> bool:
+        """Tell who this is, and do the imports; False where there is nothing to go on with."""
+        version = ".".join(map(str, sys.version_info[:3]))
+        magic = importlib.util.MAGIC_NUMBER.hex()
+        self.say(implementation=sys.implementation.name, version=version, magic=magic)
+        data, fds, _, _ = socket.recv_fds(self.control, 1 << 17, 4)
+        if not data:
+            return False
+        try:
+            request = json.loads(data)
+            with open(fds[0], "rb") as shipped:
+                shipped.seek(0)
+                install(marshal.load(shipped))
+            for name in request["imports"]:
+                importlib.import_module(name)
+        except BaseException as error:  # noqa: BLE001  the caller gets it
+            self.say(error=told(error))
+            return False
+        return True
+
+    def serve(self) -> None:
+        """Until the caller lets go of the control socket."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for fd in (1, 2):
+            os.dup2(self.null, fd)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)  # a call that is killed has said what it had said
+        warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self.waker.fileno(), warn_on_full_buffer=False)
+        gc.collect()
+        gc.freeze()
+        self.say(ready=True)
+        poll = select.poll()
+        poll.register(self.control, select.POLLIN)
+        poll.register(self.awake, select.POLLIN)
+        while True:
+            ready = [fd for fd, _ in poll.poll()]
+            if self.awake.fileno() in ready:
+                self.reap()
+            if self.control.fileno() in ready:
+                data, fds, _, _ = socket.recv_fds(self.control, 64, 32)
+                if not data:
+                    return
+                self.fork(fds)
+
+    def fork(self, fds: list[int]) -> None:
+        """One child, with the fds of its call: input, output, errors, result, end, and what it enters by."""
+        try:
+            pid = os.fork()
+        except OSError as error:
+            with socket.socket(fileno=fds[4]) as end:
+                end.send(record(FAILED, error=error.errno or 11))
+            for fd in fds[:4] + fds[5:]:
+                os.close(fd)
+            return
+        if pid == 0:
+            status = 125
+            try:
+                self.become_child()
+                status = Child(fds, self.null, self.libc).run()
+            finally:
+                os._exit(status)
+        self.ends[pid] = fds[4]
+        for fd in fds[:4] + fds[5:]:
+            os.close(fd)
+
+    def become_child(self) -> None:
+        """Let go of all by which the zygote hears and speaks."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for one in (self.control, self.awake, self.waker):
+            one.close()
+        for fd in self.ends.values():
+            os.close(fd)
+        self.ends.clear()
+
+    def reap(self) -> None:
+        """Tell of the children that ended."""
+        try:
+            while self.awake.recv(256):
+                pass
+        except BlockingIOError:
+            pass
+        while self.ends:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None:
+                return
+            try:
+                # Before it is reaped: its number is nobody else's yet.
+                os.killpg(ended.si_pid, signal.SIGKILL)
+            except OSError:
+                pass
+            pid, status, usage = os.wait4(ended.si_pid, 0)
+            fd = self.ends.pop(pid, None)
+            if fd is not None:
+                with socket.socket(fileno=fd) as end:
+                    try:
+                        end.send(record(EXITED, status, usage=usage))
+                    except OSError:
+                        pass
+
+
+class Child:
+    """One call."""
+
+    def __init__(self, fds: list[int], null: int, libc: Any) -> None:
+        self.input, self.output, self.errors, self.result, self.end = fds[:5]
+        self.tasks = fds[5:]
+        self.null = null
+        self.libc: Any = libc
+
+    def run(self) -> int:
+        """Enter the call's groups, wait for the function, run it; the exit status."""
+        try:
+            for fd in self.tasks:
+                os.write(fd, b"0")
+                os.close(fd)
+            os.setsid()
+            for fd, place in ((self.null, 0), (self.output, 1), (self.errors, 2)):
+                os.dup2(fd, place)
+            for fd in (self.null, self.output, self.errors):
+                os.close(fd)
+            self.confine()
+        except OSError as error:
+            os.write(self.end, record(FAILED, error=error.errno or 5))
+            return 125
+        reseed()
+        os.write(self.end, record(STARTED, os.getpid()))
+        with open(self.input, "rb") as source:
+            cap, size = HEADER.unpack(source.read(HEADER.size) or bytes(HEADER.size))
+            payload = source.read() if size else b""
+        if not size or len(payload) != size:
+            return 0  # nobody wants this child any more
+        # From here on it may be hostile: it holds nothing but what is its own.
+        os.pwrite(self.result, HEADER.pack(TAKEN, 0), 0)
+        os.close(self.end)
+        answer, status = self.answer(payload)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError, AttributeError):
+                pass
+        if len(answer) > cap:
+            text = f"the result takes {len(answer)} bytes, more than max_output ({cap})"
+            answer, status = json.dumps(["!", "OverflowError", text, ""]).encode(), 1
+        os.pwrite(self.result, answer, HEADER.size)
+        os.pwrite(self.result, HEADER.pack(TAKEN, len(answer)), 0)
+        return status
+
+    def confine(self) -> None:
+        """No signals to the zygote and other calls, where the kernel can (Linux 6.12)."""
+        attributes = struct.pack("<3Q", 0, 0, LANDLOCK_SCOPE_SIGNAL)
+        fd = self.libc.syscall(LANDLOCK_CREATE_RULESET, attributes, len(attributes), 0)
+        if fd >= 0:
+            self.libc.syscall(LANDLOCK_RESTRICT_SELF, fd, 0)
+            os.close(fd)
+
+    def answer(self, payload: bytes) -> tuple[bytes, int]:
+        """What the function gave, encoded, and the exit status that says so."""
+        try:
+            function, arguments = pickle.loads(payload)
+            value = function(*arguments)
+        except BaseException as error:  # noqa: BLE001  the caller gets it
+            return json.dumps(["!", *told(error)]).encode(), 1
+        try:
+            return json.dumps(["=", packed(value)]).encode(), 0
+        except (NotPlain, RecursionError, MemoryError) as error:
+            return json.dumps(["!", "NotPlain", str(error), ""]).encode(), 1
+
+
+def reseed() -> None:
+    """No two calls draw the same numbers.  `random` sees to itself after a fork; numpy's old way does not."""
+    legacy = sys.modules.get("numpy.random")
+    if legacy is not None:
+        legacy.seed()
+
+
+def install(sources: list[tuple[str, bool, Any]]) -> None:
+    """The caller's own cloudpickle, so that both ends have the same one."""
+    for name, is_package, _ in sources:
+        module = types.ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=is_package)
+        module.__package__ = name if is_package else name.rpartition(".")[0]
+        if is_package:
+            module.__path__ = []
+        sys.modules[name] = module
+        parent, _, last = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], last, module)
+    for name, _, code in reversed(sources):  # a package's own code asks for what is in it
+        exec(code, sys.modules[name].__dict__)
+
+
+def main() -> None:
+    """Take the control socket from standard input, prepare, serve."""
+    sys.path[:] = [one for one in sys.path if one]  # what a call leaves in the working directory is no module
+    control = socket.socket(fileno=os.dup(0))
+    zygote = Zygote(control)
+    os.dup2(zygote.null, 0)
+    zygote.hide()
+    if zygote.prepare():
+        zygote.serve()
+
+
+if __name__ == "__main__":
+    main()
