@@ -1,4 +1,4 @@
-"""The benchmarks of design.md section 5: `python -m benchmarks [start exec scale import density images]`."""
+"""The benchmarks of design.md section 5: `python -m benchmarks [start exec scale import density images zygote]`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks import peers, plot
 from benchmarks.images import images
 from benchmarks.measure import Absent, Case, Summary, interleave, ratio, repeated, save
+from benchmarks.zygote import calls
 from pycontain import Container, Image
 
 BARS = {"floor": 1.5, "bwrap": 1 / 2, "crun": 1 / 4, "runc": 1 / 10, "docker-py": 1 / 100}
@@ -239,6 +240,7 @@ JOBS = {
     "import": importing,
     "density": density,
     "images": images,
+    "zygote": calls,
 }
 
 
