@@ -16,6 +16,7 @@ from benchmarks.branching import branching
 from benchmarks.files import files
 from benchmarks.images import images
 from benchmarks.measure import Absent, Case, Summary, interleave, ratio, repeated, save
+from benchmarks.zygote import calls
 from pycontain import Container, Image
 
 BARS = {"floor": 1.5, "bwrap": 1 / 2, "crun": 1 / 4, "runc": 1 / 10, "docker-py": 1 / 100}
@@ -243,6 +244,7 @@ JOBS = {
     "images": images,
     "branching": branching,
     "files": files,
+    "zygote": calls,
 }
 
 

@@ -34,12 +34,8 @@ LISTED = "find /made /opt -printf '%p %y %m %U %G %s %T@ %l\\n' | sort"
 
 
 @pytest.fixture(autouse=True)
-def _snapshots(engine: Engine) -> Iterator[None]:
+def _snapshots(engine: Engine, needs_idmap: None) -> Iterator[None]:
     """Nothing of a snapshot is left when the last was removed."""
-    if engine.features.privileged:
-        with Container():
-            if not True:
-                pytest.skip("the file system of this kernel cannot be idmapped")
     yield
     for one in Snapshot.list():
         one.remove()

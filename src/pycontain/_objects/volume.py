@@ -37,7 +37,7 @@ class Volume:
     which writing fails with ENOSPC; as root, upon a loop device with ext4.  labels: kept with a new one.
 
     `volumes={'/data': Volume('db')}` mounts it, in as many containers as wanted: owners inside are the
-    same in each, as on the disk.  A new volume begins with what the image of its first container has at
+    same in each.  A new volume begins with what the image of its first container has at
     the place.  What a container has synced survives kills and losses of power.
 
     Raises ValueError for a name that is none, LimitError for such a size, Conflict when the volume is there
