@@ -271,8 +271,8 @@ class Container(Lifecycle):
         goes on above it, in a time that does not depend on the size.  Else it is copied, while everything
         is paused; `Snapshot.kind` says which.  What is mounted, tmpfs too, is no part of it.
 
-        Raises StateError when it does not run, UnsupportedError with `disk` or where the store's file
-        system cannot be idmapped, StartError with the step that failed.
+        Raises StateError when it does not run, UnsupportedError with `disk`, StartError with the step
+        that failed.
         """
         from pycontain._objects.branching import snapshot
 
