@@ -370,6 +370,17 @@ def test_bounds_leave_nothing(
     assert os.listdir(tmp_path / "out") == []
 
 
+def test_no_room_inside_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "file").write_bytes(b"x" * (1 << 21))
+    with Container(tmpfs={"/data": "1M"}) as container:
+        for source in (tmp_path / "big", tmp_path / "big" / "file"):
+            with pytest.raises(PathError) as full:
+                container.copy_in(source, "/data")
+            assert full.value.errno == errno.ENOSPC
+        assert list(container.path("/data").iterdir()) == []
+
+
 def test_what_is_dangerous_on_a_host_stays_inside(container: Container, tmp_path: Path) -> None:
     container.exec(
         ["sh", "-c", "mkdir /tmp/t; cp /bin/true /tmp/t/suid; chmod 6755 /tmp/t/suid; mkfifo /tmp/t/pipe"]

@@ -48,14 +48,14 @@ def _new_name() -> str:
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
-    """What the host's kernel says of the host's paths, as PathError."""
+def _told(what: str, path: str = "") -> Iterator[None]:
+    """What the kernel says of the host's paths and of open files, as PathError."""
     try:
         yield
     except PycontainError:
         raise
     except OSError as error:
-        raise path_error(what, str(error.filename or ""), error.errno or _EIO) from error
+        raise path_error(what, str(error.filename or path), error.errno or _EIO) from error
 
 
 def _check(what: str, path: str, report: Report) -> None:
@@ -134,7 +134,8 @@ def _file_in(fd: int, there: ContainerPath, ids: tuple[int, int]) -> None:
     out = fresh._ask(Verb.OPEN, flags=os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=0o600)
     try:
         try:
-            _copy_bytes(fd, out, _HOST_BYTES, str(there))
+            with _told("cannot copy to", str(there)):
+                _copy_bytes(fd, out, _HOST_BYTES, str(there))
             times = (*divmod(found.st_atime_ns, 10**9), *divmod(found.st_mtime_ns, 10**9))
             change = SET_OWNER | SET_MODE | SET_TIMES
             mode = stat.S_IMODE(found.st_mode)
@@ -211,7 +212,7 @@ def copy_out(
     try:
         is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
         content = is_directory and isinstance(source, str) and _is_content(source)
-        with _told("cannot write"):
+        with _told("cannot write", os.fspath(target)):
             there = _place_outside(here, os.fspath(target), content=content, is_directory=is_directory)
             if is_directory:
                 _tree_out(container, fd, there, bounds)
