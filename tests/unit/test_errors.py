@@ -48,6 +48,7 @@ MAKERS: dict[str, Callable[[], PycontainError]] = {
     "CommandFailed": lambda: errors.CommandFailed(
         ["sh", "-c", "exit 3"], 3, "out", "err", reason="exit", usage=USAGE
     ),
+    "CallError": lambda: errors.CallError("KeyError", "'x'", "Traceback", stdout="out", usage=USAGE),
     "CommandTimeout": lambda: errors.CommandTimeout("sleep 9", 0.5, b"out", None, usage=USAGE),
 }
 """One of each; a class without an entry here fails the first test below."""
