@@ -1,4 +1,4 @@
-"""The benchmarks of design.md section 5: `python -m benchmarks [start exec scale ...]`."""
+"""The benchmarks of design.md, section 5: `python -m benchmarks [JOB ...]`, as JOBS names them."""
 
 from __future__ import annotations
 
