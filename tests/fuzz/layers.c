@@ -106,6 +106,8 @@ unpack_and_pack (const u8 *data, usize size, u32 chosen, const struct reading *r
   struct pc_unpack_report report;
   u32 lowers = (chosen >> 12) % 3;
   u32 flags = geteuid () == 0 ? chosen >> 8 & (PC_UNPACK_OWNERS | PC_UNPACK_DEVICES | PC_UNPACK_READABLE) : 0;
+  if (chosen & 0x20000)
+    flags |= PC_UNPACK_MERGE;
   int top = room_fresh (&room, "layer");
 
   kernel_stream (data, size, chosen & 0x400 ? chosen % 700 + 1 : 0);

@@ -44,7 +44,10 @@ def boot(command: list[str], *, memory: str, timeout: float, cwd: str) -> int:
             "umid=pyc",
             f"PYC_JOB={job}",
         ]
-        process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, start_new_session=True)
+        environment = {**os.environ, **_preloaded(job)}
+        process = subprocess.Popen(
+            arguments, stdin=subprocess.DEVNULL, start_new_session=True, env=environment
+        )
         try:
             process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -55,6 +58,17 @@ def boot(command: list[str], *, memory: str, timeout: float, cwd: str) -> int:
             process.wait()
         status = Path(job, "status")
         return int(status.read_text()) if status.exists() else DIED
+
+
+def _preloaded(job: str) -> dict[str, str]:
+    """What lets this kernel run on processors that are younger than it: xstate.c says why."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None or os.uname().machine != "x86_64":
+        return {}
+    library = f"{job}/xstate.so"
+    source = str(Path(__file__).with_name("xstate.c"))
+    subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
+    return {"LD_PRELOAD": library}
 
 
 def main() -> int:

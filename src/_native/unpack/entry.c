@@ -365,7 +365,7 @@ apply_marker (struct pc_unpack *unpack, const char *last)
       if (is_root (unpack, unpack->parent))
         unpack->report.flags |= PC_UNPACK_ROOT_OPAQUE;
       else
-        error = pc_tree_mark_opaque (unpack, unpack->parent, ".", unpack->parent_path);
+        error = pc_tree_hide_all (unpack);
     }
   else if (pc_starts_with (name, ".wh."))
     return 0; /* bookkeeping of aufs */

@@ -274,9 +274,50 @@ pc_tree_mark_opaque (struct pc_unpack *unpack, int dir, const char *name, const 
   return (int) error;
 }
 
+/* Nothing of the layer that stands there is left in a directory. */
+static int
+empty (int dir)
+{
+  static char names[32768] __attribute__ ((aligned (8)));
+  cleanup_fd int fd = (int) sys_openat (dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+  word got = fd < 0 ? fd : 0;
+  int removed;
+
+  do
+    {
+      removed = 0;
+      if (fd >= 0)
+        got = raw3 (__NR_lseek, fd, 0, 0);
+      while (got >= 0 && (got = raw3 (__NR_getdents64, fd, names, sizeof names)) > 0)
+        for (word at = 0; at < got;)
+          {
+            struct pc_entry *entry = (struct pc_entry *) (void *) (names + at);
+            at += entry->size;
+            if (pc_streq (entry->name, ".") || pc_streq (entry->name, ".."))
+              continue;
+            int error = pc_tree_clear (fd, entry->name);
+            if (error < 0)
+              return error;
+            removed = 1;
+          }
+    }
+  while (got == 0 && removed);
+  return (int) got;
+}
+
+int
+pc_tree_hide_all (struct pc_unpack *unpack)
+{
+  int error = unpack->flags & PC_UNPACK_MERGE ? empty (unpack->parent) : 0;
+  return error < 0 ? error : pc_tree_mark_opaque (unpack, unpack->parent, ".", unpack->parent_path);
+}
+
 int
 pc_tree_whiteout (struct pc_unpack *unpack, int dir, const char *name)
 {
+  int cleared = unpack->flags & PC_UNPACK_MERGE ? pc_tree_clear (dir, name) : 0;
+  if (cleared < 0)
+    return cleared;
   static char path[PC_TAR_NAME_MOST + 8];
   usize n = unpack->parent_size;
   memcpy (path, unpack->parent_path, n);

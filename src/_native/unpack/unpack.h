@@ -76,6 +76,8 @@ int pc_tree_stat (int dir, const char *name, struct pc_stat *out);
 /* Make way for something new at name. */
 int pc_tree_clear (int dir, const char *name);
 /* Nothing of the lower layers shows in the directory `name` of dir, which is `path` of the layer. */
+/* The directory that is open as the parent hides everything of the layers below. */
+int pc_tree_hide_all (struct pc_unpack *unpack);
 int pc_tree_mark_opaque (struct pc_unpack *unpack, int dir, const char *name, const char *path);
 int pc_tree_whiteout (struct pc_unpack *unpack, int dir, const char *name);
 int pc_tree_note (struct pc_unpack *unpack, const char *path, i64 seconds, u32 nanoseconds, u32 kind);

@@ -16,7 +16,7 @@ from pycontain._kernel.plan import request
 _UNPACK, _FINISH = 11, 12
 _BOUNDS = struct.Struct("<QQII")
 _REPORT = struct.Struct("<IiIIQQQ256s")
-_OWNERS, _DEVICES, _LANDLOCK, _READABLE, _PLAIN, _TAME = 1, 2, 4, 8, 16, 32
+_OWNERS, _DEVICES, _LANDLOCK, _READABLE, _PLAIN, _TAME, _MERGE = 1, 2, 4, 8, 16, 32, 64
 _ROOT_OPAQUE = 1
 _LANDLOCK_FROM = 3
 """The Landlock ABI that can say what an unpacker may not."""
@@ -71,7 +71,8 @@ class Unpacker:
     Write the archive to `stream` and close it, ask for the `report`, then `finish`; `close` ends it at
     any time.  owners: files get the owners that the archive names.  devices: nodes are made.
     readable: whatever mode the archive names, the owner may read.  plain: it is a tree and no layer, to be
-    added to what is there.  tame: no pipes, set-id bits and attributes but user.*.  first_id: what
+    added to what is there.  tame: no pipes, set-id bits and attributes but user.*.  merge: the
+    layer comes upon the one that stands in the directory.  first_id: what
     the archive's 0 becomes.  join: a pidfd of a
     process whose user namespace to be root of.
     """
@@ -89,6 +90,7 @@ class Unpacker:
         readable: bool = False,
         plain: bool = False,
         tame: bool = False,
+        merge: bool = False,
         first_id: int = 0,
         join: int = -1,
     ) -> None:
@@ -99,6 +101,7 @@ class Unpacker:
             | readable * _READABLE
             | plain * _PLAIN
             | tame * _TAME
+            | merge * _MERGE
         )
         bounds = _BOUNDS.pack(size, entries, flags, first_id)
         self._launcher = make_launcher()

@@ -12,22 +12,25 @@ from attrs import evolve
 
 from pycontain._images import sealed
 from pycontain._images.layers import LayerBuild, opened
+from pycontain._images.pouring import pour
 from pycontain._images.told import told
 from pycontain._images.write import archive
 from pycontain._objects import snapshot as snapshots
-from pycontain._objects.changes import still
+from pycontain._objects.changes import sealed_layers, still
 from pycontain._runtime.collect import Remains
 from pycontain._runtime.restack import restack
 from pycontain._runtime.spec import default_name
 from pycontain.errors import PathError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
+    from pycontain._images.store import Store
     from pycontain._objects.container import Container
+    from pycontain._objects.image import Image
     from pycontain._objects.snapshot import Snapshot
     from pycontain._runtime.running import Running
 
-MOST_LAYERS = 96
-"""Layers of a root, all together, beyond which a snapshot merges the sealed ones first."""
+MOST_LAYERS = 48
+"""Layers of a root, all together, from which on a snapshot merges the sealed ones first."""
 _SYS_ADMIN = "SYS_ADMIN"
 
 
@@ -40,11 +43,17 @@ def snapshot(container: Container) -> Snapshot:
     with told(store.roots.data), container._lock, store.pinning() as pins:
         image = container.spec.image
         layer = sealed.new_layer(running.first_id)
-        made = _record(container, layer, "sealed")
-        pins.add("sealed", layer, *image.sealed)
+        below = image.sealed
+        pins.add("sealed", layer, *below)
+        if len(image.directories) >= MOST_LAYERS and len(below) > 1:
+            below = (sealed.new_layer(running.first_id),)
+            pins.add("sealed", *below)
+            _merge(store, image, below[0])
+        chain = (layer, *below)
+        made = sealed.new_record(snapshots.described(image), "sealed", chain)
         sealed.keep(store, made, snapshots.pins_of(image))
         try:
-            if not _seal(container, running, layer):
+            if not _seal(container, running, chain):
                 sealed.forget(store, made.id)
                 made = evolve(made, kind="copied")
                 sealed.keep(store, made, snapshots.pins_of(image))
@@ -55,21 +64,33 @@ def snapshot(container: Container) -> Snapshot:
     return snapshots.value(engine, made, image.base)
 
 
-def _record(container: Container, layer: str, kind: sealed.Kind) -> sealed.Record:
-    image = container.spec.image
-    return sealed.new_record(snapshots.described(image), kind, (layer, *image.sealed))
+def _merge(store: Store, image: Image, layer: str) -> None:
+    """All that snapshots have added, as one layer: each root takes as many mounts as it has layers."""
+    place = sealed.make_place(store, layer)
+    os.mkdir(place, 0o755)
+    os.chmod(place, 0o755)
+    with opened([place]) as (root,):
+        for path, first_id in sealed_layers(image):
+            with opened([path]) as (fd,):
+                pour(
+                    store,
+                    root,
+                    archive(store, fd, first_id=first_id, whiteouts=True, exact=True),
+                    first_id=sealed.first_id_of(layer),
+                    lowers=image.base.directories,
+                )
 
 
-def _seal(container: Container, running: Running, layer: str) -> bool:
-    """What the guest has written becomes the layer, and it goes on above; False where it would be met."""
+def _seal(container: Container, running: Running, chain: tuple[str, ...]) -> bool:
+    """What the guest has written becomes a layer, and it goes on above; False where it would be met."""
     if _SYS_ADMIN in container.spec.security.capabilities or container.status == "paused":
         return False  # it may have mounted things that nobody else knows how to take along
     engine = container._engine
     with running.by_itself() as alone:
         if not alone:
             return False
-        image = snapshots.upon(engine.store, container.spec.image.base, (layer, *container.spec.image.sealed))
-        place = sealed.make_place(engine.store, layer)
+        image = snapshots.upon(engine.store, container.spec.image.base, chain)
+        place = sealed.make_place(engine.store, chain[0])
         upper = running.upper_path
         try:
             os.rename(upper, place)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from attrs import evolve
 
 from pycontain._images.defaults import is_empty_place
+from pycontain._images.pouring import pour
 from pycontain._images.write import archive
 from pycontain._model.mounts import VolumeMount
 from pycontain._runtime.spec import default_name
 from pycontain._runtime.users import open_inside
-from pycontain._volumes import filesystem, filling, records
+from pycontain._volumes import filesystem, records
 
 if TYPE_CHECKING:
     from pycontain._objects.container import Container
@@ -49,7 +50,7 @@ def _fill(container: Container, place: str, what: VolumeMount) -> None:
             try:
                 first_id = source._live().block or 0
                 chunks = archive(engine.store, inside, first_id=first_id, one_mount=True, exact=True)
-                filling.fill(engine.store, root, chunks)
+                pour(engine.store, root, chunks, first_id=records.first_id_of(engine.store))
             finally:
                 os.close(root)
         finally:

@@ -176,11 +176,11 @@ class Volume:
         """
         from pycontain._images.archives import replacing
         from pycontain._images.write import archive
-        from pycontain._volumes import filling
+        from pycontain._volumes import records
 
         store = self._engine.store
         with self._root() as root, replacing(target) as file:
-            for chunk in archive(store, root, first_id=filling.first_id_of(store), exact=True):
+            for chunk in archive(store, root, first_id=records.first_id_of(store), exact=True):
                 file.write(chunk)
 
     def restore(self, source: str | os.PathLike[str] | IO[bytes]) -> None:
@@ -190,7 +190,8 @@ class Volume:
         what is no archive, which leaves what came before the fault; PathError.
         """
         from pycontain._images.archives import opened_to_read
-        from pycontain._volumes import filling, records
+        from pycontain._images.pouring import pour
+        from pycontain._volumes import records
 
         store = self._engine.store
         with self._root() as root, opened_to_read(source) as file:
@@ -198,7 +199,7 @@ class Volume:
                 raise Conflict(f"the volume {self.name!r} is in use", hint="remove its containers first")
             if os.listdir(root):
                 raise Conflict(f"the volume {self.name!r} is not empty", hint="restore into a new one")
-            filling.fill(store, root, iter(lambda: file.read(1 << 20), b""))
+            pour(store, root, iter(lambda: file.read(1 << 20), b""), first_id=records.first_id_of(store))
             records.used(store, self.name)
 
     @contextlib.contextmanager

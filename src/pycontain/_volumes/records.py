@@ -46,6 +46,11 @@ def content_of(store: Store, record: Record) -> str:
     return os.path.join(home_of(store, record.name), "data" if record.size is None else "image")
 
 
+def first_id_of(store: Store) -> int:
+    """What a guest's 0 is on the disk in a volume."""
+    return STORE_BLOCK if store.privileged else 0
+
+
 def is_fresh(store: Store, name: str) -> bool:
     """Has no container had it yet?"""
     return os.path.exists(os.path.join(home_of(store, name), _FRESH))

@@ -1,36 +1,43 @@
-"""What goes into a volume: an archive, or what an image has at the place."""
+"""An archive into a directory that stands, by the confined unpacker."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from pycontain._images.inflate import Inflater
-from pycontain._images.layers import checked
+from pycontain._images.layers import checked, opened
 from pycontain._kernel.unpacker import Unpacker
-from pycontain._state.owner import STORE_BLOCK
 from pycontain.errors import ImageError
 
 if TYPE_CHECKING:
     from pycontain._images.store import Store
 
 
-def first_id_of(store: Store) -> int:
-    """What a guest's 0 is on the disk in a volume."""
-    return STORE_BLOCK if store.privileged else 0
+def pour(
+    store: Store,
+    root: int,
+    chunks: Iterable[bytes],
+    *,
+    first_id: int,
+    lowers: Sequence[str] | None = None,
+) -> None:
+    """Unpack an archive, compressed or not, into a directory's fd.  Raises ImageError.
 
-
-def fill(store: Store, root: int, chunks: Iterable[bytes]) -> None:
-    """Unpack an archive into a directory, by the confined unpacker.  Raises ImageError."""
+    first_id: what the archive's 0 becomes.  lowers: it is a layer upon the one that stands there, and these
+    directories are below, the uppermost first; without them it is a tree, whose names mean nothing.
+    """
     inflater = Inflater(store.limits)
     unpacker = Unpacker(
         store.make_launcher,
         root,
         owners=store.owners,
         readable=not store.owners,
-        plain=True,
-        first_id=first_id_of(store),
+        devices=lowers is not None and store.privileged,
+        plain=lowers is None,
+        merge=lowers is not None,
+        first_id=first_id,
         landlock=store.landlock,
         size=store.limits.size,
         entries=store.limits.entries,
@@ -42,10 +49,11 @@ def fill(store: Store, root: int, chunks: Iterable[bytes]) -> None:
         for piece in inflater.finish():
             _write(unpacker, piece)
         unpacker.end_stream()
-        checked("unpacked", unpacker.report(), "the volume")
-        checked("unpacked", unpacker.finish([]), "the volume")
+        checked("unpacked", unpacker.report(), store.roots.data)
+        with opened(lowers or ()) as fds:
+            checked("unpacked", unpacker.finish(fds), store.roots.data)
     except (BrokenPipeError, ConnectionError) as error:
-        raise ImageError("the volume's unpacker died", hint="its memory may have been used up") from error
+        raise ImageError("the unpacker died", hint="its memory may have been used up") from error
     finally:
         unpacker.close()
 
@@ -56,5 +64,5 @@ def _write(unpacker: Unpacker, piece: bytes) -> None:
         try:
             view = view[os.write(unpacker.stream, view) :]
         except BrokenPipeError:
-            checked("unpacked", unpacker.report(), "the volume")
+            checked("unpacked", unpacker.report())
             raise
