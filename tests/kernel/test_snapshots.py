@@ -353,3 +353,41 @@ def test_a_chain_of_a_hundred_is_usable(container: Container) -> None:
     assert _sh(container, "cat /file; ls -d /n*").split() == ["99", "/n98", "/n99"]
     with Container(last) as other:
         assert _sh(other, "cat /file; ls -d /n*").split() == ["99", "/n98", "/n99"]
+
+
+_STEPS = (
+    "mkdir -p /d/sub /e; echo 1 > /d/one; echo 1 > /d/sub/x; echo 1 > /e/file; ln /d/one /d/hard; rm -rf /opt",
+    "rm /d/one; mkdir /d/one; echo 2 > /d/one/in; rm -rf /d/sub; mkdir /opt; echo 2 > /opt/two",
+    "rm -rf /e; echo 3 > /e; mkdir /d/sub; echo 3 > /d/sub/y; chmod 2750 /d; rm -rf /srv",
+    "rm /e; mkdir /e; touch -d 2001-02-03 /e/late; rm -rf /opt; mkdir /opt; ln -s /etc/passwd /d/link",
+    "echo 5 > /d/hard; rm /d/link; mv /d/sub /d/moved; rm -rf /mnt; echo 5 > /mnt",
+    "rm /mnt; mkdir -p /mnt/a/b; echo 6 > /mnt/a/b/c; rm -rf /home",
+)
+_ALL = """
+find / -xdev -path /proc -prune -o -type d -printf '%p %m %U %G\\n' -o -printf '%p %y %m %U %G %s %l\\n' | sort
+find /d /e /mnt -type f | sort | xargs cat
+"""
+
+
+def test_layers_that_are_merged_are_what_they_were(
+    container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pycontain._objects import branching
+
+    monkeypatch.setattr(branching, "MOST_LAYERS", 4)
+    depths, seen = [], []
+    for script in (*_STEPS, *_STEPS):
+        container.exec(script, shell=True)
+        before = _sh(container, _ALL)
+        snapshot = container.snapshot()
+        assert snapshot.kind == "sealed"
+        depths.append(len(snapshot.image.sealed))
+        seen.append((snapshot, before))
+        assert _sh(container, _ALL) == before
+    assert max(depths) < 5 < len(depths)
+    for snapshot, before in seen:
+        with Container(snapshot) as other:
+            assert _sh(other, _ALL) == before
+    told = [(change.path, change.kind) for change in container.diff()]
+    container.rollback(seen[-1][0])
+    assert [(change.path, change.kind) for change in container.diff()] == told
