@@ -356,7 +356,7 @@ def test_a_chain_of_a_hundred_is_usable(container: Container) -> None:
 
 
 _STEPS = (
-    "mkdir -p /d/sub /e; echo 1 > /d/one; echo 1 > /d/sub/x; echo 1 > /e/file; ln /d/one /d/hard; rm -rf /opt",
+    "mkdir -p /d/sub /e; echo 1 > /d/one; echo 1 > /d/sub/x; echo 1 > /e/file; ln /d/one /d/hard; rmdir /opt",
     "rm /d/one; mkdir /d/one; echo 2 > /d/one/in; rm -rf /d/sub; mkdir /opt; echo 2 > /opt/two",
     "rm -rf /e; echo 3 > /e; mkdir /d/sub; echo 3 > /d/sub/y; chmod 2750 /d; rm -rf /srv",
     "rm /e; mkdir /e; touch -d 2001-02-03 /e/late; rm -rf /opt; mkdir /opt; ln -s /etc/passwd /d/link",
@@ -364,7 +364,7 @@ _STEPS = (
     "rm /mnt; mkdir -p /mnt/a/b; echo 6 > /mnt/a/b/c; rm -rf /home",
 )
 _ALL = """
-find / -xdev -path /proc -prune -o -type d -printf '%p %m %U %G\\n' -o -printf '%p %y %m %U %G %s %l\\n' | sort
+find / -xdev -type d -printf '%p %m %U %G\\n' -o -printf '%p %y %m %U %G %s %l\\n' | sort
 find /d /e /mnt -type f | sort | xargs cat
 """
 
