@@ -156,13 +156,17 @@ class Engine:
     def fsck(self, *, repair: bool = False) -> list[str]:
         """What is damaged in the store, a line each; nothing to say is a good sign.
 
-        repair: forget what is damaged, so that a pull or load brings it again.
+        repair: forget what is damaged, so that a pull or load brings it again; record volumes that have
+        lost their record.
         """
         from pycontain._images.fsck import check
         from pycontain._images.told import told
+        from pycontain._volumes.records import unrecorded
 
         with told(self.roots.data):
-            return [str(one) for one in check(self.store, repair=repair)]
+            found = [str(one) for one in check(self.store, repair=repair)]
+            lost = unrecorded(self.store, adopt=repair)
+        return found + [f"volume {name}: has no record{'; recorded' * repair}" for name in lost]
 
     def sweep(self) -> Swept:
         """Remove content and layers that no image names and nobody uses."""

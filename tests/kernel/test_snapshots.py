@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from pycontain import (
     Tmpfs,
     UnsupportedError,
 )
+from pycontain._images import sealed
 
 WRITTEN = """
 mkdir -p /made/deep && echo one > /made/deep/file && ln -s file /made/deep/link
@@ -269,9 +272,16 @@ def test_a_damaged_snapshot_is_told(container: Container, engine: Engine) -> Non
         assert Snapshot.list() == []
         with pytest.raises(Exception, match="is damaged"):
             Snapshot.get(snapshot.id)
+        assert engine.fsck() == [f"snapshot {snapshot.id}: its layer {os.path.basename(layer)} is gone"]
     finally:
         os.rename(layer + "-away", layer)
     assert Snapshot.list() == [snapshot]
+    os.rename(layer, layer + "-away")
+    (told,) = engine.fsck(repair=True)
+    os.rename(layer + "-away", layer)
+    assert told.endswith("forgotten")
+    assert engine.fsck() == []
+    assert Snapshot.list() == []
 
 
 def test_diff_and_commit_tell_of_all_steps(root: Path, engine: Engine) -> None:
@@ -391,3 +401,64 @@ def test_layers_that_are_merged_are_what_they_were(
     told = [(change.path, change.kind) for change in container.diff()]
     container.rollback(seen[-1][0])
     assert [(change.path, change.kind) for change in container.diff()] == told
+
+
+def test_an_orphan_is_somebody(container: Container) -> None:
+    _sh(container, "setsid sh -c 'sleep 1000 &' < /dev/null > /dev/null 2>&1")
+    assert container.snapshot().kind == "copied"
+
+
+def test_a_file_that_is_open_to_write_is_copied(container: Container) -> None:
+    with container.path("/file").open("w") as file:
+        file.write("one")
+        file.flush()
+        snapshot = container.snapshot()
+        assert snapshot.kind == "copied"
+        file.write(" two")
+    with Container(snapshot) as other:
+        assert other.path("/file").read_text() == "one"
+    assert container.snapshot().kind == "sealed"
+    assert container.path("/file").read_text() == "one two"
+    container.path("/file").write_text("three")
+    with Container(snapshot) as other:
+        assert other.path("/file").read_text() == "one"
+
+
+_KILLED = """
+import sys
+from pycontain import Container
+with Container() as one:
+    one.exec("echo base > /file", shell=True, check=True)
+    print("ready", flush=True)
+    for at in range(1000):
+        snapshot = one.snapshot()
+        one.exec(f"echo {at} >> /file", shell=True, check=True)
+        fork, = one.fork(1)
+        fork.remove()
+        one.rollback(snapshot)
+        if at % 3:
+            snapshot.remove()
+"""
+
+
+def test_kills_leave_snapshots_whole(engine: Engine) -> None:
+    chosen = random.Random(5)
+    for _ in range(6):
+        process = subprocess.Popen([sys.executable, "-c", _KILLED], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(chosen.uniform(0.01, 0.4))
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        engine.prune()
+    for snapshot in Snapshot.list():
+        with Container(snapshot) as one:
+            lines = _sh(one, "cat /file").split()
+            assert lines[0] == "base"
+    for record in sealed.records(engine.store):
+        sealed.forget(engine.store, record.id)  # a kill between record and layer leaves one that is damaged
+    engine.holdings.sweep_sealed()
+    engine.settle()
+    assert os.listdir(os.path.join(engine.roots.data, "sealed")) == []
+    assert len(os.listdir(os.path.join(engine.roots.data, "live"))) == 1

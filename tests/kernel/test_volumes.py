@@ -300,3 +300,23 @@ def test_a_volume_of_another_store_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="another store"):
             Container(volumes={"/data": Volume("pyc-foreign", engine=other)})
         Volume.prune(all=True, engine=other)
+
+
+@pytest.mark.parametrize("size", [None, "8M"])
+def test_content_outlives_its_record(
+    engine: Engine, size: str | None, request: pytest.FixtureRequest
+) -> None:
+    if size is not None:
+        request.getfixturevalue("sized")
+    with Container(volumes={"/data": Volume("pyc-lost", size=size)}) as one:
+        _sh(one, "echo kept > /data/file")
+    for regain in (lambda: engine.fsck(repair=True), lambda: Volume("pyc-lost")):
+        with engine.store.database.writing() as rows:
+            rows.execute("DELETE FROM volume")
+        assert engine.fsck() == ["volume pyc-lost: has no record"]
+        regain()
+        assert engine.fsck() == []
+        volume = Volume.get("pyc-lost")
+        assert volume.size == (None if size is None else 8 << 20)
+        with Container(volumes={"/data": volume}) as one:
+            assert _sh(one, "cat /data/file") == "kept\n"

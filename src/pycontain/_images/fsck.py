@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from attrs import evolve, frozen
 
+from pycontain._images import sealed
 from pycontain._images.blobs import blob_problem
 from pycontain._images.layers import LayerBuild, discard
 from pycontain._images.pull import feed_verified
@@ -21,7 +22,7 @@ from pycontain.oci import Digest, ImageConfig, Manifest
 if TYPE_CHECKING:
     from pycontain._images.store import Record, Store
 
-Kind: TypeAlias = Literal["records", "blob", "layer", "image", "permissions"]
+Kind: TypeAlias = Literal["records", "blob", "layer", "image", "snapshot", "permissions"]
 
 
 @frozen(kw_only=True)
@@ -55,8 +56,15 @@ def check(store: Store, *, repair: bool = False) -> list[Damage]:
     with store.pinning():
         for record in store.images():
             found += _image(store, record)
-    found = _merged(found)
+    found = [*_merged(found), *_snapshots(store)]
     return [_repaired(store, one) for one in found] if repair else found
+
+
+def _snapshots(store: Store) -> Iterator[Damage]:
+    for record in sealed.records(store):
+        lost = sealed.missing(store, record)
+        if lost is not None:
+            yield Damage(kind="snapshot", name=record.id, problem=f"its layer {lost} is gone")
 
 
 def _merged(found: list[Damage]) -> list[Damage]:
@@ -143,7 +151,9 @@ def _tree_problem(store: Store, config: ImageConfig, at: int, blob: Digest | Non
 def _repaired(store: Store, damage: Damage) -> Damage:
     if damage.kind == "permissions":
         return damage
-    if damage.kind == "image":
+    if damage.kind == "snapshot":
+        sealed.forget(store, damage.name)
+    elif damage.kind == "image":
         store.remove_image(Digest(damage.name))
     elif damage.kind == "blob":
         path = store.blob_path(Digest(damage.name))

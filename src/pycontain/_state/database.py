@@ -50,8 +50,7 @@ CREATE TABLE snapshot (
     id TEXT PRIMARY KEY, kind TEXT NOT NULL, created REAL NOT NULL, base TEXT NOT NULL, sealed TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE volume (
-    name TEXT PRIMARY KEY, directory TEXT NOT NULL, size INTEGER, created REAL NOT NULL, labels TEXT NOT NULL,
-    owner TEXT NOT NULL
+    name TEXT PRIMARY KEY, size INTEGER, created REAL NOT NULL, labels TEXT NOT NULL, owner TEXT NOT NULL
 ) WITHOUT ROWID;
 """
 }

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from pycontain._state.owner import STORE_BLOCK, is_alive
 from pycontain._state.paths import private_directory
@@ -123,21 +123,40 @@ def _enter(store: Store, record: Record, made: str) -> Record:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            # Without a record it is nobody's: what a crash has left between the two.
-            os.rename(place, os.path.join(store.owner.live, f"dead-{os.urandom(8).hex()}"))
-            os.rename(made, place)
-        rows.execute(
-            "INSERT INTO volume VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                record.name,
-                record.name,
-                record.size,
-                record.created,
-                json.dumps(dict(record.labels)),
-                record.owner,
-            ),
-        )
+            # A crash came before its record, or all records were lost since: what is in it stays.
+            record = evolve(record, size=_size_of(store, record.name))
+        _insert(rows, record)
     return record
+
+
+def _insert(rows: sqlite3.Connection, record: Record) -> None:
+    rows.execute(
+        "INSERT INTO volume VALUES (?, ?, ?, ?, ?)",
+        (record.name, record.size, record.created, json.dumps(dict(record.labels)), record.owner),
+    )
+
+
+def _size_of(store: Store, name: str) -> int | None:
+    try:
+        return os.stat(os.path.join(home_of(store, name), "image")).st_size
+    except FileNotFoundError:
+        return None
+
+
+def unrecorded(store: Store, *, adopt: bool) -> list[str]:
+    """The names of volumes without a record, as all are when the records were lost.  adopt: record them."""
+    try:
+        there = os.listdir(os.path.join(store.roots.data, "volumes"))
+    except FileNotFoundError:
+        return []
+    found = []
+    with store.database.writing(durable=True) as rows:
+        for name in sorted(there):
+            if _row(rows, name) is None:
+                found.append(name)
+                if adopt:
+                    _insert(rows, new(name, _size_of(store, name), {}, ""))
+    return found
 
 
 _COLUMNS = "name, size, created, labels, owner"
