@@ -180,7 +180,7 @@ def test_rollback_brings_back_the_root_and_nothing_else() -> None:
             assert one.rollback(snapshot) is one
             assert process.wait(10) == -signal.SIGKILL
             assert _sh(one, LISTED) == before
-            assert _sh(one, "ls /tmp /scratch /dev/shm").split() == ["/dev/shm:", "/scratch:", "/tmp:"]
+            assert one.exec("ls /tmp/x /scratch/x /dev/shm/x 2>/dev/null", shell=True).stdout == ""
         assert one.id == ident
 
 

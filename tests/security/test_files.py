@@ -365,4 +365,6 @@ def test_the_server_is_confined_and_loads_nothing_of_the_guest(guest: Container)
         assert os.readlink(f"/proc/{pid}/ns/{name}") == os.readlink(f"/proc/self/ns/{name}") or name == "mnt"
     mapped = {line.split()[5] for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/" in line}
     assert mapped == {"/memfd:pycontain-launcher"}
-    assert len(os.listdir(f"/proc/{pid}/fd")) <= 5
+    until = time.monotonic() + 5
+    while len(os.listdir(f"/proc/{pid}/fd")) > 5:  # its copy of what it has handed out goes after the answer
+        assert time.monotonic() < until
