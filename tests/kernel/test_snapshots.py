@@ -131,9 +131,7 @@ def test_forks_begin_alike_and_do_not_see_each_other(container: Container) -> No
 
 
 def test_a_fork_has_the_same_options() -> None:
-    with Container(
-        env={"A": "1"}, workdir="/usr", tmpfs={"/scratch": "1M"}, pids=50, labels={"k": "v"}
-    ) as one:
+    with Container(env={"A": "1"}, workdir="/usr", tmpfs={"/scratch": "1M"}, labels={"k": "v"}) as one:
         (fork,) = one.fork(1)
         with fork:
             assert _sh(fork, "echo $A; pwd; df -k /scratch | tail -1 | cut -c1-5").split() == [

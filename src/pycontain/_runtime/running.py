@@ -7,6 +7,7 @@ import fcntl
 import os
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any, Protocol
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from pycontain._runtime.spec import ContainerSpec
 
 _PIDFD_GET_MNT_NAMESPACE = 0xFF03
+_REAPED_WITHIN = 20
+"""Milliseconds."""
 _END_PATIENCE = 10.0
 """Seconds in which a killed PID 1 has to be gone; what is stuck in the kernel longer is the collector's."""
 
@@ -95,7 +98,7 @@ class Running:
             self.alone = self.users == 0
         try:
             written = any(not file.closed for file in list(self.writers))
-            yield self.alone and not written and self.spec.init and _children(self.pid) == ""
+            yield self.alone and not written and self.spec.init and _is_childless(self.pid)
         finally:
             with self.lock:
                 self.alone = False
@@ -188,6 +191,16 @@ class Running:
                 os.close(fd)
         for one in self.dependents:
             one.forget()
+
+
+def _is_childless(pid: int) -> bool:
+    """Has PID 1 no process?  The last one of a command is reaped a moment after its end was told."""
+    for _ in range(_REAPED_WITHIN):
+        found = _children(pid)
+        if not found:
+            return found is not None
+        time.sleep(0.001)
+    return False
 
 
 def _children(pid: int) -> str | None:
