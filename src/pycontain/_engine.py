@@ -77,6 +77,8 @@ class Engine:
             raise
         self.closed = False
         _engines.add(self)
+        if self._collected:
+            self._let_go_of_dead()
 
     def _open(self, ahead: int) -> None:
         self.cgroups = Cgroups(self.owner.name)
@@ -93,7 +95,7 @@ class Engine:
         self._store: Store | None = None
         self._held: dict[object, CgroupLimits] = {}
         self.templates: dict[object, Template] = {}
-        collect_dead(self.roots, self.cgroups.layout, self._make_janitor)
+        self._collected = collect_dead(self.roots, self.cgroups.layout, self._make_janitor)
 
     def _make_janitor(self) -> Launcher:
         return Launcher(plain=not self.features.privileged, maps=self._maps)
@@ -206,6 +208,13 @@ class Engine:
             self.holdings.drop_volumes()
             self.sweep()
         return collected
+
+    def _let_go_of_dead(self) -> None:
+        """What only containers of dead processes had in the store."""
+        if any(os.path.isdir(os.path.join(self.roots.data, name)) for name in ("sealed", "volumes")):
+            with contextlib.suppress(ImageError):
+                self.holdings.drop_volumes()
+                self.holdings.sweep_sealed()
 
     def settle(self) -> None:
         """Wait until the remains of every ended container are removed."""

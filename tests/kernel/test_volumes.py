@@ -198,7 +198,11 @@ def test_without_a_name_it_ends_with_its_engine(engine: Engine) -> None:
     script = "from pycontain import Volume\nfor _ in range(2): print(Volume().name)\nVolume('pyc-named')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert len(done.stdout.split()) == 2
-    engine.prune()
+    script = f"{script}\nimport os; os._exit(0)"
+    subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert len(engine.volumes) == 3
+    with Engine(engine.roots.data.removesuffix("/data")):
+        pass
     assert [volume.name for volume in engine.volumes] == ["pyc-named"]
 
 

@@ -154,7 +154,8 @@ def fork(container: Container, count: int) -> list[Container]:
 def rollback(container: Container, to: Snapshot) -> None:
     """See `Container.rollback`."""
     image = to.image
-    if image.base != container.spec.image.base:
+    own = container.spec.image.base
+    if (image.base.directories, image.base.trees) != (own.directories, own.trees):
         raise ValueError(
             f"the snapshot {to.id} is of {image.name}, the container of {container.spec.image.name}"
         )
@@ -174,6 +175,7 @@ def rollback(container: Container, to: Snapshot) -> None:
         finally:
             if aside is not None:
                 container._engine.collector.put(Remains(aside, None, -1, None))
+    container._engine.holdings.let_go()
     container._engine.holdings.sweep_sealed()
 
 
