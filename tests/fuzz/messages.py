@@ -48,7 +48,7 @@ _WORDS = (
     NO_FD,
 )
 _NAMES = "SPAWN MAPS REMOVE SECURITY EXEC SIGNAL KILL_TREE KILL_ALL OPEN PREPARE".split()
-_PREPARE, _SPARE_FLAG = 10, 8
+_PREPARE, _SPARE_FLAG, _FILES = 10, 8, 14
 
 
 @frozen
@@ -244,6 +244,7 @@ class Maker:
                 self._spare,
                 self._spare,
                 self._remove,
+                self._restack,
                 self._control,
                 self._noise,
             ]
@@ -353,7 +354,7 @@ class Maker:
         payload = self.random.choice([b"", b"x", make_corpus.security(), self.random.randbytes(30)])
         body = request(
             # Those above are for a launcher of their own, which ends with them and answers in other words.
-            self.random.choice([*range(11), self._word()]),
+            self.random.choice([*range(11), native.RESTACK, self._word()]),
             self._payload(payload),
             number=self._word(),
             value=self.random.choice([0, 1, 9, 15, 19, 64, 65, -1, 1 << 30]),
@@ -484,6 +485,12 @@ class Maker:
         data, fds = self._plan()
         return self._in_memory(native.SPAWN, self._payload(data), fds)
 
+    def _restack(self) -> Message:
+        """For a container that is none: the pidfd is the harness's, whose namespaces cannot be joined."""
+        data, fds = self._plan()
+        value = self.random.choice([0, -1, 1, os.getpid()])
+        return Message(request(native.RESTACK, self._payload(data), value=value), fds)
+
     def _script(self, place: int) -> bytes:
         """File operations in the scratch tree; names are such that no flipped bit leads out of it."""
         if self._chance(2):
@@ -559,7 +566,8 @@ def _honest(message: Message) -> Message:
 
 
 def _harmless(message: Message) -> Message:
-    """Every plan in it makes all of its namespaces, whatever was mutated; no wait for what never ends."""
+    """Every plan in it makes all of its namespaces, whatever was mutated; no wait for what never ends; no
+    request that a launcher serves until its end."""
     body, memory = bytearray(message.body), bytearray(message.memory)
     for buffer, start in ((body, HEADER), (memory, 0)):
         at = start + _PLAN_NAMESPACES_AT
@@ -569,4 +577,6 @@ def _harmless(message: Message) -> Message:
         not message.fds or message.fds[0] not in ("null", "file", "directory")
     ):
         struct.pack_into("<I", body, 8, struct.unpack_from("<I", body, 8)[0] & ~2)
+    if message.kind == _FILES:
+        struct.pack_into("<I", body, 0, _FILES + 100)
     return evolve(message, body=bytes(body), memory=bytes(memory))

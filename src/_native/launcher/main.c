@@ -275,7 +275,8 @@ serve (struct pc_launcher *launcher)
         serve_restack (launcher, request, (usize) received, &fds);
       else if (request->kind == PC_REQUEST_REMOVE)
         serve_remove (launcher, request, (usize) received, &fds);
-      else if (request->kind == PC_REQUEST_FILES)
+      else if (request->kind == PC_REQUEST_FILES && received == sizeof *request && fds.count == 2
+               && child_count == 0)
         pc_serve_files (launcher->socket, request, &fds);
       else if (request->kind == PC_REQUEST_UNPACK || request->kind == PC_REQUEST_PACK)
         serve_layer (launcher, request, (usize) received, &fds);
