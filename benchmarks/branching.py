@@ -115,8 +115,8 @@ def _postgres(engine: Engine, tree: Path, rounds: int) -> dict[str, object]:
         one.exec([f"{_POSTGRES}/pg_ctl", "-D", "/srv/db", "-w", "stop"], user="postgres", check=True)
         snapshot = one.snapshot()
         backs, whole = [], []
+        one.exec(start, shell=True, user="postgres", check=True)
         for _ in range(rounds):
-            one.exec(start, shell=True, user="postgres", check=True)
             _sql(one, "DELETE FROM t WHERE n % 2 = 0; CREATE TABLE u (x int)")
             begun = time.perf_counter()
             backs.append(_timed(lambda: one.rollback(snapshot)))
