@@ -15,33 +15,11 @@ from benchmarks import peers, plot
 from benchmarks.branching import branching
 from benchmarks.files import files
 from benchmarks.images import images
-from benchmarks.measure import Absent, Case, Summary, interleave, ratio, repeated, save
+from benchmarks.measure import Absent, Case, interleave, repeated, row, save
 from benchmarks.zygote import calls
 from pycontain import Container, Image
 
 BARS = {"floor": 1.5, "bwrap": 1 / 2, "crun": 1 / 4, "runc": 1 / 10, "docker-py": 1 / 100}
-
-
-def _row(job: str, ours: Summary, other: Summary, bar: float) -> dict[str, object]:
-    middle, low, high = ratio(ours, other)
-    met = "met" if middle <= bar else "MISSED"
-    print(
-        f"{job:28} {ours.p50 * 1e3:8.3f} ms (p99 {ours.p99 * 1e3:8.3f})"
-        f"  {other.name:14} {other.p50 * 1e3:8.3f} ms"
-        f"  ratio {middle:6.3f} [{low:.3f}, {high:.3f}]  bar {bar:5.3f}  {met}"
-    )
-    return {
-        "job": job,
-        "against": other.name,
-        "ours_p50": ours.p50,
-        "ours_p99": ours.p99,
-        "other_p50": other.p50,
-        "other_p99": other.p99,
-        "ratio": middle,
-        "interval": [low, high],
-        "bar": bar,
-        "met": middle <= bar,
-    }
 
 
 def start(quick: bool) -> list[dict[str, object]]:
@@ -80,9 +58,9 @@ def start(quick: bool) -> list[dict[str, object]]:
             summaries = {one.name: one for one in interleave(cases, rounds, count, pause)}
             for name, bar in BARS.items():
                 if name in summaries:
-                    rows.append(_row(label, summaries["pycontain"], summaries[name], bar))
+                    rows.append(row(label, summaries["pycontain"], summaries[name], bar))
             rows.append(
-                _row(f"{label}, host image", summaries["pycontain, host image"], summaries["pycontain"], 9.9)
+                row(f"{label}, host image", summaries["pycontain, host image"], summaries["pycontain"], 9.9)
             )
     return rows
 
@@ -98,7 +76,7 @@ def exec_(quick: bool) -> list[dict[str, object]]:
         ]
         for label, pause in (("exec, burst", 0.0), ("exec, paced", 0.02)):
             one, other = interleave(cases, 4 if quick else 20, 25, pause)
-            rows.append(_row(label, one, other, 1.3))
+            rows.append(row(label, one, other, 1.3))
     return rows
 
 
@@ -156,7 +134,7 @@ def scale(quick: bool) -> list[dict[str, object]]:
             return Case(name, sample)
 
         one, other = interleave([sampler(name) for name in callers], rounds, 10, 0)
-        rows.append(_row("start, 4 GB caller", one, other, 1.1))
+        rows.append(row("start, 4 GB caller", one, other, 1.1))
         for process in callers.values():
             process.communicate()
         image = Image.from_rootfs(root)
@@ -182,12 +160,12 @@ def scale(quick: bool) -> list[dict[str, object]]:
             Case("one thread", repeated(burst)),
         ]
         one, other = interleave(cases, rounds, 1, 0)
-        rows.append(_row("start, two threads", one, other, 1 / 1.7))
+        rows.append(row("start, two threads", one, other, 1 / 1.7))
         # What the kernel itself gains by a second core: no engine gains more.
         pair = [case for case in (peers.floors(top, 2), peers.floors(top, 1)) if isinstance(case, Case)]
         if len(pair) == 2:
             one, other = interleave(pair, rounds // 2, 1, 0)
-            rows.append(_row("floor, two at once", one, other, 1 / 1.7))
+            rows.append(row("floor, two at once", one, other, 1 / 1.7))
     return rows
 
 
@@ -209,7 +187,7 @@ def importing(quick: bool) -> list[dict[str, object]]:
 
     names = ("pycontain", "pycontain.lowlevel, pycontain._objects.run", "attrs")
     one, all_, other = interleave([case(name) for name in names], 4 if quick else 15, 5, 0)
-    return [_row("import", one, other, 2.0), _row("import, and all it loads later", all_, other, 2.0)]
+    return [row("import", one, other, 2.0), row("import, and all it loads later", all_, other, 2.0)]
 
 
 def _available() -> int:

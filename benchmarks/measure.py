@@ -105,3 +105,25 @@ def save(name: str, rows: list[dict[str, object]]) -> None:
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({"machine": machine(), "rows": rows}, indent=1)
     (RESULTS / f"{name}.json").write_text(text + "\n")
+
+
+def row(job: str, ours: Summary, other: Summary, bar: float | None) -> dict[str, object]:
+    """Print a comparison and keep it; without a bar it is judged by nothing."""
+    middle, low, high = ratio(ours, other)
+    wanted = "" if bar is None else f"  bar {bar:5.3f}  {'met' if middle <= bar else 'MISSED'}"
+    print(
+        f"{job:28} {ours.p50 * 1e3:8.3f} ms (p99 {ours.p99 * 1e3:8.3f})"
+        f"  {other.name:22} {other.p50 * 1e3:8.3f} ms  ratio {middle:6.3f} [{low:.3f}, {high:.3f}]{wanted}"
+    )
+    return {
+        "job": job,
+        "against": other.name,
+        "ours_p50": ours.p50,
+        "ours_p99": ours.p99,
+        "other_p50": other.p50,
+        "other_p99": other.p99,
+        "ratio": middle,
+        "interval": [low, high],
+        "bar": bar,
+        "met": None if bar is None else middle <= bar,
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from benchmarks.measure import Case, Summary, interleave, ratio, repeated
+from benchmarks.measure import Case, interleave, repeated, row
 from pycontain import CallError, Container, Zygote
 
 _HEAVY = ("numpy", "http.client")
@@ -27,27 +27,6 @@ def _prepared(container: Container) -> tuple[str, Zygote]:
     raise RuntimeError("no module to import")
 
 
-def _row(job: str, ours: Summary, other: Summary, bar: float | None) -> dict[str, object]:
-    middle, low, high = ratio(ours, other)
-    wanted = "" if bar is None else f"  bar {bar:5.3f}  {'met' if middle <= bar else 'MISSED'}"
-    print(
-        f"{job:28} {ours.p50 * 1e3:8.3f} ms (p99 {ours.p99 * 1e3:8.3f})"
-        f"  {other.name:22} {other.p50 * 1e3:8.3f} ms  ratio {middle:6.3f} [{low:.3f}, {high:.3f}]{wanted}"
-    )
-    return {
-        "job": job,
-        "against": other.name,
-        "ours_p50": ours.p50,
-        "ours_p99": ours.p99,
-        "other_p50": other.p50,
-        "other_p99": other.p99,
-        "ratio": middle,
-        "interval": [low, high],
-        "bar": bar,
-        "met": None if bar is None else middle <= bar,
-    }
-
-
 def calls(quick: bool) -> list[dict[str, object]]:
     """c.call of a trivial function and of one that needs a heavy import, against exec."""
     rows = []
@@ -66,8 +45,8 @@ def calls(quick: bool) -> list[dict[str, object]]:
         for label, pause in (("burst", 0.0), ("paced", 0.05)):
             call, heavy, true, bare, command = interleave(cases, 2 if quick else 8, 10, pause)
             rows += [
-                _row(f"call, {label}", call, true, None),
-                _row(f"call, {label}", call, bare, None),
-                _row(f"call with {name}, {label}", heavy, command, _BAR),
+                row(f"call, {label}", call, true, None),
+                row(f"call, {label}", call, bare, None),
+                row(f"call with {name}, {label}", heavy, command, _BAR),
             ]
     return rows

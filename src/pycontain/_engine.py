@@ -20,7 +20,7 @@ from pycontain._kernel.features import Features, features
 from pycontain._kernel.launcher import Launcher, LauncherPool, sub_id_maps
 from pycontain._model.limits import CgroupLimits
 from pycontain._runtime.ahead import Ahead
-from pycontain._runtime.collect import Collector, Remains
+from pycontain._runtime.collect import Collector
 from pycontain._runtime.holdings import Holdings
 from pycontain._security import policy
 from pycontain._state.owner import Claim, Owner, claim_dead
@@ -240,7 +240,7 @@ class Engine:
                 self.holdings.end(store)
             store.close()
         for name in os.listdir(self.owner.live):  # what an interrupt kept from the collector
-            self.collector.put(Remains(name, None, -1, None))
+            self.collector.discard(name)
         self.collector.close()
         self.launchers.close()
         if not self.cgroups.remove():

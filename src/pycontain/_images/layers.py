@@ -129,13 +129,11 @@ class LayerBuild:
     def _take(self, piece: bytes) -> None:
         assert self._unpacker is not None
         self._hasher.update(piece)
-        view = memoryview(piece)
-        while view:
-            try:
-                view = view[os.write(self._unpacker.stream, view) :]
-            except BrokenPipeError:
-                checked("unpacked", self._heard(), self._store.roots.data)
-                raise ImageError("the layer's unpacker stopped reading") from None
+        try:
+            self._unpacker.feed(piece)
+        except BrokenPipeError:
+            checked("unpacked", self._heard(), self._store.roots.data)
+            raise ImageError("the layer's unpacker stopped reading") from None
 
     def _heard(self) -> Report:
         assert self._unpacker is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -59,10 +58,8 @@ def pour(
 
 
 def _write(unpacker: Unpacker, piece: bytes) -> None:
-    view = memoryview(piece)
-    while view:
-        try:
-            view = view[os.write(unpacker.stream, view) :]
-        except BrokenPipeError:
-            checked("unpacked", unpacker.report())
-            raise
+    try:
+        unpacker.feed(piece)
+    except BrokenPipeError:
+        checked("unpacked", unpacker.report())
+        raise

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal
 
 from attrs import frozen
 
-from pycontain._images.layers import discard
 from pycontain._state.paths import private_directory
 from pycontain.errors import NotFound
 
@@ -102,6 +101,12 @@ def record(store: Store, name: str) -> Record:
     raise NotFound(f"no snapshot {name!r} in {store.roots.data}")
 
 
+def mark_copied(store: Store, name: str) -> None:
+    """A snapshot's own layer was copied after all."""
+    with store.database.writing() as rows:
+        rows.execute("UPDATE snapshot SET kind = 'copied' WHERE id = ?", (name,))
+
+
 def forget(store: Store, name: str) -> bool:
     """A snapshot is none any more; was there one?  Its layers go with the next `sweep_sealed`."""
     with store.database.writing() as rows:
@@ -109,13 +114,13 @@ def forget(store: Store, name: str) -> bool:
         return rows.execute("DELETE FROM snapshot WHERE id = ?", (name,)).rowcount > 0
 
 
-def sweep_sealed(store: Store, remove: Callable[[Store, str], None] = discard) -> int:
-    """Remove the layers that no snapshot and no live container stands on; how many there were.
+def sweep_sealed(store: Store, discard: Callable[[str], None]) -> None:
+    """Remove the layers that no snapshot and no live container stands on.
 
-    remove: called with the name, below the owner's live directory, of each that is none any more.
+    discard: called with the name, below the owner's live directory, of each that is none any more.
     """
     if not os.path.isdir(os.path.join(store.roots.data, "sealed")):
-        return 0
+        return
     doomed = []
     with store.database.writing() as rows:
         store.forget_dead(rows)
@@ -127,8 +132,7 @@ def sweep_sealed(store: Store, remove: Callable[[Store, str], None] = discard) -
             os.rename(os.path.join(home(store), layer), os.path.join(store.owner.live, dead))
             doomed.append(dead)
     for name in doomed:
-        remove(store, name)
-    return len(doomed)
+        discard(name)
 
 
 def _pinned(rows: sqlite3.Connection) -> set[str]:

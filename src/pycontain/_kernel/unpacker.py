@@ -68,7 +68,7 @@ def hear(launcher: Launcher) -> Report:
 class Unpacker:
     """One archive on its way into one directory.
 
-    Write the archive to `stream` and close it, ask for the `report`, then `finish`; `close` ends it at
+    `feed` the archive and `end_stream`, ask for the `report`, then `finish`; `close` ends it at
     any time.  owners: files get the owners that the archive names.  devices: nodes are made.
     readable: whatever mode the archive names, the owner may read.  plain: it is a tree and no layer, to be
     added to what is there.  tame: no pipes, set-id bits and attributes but user.*.  merge: the
@@ -117,6 +117,12 @@ class Unpacker:
         except BaseException:
             self.close()
             raise
+
+    def feed(self, data: bytes) -> None:
+        """More of the archive.  Raises BrokenPipeError where it stopped reading: its report says why."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self.stream, view) :]
 
     def end_stream(self) -> None:
         """Nothing more comes."""

@@ -17,7 +17,6 @@ from pycontain._images.told import told
 from pycontain._images.write import archive
 from pycontain._objects import snapshot as snapshots
 from pycontain._objects.changes import sealed_layers, still
-from pycontain._runtime.collect import Remains
 from pycontain._runtime.restack import restack
 from pycontain._runtime.spec import default_name
 from pycontain.errors import PathError, StateError, UnsupportedError
@@ -54,9 +53,8 @@ def snapshot(container: Container) -> Snapshot:
         sealed.keep(store, made, snapshots.pins_of(image))
         try:
             if not _seal(container, running, chain):
-                sealed.forget(store, made.id)
+                sealed.mark_copied(store, made.id)
                 made = evolve(made, kind="copied")
-                sealed.keep(store, made, snapshots.pins_of(image))
                 _copy(container, running, layer)
         except BaseException:
             sealed.forget(store, made.id)
@@ -174,7 +172,7 @@ def rollback(container: Container, to: Snapshot) -> None:
             container.start()
         finally:
             if aside is not None:
-                container._engine.collector.put(Remains(aside, None, -1, None))
+                container._engine.collector.discard(aside)
     container._engine.holdings.let_go()
     container._engine.holdings.sweep_sealed()
 

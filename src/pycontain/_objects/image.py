@@ -29,7 +29,8 @@ class Default:
         return "Image.DEFAULT"
 
 
-def _engine(engine: Engine | None) -> Engine:
+def engine_of(engine: Engine | None) -> Engine:
+    """The engine that is meant: this process's default one without any."""
     from pycontain._engine import default_engine
 
     return engine or default_engine()
@@ -75,7 +76,7 @@ class Image:
         /usr, /lib*, /bin and /sbin, the prefixes of the interpreter with its site-packages, and the
         minimum of /etc; never /home, /root, /var, /srv, /run.  All of it is read-only.
         """
-        return _engine(engine).host_image()
+        return engine_of(engine).host_image()
 
     @classmethod
     def pull(
@@ -106,7 +107,7 @@ class Image:
 
         parsed = Reference.parse(reference)
         credentials = Credentials.of(auth)
-        store = _engine(engine).store
+        store = engine_of(engine).store
         with told(store.roots.data), metering(parsed.familiar, progress) as meter:
             pull = Pull(
                 store,
@@ -118,7 +119,7 @@ class Image:
                 meter=meter,
             )
             record = pull.run()
-        return cls._stored(_engine(engine), record.digest, parsed.familiar)
+        return cls._stored(engine_of(engine), record.digest, parsed.familiar)
 
     @classmethod
     def get(cls, name: str, *, engine: Engine | None = None) -> Image:
@@ -128,7 +129,7 @@ class Image:
         """
         from pycontain._images.library import check_there, find
 
-        chosen = _engine(engine)
+        chosen = engine_of(engine)
         record, called = find(chosen.store, name)
         check_there(chosen.store, record)
         return cls._stored(chosen, record.digest, called)
@@ -138,7 +139,7 @@ class Image:
         """The images of the store, the newest first; those that are damaged are left to `Engine.fsck`."""
         from pycontain._images.library import name_of
 
-        chosen = _engine(engine)
+        chosen = engine_of(engine)
         found = []
         for record in chosen.store.images():
             try:
@@ -158,7 +159,7 @@ class Image:
         from pycontain._images.archives import opened_to_read, unpacked
         from pycontain._images.told import told
 
-        store = (chosen := _engine(engine)).store
+        store = (chosen := engine_of(engine)).store
         with (
             told(store.roots.data),
             opened_to_read(source) as file,
@@ -184,7 +185,7 @@ class Image:
         """The one image of an OCI layout, or the one that its index calls so.  Raises as `from_archive`."""
         from pycontain._images.told import told
 
-        chosen = _engine(engine)
+        chosen = engine_of(engine)
         with told(chosen.roots.data):
             found = cls._from_layout(chosen, os.fspath(directory), name)
         return _single(found, None, directory, engine)
@@ -192,7 +193,7 @@ class Image:
     @classmethod
     def scratch(cls, *, engine: Engine | None = None) -> Image:
         """Nothing: an empty directory."""
-        chosen = _engine(engine)
+        chosen = engine_of(engine)
         return cls(name="scratch", directories=(chosen.store.empty(),), engine=chosen)
 
     @classmethod
@@ -221,7 +222,7 @@ class Image:
             return cls(name=name, directories=(path,))
         if not os.path.isdir(path) and not os.path.isfile(path):
             raise ImageError(f"neither a directory nor an archive: {path}")
-        chosen = _engine(engine)
+        chosen = engine_of(engine)
         bring = import_tree if os.path.isdir(path) else import_archive
         with told(chosen.roots.data):
             record = bring(chosen.store, path, tag)
@@ -356,7 +357,7 @@ class Image:
     # ---- inside -------------------------------------------------------------------------------------------
 
     def _store_engine(self) -> Engine:
-        return _engine(self._engine)
+        return engine_of(self._engine)
 
     def _kept(self) -> Manifest:
         if self.manifest is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, field, frozen
 
-from pycontain._objects.image import Image
+from pycontain._objects.image import Image, engine_of
 from pycontain.errors import ImageError
 
 if TYPE_CHECKING:
@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     from pycontain._images.sealed import Kind, Record
     from pycontain._images.store import Store
     from pycontain.oci import ContainerConfig
-
-
-def _engine(engine: Engine | None) -> Engine:
-    from pycontain._engine import default_engine
-
-    return engine or default_engine()
 
 
 @frozen(kw_only=True)
@@ -48,7 +42,7 @@ class Snapshot:
         """A snapshot of the store.  Raises NotFound, ImageError where what it stands on is gone."""
         from pycontain._images import sealed
 
-        chosen = _engine(engine)
+        chosen = engine_of(engine)
         return _known(chosen, sealed.record(chosen.store, id))
 
     @classmethod
@@ -56,7 +50,7 @@ class Snapshot:
         """Every snapshot of the store, the newest first; those that are damaged are left out."""
         from pycontain._images import sealed
 
-        chosen = _engine(engine)
+        chosen = engine_of(engine)
         found = []
         for record in sealed.records(chosen.store):
             try:
@@ -69,7 +63,7 @@ class Snapshot:
         """Forget it; what it holds goes when no other snapshot or container stands on it.  Idempotent."""
         from pycontain._images import sealed
 
-        chosen = _engine(self._engine)
+        chosen = engine_of(self._engine)
         sealed.forget(chosen.store, self.id)
         chosen.holdings.sweep_sealed()
 
@@ -87,7 +81,7 @@ class Snapshot:
         """
         from pycontain._objects.changes import Made, commit_layers
 
-        chosen = _engine(self._engine)
+        chosen = engine_of(self._engine)
         return commit_layers(chosen, self.image, (), Made(reference, config, author, message))
 
 

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING
 
 from pycontain._model.mounts import VolumeMount
 from pycontain._model.sizes import parse_size, shown
+from pycontain._objects.image import engine_of
 from pycontain.errors import Conflict, NotFound, UnsupportedError
 
 if TYPE_CHECKING:
@@ -21,12 +22,6 @@ if TYPE_CHECKING:
     from pycontain._volumes.records import Record
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
-
-
-def _engine(engine: Engine | None) -> Engine:
-    from pycontain._engine import default_engine
-
-    return engine or default_engine()
 
 
 class Volume:
@@ -60,7 +55,7 @@ class Volume:
                 f"a volume's name begins with a letter or digit and goes on with those or _.-: {shown(name)}"
             )
         wanted = None if size is None else parse_size(size)
-        self._engine = _engine(engine)
+        self._engine = engine_of(engine)
         self._check_size(wanted)
         store = self._engine.store
         owner = "" if name is not None else store.owner.name
@@ -80,7 +75,7 @@ class Volume:
         """A volume that there is.  Raises NotFound."""
         from pycontain._volumes import records
 
-        chosen = _engine(engine)
+        chosen = engine_of(engine)
         found = records.get(chosen.store, name)
         if found is None:
             raise NotFound(f"no volume {name!r}")
@@ -91,7 +86,7 @@ class Volume:
         """Every volume of the store, by name."""
         from pycontain._volumes import records
 
-        chosen = _engine(engine)
+        chosen = engine_of(engine)
         return [cls._of(record, chosen) for record in records.every(chosen.store)]
 
     @classmethod

@@ -34,7 +34,8 @@ _HINTS = {
 }
 
 
-def _mount_of(path: str, source: Source) -> int:
+def mount_of(path: str, source: Source) -> int:
+    """A detached mount of what stands at a path, or in the image there.  Raises PathError."""
     if source.image:
         from pycontain._volumes.filesystem import mount
 
@@ -124,7 +125,7 @@ class Attempt:
         if not self.engine.features.privileged:
             return
         for path, source in ((self._directory, Source()), *self.template.sources):
-            self._fds.append(_mount_of(path, source))
+            self._fds.append(mount_of(path, source))
 
     def _encode(self, ahead: bool) -> None:
         """The message: the plan and, where the launcher has groups to make or to limit, the script for it."""

@@ -79,6 +79,10 @@ class Collector:
                     os.close(fd)
             self._hear(_MOST_WAITING, wait=False)
 
+    def discard(self, name: str) -> None:
+        """Remove a tree below the owner's live directory, behind the caller's back."""
+        self.put(Remains(name, None, -1, None))
+
     def settle(self) -> None:
         """Wait until everything taken over so far is removed."""
         with self._lock:

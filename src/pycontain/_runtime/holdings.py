@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pycontain._runtime.collect import Collector, Remains
+from pycontain._runtime.collect import Collector
 from pycontain.errors import Conflict, ImageError, NotFound, StateError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Holdings:
         """What no snapshot and no container stands on any more is removed, behind the caller's back."""
         from pycontain._images import sealed
 
-        sealed.sweep_sealed(self._store(), lambda _, name: self._discard(name))
+        sealed.sweep_sealed(self._store(), self._collector.discard)
 
     def drop_volumes(self) -> None:
         """Volumes without a name go with their engine: of engines that are gone."""
@@ -110,7 +110,4 @@ class Holdings:
 
         for one in records.unowned(store, ended=ended):
             with contextlib.suppress(Conflict, NotFound):
-                records.remove(store, one.name, self._discard)
-
-    def _discard(self, name: str) -> None:
-        self._collector.put(Remains(name, None, -1, None))
+                records.remove(store, one.name, self._collector.discard)

@@ -13,8 +13,9 @@ import attrs
 
 from pycontain._kernel import native
 from pycontain._kernel.plan import Op, OpFlag, OpKind, Plan, Source, request
+from pycontain._runtime.attempt import mount_of
 from pycontain._runtime.compile import NEWUSER, described, layer_sources
-from pycontain.errors import PathError, StartError
+from pycontain.errors import StartError
 
 if TYPE_CHECKING:
     from pycontain._objects.image import Image
@@ -40,8 +41,8 @@ def restack(running: Running, image: Image) -> None:
         places = []
         for path, source in sources:
             if privileged:
-                opened.append(_tree(path))
-                places.append(_at(source, len(fds) + len(opened) - 1))
+                opened.append(mount_of(path, source))
+                places.append(attrs.evolve(source, fd=len(fds) + len(opened) - 1))
             else:
                 places.append(described(path, source))
         plan = _plan(running, places)
@@ -59,17 +60,6 @@ def restack(running: Running, image: Image) -> None:
     _check(running, reply, told, [path for path, _ in sources[1:]])
     running.upper += 1
     running.drop_filer()  # it stands on the old root
-
-
-def _tree(path: str) -> int:
-    fd = int(native.lib.pcx_open_tree(os.fsencode(path), 0))
-    if fd < 0:
-        raise PathError(f"cannot open {path}: {os.strerror(-fd)}", path=path, errno=-fd)
-    return fd
-
-
-def _at(source: Source, fd: int) -> Source:
-    return attrs.evolve(source, fd=fd)
 
 
 def _plan(running: Running, places: list[Source]) -> bytes:
