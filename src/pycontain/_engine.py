@@ -6,42 +6,42 @@ import atexit
 import contextlib
 import os
 import threading
-import time
 import weakref
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import attrs
 
 from pycontain._cgroups import group as groups
-from pycontain._cgroups.detect import Layout
 from pycontain._cgroups.group import Cgroups, Group
 from pycontain._kernel.features import Features, features
 from pycontain._kernel.launcher import Launcher, LauncherPool, sub_id_maps
 from pycontain._model.limits import CgroupLimits
 from pycontain._runtime.ahead import Ahead
 from pycontain._runtime.collect import Collector
+from pycontain._runtime.dead import collect_dead
 from pycontain._runtime.holdings import Holdings
 from pycontain._security import policy
-from pycontain._state.owner import Claim, Owner, claim_dead
+from pycontain._state.owner import Owner
 from pycontain._state.paths import Roots
-from pycontain.errors import Conflict, ImageError, StateError, UnsupportedError
+from pycontain.errors import Conflict, ImageError, NotFound, StateError, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._images.bounds import LayerLimits
     from pycontain._images.store import Store
     from pycontain._images.sweep import Swept
     from pycontain._objects.container import Container
+    from pycontain._networks.bridge import Bridge
+    from pycontain._networks.fabric import Fabric
     from pycontain._objects.image import Image
+    from pycontain._objects.network import Network
     from pycontain._objects.volume import Volume
     from pycontain._runtime.compile import Template
+    from pycontain._runtime.network import Linkage
     from pycontain._runtime.running import Running
     from pycontain._runtime.spec import ContainerSpec
 
 _RLIMIT_NPROC = "nproc"
 _RLIMIT_DATA = "data"
-_COLLECT_PATIENCE, _COLLECT_PAUSE = 2.0, 0.01
-"""Seconds for the remains of one dead owner."""
 
 
 class Engine:
@@ -93,6 +93,8 @@ class Engine:
         self._names: dict[str, str] = {}
         self._host_image: Image | None = None
         self._store: Store | None = None
+        self._fabric: Fabric | None = None
+        self._hub: LauncherPool | None = None
         self._held: dict[object, CgroupLimits] = {}
         self.templates: dict[object, Template] = {}
         self._collected = collect_dead(self.roots, self.cgroups.layout, self._make_janitor)
@@ -154,6 +156,54 @@ class Engine:
         from pycontain._objects.volume import Volume
 
         return Volume.list(engine=self)
+
+    @property
+    def networks(self) -> list[Network]:
+        """The networks of this engine, by name."""
+        from pycontain._objects.network import Network
+
+        return Network.list(engine=self)
+
+    @property
+    def bridges(self) -> list[Bridge]:
+        """What stands behind them."""
+        fabric = self._fabric
+        return [] if fabric is None else sorted(fabric.bridges.values(), key=lambda one: one.name)
+
+    @property
+    def fabric(self) -> Fabric:
+        """What its networks stand on, made on first use.  Raises UnsupportedError, StartError."""
+        self.check_open()
+        with self._making:
+            if self._fabric is None:
+                from pycontain._networks.fabric import Fabric
+
+                hub = None if self.features.privileged else self._hub_pool()
+                self._fabric = Fabric(self.owner.name, hub or self.launchers, hub=hub is not None)
+            return self._fabric
+
+    def _hub_pool(self) -> LauncherPool:
+        if self._hub is None:
+            self._hub = LauncherPool(plain=True, maps=self._maps, size=1, hub=True)
+        return self._hub
+
+    def birthplace(self, linkage: Linkage) -> LauncherPool:
+        """The launchers of which a container of these networks is born.
+
+        A plain user's networks are in a namespace of one launcher, which has rights over its children's.
+        """
+        if self.features.privileged or not linkage.in_hub:
+            return self.launchers
+        with self._making:
+            return self._hub_pool()
+
+    def find_named(self, name: str) -> Running:
+        """The container of this engine that lives under this name or id.  Raises NotFound."""
+        with self._lock:
+            for running in self._running.values():
+                if name in (running.spec.name, running.spec.id, running.spec.id[:12]):
+                    return running
+        raise NotFound(f"no container {name!r} lives in this engine")
 
     def fsck(self, *, repair: bool = False) -> list[str]:
         """What is damaged in the store, a line each; nothing to say is a good sign.
@@ -233,6 +283,10 @@ class Engine:
         for one in running:
             one.end()
         self.ahead.discard()
+        if self._fabric is not None:
+            self._fabric.close()
+        if self._hub is not None:
+            self._hub.end()
         self.launchers.end()
         self.ahead.spares.discard()
         if store is not None:
@@ -243,6 +297,8 @@ class Engine:
             self.collector.discard(name)
         self.collector.close()
         self.launchers.close()
+        if self._hub is not None:
+            self._hub.close()
         if not self.cgroups.remove():
             groups.collect(self.owner.name, self.cgroups.layout)
         with contextlib.suppress(OSError):
@@ -265,6 +321,11 @@ class Engine:
         for one in self._running.values():
             one.forget()
         self.ahead.forget()
+        if self._fabric is not None:
+            self._fabric.forget()
+        if self._hub is not None:
+            self._hub.forget()
+        self._fabric = self._hub = None
         self.launchers.forget()
         self.collector.forget()
         self.cgroups.forget()
@@ -361,41 +422,6 @@ class Engine:
             supervise=not self.cgroups.kills,
             by_agent=spec.init,
         )
-
-
-def collect_dead(roots: Roots, layout: Layout, make_janitor: Callable[[], Launcher]) -> int:
-    """Remove everything of owners whose process is gone; how many there were.
-
-    What cannot be removed yet keeps its owner's name, so that the next engine tries again.
-    """
-    claims = claim_dead(roots)
-    if not claims:
-        return 0
-    janitor = make_janitor()
-    live = os.open(os.path.join(roots.data, "live"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for claim in claims:
-            claim.release(collected=_collect(claim, layout, janitor, live))
-    finally:
-        os.close(live)
-        janitor.close()
-    return len(claims)
-
-
-def _collect(claim: Claim, layout: Layout, janitor: Launcher, live: int) -> bool:
-    """Where no cgroup tells when the last process is gone, its directory may be busy a moment longer."""
-    patience = time.monotonic() + _COLLECT_PATIENCE
-    while True:
-        try:
-            groups_gone = groups.collect(claim.owner, layout)
-            janitor.remove(live, claim.owner)
-            if groups_gone:
-                return True
-        except OSError:
-            pass
-        if time.monotonic() > patience:
-            return False
-        time.sleep(_COLLECT_PAUSE)
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()

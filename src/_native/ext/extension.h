@@ -59,6 +59,7 @@ int pcx_syncfs (int fd);
 
 #define PCX_LAUNCHER_PLAIN 1 /* of a user without CAP_SYS_ADMIN */
 #define PCX_LAUNCHER_FILES 2 /* without namespaces of its own: it joins a container's for its files */
+#define PCX_LAUNCHER_HUB 3   /* of such a user, in a network namespace of its own */
 int pcx_start_launcher (int kind, int *socket_out, int *pidfd_out);
 int pcx_send (int socket, const char *buffer, size_t size, const int *fds, unsigned int count);
 int pcx_receive (int socket, struct pc_record_fd *out, int timeout_ms);

@@ -98,7 +98,9 @@ become_launcher (const struct start_fds *fds, int kind)
   char name[] = "pycontain-launcher";
   char plain[] = "plain";
   char files[] = "files";
-  char *argv[] = { name, kind == PCX_LAUNCHER_PLAIN ? plain : kind == PCX_LAUNCHER_FILES ? files : NULL, NULL };
+  char hub[] = "hub";
+  char *kinds[] = { NULL, plain, files, hub };
+  char *argv[] = { name, kind >= 0 && kind < 4 ? kinds[kind] : NULL, NULL };
   char *env[] = { NULL };
 
   syscall (SYS_setsid);

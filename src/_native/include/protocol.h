@@ -44,6 +44,7 @@ struct pc_request
 #define PC_REQUEST_RESTACK 16u
 #define PC_REQUEST_FILES 14u /* files.h */
 #define PC_REQUEST_FILE 15u
+#define PC_REQUEST_NETWORK 17u /* network.h */
 
 #define PC_REQUEST_IN_MEMFD 1u
 #define PC_REQUEST_AFTER 2u /* PC_REQUEST_REMOVE: the first fd is a pidfd whose end to wait for */

@@ -9,8 +9,6 @@
 #include <linux/sched.h>
 
 #define SIGKILL_ 9
-#define IFF_UP_ 1
-#define SIOCSIFFLAGS_ 0x8914
 #define MS_REC_ 16384
 #define MS_PRIVATE_ (1 << 18)
 #define CAP(name) (1ull << (name))
@@ -27,22 +25,6 @@ pc_die (int control, u32 step, word error, i32 op)
   };
   (void) pc_send_record (control, &record, -1);
   sys_exit (127);
-}
-
-static int
-raise_loopback (void)
-{
-  struct
-  {
-    char name[16];
-    i32 flags;
-    char rest[20];
-  } request = { .name = "lo", .flags = IFF_UP_ };
-  cleanup_fd int fd = (int) raw3 (__NR_socket, 2, 2 | 0x80000, 0);
-
-  if (fd < 0)
-    return fd;
-  return (int) raw3 (__NR_ioctl, fd, SIOCSIFFLAGS_, &request);
 }
 
 /* A task that moves itself waits for no grace period; `tasks` of each v1 hierarchy was opened ahead. */
@@ -64,7 +46,7 @@ private_namespaces (const struct pc_plan *plan, int control)
   if (plan->namespaces & CLONE_NEWNET)
     CHECK (PC_STEP_NETWORK, sys_unshare (CLONE_NEWNET));
   if (plan->flags & PC_PLAN_LOOPBACK)
-    CHECK (PC_STEP_NETWORK, raise_loopback ());
+    CHECK (PC_STEP_NETWORK, pc_raise_loopback ());
   u64 rest = plan->namespaces & (CLONE_NEWCGROUP | 0x80 /* CLONE_NEWTIME */);
   if (rest != 0)
     CHECK (PC_STEP_NAMESPACES, sys_unshare (rest));

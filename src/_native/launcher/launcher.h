@@ -3,6 +3,7 @@
 #define PC_LAUNCHER_H
 
 #include "identity.h"
+#include "network.h"
 #include "plan.h"
 #include "wire.h"
 
@@ -86,6 +87,12 @@ int pc_remove_tree (int dir, const char *name);
 int pc_remove_group (int dir, const char *name);
 /* Serve a container's files from now on. */
 _Noreturn void pc_serve_files (int socket, const struct pc_request *request, const struct pc_fds *fds);
+/* A network namespace for what a plain user's containers are linked to; 0, or -1 and *failure. */
+int pc_make_hub (struct pc_record *failure);
+int pc_raise_loopback (void);
+/* Sockets of a network namespace, sent as they come; 0, or -1 and the reply. */
+int pc_network (int socket, const struct pc_network_request *request, usize received, const struct pc_fds *fds,
+                struct pc_record *reply);
 void pc_watch_child (i32 pid, int exit_fd);
 void pc_reap_children (struct pc_launcher *launcher);
 /* A child was reaped: if it is the one that waits, nobody waits any more. */

@@ -256,6 +256,16 @@ serve_layer (struct pc_launcher *launcher, const struct pc_request *request, usi
     sys_exit (1);
 }
 
+static void
+serve_network (struct pc_launcher *launcher, usize received, const struct pc_fds *fds)
+{
+  struct pc_record reply = { .kind = 0 };
+  const void *whole = buffer;
+
+  (void) pc_network (launcher->socket, whole, received, fds, &reply);
+  answer (launcher, &reply, -1);
+}
+
 static int
 serve (struct pc_launcher *launcher)
 {
@@ -275,6 +285,8 @@ serve (struct pc_launcher *launcher)
         serve_restack (launcher, request, (usize) received, &fds);
       else if (request->kind == PC_REQUEST_REMOVE)
         serve_remove (launcher, request, (usize) received, &fds);
+      else if (request->kind == PC_REQUEST_NETWORK)
+        serve_network (launcher, (usize) received, &fds);
       else if (request->kind == PC_REQUEST_FILES && received == sizeof *request && fds.count == 2
                && child_count == 0)
         pc_serve_files (launcher->socket, request, &fds);
@@ -370,8 +382,10 @@ pc_main (word *stack)
     }
   /* Who joins a container's user namespace needs none of its own; a plain user's own would bar the way. */
   int bare = stack[0] > 1 && pc_streq (argv[1], "files");
-  if (signals < 0
-      || (!bare && pc_prepare_namespace (&launcher, stack[0] > 1 && pc_streq (argv[1], "plain"), &ready) < 0))
+  int hub = stack[0] > 1 && pc_streq (argv[1], "hub");
+  int plain_user = hub || (stack[0] > 1 && pc_streq (argv[1], "plain"));
+  if (signals < 0 || (!bare && pc_prepare_namespace (&launcher, plain_user, &ready) < 0)
+      || (hub && pc_make_hub (&ready) < 0))
     {
       ready.kind = PC_RECORD_FAILED;
       (void) pc_send_record (launcher.socket, &ready, -1);

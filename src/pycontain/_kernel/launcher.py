@@ -22,7 +22,7 @@ from pycontain._kernel.plan import request
 from pycontain.errors import StartError
 
 _FIRST_TABLE_SLOT = 255
-_FILES = 2
+_PLAIN, _FILES, _HUB = 1, 2, 3
 _PATIENCE = 10_000
 """Milliseconds for a killed launcher to be gone."""
 
@@ -33,6 +33,7 @@ class Launcher:
     plain: the caller has no CAP_SYS_ADMIN; the launcher makes a user namespace of its own first.
     maps: for plain users, the id maps to write with newuidmap and newgidmap, or None for the single-id map.
     files: it makes no namespace, but joins the user namespace of the container whose files it works on.
+    hub: a plain one in a network namespace of its own, in which networks can be made.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class Launcher:
         plain: bool = False,
         maps: tuple[list[str], list[str]] | None = None,
         files: bool = False,
+        hub: bool = False,
     ) -> None:
         socket, pidfd = native.ffi.new("int *"), native.ffi.new("int *")
-        kind = _FILES if files else int(plain)
+        kind = _FILES if files else _HUB if hub else _PLAIN if plain else 0
         native.checked(native.lib.pcx_start_launcher(kind, socket, pidfd), "launcher")
         self.socket: int = socket[0]
         self.pidfd: int = pidfd[0]
@@ -183,9 +185,15 @@ class LauncherPool:
     """Launchers that are free; `borrow` makes another while fewer than `size` exist."""
 
     def __init__(
-        self, *, plain: bool, maps: tuple[list[str], list[str]] | None, size: int | None = None
+        self,
+        *,
+        plain: bool,
+        maps: tuple[list[str], list[str]] | None,
+        size: int | None = None,
+        hub: bool = False,
     ) -> None:
         self._plain = plain
+        self._hub = hub
         self._maps = maps
         self._size = size or max(2, os.cpu_count() or 1)
         self._free: list[Launcher] = []
@@ -228,7 +236,7 @@ class LauncherPool:
                 return
             self._count += 1
         try:
-            to.launcher = Launcher(plain=self._plain, maps=self._maps)
+            to.launcher = Launcher(plain=self._plain, maps=self._maps, hub=self._hub)
         except BaseException:
             with self._mutex:
                 self._count -= 1

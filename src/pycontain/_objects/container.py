@@ -11,10 +11,13 @@ from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
 from pycontain._model.limits import CgroupLimits
 from pycontain._model.mounts import Tmpfs
+from pycontain._model.ports import Ports, port_of
+from pycontain._model.ports import published as parse_ports
 from pycontain._model.process import ExecResult
 from pycontain._objects.call import Call, Invocation
 from pycontain._objects.image import Default, Image
 from pycontain._objects.lifecycle import Lifecycle
+from pycontain._objects.linkage import Networks, linkage_of
 from pycontain._objects.options import (
     Mounts,
     check_layer,
@@ -27,7 +30,7 @@ from pycontain._objects.process import Process, check_terminal, check_text
 from pycontain._runtime import spec as specs
 from pycontain._runtime.streams import DEVNULL, PIPE, Stream
 from pycontain._security.policy import Security
-from pycontain.errors import Args, UnsupportedError
+from pycontain.errors import Args, NotFound, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
@@ -50,7 +53,9 @@ class Container(Lifecycle):
     of `limits`; 512M and 128 where none is given.  disk: bytes that may be written to the root file system,
     kept in memory then: the default of memory grows by it, and below one that is given the container runs
     out of memory first.
-    rlimits: name to value or (soft, hard).  network: 'none'.  volumes, mounts: place inside to `Volume`,
+    rlimits: name to value or (soft, hard).  network: 'none', 'host', 'bridge', a `Network` or its name, an
+    `Endpoint`, an `Egress`, several of these, or 'container:NAME'.  ports: a port inside, or '53/udp', to one
+    of the host, None for a free one.  volumes, mounts: place inside to `Volume`,
     `Bind`, `Tmpfs` or a path.  tmpfs: places, or place to size.  read_only: no writes but to tmpfs.
     init: False makes the command PID 1 itself.  lifetime: seconds after which it is ended.
 
@@ -75,8 +80,8 @@ class Container(Lifecycle):
         disk: int | str | None = None,
         limits: CgroupLimits | None = None,
         rlimits: Mapping[str, int | Sequence[int]] | None = None,
-        network: str = "none",
-        ports: Mapping[int, int] | None = None,
+        network: Networks = "none",
+        ports: Ports | None = None,
         volumes: Mounts | None = None,
         mounts: Mounts | None = None,
         tmpfs: specs.TmpfsOption | None = None,
@@ -90,17 +95,15 @@ class Container(Lifecycle):
     ) -> None:
         from pycontain._engine import default_engine
 
-        if network != "none":
-            raise UnsupportedError(f"the network {network!r}", hint="this version has network='none' alone")
-        if ports:
-            raise UnsupportedError("published ports", hint="they need a network; this version has none")
         if runtime is not None:
             raise UnsupportedError(
                 f"the runtime {runtime!r}", hint="leave it out: pycontain starts containers itself"
             )
         chosen, asked = specs.limits_of(limits, memory, cpus, pids, disk)
         new = secrets.token_hex(16)
+        published = parse_ports(ports)
         self._adopt(engine or default_engine())
+        linkage, shown_network = linkage_of(self._engine, network, published)
         points = specs.mount_points(mounts_of(self._engine, volumes, mounts), tmpfs)
         base = image_of(self._engine, image)
         self._engine.holdings.hold(base, self)
@@ -124,7 +127,8 @@ class Container(Lifecycle):
             mounts=points,
             read_only=read_only,
             init=init,
-            network=network,
+            network=shown_network,
+            linkage=linkage,
             security=security,
             lifetime=lifetime,
             labels={**base.labels, **(labels or {})},
@@ -224,6 +228,26 @@ class Container(Lifecycle):
         from pycontain._objects.copies import copy_out
 
         copy_out(self, src, dst, max_bytes, max_entries)
+
+    @property
+    def addresses(self) -> Mapping[str, str]:
+        """Its IPv4 address on each of its networks, by the network's name."""
+        attached = self._live().attached
+        return {} if attached is None else attached.addresses
+
+    @property
+    def address(self) -> str | None:
+        """Its address on the first of its networks, or None without one."""
+        return next(iter(self.addresses.values()), None)
+
+    def port(self, inner: int | str) -> int:
+        """The port of the host at which one inside is published.  Raises NotFound, StateError."""
+        wanted = port_of(inner)
+        attached = self._live().attached
+        for one in attached.bound if attached is not None else ():
+            if (one.wanted.inner, one.wanted.protocol) == wanted:
+                return one.port
+        raise NotFound(f"container {self.name} publishes no port {inner}")
 
     def zygote(self, imports: Sequence[str] = (), *, python: str | None = None) -> Zygote:
         """An interpreter inside that imports these modules once and is forked for each call."""

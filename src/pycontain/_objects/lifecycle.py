@@ -15,6 +15,7 @@ from pycontain._objects.options import volume_names
 from pycontain._runtime import spec as specs
 from pycontain._runtime.collect import shielded
 from pycontain._runtime.isolation import Isolation, isolation_of
+from pycontain._runtime.network import LINKED, attach
 from pycontain._runtime.running import Running
 from pycontain._runtime.start import start
 from pycontain._runtime.stats import Stats, stats_of
@@ -152,6 +153,9 @@ class Lifecycle:
             self._running = self._main.running
         self._timings = self._running.timings
         self._engine.register(self._whole)
+        linkage = self.spec.linkage
+        if linkage.kind == LINKED:
+            attach(self._running, linkage.places, linkage.ports)
         if self.spec.init and self.spec.command is not None:
             self._main = MainCommand.beside_agent(self._running, self.spec.command)
         if self.spec.lifetime is not None:

@@ -11,7 +11,8 @@ from pycontain._model.mounts import Tmpfs
 
 _GUARDED = MountAttr.NOSUID | MountAttr.NODEV
 _SHM_SIZE = 64 << 20
-RESOLV_CONF = b"# no network\n"
+RESOLV_CONF = b"nameserver 127.0.0.11\noptions ndots:0\n"
+"""Where names are asked for; without a network nobody listens there."""
 
 
 @frozen(kw_only=True)
@@ -39,9 +40,9 @@ def _filesystem(kind: str, target: str, options: bytes, attributes: int, flags: 
     return Op(OpKind.FILESYSTEM, target, data, flags, attributes=attributes)
 
 
-def _files(hostname: str, hosts: Mapping[str, str], resolv: bytes) -> list[Op]:
+def _files(hostname: str, hosts: Mapping[str, str], resolv: bytes, own_name: bool) -> list[Op]:
     lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
-    if hostname:
+    if own_name:
         lines.append(f"127.0.1.1 {hostname}")
     lines += [f"{address} {name}" for name, address in hosts.items()]
     return [
@@ -63,10 +64,15 @@ def compose(
     scratch_size: int,
     masked: Sequence[str],
     readonly: Sequence[str],
+    resolv: bytes = RESOLV_CONF,
+    own_name: bool = True,
 ) -> list[Op]:
-    """Every op of a root, in order: overlay, kernel file systems, mounts outer before inner, covers, seal."""
+    """Every op of a root, in order: overlay, kernel file systems, mounts outer before inner, covers, seal.
+
+    own_name: its host name stands in /etc/hosts, as one of the loopback; else the name service knows it.
+    """
     upper = b"" if disk is None else tmpfs_options(disk, 0o755, max(1024, disk // 4096))
-    ops = [Op(OpKind.UPPER, data=upper), *_files(hostname, {}, RESOLV_CONF)]
+    ops = [Op(OpKind.UPPER, data=upper), *_files(hostname, {}, resolv, own_name)]
     ops.append(Op(OpKind.OVERLAY, source=first_layer, count=layers, attributes=_GUARDED))
     guarded = int(OpFlag.NOFOLLOW)
     everything = _GUARDED | MountAttr.NOEXEC

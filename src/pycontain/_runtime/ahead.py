@@ -140,11 +140,11 @@ class Ahead:
         while again and self._wanted(*kind):
             self._make(attempt.spec, kind[1])
         if not again:
-            with engine.launchers.borrow() as launcher:
+            with engine.birthplace(attempt.spec.linkage).borrow() as launcher:
                 self.spares.refill(launcher, attempt.template)
 
     def _wanted(self, template: Template, hostname: str | None) -> bool:
-        if not template.init or template.shares or template.bulk > MOST_BULK or template in self._unfit:
+        if not template.init or template.joins or template.shares or template.bulk > MOST_BULK or template in self._unfit:
             return False
         with self._lock:
             if len(self._stock) >= _MOST_HELD:
@@ -157,7 +157,7 @@ class Ahead:
         attempt = Attempt(engine, spec.renamed(secrets.token_hex(16)))
         standby = Standby(attempt, hostname, _sources_of(attempt.template))
         try:
-            with engine.launchers.borrow() as launcher:
+            with engine.birthplace(spec.linkage).borrow() as launcher:
                 attempt.prepare(ahead=True)
                 attempt.ask(launcher)
             with self._lock:

@@ -13,6 +13,7 @@ from pycontain._kernel import files, native
 from pycontain._kernel.plan import OpFlag, Source, request
 from pycontain._runtime.collect import Remains
 from pycontain._runtime.compile import Entrance, Template, template_of
+from pycontain._runtime.network import JOINED
 from pycontain._runtime.running import Running, kill_by
 from pycontain.errors import PathError, StartError
 
@@ -142,9 +143,13 @@ class Attempt:
         elif group is not None:
             entrance = Entrance(group.birth >= 0, len(group.tasks))
             self._outgoing += group.entrance()
+        join = None
+        if self.spec.linkage.kind == JOINED:
+            join = len(self._outgoing)
+            self._outgoing.append(self.engine.find_named(self.spec.linkage.other).pidfd)
         self._outgoing += self._streams
         plan = self.template.fill(
-            self.spec, self._block, entrance, self._command, spare=self._spare is not None
+            self.spec, self._block, entrance, self._command, spare=self._spare is not None, join=join
         )
         if by_launcher:
             self._asked = request(native.SPAWN, plan + script, value=len(plan))

@@ -14,6 +14,7 @@ from pycontain._kernel.native import SECURITY
 from pycontain._kernel.plan import NO_FD, MountAttr, Op, OpFlag, Plan, PlanFlag, Source, request
 from pycontain._model.mounts import Bind, Tmpfs, VolumeMount
 from pycontain._rootfs import layout
+from pycontain._runtime.network import HOST, JOINED, LINKED, NONE
 from pycontain._state.owner import STORE_BLOCK
 from pycontain.errors import PathError, UnsupportedError
 
@@ -34,6 +35,7 @@ NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
 )
 _SCRATCH_MOST = 256 << 20
 _TEMPLATES = 256
+_RESOLVER_MOST = 65536
 
 
 _NAME = "\x02" * 12
@@ -54,7 +56,8 @@ class Template:
     """A plan of which only host name, ids and fds are open: made once for containers that are alike.
 
     ops, sources as (path, how), the image's `layers` first, security: as the plan has them, for errors and
-    reports.  bulk: about how many bytes a plan takes.  shares: it has volumes.
+    reports.  bulk: about how many bytes a plan takes.  shares: it has volumes.  joins: another container's
+    network namespace.
     """
 
     ops: tuple[Op, ...]
@@ -70,6 +73,7 @@ class Template:
     privileged: bool
     init: bool
     shares: bool
+    joins: bool
     id_map: str
     live: str
     _encoded: dict[tuple[object, ...], bytes] = field(factory=dict, init=False)
@@ -82,10 +86,14 @@ class Template:
         command: bytes = b"",
         *,
         spare: bool = False,
+        join: int | None = None,
     ) -> bytes:
-        """The plan of one container; with `spare`, for the child that waits."""
-        if command or not self.privileged or len(spec.hostname) != len(_NAME):
-            return self._encode(spec, spec.hostname, block, entrance, command, spare)
+        """The plan of one container; with `spare`, for the child that waits.
+
+        join: the fd, by index, of the process whose network namespace it shares.
+        """
+        if command or not self.privileged or len(spec.hostname) != len(_NAME) or join is not None:
+            return self._encode(spec, spec.hostname, block, entrance, command, spare, join)
         ready = self._encoded.get((entrance, spare))
         if ready is None:
             ready = self._encoded[entrance, spare] = self._encode(spec, _NAME, None, entrance, b"", spare)
@@ -120,6 +128,7 @@ class Template:
         entrance: Entrance,
         command: bytes,
         spare: bool,
+        join: int | None = None,
     ) -> bytes:
         """fds in the order sent: control, exit, container's directory, sources, skipped, group's, streams."""
         first = 1 if self.init else 2
@@ -150,6 +159,7 @@ class Template:
             uid_map=id_map,
             gid_map=id_map,
             hostname=hostname,
+            joins=() if join is None else ((join, NEWNET),),
             command=command,
         ).encode()
 
@@ -195,7 +205,21 @@ def _key(spec: ContainerSpec) -> tuple[object, ...]:
         spec.init,
         tuple(spec.mounts.items()),
         tuple(spec.rlimits.items()),
+        spec.linkage.kind,
+        spec.linkage.other,
+        _resolver(spec),
     )
+
+
+def _resolver(spec: ContainerSpec) -> bytes:
+    """resolv.conf(5): where the namespace is the host's, the host's."""
+    if not spec.linkage.of_host:
+        return layout.RESOLV_CONF
+    try:
+        with open("/etc/resolv.conf", "rb") as file:
+            return file.read(_RESOLVER_MOST)
+    except OSError:
+        return b""
 
 
 def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
@@ -234,9 +258,11 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
         scratch_size=max(65536, min(_SCRATCH_MOST, memory // 2)),
         masked=spec.security.masked_paths,
         readonly=spec.security.readonly_paths,
+        resolv=_resolver(spec),
+        own_name=spec.linkage.kind in (NONE, HOST),
     )
     security = engine.encode_security(spec)
-    flags = PlanFlag.LOOPBACK if spec.network == "none" else PlanFlag(0)
+    flags = PlanFlag.LOOPBACK if spec.linkage.kind in (NONE, LINKED) else PlanFlag(0)
     if not engine.features.privileged and not engine.sub_ids:
         flags |= PlanFlag.DENY_SETGROUPS
     return Template(
@@ -253,6 +279,7 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
         privileged=engine.features.privileged,
         init=spec.init,
         shares=any(isinstance(what, VolumeMount) for what in spec.mounts.values()),
+        joins=spec.linkage.kind == JOINED,
         id_map=_plain_map(engine),
         live=engine.owner.live,
     )
@@ -302,7 +329,7 @@ def namespaces(engine: Engine, spec: ContainerSpec) -> int:
     wanted = NEWUSER | NEWNS | NEWPID | NEWIPC | NEWUTS | NEWCGROUP
     if engine.cgroups.keeps_out:
         wanted &= ~NEWCGROUP
-    if spec.network == "none":
+    if spec.linkage.kind not in (HOST, JOINED):
         wanted |= NEWNET
     if engine.features.time_namespace:
         wanted |= NEWTIME

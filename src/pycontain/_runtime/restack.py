@@ -46,7 +46,7 @@ def restack(running: Running, image: Image) -> None:
             else:
                 places.append(described(path, source))
         plan = _plan(running, places)
-        with running.engine.launchers.borrow() as launcher, launcher.listening:
+        with running.engine.birthplace(running.spec.linkage).borrow() as launcher, launcher.listening:
             launcher.hear_owed()
             native.send(launcher.socket, request(native.RESTACK, plan, value=running.pid), [*fds, *opened])
             os.close(theirs)

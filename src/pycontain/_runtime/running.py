@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pycontain._cgroups.group import Group
     from pycontain._engine import Engine
     from pycontain._kernel.filer import Filer
+    from pycontain._networks.attached import Attached
     from pycontain._runtime.compile import Template
     from pycontain._runtime.spec import ContainerSpec
 
@@ -71,6 +72,7 @@ class Running:
     dependents: list[Dependent] = field(factory=list)  # what holds fds for as long as this runs
     filing: threading.Lock = field(factory=threading.Lock)
     filer: Filer | None = None
+    attached: Attached | None = None
 
     @still.default
     def _still(self) -> threading.Condition:

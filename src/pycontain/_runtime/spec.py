@@ -16,6 +16,7 @@ from pycontain._model.mounts import Bind, Tmpfs, VolumeMount
 from pycontain._model.sizes import parse_duration, parse_size, shown
 from pycontain._model.user import check_user
 from pycontain._objects.image import Image
+from pycontain._runtime.network import Linkage
 from pycontain._security.policy import Security, rlimit_pairs
 from pycontain.errors import Args, LimitError, NotFound
 
@@ -229,6 +230,7 @@ class ContainerSpec:
     read_only: bool
     init: bool
     network: str
+    linkage: Linkage = Linkage()
     security: Security
     lifetime: float | None = field(converter=_lifetime)
     labels: dict[str, str]
@@ -250,5 +252,7 @@ class ContainerSpec:
             )
         if not self.init and self.command is None:
             raise ValueError("init=False wants a command: it is PID 1 itself")
+        if not self.init and self.linkage.places:
+            raise ValueError("networks want the agent, which waits until they stand: leave init=False out")
         if not isinstance(self.security, Security):
             raise TypeError(f"security is a Security, such as Security.SANDBOX, not {self.security!r}")

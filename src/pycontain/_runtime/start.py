@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pycontain._runtime.attempt import Attempt
 from pycontain._runtime.collect import shielded
+from pycontain._runtime.network import JOINED
 from pycontain._runtime.running import Running
 from pycontain.errors import StartError
 
@@ -47,9 +48,9 @@ def _make(
 ) -> Running:
     attempt = Attempt(engine, spec, command)
     try:
-        with engine.launchers.borrow() as launcher:
+        with engine.birthplace(spec.linkage).borrow() as launcher:
             spare = None
-            if spares and command is None:
+            if spares and command is None and spec.linkage.kind != JOINED:
                 spare = engine.ahead.spares.take(launcher, attempt.template, attempt.limits)
             attempt.prepare(spare=spare)
             attempt.ask(launcher)

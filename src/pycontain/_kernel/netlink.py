@@ -1,0 +1,220 @@
+"""netlink(7): messages in batches, and what the kernel says to each.
+
+Small on purpose: a container's links are on the way of its start, where a general library takes longer to
+load than a hundred containers to be linked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+
+from attrs import frozen
+
+ROUTE, NETFILTER = 0, 12
+"""Protocols of netlink(7)."""
+
+REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
+REPLACE, EXCL, CREATE, APPEND = 0x100, 0x200, 0x400, 0x800
+_NESTED = 0x8000
+_ERROR, _DONE = 2, 3
+_HEADER, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=HH")
+_SOL_NETLINK, _EXT_ACK, _STRICT = 270, 11, 12
+_SO_RCVBUFFORCE = 33
+_BUFFER = 4 << 20
+_INTERRUPTED, _CAPPED, _TLVS = 0x10, 0x100, 0x200
+_TEXT = 1
+
+
+class NetlinkError(OSError):
+    """What the kernel refused: `at` is the place of the message in its batch."""
+
+    def __init__(self, number: int, text: str, at: int) -> None:
+        super().__init__(number, f"{os.strerror(number)}{f': {text}' if text else ''}")
+        self.at = at
+
+
+@frozen
+class Answer:
+    """One message of the kernel."""
+
+    kind: int
+    body: bytes
+
+
+def attribute(kind: int, payload: bytes | int | str) -> bytes:
+    """One attribute, padded; a number is 32 bits in the host's order, text ends in a NUL."""
+    if isinstance(payload, int):
+        payload = struct.pack("=I", payload)
+    elif isinstance(payload, str):
+        payload = payload.encode() + b"\0"
+    size = 4 + len(payload)
+    return _ATTRIBUTE.pack(size, kind) + payload + b"\0" * (-size % 4)
+
+
+def nested(kind: int, *attributes: bytes) -> bytes:
+    """An attribute of attributes."""
+    return attribute(kind | _NESTED, b"".join(attributes))
+
+
+def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Every attribute in data: kind without its flags, and payload."""
+    at = 0
+    while at + 4 <= len(data):
+        size, kind = _ATTRIBUTE.unpack_from(data, at)
+        if size < 4:
+            return
+        yield kind & 0x3FFF, data[at + 4 : at + size]
+        at += (size + 3) & ~3
+
+
+@frozen
+class Message:
+    """One request: its number, flags beside NLM_F_REQUEST, and what follows the header."""
+
+    kind: int
+    body: bytes
+    flags: int = 0
+
+
+class Netlink:
+    """A socket to one of the kernel's families, for every thread of the process.
+
+    fd: a socket that was made in another network namespace, taken over.
+    """
+
+    def __init__(self, protocol: int, fd: int = -1) -> None:
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+        self._socket = socket.socket(fileno=fd) if fd >= 0 else socket.socket(socket.AF_NETLINK, kind, protocol)
+        for level, option, value in (
+            (socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER),
+            (_SOL_NETLINK, _EXT_ACK, 1),
+            (_SOL_NETLINK, _STRICT, 1),
+        ):
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(level, option, value)
+        self._number = 0
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close it; with it goes what it owns."""
+        self._socket.close()
+
+    def detach(self) -> int:
+        """The fd, which is the caller's from now on."""
+        return self._socket.detach()
+
+    def do(self, messages: Sequence[Message]) -> None:
+        """Have every message done, in order and in one system call.
+
+        Raises NetlinkError of the first that was refused; those after it were tried all the same.
+        """
+        with self._lock:
+            first, batch = self._pack(messages, ACK)
+            self._socket.send(batch)
+            self._hear(first, len(messages))
+
+    def do_at_once(self, messages: Sequence[Message]) -> None:
+        """Have all done or none: a transaction of nfnetlink.  Raises NetlinkError."""
+        begin = Message(0x10, struct.pack("=BBH", 0, 0, socket.htons(10)))
+        end = Message(0x11, begin.body)
+        with self._lock:
+            first, batch = self._pack(messages, ACK, begin, end)
+            self._socket.send(batch)
+            self._hear(first, len(messages))
+
+    def ask(self, message: Message) -> list[Answer]:
+        """What the kernel tells, of a dump every message.  Raises NetlinkError."""
+        dump = message.flags & DUMP == DUMP
+        with self._lock:
+            for _ in range(5):
+                first, batch = self._pack([message], 0)
+                self._socket.send(batch)
+                answers = self._collect(first, dump)
+                if answers is not None:
+                    return answers
+        raise NetlinkError(errno.EINTR, "what was asked for changes too fast", 0)
+
+    def _pack(
+        self, messages: Sequence[Message], flags: int, *around: Message
+    ) -> tuple[int, bytes]:
+        parts = []
+        if around:
+            parts.append(self._one(around[0], 0))
+        first = self._number + 1
+        parts += [self._one(message, flags) for message in messages]
+        if around:
+            parts.append(self._one(around[1], 0))
+        return first, b"".join(parts)
+
+    def _one(self, message: Message, flags: int) -> bytes:
+        self._number = (self._number + 1) & 0xFFFFFFFF
+        size = 16 + len(message.body)
+        return _HEADER.pack(size, message.kind, REQUEST | flags | message.flags, self._number, 0) + message.body
+
+    def _hear(self, first: int, count: int) -> None:
+        """An acknowledgement for each; answers to what an interrupt left unheard have lower numbers."""
+        waiting = set(range(first, first + count))
+        refused: NetlinkError | None = None
+        while waiting:
+            for kind, number, flags, body in self._receive():
+                if kind != _ERROR or number not in waiting and not first - 1 <= number <= first + count:
+                    continue
+                failure = _failure(body, flags, number - first)
+                if failure is not None and (refused is None or failure.at < refused.at):
+                    refused = failure
+                if number not in waiting and failure is not None:  # the frame of a transaction
+                    raise failure
+                waiting.discard(number)
+        if refused is not None:
+            raise refused
+
+    def _collect(self, number: int, dump: bool) -> list[Answer] | None:
+        """None where the dump was interrupted by a change."""
+        answers: list[Answer] = []
+        interrupted = False
+        while True:
+            for kind, seen, flags, body in self._receive():
+                if seen != number:
+                    continue
+                interrupted = interrupted or bool(flags & _INTERRUPTED)
+                if kind == _DONE:
+                    return None if interrupted else answers
+                if kind == _ERROR:
+                    failure = _failure(body, flags, 0)
+                    if failure is not None:
+                        raise failure
+                    return answers
+                answers.append(Answer(kind, body))
+                if not dump:
+                    return answers
+
+    def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
+        data = self._socket.recv(1 << 20)
+        at = 0
+        while at + 16 <= len(data):
+            size, kind, flags, number, _ = _HEADER.unpack_from(data, at)
+            if size < 16:
+                return
+            yield kind, number, flags, data[at + 16 : at + size]
+            at += (size + 3) & ~3
+
+
+def _failure(body: bytes, flags: int, at: int) -> NetlinkError | None:
+    """What an error message says; None for an acknowledgement."""
+    number = struct.unpack_from("=i", body)[0]
+    if number == 0:
+        return None
+    text = ""
+    if flags & _TLVS:
+        # The request that it is about comes first, or its header alone.
+        request = 16 if flags & _CAPPED else struct.unpack_from("=I", body, 4)[0]
+        for kind, payload in attributes(body[4 + ((request + 3) & ~3) :]):
+            if kind == _TEXT:
+                text = payload.rstrip(b"\0").decode("utf-8", "replace")
+    return NetlinkError(-number, text, at)

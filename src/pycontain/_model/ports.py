@@ -1,0 +1,125 @@
+"""Ports that a container publishes: what users write, and what it means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TypeAlias
+
+from attrs import frozen
+
+from pycontain._model.sizes import shown
+
+HostPort: TypeAlias = "int | str | None | tuple[str, int | None]"
+"""A port of the host; None for a free one; 'address:port', 'first-last', or (address, port)."""
+Ports: TypeAlias = "Mapping[int | str, HostPort | Sequence[HostPort]]"
+"""A port inside, or 'port/udp', or 'first-last', to where it is published."""
+
+_INNER = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp))?")
+_OUTER = re.compile(r"(?:(?P<address>[^\]\[]*|\[[^\]]*\]):)?(?P<first>\d{0,5})(?:-(?P<last>\d{1,5}))?")
+_HIGHEST = 65535
+
+
+@frozen
+class Published:
+    """A port inside, and where it is published: an address, or '' for all; a port, or None for a free one."""
+
+    inner: int
+    protocol: str
+    address: str
+    port: int | None
+
+
+def published(ports: Ports | None) -> tuple[Published, ...]:
+    """Every port one by one.  Raises ValueError for what is no port, TypeError for what cannot be one."""
+    if not isinstance(ports, Mapping | None):
+        raise TypeError(f"ports map ports inside to ports of the host: {shown(ports)}")
+    found: dict[Published, None] = {}
+    for inner, outers in (ports or {}).items():
+        first, last, protocol = _inner(inner)
+        several = isinstance(outers, Sequence) and not isinstance(outers, str | tuple)
+        for outer in outers if several else (outers,):  # type: ignore[union-attr]
+            for one in _each(first, last, protocol, outer):  # type: ignore[arg-type]
+                found[one] = None
+    _check_distinct(found)
+    return tuple(found)
+
+
+def _check_distinct(found: Mapping[Published, None]) -> None:
+    seen: dict[tuple[str, str, int], Published] = {}
+    for one in found:
+        if one.port is not None:
+            other = seen.setdefault((one.protocol, one.address, one.port), one)
+            if other is not one:
+                raise ValueError(f"port {one.port}/{one.protocol} of the host is given twice")
+
+
+def port_of(text: int | str) -> tuple[int, str]:
+    """A single port inside and its protocol.  Raises ValueError."""
+    first, last, protocol = _inner(text)
+    if first != last:
+        raise ValueError(f"one port is asked for, not a range: {shown(text)}")
+    return first, protocol
+
+
+def _number(number: int, what: object) -> int:
+    if not 1 <= number <= _HIGHEST:
+        raise ValueError(f"a port is a number from 1 to {_HIGHEST}: {shown(what)}")
+    return number
+
+
+def _inner(text: int | str) -> tuple[int, int, str]:
+    if isinstance(text, bool) or not isinstance(text, int | str):
+        raise TypeError(f"a port inside is a number, or text like '53/udp': {shown(text)}")
+    if isinstance(text, int):
+        return _number(text, text), text, "tcp"
+    match = _INNER.fullmatch(text)
+    if match is None:
+        raise ValueError(f"a port inside is like 80, '80/tcp', '53/udp' or '8000-8010': {shown(text)}")
+    first = _number(int(match[1]), text)
+    last = _number(int(match[2] or first), text)
+    if last < first:
+        raise ValueError(f"a range of ports goes upwards: {shown(text)}")
+    return first, last, match[3] or "tcp"
+
+
+def _each(first: int, last: int, protocol: str, outer: HostPort) -> Iterator[Published]:
+    address, start, end = _outer(outer)
+    if start is not None and end is not None and end - start != last - first:
+        raise ValueError(f"ranges of ports are of one length: {first}-{last} to {shown(outer)}")
+    for at in range(last - first + 1):
+        port = None if start is None else _number(start + at, outer)
+        yield Published(first + at, protocol, address, port)
+
+
+def _outer(outer: HostPort) -> tuple[str, int | None, int | None]:
+    if outer is None:
+        return "", None, None
+    if isinstance(outer, int) and not isinstance(outer, bool):
+        return "", _number(outer, outer), None
+    if isinstance(outer, tuple) and len(outer) == 2:
+        address, port = outer
+        return _address(address), None if port is None else _number(port, outer), None
+    if not isinstance(outer, str):
+        raise TypeError(f"a port of the host is a number, None, text or (address, port): {shown(outer)}")
+    match = _OUTER.fullmatch(outer)
+    if match is None:
+        raise ValueError(f"a port of the host is like '8080', '127.0.0.1:8080' or '9000-9010': {shown(outer)}")
+    address = _address(match["address"].strip("[]")) if match["address"] else ""
+    if not match["first"]:
+        if match["last"] or not address:
+            raise ValueError(f"no port of the host: {shown(outer)}")
+        return address, None, None
+    first = _number(int(match["first"]), outer)
+    return address, first, _number(int(match["last"]), outer) if match["last"] else None
+
+
+def _address(text: object) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"an address of the host is text: {shown(text)}")
+    try:
+        found: IPv4Address | IPv6Address = ip_address(text)
+    except ValueError as error:
+        raise ValueError(f"no address of the host: {shown(text)}") from error
+    return "" if found == IPv4Address("0.0.0.0") else str(found)

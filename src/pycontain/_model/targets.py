@@ -1,0 +1,54 @@
+"""What `Egress` allows: names and ranges of addresses, with ports."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Network
+
+from attrs import frozen
+
+from pycontain._model.sizes import shown
+
+_TARGET = re.compile(r"(?P<what>[^:]+?)(?::(?P<port>\d{1,5}))?(?:/(?P<protocol>tcp|udp))?")
+_ADDRESS = re.compile(r"\d{1,3}(\.\d{1,3}){3}(/\d{1,2})?")
+_LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
+_NAME = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*\.?")
+
+
+@frozen
+class Target:
+    """A name or a range, a port or 0 for all, a protocol or '' for both."""
+
+    text: str
+    name: str
+    network: IPv4Network | None
+    port: int
+    protocol: str
+
+    def names(self, name: str) -> bool:
+        """Is a name, in lower case without the last dot, this one's?"""
+        if self.name.startswith("*."):
+            return name.endswith(self.name[1:])
+        return bool(self.name) and name == self.name
+
+
+def target_of(text: str) -> Target:
+    """'example.org:443', '*.example.org', '10.0.0.0/8', '10.0.0.1:53/udp'.  Raises ValueError, TypeError."""
+    if not isinstance(text, str):
+        raise TypeError(f"what is allowed is text like 'example.org:443' or '10.0.0.0/8': {shown(text)}")
+    match = _TARGET.fullmatch(text.strip().lower())
+    problem = f"neither 'name:port' nor a range like '10.0.0.0/8': {shown(text)}"
+    if match is None:
+        raise ValueError(problem)
+    port, protocol = int(match["port"] or 0), match["protocol"] or ""
+    if match["port"] and not 1 <= port <= 65535:
+        raise ValueError(f"a port is a number from 1 to 65535: {shown(text)}")
+    what = match["what"]
+    if _ADDRESS.fullmatch(what):
+        try:
+            return Target(text, "", IPv4Network(what), port, protocol)
+        except ValueError as error:
+            raise ValueError(f"no range of addresses: {error}") from error
+    if not _NAME.fullmatch(what) or len(what) > 253:
+        raise ValueError(problem)
+    return Target(text, what.rstrip("."), None, port, protocol)

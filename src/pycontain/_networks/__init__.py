@@ -1,0 +1,1 @@
+"""Networks: links, addresses, the firewall, ports and names."""

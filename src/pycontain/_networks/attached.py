@@ -1,0 +1,242 @@
+"""A live container's side of its networks: interfaces, names, published ports."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import threading
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Interface
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from pycontain._kernel.inside import Wanted
+from pycontain._kernel.netlink import ROUTE, Netlink, NetlinkError
+from pycontain._networks import links
+from pycontain._networks.zone import Client, Entry
+from pycontain.errors import NotFound, StartError, StateError
+
+if TYPE_CHECKING:
+    from pycontain._model.ports import Published
+    from pycontain._networks.bridge import Bridge, Member
+    from pycontain._networks.fabric import Fabric
+    from pycontain._networks.publish import Bound
+
+RESOLVER = "127.0.0.11"
+"""Where containers ask for names; Docker's too."""
+_FIRST_INDEX = 16
+"""Below are the loopback and what modules give every namespace."""
+_QUIET = socket.SOCK_NONBLOCK
+
+
+@frozen
+class Place:
+    """A network that a container is to be on, and how."""
+
+    bridge: Bridge
+    aliases: tuple[str, ...] = ()
+    address: str | None = None
+
+
+@frozen(kw_only=True)
+class Identity:
+    """Who is to be linked.  groups: how many group ids it has; raw: may it send what it likes?"""
+
+    container: str
+    name: str
+    hostname: str
+    pid: int
+    pidfd: int
+    groups: int
+    raw: bool
+
+
+class Attached:
+    """The networks of one live container; ends with it."""
+
+    def __init__(self, fabric: Fabric, who: Identity) -> None:
+        self._fabric = fabric
+        self._who = who
+        self._inner: Netlink | None = None
+        self._ended = False
+        self._index = _FIRST_INDEX
+        self._lock = threading.RLock()
+        self.members: dict[Bridge, Member] = {}
+        self.bound: list[Bound] = []
+        self.client = Client(own=Entry(names=(who.hostname,), addresses=()), upstream=False)
+
+    def connect(self, place: Place) -> Member:
+        """Put it on a network; it is reached and finds others when this returns.
+
+        Raises Conflict, StateError, LimitError, ValueError, StartError; nothing is left then.
+        """
+        bridge = place.bridge
+        with self._lock:
+            if self._ended:
+                raise StateError(f"container {self._who.name} is not running")
+            member = bridge.admit(
+                self._who.container, self._who.name, self._fabric.link_name(), place.aliases, place.address
+            )
+            try:
+                self._link(bridge, member)
+            except BaseException as error:
+                self._unlink(bridge, member)
+                if isinstance(error, NetlinkError):
+                    raise self._failure(bridge, error) from error
+                raise
+            self.members[bridge] = member
+            bridge.zone.put(self._who.container, self._entry(member))
+            self._tell_names()
+            return member
+
+    def _failure(self, bridge: Bridge, error: NetlinkError) -> Exception:
+        if error.errno in (errno.ESRCH, errno.EINVAL) and self._fabric.is_dead(self._who.pidfd):
+            return StateError(f"container {self._who.name} is not running")
+        hint = "a bridge has 1024 ports: use a second network" if error.errno == errno.EXFULL else None
+        return StartError(
+            f"container {self._who.name} could not be put on the network {bridge.name} ({error.strerror})",
+            step="network",
+            errno=error.errno or 0,
+            hint=hint,
+        )
+
+    def _entry(self, member: Member) -> Entry:
+        who = self._who
+        addresses = [str(member.address)]
+        if member.address6 is not None:
+            addresses.append(str(member.address6.ip))
+        return Entry(
+            names=(who.name, who.container[:12], *member.aliases, who.hostname), addresses=tuple(addresses)
+        )
+
+    def _link(self, bridge: Bridge, member: Member) -> None:
+        inner = self._enter(bridge)
+        taken = {other.inner for other in self.members.values()}
+        member.inner = next(name for at in range(1024) if (name := f"eth{at}") not in taken)
+        member.index, self._index = self._index, self._index + 1
+        peer = links.Peer(self._who.pid, member.inner, member.index, member.mac, bridge.options.mtu)
+        route = bridge.domain.route
+        if self._who.raw:
+            self._fabric.guard.admit(bridge, member)
+        route.do([links.pair(member.port, peer), links.join(member.port, bridge.index)])
+        if bridge.options.guided:
+            index = next(links.seen_links(route.ask(links.find(member.port)))).index
+            route.do([links.isolate(index)])
+        addresses = bridge.addresses
+        steps = [links.assign(member.index, IPv4Interface((member.address, addresses.subnet.prefixlen)))]
+        if member.address6 is not None:
+            steps.append(links.assign(member.index, member.address6))
+        if not bridge.options.internal:
+            steps.append(links.default_route(member.index, addresses.gateway.packed, member.index))
+            if addresses.gateway6 is not None:
+                steps.append(links.default_route(member.index, addresses.gateway6.packed, member.index))
+        inner.do(steps)
+
+    def _enter(self, bridge: Bridge) -> Netlink:
+        """Settings for the interface that comes; the first time also the sockets that it takes."""
+        settings = {
+            "ipv6/conf/default/disable_ipv6": str(int(bridge.addresses.subnet6 is None)),
+            "ipv6/conf/default/accept_ra": "0",
+            "ipv6/conf/default/accept_redirects": "0",
+            "ipv4/conf/all/accept_redirects": "0",
+            "ipv4/conf/default/accept_redirects": "0",
+        }
+        if self._inner is not None:
+            bridge.domain.within(self._who.pidfd, [], settings)
+            return self._inner
+        settings["ipv4/ip_unprivileged_port_start"] = "0"
+        settings["ipv4/ping_group_range"] = f"0 {self._who.groups - 1}"
+        wanted = [
+            Wanted(socket.AF_NETLINK, socket.SOCK_RAW, ROUTE),
+            Wanted(socket.AF_INET, socket.SOCK_DGRAM | _QUIET, 0, RESOLVER, 53),
+            Wanted(socket.AF_INET, socket.SOCK_STREAM | _QUIET, 0, RESOLVER, 53, 64),
+        ]
+        netlink, udp, tcp = bridge.domain.within(self._who.pidfd, wanted, settings)
+        self._inner = Netlink(ROUTE, netlink)
+        self._fabric.names.serve(self.client, udp, tcp)
+        return self._inner
+
+    def _unlink(self, bridge: Bridge, member: Member) -> None:
+        try:
+            bridge.domain.route.do([links.remove(member.port)])
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+        finally:
+            self._leave(bridge, member)
+
+    def _leave(self, bridge: Bridge, member: Member) -> None:
+        bridge.zone.drop(self._who.container)
+        self._fabric.guard.dismiss(member)
+        bridge.dismiss(member)
+
+    def disconnect(self, bridge: Bridge) -> None:
+        """Take it off a network: nobody reaches it there any more when this returns.  Raises NotFound."""
+        with self._lock:
+            member = self.members.pop(bridge, None)
+            if member is None:
+                raise NotFound(f"container {self._who.name} is not on the network {bridge.name}")
+            if self.bound and self.bound[0].target == str(member.address):
+                self._republish()
+            self._unlink(bridge, member)
+            self._tell_names()
+
+    def _tell_names(self) -> None:
+        bridges = list(self.members)
+        addresses = [address for one in self.members.values() for address in self._entry(one).addresses]
+        self.client.own = Entry(names=(self._who.hostname,), addresses=tuple(addresses))
+        self.client.zones = frozenset(one.zone for one in bridges if one.options.names)
+        self.client.upstream = any(not one.options.internal for one in bridges)
+        policies = [one.policy for one in bridges if one.policy is not None]
+        self.client.policy = policies[0] if policies else None
+
+    def publish(self, ports: Sequence[Published]) -> None:
+        """Publish ports of it, on the first of its networks that leads outside.  Raises Conflict."""
+        with self._lock:
+            self.bound += self._fabric.publisher.publish(ports, self._target())
+
+    def _target(self) -> str:
+        for bridge, member in self.members.items():
+            if not bridge.options.internal:
+                return str(member.address)
+        raise StateError(f"container {self._who.name} is on no network that leads outside")
+
+    def _republish(self) -> None:
+        """They go with the network; where another one leads outside, they are published there."""
+        bound, self.bound = self.bound, []
+        self._fabric.publisher.withdraw(bound)
+        with contextlib.suppress(StateError):
+            self.publish([one.again for one in bound])
+
+    @property
+    def addresses(self) -> Mapping[str, str]:
+        """Its address on each network, by the network's name."""
+        with self._lock:
+            return {bridge.name: str(member.address) for bridge, member in self.members.items()}
+
+    def let_go(self) -> None:
+        """The container has ended: its interfaces go with its namespace."""
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+            self._fabric.publisher.withdraw(self.bound)
+            self.bound = []
+            if self._inner is not None:
+                self._fabric.names.drop(self.client)
+                self._inner.close()
+            members, self.members = self.members, {}
+            for bridge, member in members.items():
+                self._leave(bridge, member)
+            self._fabric.left(self)
+
+    def forget(self) -> None:
+        """In a forked child: close the fds alone."""
+        self._lock = threading.RLock()
+        self._ended = True
+        if self._inner is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._inner.detach())

@@ -1,0 +1,181 @@
+"""One network: a bridge, its subnet, its names, and who is on it."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from typing import TYPE_CHECKING
+
+from attrs import define, field, frozen
+
+from pycontain._kernel.netlink import NetlinkError
+from pycontain._networks import links
+from pycontain._networks.firewall import Firewall, Passage
+from pycontain._networks.subnets import Addresses
+from pycontain.errors import Conflict, StateError, UnsupportedError
+
+if TYPE_CHECKING:
+    from pycontain._networks.domain import Domain
+    from pycontain._networks.zone import Policy, Zone
+
+MTU = 1500
+
+
+@frozen(kw_only=True)
+class Options:
+    """What a network is asked to be.
+
+    names: do containers find each other by name?  guided: `Egress` says what they may reach, alone.
+    """
+
+    name: str
+    subnet: IPv4Network | None = None
+    subnet6: IPv6Network | None = None
+    ipv6: bool = False
+    internal: bool = False
+    host: bool = False
+    names: bool = True
+    guided: bool = False
+    mtu: int = MTU
+    labels: Mapping[str, str] = field(factory=dict)
+
+
+@define(eq=False)
+class Member:
+    """A container on a network.
+
+    port: the interface on the bridge.  inner, index: the interface inside.
+    """
+
+    container: str
+    name: str
+    address: IPv4Address
+    address6: IPv6Interface | None
+    aliases: tuple[str, ...]
+    port: str
+    inner: str = ""
+    index: int = 0
+
+    @property
+    def mac(self) -> bytes:
+        """Follows from the address: who is given one again is known by the same."""
+        return mac_of(self.address)
+
+
+def mac_of(address: IPv4Address) -> bytes:
+    """A locally administered address of an interface."""
+    return b"\x02\x50" + address.packed
+
+
+@define(eq=False)
+class Bridge:
+    """A network that stands.  Everything here is called with its lock held, or before anybody knows it."""
+
+    options: Options
+    link: str
+    addresses: Addresses
+    zone: Zone
+    domain: Domain
+    firewall: Firewall
+    created: float = field(factory=time.time)
+    index: int = 0
+    gone: bool = False
+    policy: Policy | None = None
+    members: dict[str, Member] = field(factory=dict)
+    lock: threading.RLock = field(factory=threading.RLock)
+
+    @property
+    def name(self) -> str:
+        """The network's name."""
+        return self.options.name
+
+    @property
+    def passage(self) -> Passage:
+        """What the firewall is to know of it."""
+        subnets: list[IPv4Network | IPv6Network] = [self.addresses.subnet]
+        if self.addresses.subnet6 is not None:
+            subnets.append(self.addresses.subnet6)
+        return Passage(
+            bridge=self.link,
+            subnets=tuple(subnets),
+            outside=not self.options.internal,
+            host=self.options.host,
+            policy=self.options.guided,
+        )
+
+    def make(self) -> None:
+        """Rules first, then the link: it is never there without them.  Raises UnsupportedError, OSError."""
+        self.firewall.open(self.passage)
+        try:
+            self._make_link()
+        except BaseException as error:
+            self.unmake()
+            if isinstance(error, NetlinkError) and error.errno == errno.EOPNOTSUPP:
+                raise UnsupportedError("bridges", hint="networks need bridge and veth of the kernel") from error
+            raise
+
+    def _make_link(self) -> None:
+        route, addresses = self.domain.route, self.addresses
+        gateway = IPv4Interface((addresses.gateway, addresses.subnet.prefixlen))
+        route.do([links.bridge(self.link, mac_of(addresses.gateway), self.options.mtu)])
+        self.index = next(links.seen_links(route.ask(links.find(self.link)))).index
+        self.domain.set(self._settings())
+        steps = [
+            links.note(self.index, f"pycontain network {self.name}"),
+            links.raise_link(self.index, link_local=addresses.subnet6 is not None),
+            links.assign(self.index, gateway),
+        ]
+        if addresses.gateway6 is not None:
+            steps.append(links.assign(self.index, addresses.gateway6))
+        route.do(steps)
+
+    def _settings(self) -> dict[str, str]:
+        """IPv6 off means off, and nobody on it tells the host where to send what."""
+        off = self.addresses.subnet6 is None
+        v4, v6 = f"ipv4/conf/{self.link}", f"ipv6/conf/{self.link}"
+        return {
+            f"{v6}/disable_ipv6": str(int(off)),
+            f"{v6}/accept_ra": "0",
+            f"{v6}/accept_redirects": "0",
+            f"{v4}/accept_redirects": "0",
+            f"{v4}/send_redirects": "0",
+            f"{v4}/route_localnet": "0",
+            f"{v4}/rp_filter": "1",
+        }
+
+    def unmake(self) -> None:
+        """Link and rules go.  Idempotent."""
+        self.gone = True
+        for step in (self._remove_link, lambda: self.firewall.shut(self.passage)):
+            try:
+                step()
+            except NetlinkError as error:
+                if error.errno not in (errno.ENODEV, errno.ENOENT):
+                    raise
+
+    def _remove_link(self) -> None:
+        self.domain.route.do([links.remove(self.link)])
+
+    def admit(
+        self, container: str, name: str, port: str, aliases: tuple[str, ...], address: str | None
+    ) -> Member:
+        """A place on it for a container.  Raises Conflict, StateError, LimitError, ValueError."""
+        with self.lock:
+            if self.gone:
+                raise StateError(f"the network {self.name} is removed")
+            if container in self.members:
+                raise Conflict(f"container {name} is on the network {self.name} already")
+            chosen = self.addresses.acquire() if address is None else self.addresses.take(address)
+            six = self.addresses.address6(chosen) if self.addresses.subnet6 is not None else None
+            member = self.members[container] = Member(container, name, chosen, six, aliases, port)
+            return member
+
+    def dismiss(self, member: Member) -> None:
+        """Its place is free."""
+        with self.lock:
+            if self.members.get(member.container) is member:
+                del self.members[member.container]
+                self.addresses.release(member.address)

@@ -1,0 +1,133 @@
+"""Where an engine's networks are: the host's network namespace, or as a plain user one of the engine's own."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network
+from typing import TYPE_CHECKING
+
+from pycontain._kernel.inside import Wanted, sockets_within
+from pycontain._kernel.netlink import NETFILTER, ROUTE, Netlink
+from pycontain._networks import links
+from pycontain._state.paths import private_directory
+from pycontain.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from pycontain._kernel.launcher import LauncherPool
+
+_RUN = "/run/pycontain"
+"""Of the host, not of one store: subnets and forwarding are shared by all engines."""
+_RAW = socket.SOCK_RAW
+
+
+class Domain:
+    """The namespace of the bridges: netlink sockets in it, its settings, and what is in use there.
+
+    launchers: of processes in it.  hub: it is the engine's own.
+    """
+
+    def __init__(self, launchers: LauncherPool, *, hub: bool) -> None:
+        self.launchers = launchers
+        self.hub = hub
+        self._forwarding: dict[int, int] = {}
+        self._routes: list[tuple[int, IPv4Network | IPv6Network]] | None = None
+        if hub:
+            wanted = [Wanted(socket.AF_NETLINK, _RAW, kind) for kind in (ROUTE, NETFILTER)]
+            route, rules = self.within(-1, wanted, {})
+            self.route, self.rules = Netlink(ROUTE, route), Netlink(NETFILTER, rules)
+        else:
+            self.route, self.rules = Netlink(ROUTE), Netlink(NETFILTER)
+
+    def within(self, pidfd: int, wanted: Sequence[Wanted], settings: Mapping[str, str]) -> list[int]:
+        """Sockets of a process's network namespace, after its settings were made.  Raises StartError."""
+        with self.launchers.borrow() as launcher:
+            return sockets_within(launcher, pidfd, wanted, settings)
+
+    def set(self, settings: Mapping[str, str]) -> None:
+        """Write below /proc/sys/net of this namespace.  Raises StartError, OSError."""
+        if self.hub:
+            self.within(-1, [], settings)
+            return
+        for path, value in settings.items():
+            try:
+                with open(f"/proc/sys/net/{path}", "w") as file:
+                    file.write(value)
+            except FileNotFoundError:  # a kernel without a protocol has no settings of it
+                continue
+
+    @property
+    def locks(self) -> str | None:
+        """The file in which engines of this host lock their subnets; None in a namespace of one's own."""
+        return None if self.hub else os.path.join(private_directory(_RUN), "subnets")
+
+    def in_use(self, subnet: IPv4Network | IPv6Network) -> bool:
+        """Does a route of this namespace, other than the default one, lead into the subnet?"""
+        family = socket.AF_INET if subnet.version == 4 else socket.AF_INET6
+        first = subnet.network_address.packed
+        for route in links.seen_routes(self.route.ask(links.routes(family))):
+            if route.length < 8 and subnet.version == 4 or route.length < 16 and subnet.version == 6:
+                continue
+            length = min(route.length, subnet.prefixlen)
+            shift = len(first) * 8 - length
+            if int.from_bytes(route.destination) >> shift == int.from_bytes(first) >> shift:
+                return True
+        return False
+
+    def forward(self, version: int) -> bool:
+        """Let this host pass packets on; True where it did not before any engine of ours wanted it.
+
+        Then nothing may pass but what is of our networks.  The last engine puts it back.
+        """
+        setting = _FORWARDING[version]
+        if self.hub:
+            self.set({setting: "1"})
+            return False
+        fd = self._forwarding.get(version)
+        if fd is None:
+            here = os.stat("/proc/self/ns/net").st_ino
+            path = os.path.join(private_directory(_RUN), f"forwarding{version}-{here}")
+            fd = self._forwarding[version] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            if _read(setting) == "0":
+                os.pwrite(fd, b"1", 0)
+                try:
+                    self.set({setting: "1"})
+                except OSError as error:
+                    raise UnsupportedError(
+                        f"forwarding of IPv{version}", hint=f"this host refuses net/{setting}: {error}"
+                    ) from error
+        return os.pread(fd, 1, 0) == b"1"
+
+    def close(self) -> None:
+        """Close the sockets, and with them what they own; forwarding is as before when nobody is left."""
+        for version, fd in self._forwarding.items():
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.pread(fd, 1, 0) == b"1":
+                    self.set({_FORWARDING[version]: "0"})
+                    os.ftruncate(fd, 0)
+            except OSError:
+                pass  # another engine's
+        self.forget()
+
+    def forget(self) -> None:
+        """Close the fds alone."""
+        for fd in self._forwarding.values():
+            os.close(fd)
+        self._forwarding.clear()
+        self.route.close()
+        self.rules.close()
+
+
+_FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
+
+
+def _read(setting: str) -> str:
+    try:
+        with open(f"/proc/sys/net/{setting}") as file:
+            return file.read().strip()
+    except OSError:
+        return ""

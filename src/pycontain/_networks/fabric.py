@@ -1,0 +1,195 @@
+"""Everything that an engine's networks stand on, made on first use."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import secrets
+import select
+import threading
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Network
+from typing import TYPE_CHECKING
+
+from pycontain._networks import links
+from pycontain._networks.attached import Attached, Identity, Place
+from pycontain._networks.bridge import Bridge, Options
+from pycontain._networks.domain import Domain
+from pycontain._networks.firewall import Firewall
+from pycontain._networks.guard import Guard
+from pycontain._networks.names import NameService
+from pycontain._networks.publish import Publisher
+from pycontain._networks.subnets import Addresses, Subnets, private6
+from pycontain._networks.zone import Zone
+from pycontain.errors import Conflict, NotFound
+
+if TYPE_CHECKING:
+    from pycontain._kernel.launcher import LauncherPool
+    from pycontain._kernel.relay import Relay
+    from pycontain._model.ports import Published
+
+DEFAULT = "bridge"
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+_NUMBERS = len(_DIGITS) ** 4
+
+
+class Fabric:
+    """The networks of one engine.
+
+    launchers: processes in the namespace where bridges are to be; hub: that is one of the engine's own.
+    Raises UnsupportedError, StartError.
+    """
+
+    def __init__(self, owner: str, launchers: LauncherPool, *, hub: bool) -> None:
+        self._prefix = links.prefix(owner)
+        self._numbers = itertools.count(secrets.randbelow(_NUMBERS))
+        self._lock = threading.RLock()
+        self._relay: Relay | None = None
+        self._attached: list[Attached] = []
+        self.bridges: dict[str, Bridge] = {}
+        self.domain = Domain(launchers, hub=hub)
+        try:
+            self.firewall = Firewall(self.domain.rules, f"pycontain-{owner}", self._prefix)
+            self.guard = Guard(self.domain.rules, f"pycontain-{owner}")
+            self.subnets = Subnets(self.domain.locks, self.domain.in_use)
+        except BaseException:
+            self.domain.close()
+            raise
+        self.names = NameService()
+        self.publisher = Publisher(self.relay, None if hub else self.firewall)
+
+    def link_name(self) -> str:
+        """A name for an interface that no other of this engine has had lately."""
+        number = next(self._numbers) % _NUMBERS
+        text = ""
+        for _ in range(4):
+            number, digit = divmod(number, len(_DIGITS))
+            text = _DIGITS[digit] + text
+        return self._prefix + text
+
+    def relay(self) -> Relay:
+        """The process that carries published ports."""
+        from pycontain._kernel.relay import Relay
+
+        with self._lock:
+            if self._relay is None:
+                with self.domain.launchers.borrow() as launcher:
+                    self._relay = Relay.start(launcher)
+            return self._relay
+
+    def is_dead(self, pidfd: int) -> bool:
+        """Has this process ended?"""
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def create(self, options: Options) -> Bridge:
+        """A network that stands.  Raises Conflict for its name or subnet, LimitError, UnsupportedError."""
+        with self._lock:
+            if options.name in self.bridges:
+                raise Conflict(f"there is a network {options.name!r} already")
+            subnet = options.subnet
+            if subnet is None:
+                subnet = self.subnets.choose()
+            else:
+                self.subnets.take(subnet)
+            try:
+                bridge = self._make(options, subnet)
+            except BaseException:
+                self.subnets.give_back(subnet)
+                raise
+            self.bridges[options.name] = bridge
+            return bridge
+
+    def _make(self, options: Options, subnet: IPv4Network) -> Bridge:
+        subnet6 = options.subnet6 or (private6() if options.ipv6 else None)
+        if options.subnet6 is not None and self.domain.in_use(options.subnet6):
+            raise Conflict(f"the subnet {options.subnet6} meets one that is in use on this host")
+        bridge = Bridge(
+            options,
+            self.link_name(),
+            Addresses(subnet, subnet6),
+            Zone(options.name),
+            self.domain,
+            self.firewall,
+        )
+        if not options.internal:
+            for version in (4, 6) if subnet6 is not None else (4,):
+                if self.domain.forward(version):
+                    self.firewall.keep_closed(version)
+        bridge.make()
+        return bridge
+
+    def default(self) -> Bridge:
+        """The network that is called 'bridge', on which containers find each other by address alone."""
+        with self._lock:
+            found = self.bridges.get(DEFAULT)
+            return found or self.create(Options(name=DEFAULT, names=False))
+
+    def find(self, name: str) -> Bridge:
+        """A network of this engine.  Raises NotFound."""
+        with self._lock:
+            if name == DEFAULT:
+                return self.default()
+            found = self.bridges.get(name)
+        if found is None:
+            raise NotFound(f"no network {name!r} in this engine")
+        return found
+
+    def remove(self, bridge: Bridge) -> None:
+        """Remove a network.  Raises Conflict while a container is on it, NotFound when it is gone."""
+        with self._lock, bridge.lock:
+            if bridge.gone:
+                raise NotFound(f"the network {bridge.name} is removed already")
+            if bridge.members:
+                names = ", ".join(sorted(member.name for member in bridge.members.values()))
+                raise Conflict(
+                    f"containers are on the network {bridge.name}: {names}", hint="remove them first"
+                )
+            bridge.unmake()
+            self.bridges.pop(bridge.name, None)
+            self.subnets.give_back(bridge.addresses.subnet)
+
+    def attach(self, who: Identity, places: Sequence[Place], ports: Sequence[Published]) -> Attached:
+        """Put a container on networks and publish its ports, all or nothing."""
+        attached = Attached(self, who)
+        with self._lock:
+            self._attached.append(attached)
+        try:
+            for place in places:
+                attached.connect(place)
+            if ports:
+                attached.publish(ports)
+        except BaseException:
+            attached.let_go()
+            raise
+        return attached
+
+    def left(self, attached: Attached) -> None:
+        """A container has ended."""
+        with self._lock, contextlib.suppress(ValueError):
+            self._attached.remove(attached)
+
+    def close(self) -> None:
+        """Remove every network; the containers have ended."""
+        with self._lock:
+            for attached in list(self._attached):
+                attached.let_go()
+            for bridge in list(self.bridges.values()):
+                with contextlib.suppress(OSError):
+                    bridge.unmake()
+            self.bridges.clear()
+            self.names.close()
+            if self._relay is not None:
+                self._relay.close()
+            self.domain.close()
+            self.subnets.close()
+
+    def forget(self) -> None:
+        """In a forked child: close the fds alone."""
+        self._lock = threading.RLock()
+        self.names.forget()
+        if self._relay is not None:
+            self._relay.forget()
+        self.domain.forget()
+        self.subnets.close()

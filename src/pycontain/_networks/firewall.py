@@ -1,0 +1,299 @@
+"""The rules of an engine's networks: one table, which goes when its socket is closed and which no flush touches.
+
+The rules stand from the start and name no container; what changes are elements of sets.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network
+
+from attrs import frozen
+
+from pycontain._kernel.netlink import Answer, Message, Netlink, NetlinkError
+from pycontain._networks import nft
+from pycontain._networks.nft import Element, Set
+from pycontain.errors import UnsupportedError
+
+PREFIX = b"pyc"
+"""Interfaces of every engine of ours begin with it."""
+_IPV4, _IPV6 = b"\2", b"\xa"
+_ICMP, TCP, UDP, _ICMP6 = 1, 6, 17, 58
+_DNAT, _KNOWN = 0x20, 2 | 4
+_ADVERTISEMENT, _REDIRECT6 = b"\x86", b"\x89"
+_METADATA6 = "fd00:ec2::254"
+
+
+@frozen(kw_only=True)
+class Passage:
+    """What the rules are to let pass of one network.
+
+    outside: beyond this host.  host: to this host's own services.  policy: what `Egress` allows alone.
+    """
+
+    bridge: str
+    subnets: tuple[IPv4Network | IPv6Network, ...]
+    outside: bool
+    host: bool
+    policy: bool
+
+
+class Firewall:
+    """The table of one engine.
+
+    own: what the names of its bridges begin with.  closed: nothing but what is ours may be passed on.
+    Raises UnsupportedError where the kernel has no nf_tables.
+    """
+
+    def __init__(self, socket: Netlink, name: str, own: str) -> None:
+        self._socket = socket
+        self.table = name
+        self._own = own.encode()
+        self._closed: set[int] = set()
+        self.redirects = True
+        """Are published ports redirected by the kernel?  Else the relay alone carries them."""
+        self.masquerades = True
+        sets = _sets(name)
+        self.sets = {one.name: one for one in sets}
+        try:
+            self._install(sets, refuse=True)
+        except NetlinkError as error:
+            if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP):
+                raise _unsupported(error) from error
+            self._install(sets, refuse=False)  # a kernel that can only drop
+
+    def _install(self, sets: Sequence[Set], *, refuse: bool) -> None:
+        table = self.table
+        refusal = [
+            [nft.meta("l4proto"), nft.compare(bytes([TCP])), nft.reset()],
+            [nft.prohibit()],
+        ]
+        if not refuse:
+            refusal = [[nft.verdict("drop")]]
+        rules = _Rules(table, self._own, refusal)
+        messages = [
+            nft.table(table),
+            *(one.new(at + 1) for at, one in enumerate(sets)),
+            nft.chain(table, "refuse"),
+            nft.chain(table, "allow"),
+            nft.chain(table, "policy"),
+            nft.chain(table, "from_inside"),
+            nft.chain(table, "to_inside"),
+            nft.base_chain(table, "forward", "filter", nft.FORWARD, 0),
+            nft.base_chain(table, "input", "filter", nft.INPUT, 0),
+            *rules.filters(),
+        ]
+        self.do(messages)
+        for what, part in (("masquerades", rules.masquerade()), ("redirects", rules.redirect())):
+            try:
+                self.do(part)
+            except NetlinkError:
+                setattr(self, what, False)
+
+    def do(self, messages: Sequence[Message]) -> None:
+        """Change the table, all or nothing.  Raises NetlinkError."""
+        self._socket.do_at_once(messages)
+
+    def elements(self, name: str) -> list[Answer]:
+        """What a set has.  Raises NetlinkError."""
+        return self._socket.ask(self.sets[name].dump())
+
+    def keep_closed(self, version: int) -> None:
+        """Nothing else is passed on by this host, which has passed on nothing before."""
+        if version in self._closed:
+            return
+        self._closed.add(version)
+        protocol = _IPV4 if version == 4 else _IPV6
+        self.do(
+            [
+                nft.rule(
+                    self.table,
+                    "forward",
+                    nft.meta("nfproto"),
+                    nft.compare(protocol),
+                    nft.meta("iifname"),
+                    nft.compare(PREFIX, equal=False),
+                    nft.meta("oifname"),
+                    nft.compare(PREFIX, equal=False),
+                    nft.verdict("drop"),
+                )
+            ]
+        )
+
+    def open(self, passage: Passage) -> None:
+        """Rules for a network that is about to be."""
+        self.do([self.sets[name].put(*elements) for name, elements in self._of(passage)])
+
+    def shut(self, passage: Passage) -> None:
+        """It is gone."""
+        self.do([self.sets[name].take(*elements) for name, elements in self._of(passage)])
+
+    def _of(self, passage: Passage) -> list[tuple[str, list[Element]]]:
+        name = nft.interface(passage.bridge)
+        found = [("same", [Element(nft.key(name, name))])]
+        if passage.policy:
+            found.append(("guided", [Element(name)]))
+        elif not passage.outside:
+            found.append(("internal", [Element(name)]))
+        if passage.host:
+            found.append(("hosted", [Element(name)]))
+        if passage.outside or passage.policy:
+            for subnet in passage.subnets:
+                last = int(subnet.broadcast_address) + 1
+                end = last.to_bytes(4 if subnet.version == 4 else 16)
+                which = "subnets" if subnet.version == 4 else "subnets6"
+                found.append((which, [Element(subnet.network_address.packed), Element(end, ends=True)]))
+        return found
+
+    def redirect(
+        self, protocol: int, host: str, port: int, address: str, inner: int, *, gone: bool = False
+    ) -> None:
+        """Send what comes to a port of this host, from elsewhere, to a container's; gone: no more."""
+        if not self.redirects:
+            return
+        value = nft.key(nft.address(address), nft.port(inner))
+        fields = (protocol, nft.port(port))
+        if host != "0.0.0.0":
+            which, element = "ports_at", Element(nft.key(nft.address(host), *fields), value=value)
+        else:
+            which, element = "ports", Element(nft.key(*fields), value=value)
+        self.do([self.sets[which].take(element) if gone else self.sets[which].put(element)])
+
+
+def _sets(table: str) -> list[Set]:
+    target: tuple[nft.FieldType, ...] = ("interface", "address", "protocol", "port")
+    return [
+        Set(table, "same", ("interface", "interface")),
+        Set(table, "internal", ("interface",)),
+        Set(table, "guided", ("interface",)),
+        Set(table, "hosted", ("interface",)),
+        Set(table, "subnets", ("address",), flags=nft.INTERVAL),
+        Set(table, "subnets6", ("address6",), flags=nft.INTERVAL),
+        Set(table, "current", ("interface", "mark")),
+        Set(table, "generation", ("interface",), to=("mark",)),
+        Set(table, "guides", ("interface",), to=("verdict",)),
+        Set(table, "learned", target, flags=nft.TIMEOUT),
+        Set(table, "learned_any", target[:2], flags=nft.TIMEOUT),
+        Set(table, "refused", target, flags=nft.EVAL | nft.TIMEOUT, size=4096, timeout=3_600_000),
+        Set(table, "ports", ("protocol", "port"), to=("address", "port")),
+        Set(table, "ports_at", ("address", "protocol", "port"), to=("address", "port")),
+    ]
+
+
+@frozen
+class _Rules:
+    """The rules, in the order in which they are tried."""
+
+    table: str
+    own: bytes
+    refusal: list[list[bytes]]
+
+    def _rule(self, chain: str, *expressions: bytes) -> Message:
+        return nft.rule(self.table, chain, *expressions)
+
+    def filters(self) -> list[Message]:
+        """What passes through this host, and to it."""
+        rule = self._rule
+        inward, outward = nft.meta("iifname") + nft.compare(self.own), nft.meta("oifname") + nft.compare(self.own)
+        known = nft.ct("state") + nft.any_bit(_KNOWN)
+        accept, drop = nft.verdict("accept"), nft.verdict("drop")
+        refuse = nft.verdict("jump", "refuse")
+        ipv4 = nft.meta("nfproto") + nft.compare(_IPV4)
+        ipv6 = nft.meta("nfproto") + nft.compare(_IPV6)
+        return [
+            *(rule("refuse", *expressions) for expressions in self.refusal),
+            *self._policy(ipv4, refuse),
+            # A bridge's own frames come by here where br_netfilter is loaded.
+            rule("forward", nft.meta("iifname"), nft.meta("oifname", 2), nft.lookup("same"), accept),
+            rule("forward", inward, nft.verdict("jump", "from_inside")),
+            rule("forward", outward, nft.verdict("jump", "to_inside")),
+            rule("from_inside", nft.meta("iifname"), nft.lookup("guided"), nft.verdict("jump", "policy")),
+            rule("from_inside", nft.meta("iifname"), nft.lookup("internal"), refuse),
+            rule("from_inside", nft.ct("status"), nft.any_bit(_DNAT), accept),
+            rule("from_inside", nft.meta("oifname"), nft.compare(PREFIX), refuse),
+            # Link-local: where clouds tell instances their secrets.
+            rule("from_inside", ipv4, nft.load("network", 16, 2), nft.compare(b"\xa9\xfe"), refuse),
+            rule("from_inside", ipv6, nft.load("network", 24, 16), nft.compare(nft.address(_METADATA6)), refuse),
+            rule("from_inside", accept),
+            rule("to_inside", known, accept),
+            rule("to_inside", nft.ct("status"), nft.any_bit(_DNAT), accept),
+            rule("to_inside", drop),
+            *self._input(inward, known, ipv6, refuse),
+        ]
+
+    def _policy(self, ipv4: bytes, refuse: bytes) -> list[Message]:
+        """Every packet is judged, and a connection once for each generation of what is allowed."""
+        rule = self._rule
+        target = (
+            nft.meta("iifname"),
+            nft.load("network", 16, 4, 12),
+            nft.meta("l4proto", 13),
+            nft.load("transport", 2, 2, 14),
+        )
+        current = nft.meta("iifname") + nft.ct("mark", 12) + nft.lookup("current")
+        mark = nft.meta("iifname") + nft.lookup("generation", to=1) + nft.set_ct_mark()
+        name, to = nft.meta("iifname"), nft.load("network", 16, 4, 12)
+        answer = nft.ct("direction") + nft.compare(b"\1") + nft.ct("state") + nft.any_bit(_KNOWN)
+        return [
+            rule("policy", current, nft.verdict("accept")),
+            rule("policy", answer, nft.verdict("accept")),
+            rule("allow", mark, nft.verdict("accept")),
+            rule("policy", ipv4, *target, nft.lookup("learned"), nft.verdict("jump", "allow")),
+            rule("policy", ipv4, name, to, nft.lookup("learned_any"), nft.verdict("jump", "allow")),
+            rule("policy", ipv4, name, nft.judge("guides")),
+            rule("policy", ipv4, *target, nft.remember("refused")),
+            rule("policy", refuse),
+        ]
+
+    def _input(self, inward: bytes, known: bytes, ipv6: bytes, refuse: bytes) -> list[Message]:
+        rule, accept = self._rule, nft.verdict("accept")
+        kind = nft.load("transport", 0, 1)
+        icmp = nft.meta("l4proto") + nft.compare(bytes([_ICMP]))
+        icmp6 = nft.meta("l4proto") + nft.compare(bytes([_ICMP6]))
+        return [
+            rule("input", ipv6, inward, icmp6, kind, nft.compare(_ADVERTISEMENT), nft.verdict("drop")),
+            rule("input", ipv6, inward, icmp6, kind, nft.compare(_REDIRECT6), nft.verdict("drop")),
+            rule("input", inward, known, accept),
+            rule("input", inward, icmp, accept),
+            rule("input", inward, icmp6, accept),
+            rule("input", inward, nft.meta("iifname"), nft.lookup("hosted"), accept),
+            rule("input", inward, refuse),
+        ]
+
+    def masquerade(self) -> list[Message]:
+        """What leaves this host leaves from its address; a container's own published port is reached too."""
+        messages = [nft.base_chain(self.table, "leave", "nat", nft.POSTROUTING, 100)]
+        for protocol, offset, size, which in ((_IPV4, 12, 4, "subnets"), (_IPV6, 8, 16, "subnets6")):
+            ours = (
+                nft.meta("nfproto") + nft.compare(protocol) + nft.load("network", offset, size) + nft.lookup(which)
+            )
+            elsewhere = nft.meta("oifname") + nft.compare(PREFIX, equal=False)
+            redirected = nft.ct("status") + nft.any_bit(_DNAT)
+            messages.append(self._rule("leave", ours, elsewhere, nft.masquerade()))
+            messages.append(self._rule("leave", ours, redirected, nft.masquerade()))
+        return messages
+
+    def redirect(self) -> list[Message]:
+        """Published ports, for what does not come from this host itself: that is the relay's."""
+        start = (
+            nft.meta("nfproto")
+            + nft.compare(_IPV4)
+            + nft.meta("iifname")
+            + nft.compare(nft.interface("lo"), equal=False)
+            + nft.local_destination()
+        )
+        proto, port = nft.meta("l4proto"), nft.load("transport", 2, 2, 9)
+        bound = nft.load("network", 16, 4) + nft.meta("l4proto", 9) + nft.load("transport", 2, 2, 10)
+        return [
+            nft.base_chain(self.table, "arrive", "nat", nft.PREROUTING, -100),
+            self._rule("arrive", start, bound, nft.lookup("ports_at", to=1), nft.redirect(1, 9)),
+            self._rule("arrive", start, proto, port, nft.lookup("ports", to=1), nft.redirect(1, 9)),
+        ]
+
+
+def _unsupported(error: NetlinkError) -> UnsupportedError:
+    return UnsupportedError(
+        f"the firewall of networks: {error}", hint="networks need nf_tables, nft_ct and nft_masq of the kernel"
+    )

@@ -1,0 +1,149 @@
+"""Rules between containers of one network: who may send from which address, and who is parted from whom.
+
+A second table, of the bridge family, made when the first of them is wanted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import threading
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from pycontain._kernel.netlink import Message, Netlink, NetlinkError
+from pycontain._networks import nft
+from pycontain._networks.nft import BRIDGE, Element, Set
+from pycontain.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from pycontain._networks.bridge import Bridge, Member
+
+_ARP, _IPV4, _IPV6 = b"\x08\x06", b"\x08\x00", b"\x86\xdd"
+_ICMP6, _ADVERTISEMENT, _REDIRECT = b"\x3a", b"\x86", b"\x89"
+_LINK_LOCAL = b"\xfe\x80"
+
+
+@define(eq=False)
+class Guard:
+    """The second table of an engine."""
+
+    socket: Netlink
+    table: str
+    _made: bool = False
+    _lock: threading.Lock = field(factory=threading.Lock)
+    _held: dict[str, list[tuple[Set, Element]]] = field(factory=dict)
+    _parted: dict[bytes, int] = field(factory=dict)
+
+    def _set(self, name: str, *fields: nft.FieldType) -> Set:
+        return Set(self.table, name, fields, family=BRIDGE)
+
+    @property
+    def _sets(self) -> list[Set]:
+        return [
+            self._set("guarded", "interface"),
+            self._set("macs", "interface", "mac"),
+            self._set("addresses", "interface", "address"),
+            self._set("addresses6", "interface", "address6"),
+            self._set("parted", "interface", "interface"),
+        ]
+
+    def _do(self, messages: list[Message]) -> None:
+        with self._lock:
+            if not self._made:
+                try:
+                    self.socket.do_at_once(self._rules())
+                except NetlinkError as error:
+                    raise UnsupportedError(
+                        f"rules between containers of a network: {error}",
+                        hint="they need nf_tables of the bridge family (CONFIG_NF_TABLES_BRIDGE)",
+                    ) from error
+                self._made = True
+            if messages:
+                self.socket.do_at_once(messages)
+
+    def _rules(self) -> list[Message]:
+        table = self.table
+        drop, back = nft.verdict("drop"), nft.verdict("return")
+
+        def rule(chain: str, *expressions: bytes) -> Message:
+            return nft.rule(table, chain, *expressions, family=BRIDGE)
+
+        name, kind = nft.meta("iifname"), nft.load("link", 12, 2)
+        ipv6 = kind + nft.compare(_IPV6)
+        icmp6 = ipv6 + nft.load("network", 6, 1) + nft.compare(_ICMP6) + nft.load("network", 40, 1)
+        return [
+            nft.table(table, BRIDGE),
+            *(one.new(at + 1) for at, one in enumerate(self._sets)),
+            nft.chain(table, "guard", BRIDGE),
+            nft.base_chain(table, "come", "filter", nft.PREROUTING, -300, BRIDGE),
+            nft.base_chain(table, "pass", "filter", nft.FORWARD, 0, BRIDGE),
+            rule("come", name, nft.lookup("guarded"), nft.verdict("jump", "guard")),
+            rule("guard", name, nft.load("link", 6, 6, 12), nft.lookup("macs", absent=True), drop),
+            rule("guard", kind, nft.compare(_ARP), name, nft.load("network", 8, 6, 12), nft.lookup("macs", absent=True), drop),
+            rule("guard", kind, nft.compare(_ARP), name, nft.load("network", 14, 4, 12), nft.lookup("addresses"), back),
+            rule("guard", kind, nft.compare(_IPV4), name, nft.load("network", 12, 4, 12), nft.lookup("addresses"), back),
+            rule("guard", icmp6, nft.compare(_ADVERTISEMENT), drop),
+            rule("guard", icmp6, nft.compare(_REDIRECT), drop),
+            rule("guard", ipv6, name, nft.load("network", 8, 16, 12), nft.lookup("addresses6"), back),
+            rule("guard", ipv6, nft.load("network", 8, 16), nft.compare(b"\0" * 16), back),
+            rule("guard", ipv6, nft.load("network", 8, 2), nft.compare(_LINK_LOCAL), back),
+            rule("guard", drop),
+            rule("pass", name, nft.meta("oifname", 2), nft.lookup("parted"), drop),
+        ]
+
+    def admit(self, bridge: Bridge, member: Member) -> None:
+        """What comes from this port comes from its own address, or is dropped.  Raises UnsupportedError."""
+        guarded, macs, addresses, addresses6, _ = self._sets
+        port = nft.interface(member.port)
+        held = [
+            (guarded, Element(port)),
+            (macs, Element(nft.key(port, member.mac))),
+            (addresses, Element(nft.key(port, member.address.packed))),
+        ]
+        if member.address6 is not None:
+            held.append((addresses6, Element(nft.key(port, member.address6.packed))))
+        self._do([one.put(element) for one, element in held])
+        self._held[member.port] = held
+
+    def dismiss(self, member: Member) -> None:
+        """It is gone."""
+        held = self._held.pop(member.port, None)
+        if held is not None:
+            with contextlib.suppress(NetlinkError):
+                self._do([one.take(element) for one, element in held])
+        port = nft.interface(member.port)
+        for key in [key for key in self._parted if port in (key[:16], key[16:])]:
+            self._parted[key] = 1
+            self._together(key)
+
+    def part(self, one: Member, other: Member) -> None:
+        """Nothing passes between them, either way."""
+        for key in _pairs(one, other):
+            count = self._parted.get(key, 0)
+            if count == 0:
+                self._do([self._sets[4].put(Element(key))])
+            self._parted[key] = count + 1
+
+    def heal(self, one: Member, other: Member) -> None:
+        """What `part` did is undone."""
+        for key in _pairs(one, other):
+            if key in self._parted:
+                self._together(key)
+
+    def _together(self, key: bytes) -> None:
+        self._parted[key] -= 1
+        if self._parted[key]:
+            return
+        del self._parted[key]
+        try:
+            self._do([self._sets[4].take(Element(key))])
+        except NetlinkError as error:
+            if error.errno != errno.ENOENT:
+                raise
+
+
+def _pairs(one: Member, other: Member) -> list[bytes]:
+    ports = nft.interface(one.port), nft.interface(other.port)
+    return [nft.key(*ports), nft.key(*reversed(ports))]

@@ -1,0 +1,203 @@
+"""rtnetlink(7) messages for bridges, pairs of interfaces, addresses and routes.  Pure, but for what reads answers."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from ipaddress import IPv4Interface, IPv6Interface
+
+from attrs import frozen
+
+from pycontain._kernel.netlink import CREATE, DUMP, EXCL, Answer, Message, attribute, attributes, nested
+
+Interface = IPv4Interface | IPv6Interface
+
+_NEWLINK, _DELLINK, _GETLINK, _SETLINK = 16, 17, 18, 19
+_NEWADDR, _NEWROUTE, _DELROUTE, _GETROUTE = 20, 24, 25, 26
+_UP = 1
+_LINK = struct.Struct("=BBHiII")
+_ADDRESS, _IFNAME, _MTU, _MASTER, _PROTINFO, _LINKINFO = 1, 3, 4, 10, 12, 18
+_NET_NS_PID, _ALIAS, _AF_SPEC = 19, 20, 26
+_NO_DAD = 0x02
+_MATCH = 0x2000
+_MAIN, _UNIVERSE, _UNICAST, _STATIC = 254, 0, 1, 4
+_AF_BRIDGE = 7
+
+
+def prefix(owner: str) -> str:
+    """What the names of an owner's interfaces begin with: 15 bytes are all that a name has."""
+    return f"pyc{owner[:8]}"
+
+
+def _link(index: int, flags: int, *attributes: bytes, family: int = 0) -> bytes:
+    return _LINK.pack(family, 0, 0, index, flags, flags) + b"".join(attributes)
+
+
+def _family(address: Interface) -> int:
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+_NO_LINK_LOCAL = nested(_AF_SPEC, nested(socket.AF_INET6, attribute(8, b"\1")))
+"""An interface that gives itself no address (IFLA_INET6_ADDR_GEN_MODE none)."""
+
+
+def bridge(name: str, mac: bytes, mtu: int) -> Message:
+    """A bridge that is down, without timers of its own."""
+    settings = nested(2, attribute(5, 0), attribute(23, b"\0"))
+    return Message(
+        _NEWLINK,
+        _link(
+            0,
+            0,
+            attribute(_IFNAME, name),
+            attribute(_ADDRESS, mac),
+            attribute(_MTU, mtu),
+            nested(_LINKINFO, attribute(1, "bridge"), settings),
+        ),
+        CREATE | EXCL,
+    )
+
+
+@frozen
+class Peer:
+    """An interface to be born in another network namespace: that of the process `pid`."""
+
+    pid: int
+    name: str
+    index: int
+    mac: bytes
+    mtu: int
+
+
+def pair(name: str, peer: Peer) -> Message:
+    """A pair of interfaces: one here, down, and its peer, up, in the other namespace."""
+    other = _link(
+        peer.index,
+        _UP,
+        attribute(_IFNAME, peer.name),
+        attribute(_ADDRESS, peer.mac),
+        attribute(_MTU, peer.mtu),
+        attribute(_NET_NS_PID, peer.pid),
+    )
+    info = nested(_LINKINFO, attribute(1, "veth"), nested(2, attribute(1, other)))
+    return Message(
+        _NEWLINK, _link(0, 0, attribute(_IFNAME, name), attribute(_MTU, peer.mtu), info), CREATE | EXCL
+    )
+
+
+def join(name: str, bridge: int) -> Message:
+    """Make an interface a port of a bridge, and bring it up."""
+    return Message(
+        _SETLINK, _link(0, _UP, attribute(_IFNAME, name), attribute(_MASTER, bridge), _NO_LINK_LOCAL)
+    )
+
+
+def isolate(index: int) -> Message:
+    """Of a bridge's port: nothing passes to or from others that are isolated too."""
+    return Message(_SETLINK, _link(index, 0, nested(_PROTINFO, attribute(33, b"\1")), family=_AF_BRIDGE))
+
+
+def raise_link(index: int, *, link_local: bool) -> Message:
+    """Bring an interface up."""
+    return Message(_SETLINK, _link(index, _UP, *(() if link_local else (_NO_LINK_LOCAL,))))
+
+
+def note(index: int, text: str) -> Message:
+    """Give an interface a text for people to read."""
+    return Message(_SETLINK, _link(index, 0, attribute(_ALIAS, text)))
+
+
+def remove(name: str) -> Message:
+    """Remove an interface, and its peer with it."""
+    return Message(_DELLINK, _link(0, 0, attribute(_IFNAME, name)))
+
+
+def find(name: str) -> Message:
+    """Ask for one interface."""
+    return Message(_GETLINK, _link(0, 0, attribute(_IFNAME, name)))
+
+
+def every_link() -> Message:
+    """Ask for all interfaces."""
+    return Message(_GETLINK, _link(0, 0), DUMP)
+
+
+def assign(index: int, address: Interface) -> Message:
+    """Give an interface an address, in use at once."""
+    packed = address.packed
+    body = struct.pack("=BBBBi", _family(address), address.network.prefixlen, 0, 0, index)
+    body += attribute(2, packed) + attribute(1, packed)
+    if address.version == 4:
+        body += attribute(4, address.network.broadcast_address.packed)
+    else:
+        body += attribute(8, _NO_DAD)
+    return Message(_NEWADDR, body, CREATE | EXCL)
+
+
+def default_route(index: int, gateway: bytes, metric: int, *, gone: bool = False) -> Message:
+    """The route for everything else; gone: take it away."""
+    family = socket.AF_INET if len(gateway) == 4 else socket.AF_INET6
+    body = struct.pack("=BBBBBBBBI", family, 0, 0, 0, _MAIN, _STATIC, _UNIVERSE, _UNICAST, 0)
+    body += attribute(5, gateway) + attribute(4, index) + attribute(6, metric)
+    return Message(_DELROUTE if gone else _NEWROUTE, body, 0 if gone else CREATE | EXCL)
+
+
+def routes(family: int) -> Message:
+    """Ask for every route."""
+    return Message(_GETROUTE, struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, 0, 0, 0, 0), DUMP)
+
+
+def route_to(address: bytes) -> Message:
+    """Ask which route leads to an address."""
+    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    body = struct.pack("=BBBBBBBBI", family, len(address) * 8, 0, 0, 0, 0, 0, 0, _MATCH)
+    return Message(_GETROUTE, body + attribute(1, address))
+
+
+@frozen
+class Link:
+    """An interface that there is."""
+
+    index: int
+    name: str
+    mtu: int
+    alias: str
+
+
+def seen_links(answers: list[Answer]) -> Iterator[Link]:
+    """What was told of interfaces."""
+    for answer in answers:
+        if answer.kind != _NEWLINK:
+            continue
+        _, _, _, index, _, _ = _LINK.unpack_from(answer.body)
+        found = dict(attributes(answer.body[16:]))
+        yield Link(
+            index,
+            found.get(_IFNAME, b"").rstrip(b"\0").decode(),
+            int.from_bytes(found.get(_MTU, b""), sys.byteorder),
+            found.get(_ALIAS, b"").rstrip(b"\0").decode("utf-8", "replace"),
+        )
+
+
+@frozen
+class Route:
+    """A route that there is: where to, an interface or 0, and a gateway or nothing."""
+
+    destination: bytes
+    length: int
+    out: int
+    gateway: bytes
+
+
+def seen_routes(answers: list[Answer]) -> Iterator[Route]:
+    """What was told of routes; those of local addresses and broadcasts too."""
+    for answer in answers:
+        if answer.kind != _NEWROUTE:
+            continue
+        family, length = answer.body[0], answer.body[1]
+        found = dict(attributes(answer.body[12:]))
+        size = 4 if family == socket.AF_INET else 16
+        out = struct.unpack("=I", found[4])[0] if 4 in found else 0
+        yield Route(found.get(1, b"\0" * size), length, out, found.get(5, b""))

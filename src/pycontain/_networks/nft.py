@@ -1,0 +1,353 @@
+"""nf_tables as messages: tables, chains, sets and the expressions of a rule.  Pure.
+
+What a rule does is what `nft --debug=netlink` shows for it; numbers are of linux/netfilter/nf_tables.h.
+Registers hold 4 bytes each from 8 on; 1 to 4 are names for four of them together.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Literal
+
+from attrs import frozen
+
+from pycontain._kernel.netlink import CREATE, DUMP, EXCL, Message, attribute, nested
+
+INET, BRIDGE = 1, 7
+"""Families of nfnetlink."""
+PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = range(5)
+"""Hooks of the inet and bridge families."""
+
+_SUBSYSTEM = 10 << 8
+_NEWTABLE, _DELTABLE, _NEWCHAIN, _DELCHAIN = 0, 2, 3, 5
+_NEWRULE, _DELRULE, _NEWSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM = 6, 8, 9, 12, 13, 14
+_OWNED = 2
+INTERVAL, MAP, TIMEOUT, EVAL = 0x4, 0x8, 0x10, 0x20
+"""Flags of sets."""
+
+_TYPES = {
+    "address": (7, 4),
+    "address6": (8, 16),
+    "mac": (9, 6),
+    "protocol": (12, 1),
+    "port": (13, 2),
+    "mark": (19, 4),
+    "interface": (41, 16),
+    "verdict": (0xFFFFFF00, 0),
+}
+"""nft's own number, by which it shows a set to people, and bytes."""
+FieldType = Literal["address", "address6", "mac", "protocol", "port", "mark", "interface", "verdict"]
+
+
+def _be(value: int) -> bytes:
+    return struct.pack(">I", value & 0xFFFFFFFF)
+
+
+def _message(kind: int, family: int, *attributes: bytes, flags: int = 0) -> Message:
+    return Message(_SUBSYSTEM | kind, struct.pack("=BBH", family, 0, 0) + b"".join(attributes), flags)
+
+
+def _expression(name: str, *attributes: bytes) -> bytes:
+    return nested(1, attribute(1, name), nested(2, *attributes))
+
+
+def interface(name: str) -> bytes:
+    """An interface's name as a register holds it."""
+    return name.encode().ljust(16, b"\0")
+
+
+def address(text: str) -> bytes:
+    """An address of either family in network order."""
+    return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+
+
+def key(*fields: bytes | int) -> bytes:
+    """Fields of one key side by side, each padded to 4 bytes; a number is a protocol."""
+    parts = [bytes([field]) if isinstance(field, int) else field for field in fields]
+    return b"".join(part + b"\0" * (-len(part) % 4) for part in parts)
+
+
+def port(number: int) -> bytes:
+    """A port in network order."""
+    return struct.pack(">H", number)
+
+
+def table(name: str, family: int = INET) -> Message:
+    """A table that goes with the socket that makes it, and that nobody else may change or flush."""
+    return _message(_NEWTABLE, family, attribute(1, name), attribute(2, _be(_OWNED)), flags=CREATE | EXCL)
+
+
+def drop_table(name: str, family: int = INET) -> Message:
+    """The end of a table and all in it."""
+    return _message(_DELTABLE, family, attribute(1, name))
+
+
+def chain(table: str, name: str, family: int = INET) -> Message:
+    """A chain that is jumped to."""
+    return _message(_NEWCHAIN, family, attribute(1, table), attribute(3, name), flags=CREATE | EXCL)
+
+
+def base_chain(table: str, name: str, kind: str, hook: int, priority: int, family: int = INET) -> Message:
+    """A chain that the kernel calls; what reaches its end is accepted."""
+    return _message(
+        _NEWCHAIN,
+        family,
+        attribute(1, table),
+        attribute(3, name),
+        nested(4, attribute(1, _be(hook)), attribute(2, _be(priority))),
+        attribute(5, _be(1)),
+        attribute(7, kind),
+        flags=CREATE | EXCL,
+    )
+
+
+def drop_chain(table: str, name: str) -> Message:
+    """The end of a chain that nothing leads to."""
+    return _message(_DELCHAIN, INET, attribute(1, table), attribute(3, name))
+
+
+def empty_chain(table: str, name: str) -> Message:
+    """The end of its rules."""
+    return _message(_DELRULE, INET, attribute(1, table), attribute(2, name))
+
+
+def rule(table: str, chain: str, *expressions: bytes, family: int = INET) -> Message:
+    """A rule at the end of a chain."""
+    return _message(
+        _NEWRULE,
+        family,
+        attribute(1, table),
+        attribute(2, chain),
+        nested(4, *expressions),
+        flags=CREATE | 0x800,
+    )
+
+
+@frozen
+class Set:
+    """A set of keys of these fields, or a map from them to others."""
+
+    table: str
+    name: str
+    fields: tuple[FieldType, ...]
+    to: tuple[FieldType, ...] = ()
+    flags: int = 0
+    size: int = 0
+    timeout: int = 0
+    """Milliseconds."""
+    family: int = INET
+
+    def new(self, number: int) -> Message:
+        """Make it; numbers differ within a transaction."""
+        kind, size = _folded(self.fields)
+        flags = self.flags | (MAP if self.to else 0)
+        description = []
+        if self.size:
+            description.append(attribute(1, _be(self.size)))
+        parts = [attribute(1, self.table), attribute(2, self.name), attribute(4, _be(kind)), attribute(5, _be(size))]
+        if self.to:
+            data_kind, data_size = _folded(self.to)
+            parts.append(attribute(6, _be(data_kind)))
+            if data_size:
+                parts.append(attribute(7, _be(data_size)))
+        if description:
+            parts.append(nested(9, *description))
+        if self.timeout:
+            parts.append(attribute(11, struct.pack(">Q", self.timeout)))
+        parts += [attribute(3, _be(flags)), attribute(10, _be(number))]
+        return _message(_NEWSET, self.family, *parts, flags=CREATE | EXCL)
+
+    def put(self, *elements: Element) -> Message:
+        """Add elements."""
+        return self._change(_NEWSETELEM, elements, CREATE)
+
+    def take(self, *elements: Element) -> Message:
+        """Remove elements, which have to be there."""
+        return self._change(_DELSETELEM, elements, 0)
+
+    def dump(self) -> Message:
+        """Ask for every element."""
+        return _message(_GETSETELEM, self.family, attribute(1, self.table), attribute(2, self.name), flags=DUMP)
+
+    def _change(self, kind: int, elements: Sequence[Element], flags: int) -> Message:
+        packed = [element.packed() for element in elements]
+        return _message(
+            kind,
+            self.family,
+            attribute(1, self.table),
+            attribute(2, self.name),
+            nested(3, *packed),
+            flags=flags,
+        )
+
+
+def _folded(fields: Sequence[FieldType]) -> tuple[int, int]:
+    kind = size = 0
+    for field in fields:
+        number, length = _TYPES[field]
+        kind = kind << 6 | number if len(fields) > 1 else number
+        size += length + (-length % 4) if len(fields) > 1 else length
+    return kind, size
+
+
+@frozen
+class Element:
+    """A key, a value and a time to live."""
+
+    key: bytes
+    value: bytes = b""
+    jump: str = ""
+    """The chain that a verdict map's element leads to."""
+    ends: bool = False
+    """Of a range of one field: the first key behind it."""
+    timeout: int = 0
+    """Milliseconds; 0 for as long as the set has it."""
+
+    def packed(self) -> bytes:
+        """As a list's member."""
+        parts = [nested(1, attribute(1, self.key))]
+        if self.value:
+            parts.append(nested(2, attribute(1, self.value)))
+        if self.jump:
+            parts.append(nested(2, nested(2, attribute(1, _be(_VERDICTS["jump"])), attribute(2, self.jump))))
+        if self.ends:
+            parts.append(attribute(3, _be(1)))
+        if self.timeout:
+            parts.append(attribute(4, struct.pack(">Q", self.timeout)))
+        return nested(1, *parts)
+
+
+# Expressions -----------------------------------------------------------------------------------------------
+
+_META = {"mark": 3, "iifname": 6, "oifname": 7, "nfproto": 15, "l4proto": 16}
+_CT = {"state": 0, "direction": 1, "status": 2, "mark": 3}
+_LINK, _NETWORK, _TRANSPORT = 0, 1, 2
+_VERDICTS = {"drop": 0, "accept": 1, "jump": -3, "return": -5}
+
+
+def meta(what: str, register: int = 1) -> bytes:
+    """Load a fact about the packet."""
+    return _expression("meta", attribute(2, _be(_META[what])), attribute(1, _be(register)))
+
+
+def ct(what: str, register: int = 1) -> bytes:
+    """Load a fact about its connection."""
+    return _expression("ct", attribute(2, _be(_CT[what])), attribute(1, _be(register)))
+
+
+def set_ct_mark(register: int = 1) -> bytes:
+    """Mark its connection."""
+    return _expression("ct", attribute(2, _be(_CT["mark"])), attribute(4, _be(register)))
+
+
+def load(base: Literal["link", "network", "transport"], offset: int, size: int, register: int = 1) -> bytes:
+    """Load bytes of a header."""
+    place = {"link": _LINK, "network": _NETWORK, "transport": _TRANSPORT}[base]
+    return _expression(
+        "payload",
+        attribute(1, _be(register)),
+        attribute(2, _be(place)),
+        attribute(3, _be(offset)),
+        attribute(4, _be(size)),
+    )
+
+
+def compare(data: bytes, register: int = 1, *, equal: bool = True) -> bytes:
+    """Go on only where the register begins with data, or does not."""
+    return _expression(
+        "cmp", attribute(1, _be(register)), attribute(2, _be(0 if equal else 1)), nested(3, attribute(1, data))
+    )
+
+
+def any_bit(bits: int, register: int = 1) -> bytes:
+    """Go on only where one of these bits of 32 is set."""
+    mask, none = struct.pack("=I", bits), b"\0" * 4
+    masked = _expression(
+        "bitwise",
+        attribute(1, _be(register)),
+        attribute(2, _be(register)),
+        attribute(3, _be(4)),
+        nested(4, attribute(1, mask)),
+        nested(5, attribute(1, none)),
+    )
+    return masked + compare(none, register, equal=False)
+
+
+def bits(mask: bytes, register: int = 1) -> bytes:
+    """Keep these bits of what was loaded."""
+    return _expression(
+        "bitwise",
+        attribute(1, _be(register)),
+        attribute(2, _be(register)),
+        attribute(3, _be(len(mask))),
+        nested(4, attribute(1, mask)),
+        nested(5, attribute(1, b"\0" * len(mask))),
+    )
+
+
+def lookup(name: str, register: int = 1, *, to: int = 0, absent: bool = False) -> bytes:
+    """Go on only where the set has the key, or has it not; of a map, load what it has."""
+    parts = [attribute(1, name), attribute(2, _be(register))]
+    if to:
+        parts.append(attribute(3, _be(to)))
+    if absent:
+        parts.append(attribute(5, _be(1)))
+    return _expression("lookup", *parts)
+
+
+def remember(name: str, register: int = 1) -> bytes:
+    """Put the key into a set, with a counter."""
+    return _expression(
+        "dynset",
+        attribute(1, name),
+        attribute(3, _be(1)),
+        attribute(4, _be(register)),
+        nested(7, attribute(1, "counter")),
+    )
+
+
+def verdict(what: Literal["accept", "drop", "jump", "return"], chain: str = "") -> bytes:
+    """What becomes of the packet."""
+    parts = [attribute(1, _be(_VERDICTS[what]))]
+    if chain:
+        parts.append(attribute(2, chain))
+    return _expression("immediate", attribute(1, _be(0)), nested(2, nested(2, *parts)))
+
+
+def reset() -> bytes:
+    """Refuse with a TCP reset."""
+    return _expression("reject", attribute(1, _be(1)))
+
+
+def prohibit() -> bytes:
+    """Refuse as administratively prohibited, by ICMP of either family."""
+    return _expression("reject", attribute(1, _be(2)), attribute(2, b"\x03"))
+
+
+def judge(name: str, register: int = 1) -> bytes:
+    """What a verdict map says."""
+    return _expression("lookup", attribute(1, name), attribute(2, _be(register)), attribute(3, _be(0)))
+
+
+def masquerade() -> bytes:
+    """Send from the address of the interface that it leaves by."""
+    return _expression("masq")
+
+
+def local_destination() -> bytes:
+    """Go on only where it is for this host."""
+    loaded = _expression("fib", attribute(1, _be(1)), attribute(2, _be(3)), attribute(3, _be(2)))
+    return loaded + compare(struct.pack("=I", 2))
+
+
+def redirect(address_register: int, port_register: int) -> bytes:
+    """Send it to an IPv4 address and port in registers instead."""
+    return _expression(
+        "nat",
+        attribute(1, _be(1)),
+        attribute(2, _be(2)),
+        attribute(3, _be(address_register)),
+        attribute(5, _be(port_register)),
+    )

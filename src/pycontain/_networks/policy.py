@@ -1,0 +1,230 @@
+"""What a guided network may reach: ranges as rules, names by the addresses that the name service tells of them."""
+
+from __future__ import annotations
+
+import errno
+import struct
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from pycontain._kernel.netlink import Message, NetlinkError, attributes
+from pycontain._model.targets import Target
+from pycontain._networks import nft
+from pycontain._networks.firewall import TCP, UDP
+from pycontain._networks.nft import Element
+
+if TYPE_CHECKING:
+    from pycontain._networks.bridge import Bridge
+    from pycontain._networks.firewall import Firewall
+
+_PROTOCOLS = {"tcp": (TCP,), "udp": (UDP,), "": (TCP, UDP)}
+_NAMES = {TCP: "tcp", UDP: "udp", 1: "icmp"}
+_KEPT = 300
+"""Seconds that an address stays allowed at least: clients keep what they were told longer than it says."""
+_MOST_NAMES = 4096
+_MOST_LEARNED = 16384
+
+
+@frozen
+class Refused:
+    """Something that was not allowed: a name that was asked for, or an address that was to be reached.
+
+    port: 0 for a name, and where a protocol has none.  count: of packets or questions.
+    """
+
+    target: str
+    port: int
+    protocol: str
+    count: int
+
+
+class Guide:
+    """The policy of one guided network, also asked by the name service."""
+
+    def __init__(self, bridge: Bridge, targets: Sequence[Target]) -> None:
+        self._bridge = bridge.link
+        self._firewall: Firewall = bridge.firewall
+        self._chain = f"to_{bridge.link}"
+        self._targets = tuple(targets)
+        self._learned: dict[tuple[str, bytes], tuple[str, float]] = {}
+        self._names: dict[str, int] = {}
+        self._generation = 1
+        self._lock = threading.RLock()
+        name = nft.interface(self._bridge)
+        self._firewall.do(
+            [
+                nft.chain(self._firewall.table, self._chain),
+                *self._ranges(),
+                self._firewall.sets["guides"].put(Element(name, jump=self._chain)),
+                *self._marks("put"),
+            ]
+        )
+
+    def _marks(self, change: str) -> list[Message]:
+        """What connections that were let through bear."""
+        name, mark = nft.interface(self._bridge), self._generation.to_bytes(4, sys.byteorder)
+        sets = self._firewall.sets
+        return [
+            getattr(sets["current"], change)(Element(nft.key(name, mark))),
+            getattr(sets["generation"], change)(Element(name, value=mark)),
+        ]
+
+    def _ranges(self) -> Iterator[Message]:
+        for target in self._targets:
+            if target.network is None:
+                continue
+            network = target.network
+            there = (
+                nft.load("network", 16, 4)
+                + nft.bits(network.netmask.packed)
+                + nft.compare(network.network_address.packed)
+            )
+            allow = nft.verdict("jump", "allow")
+            if not target.port and not target.protocol:
+                yield nft.rule(self._firewall.table, self._chain, there, allow)
+                continue
+            port = nft.load("transport", 2, 2) + nft.compare(nft.port(target.port)) if target.port else b""
+            for protocol in _PROTOCOLS[target.protocol]:
+                kind = nft.meta("l4proto") + nft.compare(bytes([protocol]))
+                yield nft.rule(self._firewall.table, self._chain, there, kind, port, allow)
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """What is allowed."""
+        return self._targets
+
+    def change(self, targets: Sequence[Target]) -> None:
+        """Allow these from now on; connections to what is not among them any more are refused."""
+        with self._lock:
+            gone = set(self._targets) - set(targets)
+            self._targets = tuple(targets)
+            messages = [nft.empty_chain(self._firewall.table, self._chain), *self._ranges()]
+            if gone:
+                messages += self._forgotten()
+                messages += self._marks("take")
+                self._generation += 1
+                messages += self._marks("put")
+            self._firewall.do(messages)
+
+    def _forgotten(self) -> list[Message]:
+        """What was learned of names that are not allowed any more."""
+        now, messages = time.monotonic(), []
+        for (which, key), (name, until) in list(self._learned.items()):
+            if not any(target.names(name) for target in self._targets) or until < now:
+                del self._learned[which, key]
+                if until > now + 1:
+                    messages.append(self._firewall.sets[which].take(Element(key)))
+        return messages
+
+    # The name service's side -----------------------------------------------------------------------------
+
+    def allows(self, name: str) -> bool:
+        """May this name be asked for?"""
+        return any(target.names(name) for target in self._targets)
+
+    def refused(self, name: str) -> None:
+        """It was asked for and may not be."""
+        with self._lock:
+            if name in self._names or len(self._names) < _MOST_NAMES:
+                self._names[name] = self._names.get(name, 0) + 1
+
+    def learned(self, name: str, addresses: list[str], ttl: int) -> list[str]:
+        """Let the addresses of a name be reached, before whoever asked is told of them.
+
+        None that leads into this host's own neighbourhood, unless a range allows it: names are whoever owns
+        them to point.
+        """
+        with self._lock:
+            told = [one for one in addresses if self._may_be_told(one)]
+            until = max(ttl, _KEPT)
+            for target in self._targets:
+                if target.names(name):
+                    for address in told:
+                        self._let(target, name, address, until)
+            return told
+
+    def _may_be_told(self, text: str) -> bool:
+        if ":" in text:
+            return False
+        found = IPv4Address(text)
+        if found.is_global and not found.is_multicast:
+            return True
+        return any(target.network is not None and found in target.network for target in self._targets)
+
+    def _let(self, target: Target, name: str, text: str, seconds: int) -> None:
+        bridge, address = nft.interface(self._bridge), nft.address(text)
+        if not IPv4Address(text).is_global:
+            return  # its range's rule allows what may be reached there
+        if not target.port and not target.protocol:
+            self._put("learned_any", nft.key(bridge, address), name, seconds)
+            return
+        for protocol in _PROTOCOLS[target.protocol]:
+            if target.port:
+                key = nft.key(bridge, address, protocol, nft.port(target.port))
+                self._put("learned", key, name, seconds)
+
+    def _put(self, which: str, key: bytes, name: str, seconds: int) -> None:
+        now = time.monotonic()
+        if len(self._learned) >= _MOST_LEARNED:
+            self._learned = {one: held for one, held in self._learned.items() if held[1] > now}
+        known = self._learned.get((which, key))
+        element = Element(key, timeout=seconds * 1000)
+        sets = self._firewall.sets
+        if known is not None and known[1] - now > seconds / 2:
+            return
+        again = [sets[which].take(Element(key))] if known is not None else []
+        try:
+            self._firewall.do([*again, sets[which].put(element)])
+        except NetlinkError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            self._firewall.do([sets[which].put(element)])
+        self._learned[which, key] = name, now + seconds
+
+    # What is reported ------------------------------------------------------------------------------------
+
+    def attempts(self) -> list[Refused]:
+        """What was refused in the last hour: names first."""
+        with self._lock:
+            found = [Refused(name, 0, "dns", count) for name, count in self._names.items()]
+        return found + list(self._connections())
+
+    def _connections(self) -> Iterator[Refused]:
+        for answer in self._firewall.elements("refused"):
+            for kind, payload in attributes(answer.body[4:]):
+                if kind != 3:
+                    continue
+                for _, element in attributes(payload):
+                    one = _refused(dict(attributes(element)), self._bridge)
+                    if one is not None:
+                        yield one
+
+    def close(self) -> None:
+        """The network goes."""
+        name = nft.interface(self._bridge)
+        self._firewall.do(
+            [
+                self._firewall.sets["guides"].take(Element(name, jump=self._chain)),
+                *self._marks("take"),
+                nft.drop_chain(self._firewall.table, self._chain),
+            ]
+        )
+
+
+def _refused(element: dict[int, bytes], bridge: str) -> Refused | None:
+    key = dict(attributes(element[1]))[1]
+    if key[:16] != nft.interface(bridge):
+        return None
+    packets = 1
+    if 7 in element:
+        counter = dict(attributes(dict(attributes(element[7])).get(2, b"")))
+        packets = struct.unpack(">Q", counter[2])[0] if 2 in counter else 1
+    protocol = key[20]
+    port = struct.unpack_from(">H", key, 24)[0] if protocol in (TCP, UDP) else 0
+    return Refused(str(IPv4Address(key[16:20])), port, _NAMES.get(protocol, str(protocol)), packets)

@@ -1,0 +1,137 @@
+"""Faults of a network, made on purpose: partitions, delay, loss, narrowness."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from pycontain._model.sizes import parse_duration, shown
+from pycontain.errors import NotFound, UnsupportedError
+
+if TYPE_CHECKING:
+    from pycontain._networks.bridge import Member
+    from pycontain._objects.container import Container
+    from pycontain._objects.network import Network
+
+_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s)")
+_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*(k|m|g)?bit")
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+_FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+_LONGEST_DELAY = 600.0
+
+
+class Partition:
+    """Containers between which nothing passes; `heal` ends it, as the end of a `with` does."""
+
+    def __init__(self, network: Network, pairs: list[tuple[Member, Member]]) -> None:
+        self._network = network
+        self._pairs = pairs
+        self._healed = False
+
+    def heal(self) -> None:
+        """Let everything pass again.  Idempotent."""
+        if not self._healed:
+            self._healed = True
+            guard = self._network._engine.fabric.guard
+            for one, other in self._pairs:
+                guard.heal(one, other)
+
+    def __enter__(self) -> Partition:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.heal()
+
+
+def _group(containers: Container | Iterable[Container]) -> list[Container]:
+    return list(containers) if isinstance(containers, Iterable) else [containers]
+
+
+def _member(network: Network, container: Container) -> Member:
+    found = network._bridge.members.get(container.id)
+    if found is None:
+        raise NotFound(f"container {container.name} is not on the network {network.name}")
+    return found
+
+
+def partition(
+    network: Network, one: Container | Iterable[Container], other: Container | Iterable[Container]
+) -> Partition:
+    """See `Network.partition`."""
+    ones, others = _group(one), _group(other)
+    both = {container.id for container in ones} & {container.id for container in others}
+    if both or not ones or not others:
+        raise ValueError("a partition is between two groups of containers that have none in common")
+    pairs = [(_member(network, a), _member(network, b)) for a in ones for b in others]
+    guard = network._engine.fabric.guard
+    made = Partition(network, [])
+    try:
+        for pair in pairs:
+            guard.part(*pair)
+            made._pairs.append(pair)
+    except BaseException:
+        made.heal()
+        raise
+    return made
+
+
+def _seconds(value: float | str | timedelta) -> float:
+    if isinstance(value, str):
+        match = _TIME.fullmatch(value.strip())
+        if match is None:
+            raise ValueError(f"a time is seconds, or text like '20ms': {shown(value)}")
+        seconds = float(match[1]) * _SECONDS[match[2]]
+    else:
+        seconds = parse_duration(value) if value else 0.0
+    if not 0 <= seconds <= _LONGEST_DELAY:
+        raise ValueError(f"a delay is from 0 to {_LONGEST_DELAY:g} seconds: {shown(value)}")
+    return seconds
+
+
+def _rate(value: int | str | None) -> int:
+    """Bytes per second."""
+    if value is None:
+        return 0
+    if isinstance(value, str):
+        match = _RATE.fullmatch(value.strip().lower())
+        if match is None:
+            raise ValueError(f"a rate is bits per second, or text like '10mbit': {shown(value)}")
+        bits = int(float(match[1]) * _FACTORS[match[2] or ""])
+    else:
+        bits = int(value)
+    if bits < 8:
+        raise ValueError(f"a rate is at least 8 bits per second: {shown(value)}")
+    return bits // 8
+
+
+def shape(
+    network: Network,
+    container: Container | None,
+    delay: float | str | timedelta,
+    jitter: float | str | timedelta,
+    loss: float,
+    rate: int | str | None,
+) -> None:
+    """See `Network.shape`."""
+    from pycontain._networks.netem import NoNetem, Shape, apply
+
+    if isinstance(loss, bool) or not isinstance(loss, int | float) or not 0 <= loss <= 1:
+        raise ValueError(f"loss is from 0 to 1: {shown(loss)}")
+    wanted = Shape(delay=_seconds(delay), jitter=_seconds(jitter), loss=float(loss), rate=_rate(rate))
+    if wanted.jitter and not wanted.delay:
+        raise ValueError("jitter is of a delay: give one")
+    bridge = network._bridge
+    with bridge.lock:
+        members = [_member(network, container)] if container is not None else list(bridge.members.values())
+        try:
+            for member in members:
+                apply(bridge.domain, member.port, wanted)
+        except NoNetem as error:
+            raise UnsupportedError(
+                f"delay, loss and rate of networks: {error}", hint="the kernel needs sch_netem"
+            ) from error

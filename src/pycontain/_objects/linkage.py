@@ -1,0 +1,103 @@
+"""What a container's network option means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from pycontain._model.ports import Published
+from pycontain._model.sizes import shown
+from pycontain._runtime.network import HOST, JOINED, LINKED, NONE, Linkage
+from pycontain.errors import StateError
+
+if TYPE_CHECKING:
+    from pycontain._engine import Engine
+    from pycontain._networks.attached import Place
+    from pycontain._objects.container import Container
+    from pycontain._objects.egress import Egress
+    from pycontain._objects.network import Endpoint, Network
+
+One: TypeAlias = "str | Network | Endpoint | Egress"
+Networks: TypeAlias = "One | Container | Iterable[One]"
+"""What `network` may be."""
+_SHARED = "container:"
+
+
+def linkage_of(engine: Engine, network: Networks, ports: Sequence[Published]) -> tuple[Linkage, str]:
+    """What it comes to, and its name for people.
+
+    Raises ValueError for networks that do not go together, or ports without one that leads outside,
+    TypeError, NotFound, StateError, UnsupportedError.
+    """
+    from pycontain._objects.container import Container
+
+    if isinstance(network, Container):
+        network = _SHARED + network.id
+    if isinstance(network, str) and network in (NONE, HOST):
+        _no_ports(network, ports)
+        return Linkage(kind=network, of_host=network == HOST), network
+    if isinstance(network, str) and network.startswith(_SHARED):
+        _no_ports(network, ports)
+        return _shared(engine, network.removeprefix(_SHARED)), network
+    several = [network] if _is_one(network) else list(network)  # type: ignore[arg-type]
+    if not several:
+        raise ValueError("networks are one or several; 'none' is for none")
+    places = [_place(engine, one) for one in several]
+    names = [place.bridge.name for place in places]
+    if len(set(names)) < len(names):
+        raise ValueError(f"a network is named twice: {', '.join(names)}")
+    if len(places) > 1 and any(place.bridge.options.guided for place in places):
+        raise ValueError("an Egress goes alone: beside another network it would guard nothing")
+    if ports and all(place.bridge.options.internal for place in places):
+        raise ValueError("ports are published on a network that leads outside; an internal one does not")
+    return Linkage(kind=LINKED, places=tuple(places), ports=tuple(ports)), ",".join(names)
+
+
+def _no_ports(network: str, ports: Sequence[Published]) -> None:
+    if ports:
+        raise ValueError(f"with network={network!r} no ports are published")
+
+
+def _is_one(network: object) -> bool:
+    from pycontain._objects.egress import Egress
+    from pycontain._objects.network import Endpoint, Network
+
+    return isinstance(network, str | Network | Endpoint | Egress)
+
+
+def _shared(engine: Engine, name: str) -> Linkage:
+    other = engine.find_named(name)
+    kind = other.spec.linkage
+    if kind.kind == NONE and not engine.features.privileged:
+        raise StateError(
+            f"container {other.spec.name} has no network to share as a plain user",
+            hint="give it one: an internal Network leads nowhere",
+        )
+    joins_hub = kind.in_hub and not engine.features.privileged
+    return Linkage(kind=JOINED, other=other.spec.id, of_host=kind.of_host, joins_hub=joins_hub)
+
+
+def _place(engine: Engine, one: object) -> Place:
+    from pycontain._networks.attached import Place
+    from pycontain._objects.egress import Egress
+    from pycontain._objects.network import Endpoint, Network
+
+    aliases: tuple[str, ...] = ()
+    address: str | None = None
+    if isinstance(one, Endpoint):
+        one, aliases, address = one.network, one.aliases, one.address
+    if isinstance(one, Egress):
+        return Place(one.bridge_of(engine))
+    if isinstance(one, str):
+        if one in (NONE, HOST) or one.startswith(_SHARED):
+            raise ValueError(f"network {one!r} goes alone")
+        return Place(engine.fabric.find(one), aliases, address)
+    if not isinstance(one, Network):
+        raise TypeError(f"a network is a Network, an Endpoint, an Egress or a name: {shown(one)}")
+    if one._engine is not engine:
+        raise ValueError(f"the network {one.name} is of another engine")
+    if one._bridge.gone:
+        raise StateError(f"the network {one.name} is removed")
+    if address is not None:
+        one._bridge.addresses.check(address)
+    return Place(one._bridge, aliases, address)

@@ -1,0 +1,61 @@
+"""From a container's network options to what is done about them when it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from pycontain._model.ports import Published
+
+if TYPE_CHECKING:
+    from pycontain._networks.attached import Place
+    from pycontain._runtime.running import Running
+
+_RAW = frozenset({"NET_RAW", "NET_ADMIN"})
+NONE, HOST, LINKED, JOINED = "none", "host", "linked", "joined"
+"""Kinds of network namespaces: its own and empty, the host's, its own and on networks, another container's."""
+
+
+@frozen
+class Linkage:
+    """Networks that a container is to be on, and what it publishes.  other: whose namespace it shares."""
+
+    kind: str = NONE
+    places: tuple[Place, ...] = ()
+    ports: tuple[Published, ...] = ()
+    other: str = ""
+    of_host: bool = False
+    """Is the namespace the host's in the end?"""
+    joins_hub: bool = False
+
+    @property
+    def in_hub(self) -> bool:
+        """Is it of a plain user's networks?"""
+        return self.kind == LINKED or self.joins_hub
+
+
+def attach(running: Running, places: Sequence[Place], ports: Sequence[Published]) -> None:
+    """Link a container that has just started.  Raises StartError, Conflict, UnsupportedError."""
+    from pycontain._networks.attached import Identity
+
+    spec, engine = running.spec, running.engine
+    groups = 65536 if engine.features.privileged else engine.sub_ids or 1
+    who = Identity(
+        container=spec.id,
+        name=spec.name,
+        hostname=spec.hostname,
+        pid=running.pid,
+        pidfd=running.pidfd,
+        groups=groups,
+        raw=bool(spec.security.capabilities & _RAW),
+    )
+    attached = engine.fabric.attach(who, places, ports)
+    running.attached = attached
+    running.dependents.append(attached)
+
+
+def attach_to_none(running: Running) -> None:
+    """Let a container without a network be put on some."""
+    attach(running, (), ())
