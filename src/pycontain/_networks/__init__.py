@@ -1,0 +1,1 @@
+"""Networks of containers: what names mean on them, and who answers for them."""
