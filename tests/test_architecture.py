@@ -20,7 +20,7 @@ ROOMS = [
     {"_kernel", "_state"},
     {"_cgroups", "_security", "_rootfs", "_registry", "_zygote"},
     {"_images"},
-    {"_volumes"},
+    {"_volumes", "_networks"},
     {"_runtime"},
     {"_engine"},
     {"_objects", "lowlevel"},

@@ -1,0 +1,245 @@
+"""Queries as bytes, answers as bytes: the one place that knows dnspython, loaded with the first service."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Sequence
+
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.rcode
+import dns.rdata
+import dns.rdataclass
+import dns.rdatatype
+import dns.reversename
+import dns.rrset
+import dns.update
+from attrs import frozen
+
+from pycontain._networks.zone import Client, Policy
+
+TTL = 1
+"""Seconds: containers come and go."""
+
+HEADER = 12
+_PLAIN = 512
+"""Bytes of a datagram for who says nothing about it (RFC 1035)."""
+_LARGEST_DATAGRAM = 65507
+_LARGEST = 65535
+_OUR_PAYLOAD = 1232
+_MOST_ALIASES = 16
+
+_QUERY, _ANSWER, _TRUNCATED = 0x00, 0x80, 0x02
+_OPCODE, _RECURSION = 0x78, 0x01
+_POINTER = 0xC0
+
+_TRANSFERS = (dns.rdatatype.AXFR, dns.rdatatype.IXFR)
+_HINTS = (dns.rdatatype.SVCB, dns.rdatatype.HTTPS)
+"""They carry addresses of which no policy learns: who gets none asks for A."""
+_ADDRESSES = {4: dns.rdatatype.A, 6: dns.rdatatype.AAAA}
+
+
+@frozen(eq=False)
+class Query:
+    """One question.
+
+    name: lower case, without the last dot.  end: of the question, in the wire.  limit: bytes of an answer.
+    """
+
+    wire: bytes
+    message: dns.message.Message
+    name: str
+    rdtype: dns.rdatatype.RdataType
+    end: int
+    limit: int
+
+
+def parse(wire: bytes, *, stream: bool) -> Query | bytes | None:
+    """The question; the answer at once to what is none; None for what is not to be answered."""
+    if len(wire) < HEADER or wire[2] & _ANSWER:
+        return None
+    if wire[2] & _OPCODE != _QUERY:
+        return _bare(wire, dns.rcode.NOTIMP)
+    end = _question_end(wire)
+    if wire[4:6] != b"\0\1" or end is None:
+        return _bare(wire, dns.rcode.FORMERR)
+    try:
+        # Without keys: a signature is between the client and whom it is forwarded to.
+        message = dns.message.from_wire(wire, keyring=False)
+        question = message.question[0]
+    except Exception:  # noqa: BLE001  whatever the parser makes of bytes of a stranger
+        return _bare(wire, dns.rcode.FORMERR)
+    limit = _LARGEST
+    if not stream:
+        limit = min(max(message.payload if message.edns >= 0 else 0, _PLAIN), _LARGEST_DATAGRAM)
+    name = question.name.to_text(omit_final_dot=True).lower()
+    query = Query(wire, message, name, question.rdtype, end, limit)
+    if message.edns > 0:
+        return error(query, dns.rcode.BADVERS)
+    if question.rdtype in _TRANSFERS:
+        return error(query, dns.rcode.REFUSED)
+    return query
+
+
+def known(client: Client, query: Query, turn: Callable[[Query], int]) -> bytes | None:
+    """What the client's networks say, None where they say nothing; turn: which of several addresses is first."""
+    question = query.message.question[0]
+    if question.rdclass not in (dns.rdataclass.IN, dns.rdataclass.ANY):
+        return None
+    addresses = client.addresses(query.name)
+    if addresses is not None:
+        return _render(query, _address_sets(query, addresses, turn))
+    name = _reverse(client, query.name)
+    if name is None:
+        return None
+    if query.rdtype not in (dns.rdatatype.PTR, dns.rdatatype.ANY):
+        return _render(query, [])
+    target = dns.name.from_text(name)
+    return _render(query, [dns.rrset.from_text(question.name, TTL, "IN", "PTR", target.to_text())])
+
+
+def error(query: Query, code: dns.rcode.Rcode) -> bytes:
+    """An answer that says what is wrong."""
+    response = _response(query)
+    response.set_rcode(code)
+    return response.to_wire(max_size=query.limit, prefer_truncation=True)
+
+
+def refused(query: Query) -> bytes:
+    """The answer to what the client may not ask."""
+    return error(query, dns.rcode.REFUSED)
+
+
+def failed(query: Query) -> bytes:
+    """The answer where nobody answers us."""
+    return error(query, dns.rcode.SERVFAIL)
+
+
+def answers(query: Query, ident: bytes, wire: bytes) -> bool:
+    """Whether a server's bytes answer this query, sent to it as `ident` (2 bytes)."""
+    if len(wire) < HEADER or wire[:2] != ident or wire[2] & (_ANSWER | _OPCODE) != _ANSWER:
+        return False
+    if wire[4:6] == b"\0\0":
+        return not_able(wire)  # servers that did not understand the question leave it out
+    name, kind = slice(HEADER, query.end - 4), slice(query.end - 4, query.end)
+    return (
+        wire[4:6] == b"\0\1"
+        and wire[name].lower() == query.wire[name].lower()
+        and wire[kind] == query.wire[kind]
+    )
+
+
+def not_able(wire: bytes) -> bool:
+    """Whether a server says that it has no answer, which another one may have."""
+    return wire[3] & 0xF in (
+        dns.rcode.FORMERR,
+        dns.rcode.SERVFAIL,
+        dns.rcode.NOTIMP,
+        dns.rcode.REFUSED,
+    )
+
+
+def handed_on(query: Query, wire: bytes, policy: Policy | None) -> bytes:
+    """A server's answer as the client gets it: what the policy leaves of it, in a size that it takes."""
+    wire = query.wire[:2] + wire[2:]
+    if policy is not None:
+        return _filtered(query, wire, policy)
+    if len(wire) <= query.limit:
+        return wire
+    response = _response(query)
+    response.flags |= dns.flags.TC
+    return response.to_wire(max_size=query.limit)
+
+
+def _filtered(query: Query, wire: bytes, policy: Policy) -> bytes:
+    try:
+        message = dns.message.from_wire(wire, keyring=False)
+    except dns.exception.DNSException:
+        if not wire[2] & _TRUNCATED:
+            raise
+        message = _response(query)
+        message.flags |= dns.flags.TC
+    told = [one for one in message.answer if one.rdtype not in _HINTS]
+    owners = _chain(query.message.question[0].name, told)
+    found = [one for one in told if one.rdtype in _ADDRESSES.values() and one.name in owners]
+    allowed: set[str] = set()
+    if found:
+        addresses = [_address(rdata) for one in found for rdata in one]
+        ttl = min(one.ttl for one in found)
+        allowed.update(_address_text(one) for one in policy.learned(query.name, addresses, ttl))
+    message.answer = [one for one in told if one.rdtype not in _ADDRESSES.values()]
+    for one in found:
+        kept = [rdata for rdata in one if _address(rdata) in allowed]
+        if kept:
+            message.answer.append(dns.rrset.from_rdata_list(one.name, one.ttl, kept))
+    message.additional = []
+    return message.to_wire(max_size=query.limit, prefer_truncation=True)
+
+
+def _chain(name: dns.name.Name, answer: Sequence[dns.rrset.RRset]) -> set[dns.name.Name]:
+    """The name and what it is an alias of, as the answer has it."""
+    targets = {one.name: rdata.target for one in answer if one.rdtype == dns.rdatatype.CNAME for rdata in one}
+    chain = {name}
+    for _ in range(_MOST_ALIASES):
+        name = targets.get(name, name)
+        chain.add(name)
+    return chain
+
+
+def _address(rdata: dns.rdata.Rdata) -> str:
+    return _address_text(rdata.to_text())
+
+
+def _address_text(address: str) -> str:
+    return str(ipaddress.ip_address(address))
+
+
+def _address_sets(
+    query: Query, addresses: Sequence[str], turn: Callable[[Query], int]
+) -> list[dns.rrset.RRset]:
+    name = query.message.question[0].name
+    sets = []
+    for version, kind in _ADDRESSES.items():
+        fitting = [one for one in addresses if (":" in one) == (version == 6)]
+        if fitting and query.rdtype in (kind, dns.rdatatype.ANY):
+            begin = turn(query) % len(fitting) if len(fitting) > 1 else 0
+            sets.append(dns.rrset.from_text(name, TTL, "IN", kind, *fitting[begin:], *fitting[:begin]))
+    return sets
+
+
+def _reverse(client: Client, name: str) -> str | None:
+    if not name.endswith((".in-addr.arpa", ".ip6.arpa")):
+        return None
+    try:
+        address = dns.reversename.to_address(dns.name.from_text(name))
+        return client.name_of(_address_text(address))
+    except (dns.exception.DNSException, ValueError):
+        return None
+
+
+def _response(query: Query) -> dns.message.Message:
+    return dns.message.make_response(query.message, recursion_available=True, our_payload=_OUR_PAYLOAD)
+
+
+def _render(query: Query, sets: list[dns.rrset.RRset]) -> bytes:
+    response = _response(query)
+    response.flags |= dns.flags.AA
+    response.answer = sets
+    return response.to_wire(max_size=query.limit, prefer_truncation=True)
+
+
+def _bare(wire: bytes, code: dns.rcode.Rcode) -> bytes:
+    """A header alone: what came with it cannot be read."""
+    return wire[:2] + bytes([_ANSWER | (wire[2] & (_OPCODE | _RECURSION)), 0x80 | code]) + bytes(8)
+
+
+def _question_end(wire: bytes) -> int | None:
+    """Where the first question ends; None where it does not, or points elsewhere for its name."""
+    at = HEADER
+    while at < len(wire) and wire[at]:
+        if wire[at] & _POINTER:
+            return None
+        at += 1 + wire[at]
+    return at + 5 if at + 5 <= len(wire) else None
