@@ -13,7 +13,6 @@ from pycontain._kernel import native
 from pycontain._kernel.launcher import Launcher
 from pycontain._kernel.plan import request
 
-_RELAY = 18
 _ADD, _DROP = 1, 2
 _COMMAND = struct.Struct("=4I16s2sH2I")
 _ANSWER = struct.Struct("=Ii")
@@ -40,7 +39,7 @@ class Relay:
         try:
             with launcher.listening:
                 launcher.hear_owed()
-                native.send(launcher.socket, request(_RELAY), [theirs])
+                native.send(launcher.socket, request(native.RELAY), [theirs])
                 record = native.receive_uninterrupted(launcher.socket)
             if record is None:
                 raise ConnectionResetError("the launcher is gone")
