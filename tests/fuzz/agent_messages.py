@@ -267,11 +267,11 @@ class LauncherTarget(Target):
             yield launcher
 
     def deliver(self, message: Message) -> None:
-        """Every SPAWN, REMOVE and RESTACK is answered once; the barrier is a REMOVE of nothing."""
+        """Every SPAWN, REMOVE, RESTACK and RELAY is answered once; the barrier is a REMOVE of nothing."""
         with self._borrowed() as launcher, Opened(message, self.scratch) as opened:
             if not _send(launcher.socket, message.body, opened.sent):
                 return
-            if message.kind in (native.SPAWN, native.REMOVE, native.RESTACK):
+            if message.kind in (native.SPAWN, native.REMOVE, native.RESTACK, native.RELAY):
                 self._end(_hear(launcher.socket))
             _send(launcher.socket, request(native.REMOVE), [])
             barrier = _hear(launcher.socket)

@@ -245,6 +245,7 @@ class Maker:
                 self._spare,
                 self._remove,
                 self._restack,
+                self._relay,
                 self._control,
                 self._noise,
             ]
@@ -354,7 +355,7 @@ class Maker:
         payload = self.random.choice([b"", b"x", make_corpus.security(), self.random.randbytes(30)])
         body = request(
             # Those above are for a launcher of their own, which ends with them and answers in other words.
-            self.random.choice([*range(11), native.RESTACK, self._word()]),
+            self.random.choice([*range(11), native.RESTACK, native.RELAY, self._word()]),
             self._payload(payload),
             number=self._word(),
             value=self.random.choice([0, 1, 9, 15, 19, 64, 65, -1, 1 << 30]),
@@ -490,6 +491,11 @@ class Maker:
         data, fds = self._plan()
         value = self.random.choice([0, -1, 1, os.getpid()])
         return Message(request(native.RESTACK, self._payload(data), value=value), fds)
+
+    def _relay(self) -> Message:
+        """A relay that ends with the message's fds, or one that cannot be."""
+        fds = self._some_fds(3) if self._chance(2) else ("socket",)
+        return Message(request(native.RELAY, value=self._word() & 0x7FFFFFFF), fds)
 
     def _script(self, place: int) -> bytes:
         """File operations in the scratch tree; names are such that no flipped bit leads out of it."""

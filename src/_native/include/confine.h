@@ -9,6 +9,8 @@ word pc_join_user (int pidfd);
 /* Keep nothing but these two fds, the calls of a files server, and the rights that they take; root becomes the
    root. */
 word pc_confine_server (int root, int socket, int landlock);
+/* From now on any other call ends this process. */
+word pc_filter_calls (const u16 *calls, u32 count);
 /* Is this directory or file one of the kernel's own interfaces, where reading and writing are no storage? */
 int pc_is_of_kernel (int fd);
 

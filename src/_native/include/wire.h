@@ -54,6 +54,25 @@ pc_steal_fd (int *fd)
   return taken;
 }
 
+/* What sendmsg and recvmsg take, and what precedes each of the control data. */
+struct pc_control_header
+{
+  usize length;
+  i32 level;
+  i32 type;
+};
+
+struct pc_message
+{
+  void *name;
+  i32 name_length;
+  struct iovec *parts;
+  usize part_count;
+  void *control;
+  usize control_length;
+  u32 flags;
+};
+
 struct pc_fds
 {
   int fd[256];

@@ -62,6 +62,8 @@ int pc_build_root (const struct pc_launcher *launcher, const struct pc_plan *pla
 /* Give a container whose agent is alone another root; the reply says whether the child that does it lives. */
 void pc_restack (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds,
                  i32 pid, struct pc_record *reply);
+/* Let a child relay connections as its socket, the one fd, says (relay.h). */
+void pc_start_relay (const struct pc_fds *fds, struct pc_record *reply);
 /* What a child of a launcher shares with another. */
 _Noreturn void pc_die (int control, u32 step, word error, i32 op);
 void pc_receive_sources (int control, int sync, struct pc_child_fds *out);

@@ -167,6 +167,14 @@ serve_restack (struct pc_launcher *launcher, const struct pc_request *request, u
 }
 
 static void
+serve_relay (struct pc_launcher *launcher, const struct pc_fds *fds)
+{
+  struct pc_record reply = { .kind = PC_RECORD_FAILED };
+  pc_start_relay (fds, &reply);
+  answer (launcher, &reply, -1);
+}
+
+static void
 serve_prepare (struct pc_launcher *launcher, const struct pc_request *request, usize received,
                struct pc_fds *fds)
 {
@@ -283,6 +291,8 @@ serve (struct pc_launcher *launcher)
         serve_prepare (launcher, request, (usize) received, &fds);
       else if (request->kind == PC_REQUEST_RESTACK)
         serve_restack (launcher, request, (usize) received, &fds);
+      else if (request->kind == PC_REQUEST_RELAY)
+        serve_relay (launcher, &fds);
       else if (request->kind == PC_REQUEST_REMOVE)
         serve_remove (launcher, request, (usize) received, &fds);
       else if (request->kind == PC_REQUEST_NETWORK)

@@ -11,24 +11,6 @@
 #define MSG_NOSIGNAL_ 0x4000
 #define MSG_CTRUNC_ 8
 
-struct control_header
-{
-  usize length;
-  i32 level;
-  i32 type;
-};
-
-struct message
-{
-  void *name;
-  i32 name_length;
-  struct iovec *parts;
-  usize part_count;
-  void *control;
-  usize control_length;
-  u32 flags;
-};
-
 void *
 memcpy (void *to, const void *from, usize n)
 {
@@ -105,11 +87,11 @@ pc_receive (int socket, void *buffer, usize size, struct pc_fds *fds, int flags)
 {
   struct
   {
-    struct control_header header;
+    struct pc_control_header header;
     int fd[256];
   } control;
   struct iovec part = { .iov_base = buffer, .iov_len = size };
-  struct message message = {
+  struct pc_message message = {
     .parts = &part,
     .part_count = 1,
     .control = &control,
@@ -139,11 +121,11 @@ pc_send (int socket, const void *buffer, usize size, const int *fds, u32 count, 
 {
   struct
   {
-    struct control_header header;
+    struct pc_control_header header;
     int fd[256];
   } control;
   struct iovec part = { .iov_base = (void *) (usize) buffer, .iov_len = size };
-  struct message message = { .parts = &part, .part_count = 1 };
+  struct pc_message message = { .parts = &part, .part_count = 1 };
 
   if (count > COUNT (control.fd))
     return -22;

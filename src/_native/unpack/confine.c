@@ -39,8 +39,8 @@ static const u16 server_calls[] = {
 
 #define CALLS_MOST COUNT (layer_calls)
 
-static word
-filter_calls (const u16 *calls, u32 count)
+word
+pc_filter_calls (const u16 *calls, u32 count)
 {
   struct sock_filter filter[CALLS_MOST + 6];
   u32 n = 0;
@@ -118,7 +118,7 @@ pc_confine_to (int top, int socket, int stream, int writes, int landlock)
   if (error == 0 && landlock)
     error = lock_to_root (handled, allowed);
   raw1 (__NR_umask, 0);
-  return error < 0 ? error : filter_calls (layer_calls, COUNT (layer_calls));
+  return error < 0 ? error : pc_filter_calls (layer_calls, COUNT (layer_calls));
 }
 
 word
@@ -131,7 +131,7 @@ pc_confine_server (int root, int socket, int landlock)
   if (error == 0 && landlock)
     error = lock_to_root (LANDLOCK_RIGHTS, LANDLOCK_RIGHTS & ~(u64) LANDLOCK_EXECUTE);
   raw1 (__NR_umask, 022);
-  return error < 0 ? error : filter_calls (server_calls, COUNT (server_calls));
+  return error < 0 ? error : pc_filter_calls (server_calls, COUNT (server_calls));
 }
 
 word

@@ -1,0 +1,389 @@
+/* TCP through the relay: bytes go from socket to socket by a pipe, and never come by here. */
+#include "relay_parts.h"
+
+#include <linux/errno.h>
+#include <linux/fcntl.h>
+#include <linux/tcp.h>
+
+#define BOTH (EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET)
+#define ACCEPTED_AT_ONCE 32
+#define ROUNDS 8 /* that a direction has before it is another flow's turn */
+#define PIPE_SIZE (1 << 18)
+#define SPARE_PIPES 32
+#define SPLICE_FLAGS 3 /* MOVE, NONBLOCK */
+#define NOWHERE 0xffffffffu
+
+/* A socket, and the way from it to the other one. */
+struct half
+{
+  int fd;
+  int pipe[2]; /* -1 unless something is under way */
+  u32 waiting; /* bytes in the pipe */
+  u8 readable; /* until it is tried and says no */
+  u8 writable;
+  u8 ended;    /* nothing more is read from it */
+  u8 passed;   /* and the other one knows */
+  u8 broken;   /* reset: the other one shall be as well */
+};
+
+struct flow
+{
+  struct half half[2]; /* client, upstream */
+  u32 listener;        /* the id */
+  u32 generation;
+  u32 next; /* that is free, or that has a turn */
+  u8 used;
+  u8 listed; /* it has a turn */
+  u8 connecting;
+};
+
+static struct flow flows[PC_FLOWS_MOST];
+static u32 flows_end; /* of the places that were ever used */
+static u32 first_free = NOWHERE;
+static u32 first_turn = NOWHERE;
+static u32 last_turn = NOWHERE;
+
+/* A flow at rest has no pipe, which would be most of its fds. */
+static int spare_pipes[SPARE_PIPES][2];
+static u32 spare_pipe_count;
+
+/* Given up for a moment when no fd is left to accept with: who waits could not even be sent away. */
+static int reserve = -1;
+
+static int
+take_pipe (int ends[2])
+{
+  if (spare_pipe_count > 0)
+    {
+      memcpy (ends, spare_pipes[--spare_pipe_count], 2 * sizeof *ends);
+      return 0;
+    }
+  int error = (int) raw2 (__NR_pipe2, ends, O_NONBLOCK | O_CLOEXEC);
+  if (error == 0)
+    raw3 (__NR_fcntl, ends[1], 1031 /* F_SETPIPE_SZ */, PIPE_SIZE); /* a user's share may be used up */
+  return error;
+}
+
+static void
+leave_pipe (struct half *half)
+{
+  if (half->pipe[0] < 0)
+    return;
+  if (half->waiting == 0 && spare_pipe_count < SPARE_PIPES)
+    {
+      memcpy (spare_pipes[spare_pipe_count++], half->pipe, sizeof half->pipe);
+      half->pipe[0] = half->pipe[1] = -1;
+    }
+  pc_close_fd (&half->pipe[0]);
+  pc_close_fd (&half->pipe[1]);
+  half->waiting = 0;
+}
+
+static void
+give_turn (struct flow *flow)
+{
+  u32 place = (u32) (flow - flows);
+  if (flow->listed)
+    return;
+  flow->listed = 1;
+  flow->next = NOWHERE;
+  if (first_turn == NOWHERE)
+    first_turn = place;
+  else
+    flows[last_turn].next = place;
+  last_turn = place;
+}
+
+static void
+free_place (struct flow *flow)
+{
+  flow->next = first_free;
+  first_free = (u32) (flow - flows);
+}
+
+static struct flow *
+take_place (void)
+{
+  struct flow *flow = NULL;
+  if (first_free != NOWHERE)
+    {
+      flow = &flows[first_free];
+      first_free = flow->next;
+    }
+  else if (flows_end < PC_FLOWS_MOST)
+    flow = &flows[flows_end++];
+  return flow;
+}
+
+/* What is closed next says so with a reset, and forgets what it had still to send. */
+static void
+prefer_reset (int fd)
+{
+  i32 linger[2] = { 1, 0 };
+  raw5 (__NR_setsockopt, fd, SOL_SOCKET, SO_LINGER, linger, sizeof linger);
+}
+
+static void
+end_flow (struct flow *flow, int reset)
+{
+  for (u32 i = 0; i < 2; i++)
+    {
+      struct half *half = &flow->half[i];
+      if (half->fd >= 0 && reset)
+        prefer_reset (half->fd);
+      pc_close_fd (&half->fd);
+      leave_pipe (half);
+    }
+  flow->used = 0;
+  flow->generation++;
+  if (!flow->listed)
+    free_place (flow);
+}
+
+static void
+set_options (int fd)
+{
+  i32 one = 1;
+  raw5 (__NR_setsockopt, fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
+  raw5 (__NR_setsockopt, fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+}
+
+/* The client is this function's to close, whatever comes of it. */
+static void
+start_flow (const struct pc_listener *listener, int client)
+{
+  struct flow *flow = take_place ();
+  if (flow == NULL)
+    {
+      prefer_reset (client);
+      sys_close (client);
+      return;
+    }
+  flow->half[0] = flow->half[1] = (struct half){ .fd = -1, .pipe = { -1, -1 } };
+  flow->half[0].fd = client;
+  flow->half[1].fd = pc_dial (listener, SOCK_STREAM_);
+  flow->listener = listener->id;
+  flow->used = flow->connecting = 1;
+  int error = flow->half[1].fd < 0 ? flow->half[1].fd : 0;
+  for (u32 i = 0; error == 0 && i < 2; i++)
+    {
+      set_options (flow->half[i].fd);
+      error = pc_watch (flow->half[i].fd, i == 0 ? PC_END_CLIENT : PC_END_UPSTREAM, (u32) (flow - flows),
+                        flow->generation, BOTH);
+    }
+  if (error < 0)
+    end_flow (flow, 1);
+}
+
+static int
+turn_away (const struct pc_listener *listener)
+{
+  pc_close_fd (&reserve);
+  int fd = (int) raw4 (__NR_accept4, listener->fd, 0, 0, SOCK_FLAGS_);
+  if (fd >= 0)
+    {
+      prefer_reset (fd);
+      sys_close (fd);
+    }
+  reserve = (int) raw3 (__NR_socket, AF_INET_, SOCK_DGRAM_ | SOCK_FLAGS_, 0);
+  return fd;
+}
+
+void
+pc_tcp_accept (struct pc_listener *listener)
+{
+  if (reserve < 0)
+    reserve = (int) raw3 (__NR_socket, AF_INET_, SOCK_DGRAM_ | SOCK_FLAGS_, 0);
+  for (u32 i = 0; i < ACCEPTED_AT_ONCE; i++)
+    {
+      int fd = (int) raw4 (__NR_accept4, listener->fd, 0, 0, SOCK_FLAGS_);
+      if (fd >= 0)
+        {
+          start_flow (listener, fd);
+          continue;
+        }
+      int full = fd == -EMFILE || fd == -ENFILE;
+      if (full && (fd = turn_away (listener)) >= 0)
+        continue;
+      if (fd == -EINVAL || fd == -EBADF || fd == -ENOTSOCK || fd == -EOPNOTSUPP)
+        pc_close_listener (listener); /* somebody has shut it down: it would be ready for ever */
+      else if (fd == -EMFILE || fd == -ENFILE || fd == -ENOBUFS || fd == -ENOMEM)
+        pc_stall (listener);
+      /* Any other error is of one connection that is no more. */
+      if (fd == -EAGAIN || !listener->used || listener->stalled)
+        return;
+    }
+}
+
+void
+pc_tcp_event (enum pc_end end, u32 place, u32 generation, u32 events)
+{
+  struct flow *flow = &flows[place];
+  struct half *half = &flow->half[end == PC_END_UPSTREAM];
+
+  if (!flow->used || flow->generation != generation)
+    return;
+  if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+    half->readable = 1;
+  if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR))
+    half->writable = 1;
+  if (events & EPOLLERR)
+    half->broken = 1;
+  give_turn (flow);
+}
+
+/* Once into the pipe; an error is an end as well. */
+static void
+fill (struct half *in)
+{
+  if (in->pipe[0] < 0 && take_pipe (in->pipe) < 0)
+    {
+      in->pipe[0] = in->pipe[1] = -1;
+      in->ended = in->broken = 1;
+      return;
+    }
+  word got = raw6 (__NR_splice, in->fd, 0, in->pipe[1], 0, PIPE_SIZE, SPLICE_FLAGS);
+  if (got > 0)
+    in->waiting = (u32) got;
+  else if (got == -EAGAIN)
+    in->readable = 0; /* the pipe was empty: it is the socket that says so */
+  else if (got != -EINTR)
+    {
+      in->ended = 1;
+      in->broken |= got < 0;
+    }
+}
+
+/* Once out of the pipe. */
+static void
+drain (struct half *in, struct half *out)
+{
+  word put = raw6 (__NR_splice, in->pipe[0], 0, out->fd, 0, in->waiting, SPLICE_FLAGS);
+  if (put > 0)
+    in->waiting -= (u32) put;
+  else if (put == -EAGAIN)
+    out->writable = 0;
+  else if (put != -EINTR)
+    {
+      /* Who takes no more may still have said something, which is carried until it is reset. */
+      out->broken = out->readable = 1;
+      in->ended = in->passed = 1;
+      leave_pipe (in);
+    }
+}
+
+static int
+can_move (const struct half *in, const struct half *out)
+{
+  return in->waiting > 0 ? out->writable : in->readable && !in->ended;
+}
+
+static void
+carry (struct half *in, struct half *out)
+{
+  for (u32 i = 0; i < 2 * ROUNDS && can_move (in, out); i++)
+    {
+      if (in->waiting == 0)
+        fill (in);
+      else
+        drain (in, out);
+    }
+  if (in->waiting == 0)
+    leave_pipe (in);
+}
+
+/* Hand on the ends of what has been carried; 0 when the flow goes on. */
+static int
+settle (struct flow *flow)
+{
+  for (u32 i = 0; i < 2; i++)
+    {
+      struct half *in = &flow->half[i];
+      if (!in->ended || in->waiting > 0)
+        continue;
+      if (in->broken)
+        {
+          end_flow (flow, 1);
+          return 1;
+        }
+      if (!in->passed)
+        raw2 (__NR_shutdown, flow->half[!i].fd, 1 /* SHUT_WR */);
+      in->passed = 1;
+    }
+  if (!flow->half[0].passed || !flow->half[1].passed)
+    return 0;
+  end_flow (flow, 0);
+  return 1;
+}
+
+/* 1 while the connection behind is not made. */
+static int
+await_connection (struct flow *flow)
+{
+  struct half *upstream = &flow->half[1];
+
+  if (flow->half[0].broken || upstream->broken)
+    {
+      end_flow (flow, 1);
+      return 1;
+    }
+  flow->connecting = !upstream->writable;
+  return flow->connecting;
+}
+
+static void
+take_turn (struct flow *flow)
+{
+  struct half *client = &flow->half[0];
+  struct half *upstream = &flow->half[1];
+
+  if (flow->connecting && await_connection (flow))
+    return;
+  carry (client, upstream);
+  carry (upstream, client);
+  if (!settle (flow) && (can_move (client, upstream) || can_move (upstream, client)))
+    give_turn (flow);
+}
+
+int
+pc_tcp_turns (void)
+{
+  u32 place = first_turn;
+
+  /* Who gets another turn meanwhile has it after the events that came. */
+  first_turn = last_turn = NOWHERE;
+  while (place != NOWHERE)
+    {
+      struct flow *flow = &flows[place];
+      place = flow->next;
+      flow->listed = 0;
+      if (flow->used)
+        take_turn (flow);
+      else
+        free_place (flow);
+    }
+  return first_turn != NOWHERE;
+}
+
+/* A container may have ended with its last words said: what has come with its end still goes on its way.  A stream
+   without an end must not look like a whole one. */
+static int
+is_whole (struct flow *flow)
+{
+  struct half *client = &flow->half[0];
+  struct half *upstream = &flow->half[1];
+
+  if (flow->connecting)
+    return 0;
+  upstream->readable = 1;
+  carry (upstream, client);
+  return upstream->ended && upstream->waiting == 0 && !upstream->broken;
+}
+
+void
+pc_tcp_drop (u32 id)
+{
+  for (u32 i = 0; i < flows_end; i++)
+    if (flows[i].used && flows[i].listener == id)
+      end_flow (&flows[i], !is_whole (&flows[i]));
+}

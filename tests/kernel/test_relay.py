@@ -1,0 +1,689 @@
+"""The relay of published ports: what comes by a listener comes to the address behind, and back."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import random
+import resource
+import select
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pycontain._kernel import native
+from pycontain._kernel.launcher import Launcher, sub_id_maps
+from pycontain._kernel.plan import request
+from pycontain._kernel.relay import Relay
+
+TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
+HERE = "127.0.0.1"
+PATIENCE = 20.0
+MANY = 200
+SESSIONS_MOST = 1024
+_RESET = struct.pack("ii", 1, 0)
+
+
+@pytest.fixture
+def launcher() -> Iterator[Launcher]:
+    plain = os.geteuid() != 0
+    one = Launcher(plain=plain, maps=sub_id_maps() if plain else None)
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def relay(launcher: Launcher) -> Iterator[Relay]:
+    one = Relay.start(launcher)
+    yield one
+    one.close()
+
+
+class Service:
+    """A TCP server on loopback; `handle` serves each connection in a thread of its own."""
+
+    def __init__(self, handle: Callable[[socket.socket], None], family: int = socket.AF_INET) -> None:
+        host = HERE if family == socket.AF_INET else "::1"
+        self._handle = handle
+        self._listener = socket.create_server((host, 0), family=socket.AddressFamily(family), backlog=1024)
+        self.port = int(self._listener.getsockname()[1])
+        self._threads: list[threading.Thread] = []
+        self._loop = threading.Thread(target=self._accept)
+        self._loop.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            thread = threading.Thread(target=self._serve, args=(connection,))
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        connection.settimeout(PATIENCE)
+        with connection, contextlib.suppress(OSError):
+            self._handle(connection)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._loop.join()
+        self._listener.close()
+        for thread in self._threads:
+            thread.join()
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def echo(connection: socket.socket) -> None:
+    """Send back what comes until its end, then end."""
+    while data := connection.recv(1 << 16):
+        connection.sendall(data)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Everything up to the end."""
+    return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+
+
+def publish(relay: Relay, port: int, *, number: int = 1, behind: str = HERE, host: str = HERE) -> int:
+    """A TCP port of the relay's that leads to `port`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family, backlog=1024) as listener:
+        relay.serve(number, TCP, [listener.fileno()], behind, port)
+        return int(listener.getsockname()[1])
+
+
+def publish_udp(
+    relay: Relay, port: int, *, number: int = 1, host: str = HERE, behind: str = HERE, patience: int = 0
+) -> int:
+    """The same for UDP."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as bound:
+        bound.bind((host, 0))
+        relay.serve(number, UDP, [bound.fileno()], behind, port, patience=patience)
+        return int(bound.getsockname()[1])
+
+
+def connect(port: int, host: str = HERE) -> socket.socket:
+    return socket.create_connection((host, port), timeout=PATIENCE)
+
+
+def gone(pid: int) -> bool:
+    """Has the process ended?  Its launcher reaps it."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def _pid_of(launcher: Launcher) -> int:
+    lines = Path(f"/proc/self/fdinfo/{launcher.pidfd}").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pid:"))
+
+
+def cpu_ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def rests(pid: int) -> bool:
+    """Does it use next to no processor time for half a second?"""
+    before = cpu_ticks(pid)
+    time.sleep(0.5)
+    return cpu_ticks(pid) - before < 10
+
+
+def test_fifty_megabytes_come_back_as_they_were(relay: Relay) -> None:
+    data = random.Random(1).randbytes(50_000_000)
+    with Service(echo) as service, connect(publish(relay, service.port)) as client:
+
+        def send() -> None:
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        back = read_all(client)
+        sender.join()
+
+        assert hashlib.sha256(data).digest() == hashlib.sha256(back).digest()
+
+
+def test_many_connections_at_once(relay: Relay) -> None:
+    with Service(echo) as service, contextlib.ExitStack() as stack:
+        port = publish(relay, service.port)
+        clients = [stack.enter_context(connect(port)) for _ in range(MANY)]
+        for at, client in enumerate(clients):
+            client.sendall(b"%d" % at * 1000)
+            client.shutdown(socket.SHUT_WR)
+
+        assert [b"%d" % at * 1000 for at in range(MANY)] == [read_all(client) for client in clients]
+
+
+def test_ports_of_many_numbers_lead_each_to_its_own(relay: Relay) -> None:
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for number in range(1, 6):
+
+            def say(connection: socket.socket, number: int = number) -> None:
+                connection.sendall(b"%d" % number)
+
+            service = stack.enter_context(Service(say))
+            ports.append(publish(relay, service.port, number=number))
+        for number, port in enumerate(ports, 1):
+            with connect(port) as client:
+                assert b"%d" % number == read_all(client)
+
+
+@pytest.mark.parametrize(("host", "behind"), [("::1", HERE), (HERE, "::1"), ("::1", "::1")])
+def test_the_families_of_both_sides_may_differ(relay: Relay, host: str, behind: str) -> None:
+    family = socket.AF_INET6 if ":" in behind else socket.AF_INET
+    with Service(echo, family) as service:
+        port = publish(relay, service.port, host=host, behind=behind)
+        with connect(port, host) as client:
+            client.sendall(b"hello")
+            assert client.recv(5) == b"hello"
+
+
+def test_an_end_in_one_direction_leaves_the_other_open(relay: Relay) -> None:
+    def answer_at_the_end(connection: socket.socket) -> None:
+        question = read_all(connection)
+        time.sleep(0.1)
+        connection.sendall(question.upper())
+
+    with Service(answer_at_the_end) as service, connect(publish(relay, service.port)) as client:
+        client.sendall(b"question")
+        client.shutdown(socket.SHUT_WR)
+
+        assert read_all(client) == b"QUESTION"
+
+
+def test_an_end_of_the_service_leaves_the_client_free_to_send(relay: Relay) -> None:
+    heard: list[bytes] = []
+
+    def stop_speaking(connection: socket.socket) -> None:
+        connection.sendall(b"all I say")
+        connection.shutdown(socket.SHUT_WR)
+        heard.append(read_all(connection))
+
+    with Service(stop_speaking) as service, connect(publish(relay, service.port)) as client:
+        assert read_all(client) == b"all I say"
+        client.sendall(b"still here")
+    assert heard == [b"still here"]
+
+
+def test_nobody_behind_is_a_reset_at_once(relay: Relay) -> None:
+    with socket.create_server((HERE, 0)) as closed:
+        port = closed.getsockname()[1]
+    published = publish(relay, port)
+    started = time.monotonic()
+    with pytest.raises(ConnectionResetError), connect(published) as client:
+        client.recv(1)
+    assert time.monotonic() - started < 2
+
+
+def test_a_reset_of_the_service_comes_to_the_client(relay: Relay) -> None:
+    def reset(connection: socket.socket) -> None:
+        connection.recv(1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+    with Service(reset) as service, connect(publish(relay, service.port)) as client:
+        client.sendall(b"x")
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+
+@pytest.mark.parametrize("half_closed", [False, True])
+def test_a_reset_of_the_client_comes_to_the_service(relay: Relay, half_closed: bool) -> None:
+    caught: list[int | None] = []
+
+    def wait(connection: socket.socket) -> None:
+        connection.sendall(b"x")
+        try:
+            assert half_closed == (read_all(connection) == b"")
+            poll = select.poll()
+            poll.register(connection, 0)
+            assert poll.poll(PATIENCE * 1000)
+            caught.append(connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+        except OSError as error:
+            caught.append(error.errno)
+
+    with Service(wait) as service, connect(publish(relay, service.port)) as client:
+        client.recv(1)
+        if half_closed:
+            client.shutdown(socket.SHUT_WR)
+            time.sleep(0.1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    assert caught[0] in ((errno.EPIPE, errno.ECONNRESET) if half_closed else (errno.ECONNRESET,))
+
+
+def test_who_hears_no_more_may_have_spoken(relay: Relay) -> None:
+    """A service refuses a long request with an answer, as HTTP's do: it comes before the reset."""
+
+    def refuse(connection: socket.socket) -> None:
+        connection.recv(1)
+        connection.sendall(b"too long")
+
+    with Service(refuse) as service, connect(publish(relay, service.port)) as client:
+        client.sendall(b"x" * 100)
+        assert client.recv(100) == b"too long"
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            client.sendall(bytes(64 << 20))
+
+
+def test_a_slow_reader_stops_nobody_else(relay: Relay) -> None:
+    def flood(connection: socket.socket) -> None:
+        while True:
+            connection.sendall(bytes(1 << 16))
+
+    with Service(flood) as flooding, Service(echo) as service, contextlib.ExitStack() as stack:
+        busy = publish(relay, flooding.port, number=1)
+        port = publish(relay, service.port, number=2)
+        for _ in range(8):
+            stack.enter_context(connect(busy))
+        reader = stack.enter_context(connect(busy))
+        stop = threading.Event()
+
+        def read() -> None:
+            while not stop.is_set():
+                reader.recv(1 << 16)
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        time.sleep(0.3)
+        slowest = 0.0
+        for _ in range(50):
+            started = time.monotonic()
+            with connect(port) as client:
+                client.sendall(b"hello")
+                assert client.recv(5) == b"hello"
+            slowest = max(slowest, time.monotonic() - started)
+        stop.set()
+        thread.join()
+        assert slowest < 1
+        relay.drop(1)
+
+
+def test_a_relay_rests_when_nothing_moves(relay: Relay) -> None:
+    """Neither a client that does not read, nor one half closed, nor an idle one keeps it busy."""
+
+    def flood(connection: socket.socket) -> None:
+        while True:
+            connection.sendall(bytes(1 << 16))
+
+    with Service(flood) as flooding, Service(echo) as service:
+        busy = publish(relay, flooding.port)
+        port = publish(relay, service.port)
+        with connect(busy), connect(port) as idle, connect(busy) as half:
+            idle.sendall(b"x")
+            half.shutdown(socket.SHUT_WR)
+            time.sleep(0.3)
+            assert rests(relay.pid)
+        relay.drop(1)
+
+
+def test_what_is_dropped_is_gone_when_the_call_returns(relay: Relay) -> None:
+    with Service(echo) as service:
+        port = publish(relay, service.port, number=1)
+        second = publish(relay, service.port, number=1)
+        other = publish(relay, service.port, number=2)
+        with connect(port) as client, connect(other) as stays:
+            for one in (client, stays):
+                one.sendall(b"x")
+                assert one.recv(1) == b"x"
+            relay.drop(1)
+
+            for dropped in (port, second):
+                with pytest.raises(ConnectionRefusedError):
+                    connect(dropped)
+                socket.create_server((HERE, dropped)).close()
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+            stays.sendall(b"y")
+            assert stays.recv(1) == b"y"
+
+
+def test_what_had_been_said_to_its_end_outlives_a_drop(relay: Relay) -> None:
+    said = threading.Event()
+
+    def speak(connection: socket.socket) -> None:
+        connection.recv(1)
+        connection.sendall(b"last words" * 1000)
+        connection.close()
+        said.set()
+
+    with Service(speak) as service, connect(publish(relay, service.port)) as client:
+        client.sendall(b"x")
+        assert said.wait(PATIENCE)
+        relay.drop(1)
+        assert read_all(client) == b"last words" * 1000
+
+
+def test_a_listener_that_its_caller_keeps_and_shuts_down_is_left(relay: Relay) -> None:
+    with Service(echo) as service, socket.create_server((HERE, 0)) as listener:
+        relay.serve(1, TCP, [listener.fileno()], HERE, service.port)
+        listener.shutdown(socket.SHUT_RDWR)
+        assert rests(relay.pid)
+
+
+def test_without_fds_left_clients_are_sent_away_and_others_go_on(launcher: Launcher) -> None:
+    resource.prlimit(_pid_of(launcher), resource.RLIMIT_NOFILE, (40, 40))
+    relay = Relay.start(launcher)
+    with Service(echo) as service, contextlib.ExitStack() as stack:
+        stack.callback(relay.close)
+        port = publish(relay, service.port)
+        answered, reset = [], 0
+        for _ in range(30):
+            client = stack.enter_context(connect(port))
+            try:
+                client.sendall(b"x")
+                assert client.recv(1) == b"x"
+                answered.append(client)
+            except ConnectionResetError:
+                reset += 1
+        assert len(answered) >= 10
+        assert len(answered) + reset == 30
+        assert rests(relay.pid)
+        for client in answered:
+            client.sendall(b"y")
+            assert client.recv(1) == b"y"
+        for client in answered:
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(1) == b""
+        with connect(port) as client:
+            client.sendall(b"z")
+            assert client.recv(1) == b"z"
+
+
+def test_without_fds_left_a_listener_is_refused(launcher: Launcher) -> None:
+    resource.prlimit(_pid_of(launcher), resource.RLIMIT_NOFILE, (40, 40))
+    relay = Relay.start(launcher)
+    with contextlib.closing(relay), socket.create_server((HERE, 0)) as listener:
+        with pytest.raises(OSError, match="Too many open files"):
+            relay.serve(1, TCP, [listener.fileno()] * 40, HERE, 1)
+        relay.drop(1)
+        relay.serve(1, TCP, [listener.fileno()], HERE, 1)
+
+
+@pytest.mark.parametrize(("host", "behind"), [(HERE, HERE), ("::1", "::1"), ("0.0.0.0", "::1"), ("::", HERE)])
+def test_datagrams_of_several_clients_come_back_to_each(relay: Relay, host: str, behind: str) -> None:
+    family = socket.AF_INET6 if ":" in behind else socket.AF_INET
+    outside = socket.AF_INET6 if ":" in host else socket.AF_INET
+    to = {"0.0.0.0": "127.0.0.2", "::": "::1"}.get(host, host)
+    with socket.socket(family, socket.SOCK_DGRAM) as service, contextlib.ExitStack() as stack:
+        service.bind((behind, 0))
+        service.settimeout(PATIENCE)
+        port = publish_udp(relay, service.getsockname()[1], host=host, behind=behind)
+        clients = [stack.enter_context(socket.socket(outside, socket.SOCK_DGRAM)) for _ in range(20)]
+        for at, client in enumerate(clients):
+            client.settimeout(PATIENCE)
+            client.connect((to, port))  # an answer from another address does not come
+            client.send(b"%d" % at)
+        for _ in clients:
+            data, sender = service.recvfrom(100)
+            service.sendto(data * 2, sender)
+        assert [b"%d" % at * 2 for at in range(20)] == [client.recv(100) for client in clients]
+        clients[0].send(b"")
+        data, sender = service.recvfrom(100)
+        assert data == b""
+        service.sendto(bytes(60_000), sender)
+        assert bytes(60_000) == clients[0].recv(65536)
+
+
+def test_datagrams_to_an_address_of_both_families(relay: Relay) -> None:
+    """A socket of IPv6 that serves IPv4 as well answers from the address that was asked."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
+        service.bind((HERE, 0))
+        service.settimeout(PATIENCE)
+        port = publish_udp(relay, service.getsockname()[1], host="::")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(PATIENCE)
+            client.connect(("127.0.0.3", port))
+            client.send(b"ask")
+            data, sender = service.recvfrom(100)
+            service.sendto(data, sender)
+            assert client.recv(100) == b"ask"
+
+
+def _sessions(relay: Relay) -> int:
+    return sum("socket:" in os.readlink(path) for path in Path(f"/proc/{relay.pid}/fd").iterdir())
+
+
+@pytest.fixture
+def needs_sight() -> None:
+    """Skip where the relay's fds cannot be seen."""
+    if os.geteuid() != 0:
+        pytest.skip("the relay of a plain user is not its to look into")
+
+
+@pytest.mark.usefixtures("needs_sight")
+def test_the_oldest_session_makes_room(relay: Relay) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
+        service.bind((HERE, 0))
+        service.settimeout(PATIENCE)
+        port = publish_udp(relay, service.getsockname()[1])
+        before = _sessions(relay)
+        senders = []
+        for _ in range(SESSIONS_MOST + 50):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.bind((HERE, 0))
+                client.sendto(b"x", (HERE, port))
+                senders.append(service.recvfrom(10)[1])
+        assert _sessions(relay) - before == SESSIONS_MOST
+        relay.drop(1)
+        assert before - 1 == _sessions(relay)
+        assert rests(relay.pid)
+
+
+@pytest.mark.usefixtures("needs_sight")
+def test_a_silent_session_ends(relay: Relay) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
+        service.bind((HERE, 0))
+        service.settimeout(PATIENCE)
+        port = publish_udp(relay, service.getsockname()[1], patience=1)
+        before = _sessions(relay)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.connect((HERE, port))
+            client.send(b"x")
+            first = service.recvfrom(10)[1]
+            assert before + 1 == _sessions(relay)
+            end = time.monotonic() + PATIENCE
+            while _sessions(relay) > before and time.monotonic() < end:
+                time.sleep(0.1)
+            assert before == _sessions(relay)
+            client.send(b"x")
+            assert first != service.recvfrom(10)[1]
+
+
+def test_a_service_that_is_not_there_yet_gets_later_datagrams(relay: Relay) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as reserved:
+        reserved.bind((HERE, 0))
+        inside = reserved.getsockname()[1]
+    port = publish_udp(relay, inside)
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service,
+    ):
+        client.connect((HERE, port))
+        for _ in range(3):
+            client.send(b"lost")
+            time.sleep(0.02)
+        assert rests(relay.pid)
+        service.bind((HERE, inside))
+        service.settimeout(PATIENCE)
+        client.send(b"found")
+        assert service.recv(100) == b"found"
+
+
+def test_it_keeps_no_rights(relay: Relay) -> None:
+    found = status(relay.pid)
+    for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(found[name], 16) == 0, name
+    assert found["NoNewPrivs"] == "1"
+    assert found["Seccomp"] == "2"
+    if os.geteuid() == 0:
+        assert found["Uid"].split() == ["65534"] * 4
+        assert found["Gid"].split() == ["65534"] * 4
+        assert found["Groups"] == ""
+    else:
+        with pytest.raises(PermissionError):
+            os.listdir(f"/proc/{relay.pid}/fd")
+
+
+@pytest.mark.usefixtures("needs_sight")
+def test_it_holds_nothing_of_its_launchers(relay: Relay) -> None:
+    held = [os.readlink(path) for path in Path(f"/proc/{relay.pid}/fd").iterdir()]
+    assert sum("socket:" in path for path in held) == 1
+    assert sum("eventpoll" in path for path in held) == 1
+    assert sum(path.endswith("null") for path in held) == 3
+    assert len(held) == 5
+
+
+def test_it_ends_with_its_socket(launcher: Launcher) -> None:
+    relay = Relay.start(launcher)
+    with Service(echo) as service, connect(publish(relay, service.port)) as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        relay.close()
+        relay.close()
+        assert gone(relay.pid)
+        assert client.recv(1) == b""
+    with pytest.raises(ConnectionError):
+        relay.drop(1)
+    assert Relay.start(launcher).close() is None  # type: ignore[func-returns-value]
+
+
+def test_it_ends_with_its_launcher(launcher: Launcher) -> None:
+    relay = Relay.start(launcher)
+    launcher.kill()
+    assert gone(relay.pid)
+    with pytest.raises(ConnectionError):
+        relay.drop(1)
+    relay.close()
+
+
+def test_a_relay_that_died_is_said_to_be_gone(launcher: Launcher) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("the relay of a plain user may be another's")
+    relay = Relay.start(launcher)
+    os.kill(relay.pid, signal.SIGKILL)
+    assert gone(relay.pid)
+    with pytest.raises(ConnectionError):
+        relay.drop(1)
+    relay.close()
+
+
+def test_wrong_sockets_are_refused_and_change_nothing(relay: Relay) -> None:
+    with Service(echo) as service, contextlib.ExitStack() as stack:
+        silent = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+        local = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        datagrams = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        null = os.open("/dev/null", os.O_RDONLY)
+        stack.callback(os.close, null)
+        for fd in (silent.fileno(), local.fileno(), datagrams.fileno(), null):
+            with pytest.raises(OSError, match="relay"):
+                relay.serve(1, TCP, [fd], HERE, service.port)
+        with socket.create_server((HERE, 0)) as listener:
+            with pytest.raises(OSError, match="relay"):
+                relay.serve(1, UDP, [listener.fileno()], HERE, service.port)
+            with pytest.raises(OSError, match="relay"):
+                relay.serve(1, TCP, [listener.fileno()], HERE, 0)
+        with pytest.raises(ValueError, match="address"):
+            relay.serve(1, TCP, [], "example.org", 80)
+        with connect(publish(relay, service.port)) as client:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+
+
+def test_any_message_does_no_harm(relay: Relay) -> None:
+    chance = random.Random(7)
+    with Service(echo) as service, socket.create_server((HERE, 0)) as listener:
+        for _ in range(2000):
+            size = chance.choice([1, 4, 47, 48, 49, 52, 500])
+            body = bytearray(chance.randbytes(size))
+            body[:4] = struct.pack("<I", chance.choice([0, 1, 1, 2, 3]))[: len(body[:4])]
+            if size >= 16:
+                body[8:16] = struct.pack("<2I", chance.choice([6, 17, 1]), chance.choice([2, 10, 1]))
+            fds = [listener.fileno()] * chance.choice([0, 1, 1, 2, 200])
+            native.send(relay._fd, bytes(body), fds)
+            os.read(relay._fd, 8)
+        relay.drop(1)
+        with connect(publish(relay, service.port)) as client:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+
+
+def test_an_answer_that_nobody_read_is_not_taken_for_another(relay: Relay) -> None:
+    native.send(relay._fd, b"no command")
+    relay.drop(1)
+    with socket.create_server((HERE, 0)) as listener:
+        relay.serve(1, TCP, [listener.fileno()], HERE, 1)
+
+
+def test_many_threads_may_ask(relay: Relay) -> None:
+    with Service(echo) as service:
+        failures: list[Exception] = []
+
+        def work(number: int) -> None:
+            try:
+                for _ in range(20):
+                    with connect(publish(relay, service.port, number=number)) as client:
+                        client.sendall(b"%d" % number)
+                        assert b"%d" % number == client.recv(10)
+                    relay.drop(number)
+            except Exception as error:  # noqa: BLE001  it is looked at below
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(1, 9)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failures
+
+
+def test_a_forked_child_leaves_the_relay_alone(relay: Relay) -> None:
+    with Service(echo) as service:
+        port = publish(relay, service.port)
+        child = os.fork()
+        if child == 0:
+            relay.forget()
+            os._exit(0)
+        os.waitpid(child, 0)
+        with connect(port) as client:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+
+
+def test_a_launcher_refuses_what_is_no_socket_of_messages(launcher: Launcher) -> None:
+    stream, far = socket.socketpair()
+    with stream, far:
+        for fds in ([], [stream.fileno()], [stream.fileno()] * 2):
+            native.send(launcher.socket, request(native.RELAY), fds)
+            record = native.receive(launcher.socket)
+            assert record is not None
+            assert (record.kind, record.step_name) == (native.FAILED, "network")
+            assert record.errno
