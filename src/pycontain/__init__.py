@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from pycontain._model.limits import CgroupLimits
     from pycontain._model.mounts import Bind, Tmpfs
     from pycontain._model.process import CallResult, ExecResult, Usage
+    from pycontain._networks.policy import Refused
     from pycontain._objects.container import Container
+    from pycontain._objects.egress import Egress
+    from pycontain._objects.faults import Partition
     from pycontain._objects.image import Image
+    from pycontain._objects.network import Endpoint, Network
     from pycontain._objects.path import ContainerPath
     from pycontain._objects.process import Process
     from pycontain._objects.run import run
@@ -73,6 +77,8 @@ __all__ = [
     "Container",
     "ContainerPath",
     "DigestMismatch",
+    "Egress",
+    "Endpoint",
     "Engine",
     "ExecResult",
     "Image",
@@ -81,13 +87,16 @@ __all__ = [
     "Isolation",
     "LayerLimits",
     "LimitError",
+    "Network",
     "NotFound",
+    "Partition",
     "PathError",
     "Process",
     "Progress",
     "PullError",
     "PushError",
     "PycontainError",
+    "Refused",
     "Security",
     "Snapshot",
     "StartError",
@@ -114,6 +123,11 @@ _HOMES = {
     "Usage": "_model.process",
     "Change": "_model.change",
     "Container": "_objects.container",
+    "Egress": "_objects.egress",
+    "Endpoint": "_objects.network",
+    "Network": "_objects.network",
+    "Partition": "_objects.faults",
+    "Refused": "_networks.policy",
     "ContainerPath": "_objects.path",
     "Image": "_objects.image",
     "Process": "_objects.process",

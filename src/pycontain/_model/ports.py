@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TypeAlias
 
 from attrs import frozen
@@ -118,8 +117,10 @@ def _outer(outer: HostPort) -> tuple[str, int | None, int | None]:
 def _address(text: object) -> str:
     if not isinstance(text, str):
         raise TypeError(f"an address of the host is text: {shown(text)}")
+    from ipaddress import ip_address
+
     try:
-        found: IPv4Address | IPv6Address = ip_address(text)
+        found = ip_address(text)
     except ValueError as error:
         raise ValueError(f"no address of the host: {shown(text)}") from error
-    return "" if found == IPv4Address("0.0.0.0") else str(found)
+    return "" if found.version == 4 and found.is_unspecified else str(found)

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 RESOLVER = "127.0.0.11"
 """Where containers ask for names; Docker's too."""
-_FIRST_INDEX = 16
-"""Below are the loopback and what modules give every namespace."""
 _QUIET = socket.SOCK_NONBLOCK
 
 
@@ -62,7 +60,6 @@ class Attached:
         self._who = who
         self._inner: Netlink | None = None
         self._ended = False
-        self._index = _FIRST_INDEX
         self._lock = threading.RLock()
         self.members: dict[Bridge, Member] = {}
         self.bound: list[Bound] = []
@@ -88,7 +85,9 @@ class Attached:
                     raise self._failure(bridge, error) from error
                 raise
             self.members[bridge] = member
-            bridge.zone.put(self._who.container, self._entry(member))
+            if bridge.options.names:
+                bridge.zone.put(self._who.container, self._entry(member))
+                self.client.join(bridge.zone)
             self._tell_names()
             return member
 
@@ -116,8 +115,7 @@ class Attached:
         inner = self._enter(bridge)
         taken = {other.inner for other in self.members.values()}
         member.inner = next(name for at in range(1024) if (name := f"eth{at}") not in taken)
-        member.index, self._index = self._index, self._index + 1
-        peer = links.Peer(self._who.pid, member.inner, member.index, member.mac, bridge.options.mtu)
+        peer = links.Peer(self._who.pid, member.inner, member.mac, bridge.options.mtu)
         route = bridge.domain.route
         if self._who.raw:
             self._fabric.guard.admit(bridge, member)
@@ -125,8 +123,12 @@ class Attached:
         if bridge.options.guided:
             index = next(links.seen_links(route.ask(links.find(member.port)))).index
             route.do([links.isolate(index)])
+        member.index = next(links.seen_links(inner.ask(links.find(member.inner)))).index
         addresses = bridge.addresses
-        steps = [links.assign(member.index, IPv4Interface((member.address, addresses.subnet.prefixlen)))]
+        steps = [
+            links.raise_link(member.index, link_local=True),
+            links.assign(member.index, IPv4Interface((member.address, addresses.subnet.prefixlen))),
+        ]
         if member.address6 is not None:
             steps.append(links.assign(member.index, member.address6))
         if not bridge.options.internal:
@@ -181,6 +183,7 @@ class Attached:
                 raise NotFound(f"container {self._who.name} is not on the network {bridge.name}")
             if self.bound and self.bound[0].target == str(member.address):
                 self._republish()
+            self.client.leave(bridge.zone)
             self._unlink(bridge, member)
             self._tell_names()
 
@@ -188,7 +191,6 @@ class Attached:
         bridges = list(self.members)
         addresses = [address for one in self.members.values() for address in self._entry(one).addresses]
         self.client.own = Entry(names=(self._who.hostname,), addresses=tuple(addresses))
-        self.client.zones = frozenset(one.zone for one in bridges if one.options.names)
         self.client.upstream = any(not one.options.internal for one in bridges)
         policies = [one.policy for one in bridges if one.policy is not None]
         self.client.policy = policies[0] if policies else None

@@ -19,7 +19,7 @@ from pycontain.errors import UnsupportedError
 
 PREFIX = b"pyc"
 """Interfaces of every engine of ours begin with it."""
-_IPV4, _IPV6 = b"\2", b"\xa"
+_IPV4, _IPV6 = b"\2", b"\x0a"
 _ICMP, TCP, UDP, _ICMP6 = 1, 6, 17, 58
 _DNAT, _KNOWN = 0x20, 2 | 4
 _ADVERTISEMENT, _REDIRECT6 = b"\x86", b"\x89"

@@ -66,16 +66,15 @@ class Peer:
 
     pid: int
     name: str
-    index: int
     mac: bytes
     mtu: int
 
 
 def pair(name: str, peer: Peer) -> Message:
-    """A pair of interfaces: one here, down, and its peer, up, in the other namespace."""
+    """A pair of interfaces: one here and its peer in the other namespace, both down."""
     other = _link(
-        peer.index,
-        _UP,
+        0,
+        0,  # it cannot be up before the pair is one
         attribute(_IFNAME, peer.name),
         attribute(_ADDRESS, peer.mac),
         attribute(_MTU, peer.mtu),
