@@ -78,6 +78,7 @@ class Firewall:
             *(one.new(at + 1) for at, one in enumerate(sets)),
             nft.chain(table, "refuse"),
             nft.chain(table, "allow"),
+            nft.chain(table, "unlisted"),
             nft.chain(table, "policy"),
             nft.chain(table, "from_inside"),
             nft.chain(table, "to_inside"),
@@ -240,11 +241,13 @@ class _Rules:
             rule("policy", current, nft.verdict("accept")),
             rule("policy", answer, nft.verdict("accept")),
             rule("allow", mark, nft.verdict("accept")),
+            rule("policy", nft.meta("oifname"), nft.compare(PREFIX), nft.verdict("jump", "unlisted")),
             rule("policy", ipv4, *target, nft.lookup("learned"), nft.verdict("jump", "allow")),
             rule("policy", ipv4, name, to, nft.lookup("learned_any"), nft.verdict("jump", "allow")),
             rule("policy", ipv4, name, nft.judge("guides")),
-            rule("policy", ipv4, *target, nft.remember("refused")),
-            rule("policy", refuse),
+            rule("policy", nft.verdict("jump", "unlisted")),
+            rule("unlisted", ipv4, *target, nft.remember("refused")),
+            rule("unlisted", refuse),
         ]
 
     def _input(self, inward: bytes, known: bytes, ipv6: bytes, refuse: bytes) -> list[Message]:

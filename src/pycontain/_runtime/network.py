@@ -41,7 +41,8 @@ def attach(running: Running, places: Sequence[Place], ports: Sequence[Published]
     from pycontain._networks.attached import Identity
 
     spec, engine = running.spec, running.engine
-    groups = 65536 if engine.features.privileged else engine.sub_ids or 1
+    # As the writer's user namespace counts them, which is the host's for root.
+    groups = 1 << 31 if engine.features.privileged else engine.sub_ids or 1
     who = Identity(
         container=spec.id,
         name=spec.name,
