@@ -179,7 +179,9 @@ class Engine:
                 from pycontain._networks.fabric import Fabric
 
                 hub = None if self.features.privileged else self._hub_pool()
-                self._fabric = Fabric(self.owner.name, hub or self.launchers, hub=hub is not None)
+                self._fabric = Fabric(
+                    self.owner.name, self.launchers if hub is None else hub, hub=hub is not None
+                )
             return self._fabric
 
     def _hub_pool(self) -> LauncherPool:

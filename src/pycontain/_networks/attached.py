@@ -81,7 +81,7 @@ class Attached:
                 self._link(bridge, member)
             except BaseException as error:
                 self._unlink(bridge, member)
-                if isinstance(error, NetlinkError):
+                if isinstance(error, NetlinkError | StartError):
                     raise self._failure(bridge, error) from error
                 raise
             self.members[bridge] = member
@@ -91,12 +91,12 @@ class Attached:
             self._tell_names()
             return member
 
-    def _failure(self, bridge: Bridge, error: NetlinkError) -> Exception:
-        if error.errno in (errno.ESRCH, errno.EINVAL) and self._fabric.is_dead(self._who.pidfd):
+    def _failure(self, bridge: Bridge, error: NetlinkError | StartError) -> Exception:
+        if self._fabric.is_dead(self._who.pidfd):
             return StateError(f"container {self._who.name} is not running")
         hint = "a bridge has 1024 ports: use a second network" if error.errno == errno.EXFULL else None
         return StartError(
-            f"container {self._who.name} could not be put on the network {bridge.name} ({error.strerror})",
+            f"container {self._who.name} could not be put on the network {bridge.name} ({error})",
             step="network",
             errno=error.errno or 0,
             hint=hint,
@@ -198,12 +198,17 @@ class Attached:
     def publish(self, ports: Sequence[Published]) -> None:
         """Publish ports of it, on the first of its networks that leads outside.  Raises Conflict."""
         with self._lock:
-            self.bound += self._fabric.publisher.publish(ports, self._target())
+            bridge, member = self._target()
+            route = bridge.domain.route
+            # It may ask for its own port by the host's address.
+            index = next(links.seen_links(route.ask(links.find(member.port)))).index
+            route.do([links.reflect(index)])
+            self.bound += self._fabric.publisher.publish(ports, str(member.address))
 
-    def _target(self) -> str:
+    def _target(self) -> tuple[Bridge, Member]:
         for bridge, member in self.members.items():
             if not bridge.options.internal:
-                return str(member.address)
+                return bridge, member
         raise StateError(f"container {self._who.name} is on no network that leads outside")
 
     def _republish(self) -> None:

@@ -18,6 +18,7 @@ from pycontain._networks.domain import Domain
 from pycontain._networks.firewall import Firewall
 from pycontain._networks.guard import Guard
 from pycontain._networks.names import NameService
+from pycontain._networks.outside import Outside, pid_of
 from pycontain._networks.publish import Publisher
 from pycontain._networks.subnets import Addresses, Subnets, private6
 from pycontain._networks.zone import Zone
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
     from pycontain._model.ports import Published
 
 DEFAULT = "bridge"
-_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-_NUMBERS = len(_DIGITS) ** 4
+_NUMBER_DIGITS = 4
 
 
 class Fabric:
@@ -42,7 +42,7 @@ class Fabric:
 
     def __init__(self, owner: str, launchers: LauncherPool, *, hub: bool) -> None:
         self._prefix = links.prefix(owner)
-        self._numbers = itertools.count(secrets.randbelow(_NUMBERS))
+        self._numbers = itertools.count(secrets.randbelow(1 << 20))
         self._lock = threading.RLock()
         self._relay: Relay | None = None
         self._attached: list[Attached] = []
@@ -56,16 +56,12 @@ class Fabric:
             self.domain.close()
             raise
         self.names = NameService()
+        self._outside = Outside(self.domain, self._pid()) if hub else None
         self.publisher = Publisher(self.relay, None if hub else self.firewall)
 
     def link_name(self) -> str:
         """A name for an interface that no other of this engine has had lately."""
-        number = next(self._numbers) % _NUMBERS
-        text = ""
-        for _ in range(4):
-            number, digit = divmod(number, len(_DIGITS))
-            text = _DIGITS[digit] + text
-        return self._prefix + text
+        return self._prefix + links.digits(next(self._numbers), _NUMBER_DIGITS)
 
     def relay(self) -> Relay:
         """The process that carries published ports."""
@@ -76,6 +72,10 @@ class Fabric:
                 with self.domain.launchers.borrow() as launcher:
                     self._relay = Relay.start(launcher)
             return self._relay
+
+    def _pid(self) -> int:
+        with self.domain.launchers.borrow() as launcher:
+            return pid_of(launcher.pidfd)
 
     def is_dead(self, pidfd: int) -> bool:
         """Has this process ended?"""
@@ -114,6 +114,8 @@ class Fabric:
             self.firewall,
         )
         if not options.internal:
+            if self._outside is not None:
+                self._outside.open()
             for version in (4, 6) if subnet6 is not None else (4,):
                 if self.domain.forward(version):
                     self.firewall.keep_closed(version)
@@ -182,6 +184,8 @@ class Fabric:
             self.names.close()
             if self._relay is not None:
                 self._relay.close()
+            if self._outside is not None:
+                self._outside.close()
             self.domain.close()
             self.subnets.close()
 
@@ -191,5 +195,7 @@ class Fabric:
         self.names.forget()
         if self._relay is not None:
             self._relay.forget()
+        if self._outside is not None:
+            self._outside.close()
         self.domain.forget()
         self.subnets.close()

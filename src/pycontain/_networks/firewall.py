@@ -13,12 +13,11 @@ from ipaddress import IPv4Network, IPv6Network
 from attrs import frozen
 
 from pycontain._kernel.netlink import Answer, Message, Netlink, NetlinkError
-from pycontain._networks import nft
+from pycontain._networks import links, nft
 from pycontain._networks.nft import Element, Set
 from pycontain.errors import UnsupportedError
 
-PREFIX = b"pyc"
-"""Interfaces of every engine of ours begin with it."""
+PREFIX = links.PREFIX.encode()
 _IPV4, _IPV6 = b"\2", b"\x0a"
 _ICMP, TCP, UDP, _ICMP6 = 1, 6, 17, 58
 _DNAT, _KNOWN = 0x20, 2 | 4

@@ -12,6 +12,9 @@ from attrs import frozen
 
 from pycontain._kernel.netlink import CREATE, DUMP, EXCL, Answer, Message, attribute, attributes, nested
 
+PREFIX = "pyc-"
+"""Interfaces of every engine of ours begin with it, and none else."""
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 Interface = IPv4Interface | IPv6Interface
 
 _NEWLINK, _DELLINK, _GETLINK, _SETLINK = 16, 17, 18, 19
@@ -28,7 +31,16 @@ _AF_BRIDGE = 7
 
 def prefix(owner: str) -> str:
     """What the names of an owner's interfaces begin with: 15 bytes are all that a name has."""
-    return f"pyc{owner[:8]}"
+    return PREFIX + digits(int(owner, 16), 7)
+
+
+def digits(number: int, count: int) -> str:
+    """The last digits of a number to the base of 36."""
+    text = ""
+    for _ in range(count):
+        number, digit = divmod(number, len(_DIGITS))
+        text = _DIGITS[digit] + text
+    return text
 
 
 def _link(index: int, flags: int, *attributes: bytes, family: int = 0) -> bytes:
@@ -96,6 +108,11 @@ def join(name: str, bridge: int) -> Message:
 def isolate(index: int) -> Message:
     """Of a bridge's port: nothing passes to or from others that are isolated too."""
     return Message(_SETLINK, _link(index, 0, nested(_PROTINFO, attribute(33, b"\1")), family=_AF_BRIDGE))
+
+
+def reflect(index: int) -> Message:
+    """Of a bridge's port: what came in by it may go out by it (hairpin mode)."""
+    return Message(_SETLINK, _link(index, 0, nested(_PROTINFO, attribute(4, b"\1")), family=_AF_BRIDGE))
 
 
 def raise_link(index: int, *, link_local: bool) -> Message:

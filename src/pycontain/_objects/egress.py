@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import weakref
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pycontain._model.targets import Target, target_of
@@ -99,6 +100,23 @@ class Egress:
             bridge.policy = guide
             self._guides[engine] = (bridge, guide)
             return bridge
+
+    def close(self) -> None:
+        """Remove its network, which else stays for the next container.  Raises Conflict while one is on it."""
+        with self._lock:
+            for engine, (bridge, guide) in list(self._guides.items()):
+                if not bridge.gone and not engine.closed:
+                    engine.fabric.remove(bridge)
+                    guide.close()
+            self._guides.clear()
+
+    def __enter__(self) -> Egress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def __repr__(self) -> str:
         return f"<Egress {', '.join(self.targets) or 'nothing'}>"

@@ -1,0 +1,119 @@
+"""A plain user's way out: pasta (passt) or slirp4netns, which carries packets of the engine's own namespace."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+from pycontain._networks import links
+from pycontain.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from pycontain._networks.domain import Domain
+
+_LINK = "outside0"
+"""Not as bridges are named, for the firewall's sake."""
+_PATIENCE, _PAUSE = 10.0, 0.01
+"""Seconds until a way out has to be there, and between two looks."""
+_KEEPER = """
+exec 3<&0 </dev/null
+( "$@" 3<&- & child=$!
+  read -r _ <&3
+  kill "$child"; wait "$child" ) &
+"""
+"""Started and left: ends the program when the other end of its stdin is closed, however its owner ends."""
+
+
+def _pasta(program: str, pid: int) -> list[str]:
+    """Nothing of the host's is mapped: neither its loopback nor any port."""
+    return [
+        *(program, "--foreground", "--quiet", "--config-net", "--no-map-gw", "--ns-ifname", _LINK),
+        *("--tcp-ports", "none", "--udp-ports", "none", "--tcp-ns", "none", "--udp-ns", "none"),
+        *("--userns", f"/proc/{pid}/ns/user", "--netns", f"/proc/{pid}/ns/net"),
+    ]
+
+
+def _slirp(program: str, pid: int) -> list[str]:
+    return [
+        *(program, "--configure", "--mtu=65520", "--disable-host-loopback", "--disable-dns"),
+        *(f"--userns-path=/proc/{pid}/ns/user", "--netns-type=path", f"/proc/{pid}/ns/net", _LINK),
+    ]
+
+
+_PROGRAMS = (("pasta", _pasta), ("slirp4netns", _slirp))
+
+
+class Outside:
+    """The way out of one namespace, opened on first use."""
+
+    def __init__(self, domain: Domain, pid: int) -> None:
+        self._domain = domain
+        self._pid = pid
+        self._lifeline = -1
+        self.program = ""
+
+    def open(self) -> None:
+        """Start what carries packets; returns when there is a route.  Raises UnsupportedError.  Idempotent."""
+        if self._lifeline >= 0:
+            return
+        problems = []
+        for name, command in _PROGRAMS:
+            program = shutil.which(name)
+            if program is None:
+                continue
+            self._start(command(program, self._pid))
+            if self._wait():
+                self.program = name
+                return
+            self.close()
+            problems.append(f"{name} gave no way out")
+        raise UnsupportedError(
+            f"networks that lead outside, as a plain user ({', '.join(problems) or 'no pasta, no slirp4netns'})",
+            hint="install passt or slirp4netns, or use Network(internal=True)",
+        )
+
+    def _start(self, command: list[str]) -> None:
+        reading, self._lifeline = os.pipe2(os.O_CLOEXEC)
+        try:
+            subprocess.run(
+                ["/bin/sh", "-c", _KEEPER, "sh", *command],
+                stdin=reading,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                check=True,
+            )
+        except (OSError, subprocess.CalledProcessError) as error:
+            self.close()
+            raise UnsupportedError("networks that lead outside, as a plain user", hint=str(error)) from error
+        finally:
+            os.close(reading)
+
+    def _wait(self) -> bool:
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
+            found = links.seen_routes(self._domain.route.ask(links.routes(2)))
+            if any(route.length == 0 and route.out for route in found):
+                return True
+            time.sleep(_PAUSE)
+        return False
+
+    def close(self) -> None:
+        """End it.  Idempotent."""
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+
+def pid_of(pidfd: int) -> int:
+    """The process behind a pidfd (proc_pid_fdinfo(5)).  Raises ProcessLookupError where it is gone."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        for line in file:
+            if line.startswith("Pid:"):
+                found = int(line.split()[1])
+                if found > 0:
+                    return found
+    raise ProcessLookupError(pidfd)

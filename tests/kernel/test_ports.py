@@ -1,0 +1,242 @@
+"""Published ports: from this host, from outside, from containers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from pycontain import Conflict, Container, Egress, Endpoint, Engine, Network, NotFound, UnsupportedError
+from tests.kernel.test_networks import _fabric, _nothing_is_left, outside
+from tests.support.inside import PORT, ask, echo, open_in, reach, resolve
+
+__all__ = ["_fabric", "_nothing_is_left", "outside"]
+
+
+def _connect(address: str, port: int, *, udp: bool = False) -> str:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM) as mine:
+        mine.settimeout(5)
+        mine.connect((address, port))
+        return ask(mine, 5)
+
+
+def test_published_on_a_free_and_a_fixed_port(outside: Network) -> None:
+    with Container(network=outside, ports={PORT: None, f"{PORT}/udp": None}) as one, echo(one):
+        port = one.port(PORT)
+        assert _connect("127.0.0.1", port) == outside.gateway
+        assert _connect("127.0.0.1", one.port(f"{PORT}/udp"), udp=True) == outside.gateway
+        if os.path.exists("/proc/net/if_inet6"):
+            assert _connect("::1", port) == outside.gateway
+        with pytest.raises(NotFound):
+            one.port(81)
+        other = Container(network=outside, ports={80: port})
+        with pytest.raises(Conflict, match=str(port)):
+            other.start()
+        assert other.status != "running"
+        other.remove()
+    with Container(network=outside, ports={PORT: port}) as one, echo(one):
+        assert one.port(PORT) == port
+        assert _connect("127.0.0.1", port)
+    with pytest.raises(ConnectionRefusedError):
+        _connect("127.0.0.1", port)
+
+
+def test_bound_to_one_address(outside: Network) -> None:
+    with Container(network=outside, ports={PORT: ("127.0.0.2", None)}) as one, echo(one):
+        assert _connect("127.0.0.2", one.port(PORT))
+        with pytest.raises(ConnectionRefusedError):
+            _connect("127.0.0.1", one.port(PORT))
+    refused = Container(network=outside, ports={PORT: ("203.0.113.77", None)})
+    with pytest.raises(ValueError, match="no address of this host"):
+        refused.start()
+    refused.remove()
+
+
+def test_ranges(outside: Network) -> None:
+    with Container(network=outside, ports={"8000-8003": None}) as one:
+        assert len({one.port(at) for at in range(8000, 8004)}) == 4
+
+
+def test_ports_want_a_network_that_leads_outside(engine: Engine) -> None:
+    with Network("pyc-in", internal=True) as inner:
+        for network in ("none", "host", inner):
+            with pytest.raises(ValueError, match="port"):
+                Container(network=network, ports={80: None})
+
+
+def test_ports_follow_the_network(outside: Network) -> None:
+    with Network("pyc-second") as second, Container(network=[outside, second], ports={PORT: None}) as one, echo(one):
+        port = one.port(PORT)
+        assert _connect("127.0.0.1", port) == outside.gateway
+        outside.disconnect(one)
+        assert one.port(PORT) == port
+        assert _connect("127.0.0.1", port) == second.gateway
+
+
+def test_another_container_reaches_it_by_the_host(engine: Engine, outside: Network, world: World) -> None:
+    with Network("pyc-second") as second:
+        with (
+            Container(network=outside, ports={PORT: None}) as one,
+            Container(network=second) as other,
+            Container(network=outside) as same,
+            echo(one),
+        ):
+            assert one.address is not None
+            port = one.port(PORT)
+            assert reach(other, one.address) is None
+            for asking in (other, same, one):
+                assert reach(asking, world.host, port=port) is not None
+
+
+class World:
+    """A network namespace beside the host's: outside."""
+
+    host, address = "198.18.77.1", "198.18.77.2"
+
+    def __init__(self) -> None:
+        self._keeper = subprocess.Popen(["unshare", "-n", "sh", "-c", "echo; exec sleep 600"], stdout=subprocess.PIPE)
+        assert self._keeper.stdout is not None
+        self._keeper.stdout.readline()
+        self.enter = ["nsenter", "-t", str(self._keeper.pid), "-n"]
+        self._link = f"pycw{os.getpid()}"
+        for command in (
+            f"ip link add {self._link} type veth peer name eth0 netns {self._keeper.pid}",
+            f"ip addr add {self.host}/24 dev {self._link}",
+            f"ip link set {self._link} up",
+        ):
+            subprocess.run(command.split(), check=True)
+        for command in ("link set lo up", f"addr add {self.address}/24 dev eth0", "link set eth0 up"):
+            assert self.run("ip", *command.split()).returncode == 0
+
+    def close(self) -> None:
+        """Its interfaces go with it."""
+        subprocess.run(["ip", "link", "del", self._link], check=True)
+        self._keeper.kill()
+        self._keeper.communicate()
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """A command there."""
+        return subprocess.run([*self.enter, *command], capture_output=True, text=True)
+
+    def connect(self, address: str, port: int) -> str:
+        """What an echo says to somebody there."""
+        code = (
+            "import socket,sys; s=socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=2);"
+            "s.send(b'hello'); print(s.recv(99).decode())"
+        )
+        done = self.run("python3", "-c", code, address, str(port))
+        return done.stdout.split(" ")[0] if done.returncode == 0 else done.stderr.strip().split("\n")[-1]
+
+    @contextlib.contextmanager
+    def serve(self) -> Iterator[None]:
+        """An echo there."""
+        code = (
+            "import socket, threading; s = socket.create_server(('', 7000)); print(flush=True)\n"
+            "def answer(c, a): c.sendall(a[0].encode() + b' ' + c.recv(99)); c.close()\n"
+            "while True: threading.Thread(target=answer, args=s.accept(), daemon=True).start()"
+        )
+        command = [*self.enter, "python3", "-c", code]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE)
+        try:
+            assert server.stdout is not None
+            server.stdout.readline()
+            yield
+        finally:
+            server.kill()
+            server.communicate()
+
+
+@pytest.fixture
+def world(engine: Engine) -> Iterator[World]:
+    """Somebody outside of this host."""
+    if not engine.features.privileged:
+        pytest.skip("the host's interfaces are root's")
+    made = World()
+    yield made
+    made.close()
+
+
+@pytest.mark.xdist_group("world")
+def test_from_outside(outside: Network, world: World) -> None:
+    with (
+        Container(network=outside, ports={PORT: None}) as one,
+        Container(network=outside, ports={PORT: ("127.0.0.1", None)}) as hidden,
+        echo(one),
+        echo(hidden),
+    ):
+        assert one.address is not None
+        assert world.connect(world.host, one.port(PORT)) == world.address
+        assert "refused" in world.connect(world.host, hidden.port(PORT))
+        world.run("ip", "route", "add", outside.subnet, "via", world.host)
+        assert "timed out" in world.connect(one.address, PORT)
+
+
+@pytest.mark.xdist_group("world")
+def test_to_the_outside(outside: Network, world: World) -> None:
+    with world.serve(), Network("pyc-in", internal=True) as inner:
+        with Container(network=outside) as one, Container(network=inner) as kept:
+            assert reach(one, world.address) == world.host
+            assert reach(kept, world.address) is None
+            assert reach(one, outside.gateway) is None
+            with echo_here(outside.gateway):
+                assert reach(one, outside.gateway) is None
+        with Network("pyc-hosted", host_access=True) as hosted, Container(network=hosted) as one:
+            with echo_here(hosted.gateway):
+                assert reach(one, hosted.gateway) == one.address
+
+
+@contextlib.contextmanager
+def echo_here(address: str) -> Iterator[None]:
+    """A service of this host."""
+    import threading
+
+    from tests.support.inside import _accept
+
+    server = socket.create_server((address, PORT))
+    thread = threading.Thread(target=_accept, args=(server,))
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        server.close()
+
+
+@pytest.mark.xdist_group("world")
+def test_egress_lets_pass_what_is_named(engine: Engine, world: World) -> None:
+    egress = Egress.allow(f"{world.address}:7000")
+    with egress, world.serve(), Container(network=egress) as one, Container(network=egress) as two, echo(two):
+        assert two.address is not None
+        assert reach(one, world.address) == world.host
+        assert reach(one, world.address, port=7001) is None
+        assert reach(one, two.address) is None
+        assert resolve(one, "pycontain.example") == "REFUSED"
+        told = {(found.target, found.port, found.protocol) for found in egress.refused}
+        assert {("pycontain.example", 0, "dns"), (world.address, 7001, "tcp")} <= told
+
+        with open_in(one, socket.SOCK_STREAM) as kept:
+            kept.settimeout(2)
+            kept.connect((world.address, PORT))
+            egress.revoke(f"{world.address}:7000")
+            with pytest.raises(OSError):
+                ask(kept, 2)
+        assert reach(one, world.address) is None
+        egress.permit("198.18.0.0/15")
+        assert reach(one, world.address) == world.host
+        with pytest.raises(ValueError):
+            egress.revoke("10.0.0.0/8")
+
+
+def test_egress_goes_alone(engine: Engine) -> None:
+    with Network("pyc-in", internal=True) as inner, Egress.allow("10.0.0.0/8") as egress:
+        try:
+            with pytest.raises(ValueError, match="alone"):
+                Container(network=[egress, Endpoint(inner)])
+        except UnsupportedError as refused:
+            pytest.skip(f"no way out for this user: {refused.hint}")

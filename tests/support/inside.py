@@ -1,0 +1,133 @@
+"""Sockets of a container's network namespace, held by the test: what passes, without a program inside."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import dns.message
+import dns.rcode
+import dns.rdatatype
+
+from pycontain import Container
+from pycontain._kernel.inside import Wanted
+from pycontain._networks.attached import RESOLVER
+
+PORT = 7000
+_PATIENCE = 5.0
+_SILENCE = 0.3
+"""Seconds after which nothing is taken to come any more."""
+
+
+def open_in(container: Container, kind: int, family: int = socket.AF_INET, protocol: int = 0) -> socket.socket:
+    """A socket of the container's namespace."""
+    running = container._live()
+    domain = container._engine.fabric.domain
+    (fd,) = domain.within(running.pidfd, [Wanted(family, kind, protocol)], {})
+    return socket.socket(fileno=fd)
+
+
+@contextlib.contextmanager
+def echo(container: Container, family: int = socket.AF_INET) -> Iterator[None]:
+    """TCP and UDP at PORT answer with the peer's address and what it said."""
+    tcp = open_in(container, socket.SOCK_STREAM, family)
+    udp = open_in(container, socket.SOCK_DGRAM, family)
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    tcp.bind(("", PORT))
+    udp.bind(("", PORT))
+    tcp.listen(64)
+    threads = [threading.Thread(target=_accept, args=(tcp,)), threading.Thread(target=_answer, args=(udp,))]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for one in (tcp, udp):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()
+        tcp.close()
+        udp.close()
+
+
+def _accept(server: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            connection, peer = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.settimeout(_PATIENCE)
+                connection.sendall(f"{peer[0]} ".encode() + connection.recv(64))
+
+
+def _answer(server: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            data, peer = server.recvfrom(64)
+            if not peer:
+                return
+            server.sendto(f"{peer[0]} ".encode() + data, peer)
+
+
+def ask(connected: socket.socket, patience: float) -> str:
+    """What an echo answers: the address that it saw.  Raises OSError."""
+    connected.settimeout(patience)
+    connected.send(b"hello")
+    address, _, said = connected.recv(128).decode().partition(" ")
+    assert said == "hello"
+    return address
+
+
+def reach(container: Container, address: str, *, udp: bool = False, port: int = PORT) -> str | None:
+    """The address by which the container is seen at an echo, or None where nothing comes back."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    kind = socket.SOCK_DGRAM if udp else socket.SOCK_STREAM
+    with open_in(container, kind, family) as mine:
+        mine.settimeout(_SILENCE)
+        try:
+            mine.connect((address, port))
+            return ask(mine, _SILENCE)
+        except OSError:
+            return None
+
+
+def reaches(container: Container, address: str) -> bool:
+    """Do TCP and UDP come through?  They have to agree."""
+    found = {reach(container, address) is not None, reach(container, address, udp=True) is not None}
+    assert len(found) == 1
+    return found.pop()
+
+
+def comes_to_reach(container: Container, address: str) -> bool:
+    """As `reaches`, once the kernel's neighbour table has forgotten that it did not."""
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        if reach(container, address) is not None:
+            return reaches(container, address)
+    return False
+
+
+def query(container: Container, name: str, kind: str = "A", *, tcp: bool = False) -> dns.message.Message:
+    """The name service's answer."""
+    asked = dns.message.make_query(name, kind)
+    with open_in(container, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM) as mine:
+        mine.settimeout(_PATIENCE)
+        mine.connect((RESOLVER, 53))
+        wire = asked.to_wire()
+        mine.sendall(len(wire).to_bytes(2, "big") + wire if tcp else wire)
+        data = mine.recv(65535)
+        while tcp and (len(data) < 2 or len(data) < 2 + int.from_bytes(data[:2], "big")):
+            data += mine.recv(65535)
+    return dns.message.from_wire(data[2:] if tcp else data)
+
+
+def resolve(container: Container, name: str, kind: str = "A", *, tcp: bool = False) -> set[str] | str:
+    """The addresses of a name, or what the name service says instead."""
+    answer = query(container, name, kind, tcp=tcp)
+    if answer.rcode() != dns.rcode.NOERROR:
+        return dns.rcode.to_text(answer.rcode())
+    wanted = dns.rdatatype.from_text(kind)
+    return {item.to_text() for one in answer.answer if one.rdtype == wanted for item in one}
