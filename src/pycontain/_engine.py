@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from pycontain._images.bounds import LayerLimits
     from pycontain._images.store import Store
     from pycontain._images.sweep import Swept
-    from pycontain._objects.container import Container
     from pycontain._networks.bridge import Bridge
     from pycontain._networks.fabric import Fabric
+    from pycontain._objects.container import Container
     from pycontain._objects.image import Image
     from pycontain._objects.network import Network
     from pycontain._objects.volume import Volume

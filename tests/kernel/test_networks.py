@@ -42,7 +42,17 @@ def _nothing_is_left(engine: Engine) -> Iterator[None]:
     yield
     engine.ahead.discard()
     assert [one.name for one in Network.list()] == []
-    for name in ("same", "internal", "guided", "hosted", "subnets", "ports", "ports_at", "learned", "current"):
+    for name in (
+        "same",
+        "internal",
+        "guided",
+        "hosted",
+        "subnets",
+        "ports",
+        "ports_at",
+        "learned",
+        "current",
+    ):
         told = [attributes(one.body[4:]) for one in engine.fabric.firewall.elements(name)]
         assert not [payload for one in told for kind, payload in one if kind == 3 and payload], name
     route = engine.fabric.domain.route
@@ -229,7 +239,10 @@ def test_sharing_another_containers_network(net: Network) -> None:
                 code = f"import socket; print(socket.create_connection(('127.0.0.1', {PORT})).send(b'x'))"
                 assert second.exec(["python3", "-c", code], check=True).stdout == "1\n"
                 assert "net" not in second.isolation.namespaces
-                assert second.exec(["getent", "hosts", "pyc-first"], check=True).stdout.split()[0] == first.address
+                assert (
+                    second.exec(["getent", "hosts", "pyc-first"], check=True).stdout.split()[0]
+                    == first.address
+                )
                 with pytest.raises(StateError):
                     net.connect(second)
         assert third.address is not None
@@ -246,7 +259,9 @@ def test_the_hosts_network() -> None:
 
 
 def test_none_has_a_working_loopback_alone(container: Container) -> None:
-    code = "import socket; s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname())"
+    code = (
+        "import socket; s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname())"
+    )
     container.exec(["python3", "-c", code], check=True)
     devices = container.exec(["cat", "/proc/net/dev"], check=True).stdout
     assert [line.split(":")[0].strip() for line in devices.split("\n")[2:] if ":" in line] == ["lo"]
@@ -323,7 +338,8 @@ def test_shape(net: Network) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"loss": 2}, {"delay": -1}, {"delay": "fast"}, {"rate": "much"}, {"jitter": 1}, {"loss": True}]
+    "options",
+    [{"loss": 2}, {"delay": -1}, {"delay": "fast"}, {"rate": "much"}, {"jitter": 1}, {"loss": True}],
 )
 def test_no_shape(net: Network, options: dict[str, object]) -> None:
     with pytest.raises(ValueError):
@@ -390,7 +406,11 @@ one = Container(network=net, engine=engine, ports={80: None}).start()
 print(net.inspect()["link"], net.subnet, one.port(80), flush=True)
 os.kill(os.getpid(), 9)
 """
-    with Network("pyc-mine", internal=True) as mine, Container(network=mine) as one, Container(network=mine) as two:
+    with (
+        Network("pyc-mine", internal=True) as mine,
+        Container(network=mine) as one,
+        Container(network=mine) as two,
+    ):
         done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
         link, subnet, port = done.stdout.split()
         route = Netlink(ROUTE)

@@ -70,7 +70,11 @@ def test_ports_want_a_network_that_leads_outside(engine: Engine) -> None:
 
 
 def test_ports_follow_the_network(outside: Network) -> None:
-    with Network("pyc-second") as second, Container(network=[outside, second], ports={PORT: None}) as one, echo(one):
+    with (
+        Network("pyc-second") as second,
+        Container(network=[outside, second], ports={PORT: None}) as one,
+        echo(one),
+    ):
         port = one.port(PORT)
         assert _connect("127.0.0.1", port) == outside.gateway
         outside.disconnect(one)
@@ -79,18 +83,17 @@ def test_ports_follow_the_network(outside: Network) -> None:
 
 
 def test_another_container_reaches_it_by_the_host(engine: Engine, outside: Network, world: World) -> None:
-    with Network("pyc-second") as second:
-        with (
-            Container(network=outside, ports={PORT: None}) as one,
-            Container(network=second) as other,
-            Container(network=outside) as same,
-            echo(one),
-        ):
-            assert one.address is not None
-            port = one.port(PORT)
-            assert reach(other, one.address) is None
-            for asking in (other, same, one):
-                assert reach(asking, world.host, port=port) is not None
+    with (
+        Network("pyc-second") as second, Container(network=outside, ports={PORT: None}) as one,
+        Container(network=second) as other,
+        Container(network=outside) as same,
+        echo(one),
+    ):
+        assert one.address is not None
+        port = one.port(PORT)
+        assert reach(other, one.address) is None
+        for asking in (other, same, one):
+            assert reach(asking, world.host, port=port) is not None
 
 
 class World:
@@ -99,7 +102,9 @@ class World:
     host, address = "198.18.77.1", "198.18.77.2"
 
     def __init__(self) -> None:
-        self._keeper = subprocess.Popen(["unshare", "-n", "sh", "-c", "echo; exec sleep 600"], stdout=subprocess.PIPE)
+        self._keeper = subprocess.Popen(
+            ["unshare", "-n", "sh", "-c", "echo; exec sleep 600"], stdout=subprocess.PIPE
+        )
         assert self._keeper.stdout is not None
         self._keeper.stdout.readline()
         self.enter = ["nsenter", "-t", str(self._keeper.pid), "-n"]

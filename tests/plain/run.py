@@ -6,6 +6,7 @@ removes everything again.  As a plain user the suite has run as that user alread
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pwd
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,21 @@ def run_as(user: str, top: Path, arguments: list[str]) -> int:
     return _as(user, command, env=environment, cwd=top).returncode
 
 
+@contextlib.contextmanager
+def _tun_for_everybody() -> Iterator[None]:
+    """As udev has it on a machine with one: pasta and slirp4netns need it."""
+    try:
+        mode = os.stat("/dev/net/tun").st_mode
+    except FileNotFoundError:
+        yield
+        return
+    os.chmod("/dev/net/tun", 0o666)
+    try:
+        yield
+    finally:
+        os.chmod("/dev/net/tun", mode)
+
+
 def main() -> int:
     """Both users, one after the other."""
     if os.geteuid() != 0:
@@ -107,11 +124,13 @@ def main() -> int:
     with (
         open("/tmp/pyc-plain.lock", "a") as lock,
         tempfile.TemporaryDirectory(prefix="pyc-plain-", dir="/tmp") as directory,
+        contextlib.ExitStack() as stack,
     ):
         fcntl.flock(lock, fcntl.LOCK_EX)
         top = Path(directory)
         portable_copy(top)
         weak.build_all(top / "weak")
+        stack.enter_context(_tun_for_everybody())
         for user, sub_ids in USERS.items():
             remove_user(user)
             make_user(user, sub_ids)

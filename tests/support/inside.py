@@ -22,7 +22,9 @@ _SILENCE = 0.3
 """Seconds after which nothing is taken to come any more."""
 
 
-def open_in(container: Container, kind: int, family: int = socket.AF_INET, protocol: int = 0) -> socket.socket:
+def open_in(
+    container: Container, kind: int, family: int = socket.AF_INET, protocol: int = 0
+) -> socket.socket:
     """A socket of the container's namespace."""
     running = container._live()
     domain = container._engine.fabric.domain

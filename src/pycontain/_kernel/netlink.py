@@ -90,7 +90,9 @@ class Netlink:
 
     def __init__(self, protocol: int, fd: int = -1) -> None:
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
-        self._socket = socket.socket(fileno=fd) if fd >= 0 else socket.socket(socket.AF_NETLINK, kind, protocol)
+        self._socket = (
+            socket.socket(fileno=fd) if fd >= 0 else socket.socket(socket.AF_NETLINK, kind, protocol)
+        )
         for level, option, value in (
             (socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER),
             (_SOL_NETLINK, _EXT_ACK, 1),
@@ -140,9 +142,7 @@ class Netlink:
                     return answers
         raise NetlinkError(errno.EINTR, "what was asked for changes too fast", 0)
 
-    def _pack(
-        self, messages: Sequence[Message], flags: int, *around: Message
-    ) -> tuple[int, bytes]:
+    def _pack(self, messages: Sequence[Message], flags: int, *around: Message) -> tuple[int, bytes]:
         parts = []
         if around:
             parts.append(self._one(around[0], 0))
@@ -155,7 +155,9 @@ class Netlink:
     def _one(self, message: Message, flags: int) -> bytes:
         self._number = (self._number + 1) & 0xFFFFFFFF
         size = 16 + len(message.body)
-        return _HEADER.pack(size, message.kind, REQUEST | flags | message.flags, self._number, 0) + message.body
+        return (
+            _HEADER.pack(size, message.kind, REQUEST | flags | message.flags, self._number, 0) + message.body
+        )
 
     def _hear(self, first: int, count: int) -> None:
         """An acknowledgement for each; answers to what an interrupt left unheard have lower numbers."""
@@ -163,7 +165,7 @@ class Netlink:
         refused: NetlinkError | None = None
         while waiting:
             for kind, number, flags, body in self._receive():
-                if kind != _ERROR or number not in waiting and not first - 1 <= number <= first + count:
+                if kind != _ERROR or (number not in waiting and not first - 1 <= number <= first + count):
                     continue
                 failure = _failure(body, flags, number - first)
                 if failure is not None and (refused is None or failure.at < refused.at):

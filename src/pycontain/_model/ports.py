@@ -104,7 +104,9 @@ def _outer(outer: HostPort) -> tuple[str, int | None, int | None]:
         raise TypeError(f"a port of the host is a number, None, text or (address, port): {shown(outer)}")
     match = _OUTER.fullmatch(outer)
     if match is None:
-        raise ValueError(f"a port of the host is like '8080', '127.0.0.1:8080' or '9000-9010': {shown(outer)}")
+        raise ValueError(
+            f"a port of the host is like '8080', '127.0.0.1:8080' or '9000-9010': {shown(outer)}"
+        )
     address = _address(match["address"].strip("[]")) if match["address"] else ""
     if not match["first"]:
         if match["last"] or not address:

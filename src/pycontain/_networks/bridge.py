@@ -114,7 +114,9 @@ class Bridge:
         except BaseException as error:
             self.unmake()
             if isinstance(error, NetlinkError) and error.errno == errno.EOPNOTSUPP:
-                raise UnsupportedError("bridges", hint="networks need bridge and veth of the kernel") from error
+                raise UnsupportedError(
+                    "bridges", hint="networks need bridge and veth of the kernel"
+                ) from error
             raise
 
     def _make_link(self) -> None:

@@ -68,7 +68,7 @@ class Domain:
         family = socket.AF_INET if subnet.version == 4 else socket.AF_INET6
         first = subnet.network_address.packed
         for route in links.seen_routes(self.route.ask(links.routes(family))):
-            if route.length < 8 and subnet.version == 4 or route.length < 16 and subnet.version == 6:
+            if (route.length < 8 and subnet.version == 4) or (route.length < 16 and subnet.version == 6):
                 continue
             length = min(route.length, subnet.prefixlen)
             shift = len(first) * 8 - length

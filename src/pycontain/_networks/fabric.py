@@ -7,7 +7,7 @@ import itertools
 import secrets
 import select
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 

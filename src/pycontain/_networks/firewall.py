@@ -6,7 +6,6 @@ The rules stand from the start and name no container; what changes are elements 
 from __future__ import annotations
 
 import errno
-import sys
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
 
@@ -196,7 +195,10 @@ class _Rules:
     def filters(self) -> list[Message]:
         """What passes through this host, and to it."""
         rule = self._rule
-        inward, outward = nft.meta("iifname") + nft.compare(self.own), nft.meta("oifname") + nft.compare(self.own)
+        inward, outward = (
+            nft.meta("iifname") + nft.compare(self.own),
+            nft.meta("oifname") + nft.compare(self.own),
+        )
         known = nft.ct("state") + nft.any_bit(_KNOWN)
         accept, drop = nft.verdict("accept"), nft.verdict("drop")
         refuse = nft.verdict("jump", "refuse")
@@ -215,7 +217,9 @@ class _Rules:
             rule("from_inside", nft.meta("oifname"), nft.compare(PREFIX), refuse),
             # Link-local: where clouds tell instances their secrets.
             rule("from_inside", ipv4, nft.load("network", 16, 2), nft.compare(b"\xa9\xfe"), refuse),
-            rule("from_inside", ipv6, nft.load("network", 24, 16), nft.compare(nft.address(_METADATA6)), refuse),
+            rule(
+                "from_inside", ipv6, nft.load("network", 24, 16), nft.compare(nft.address(_METADATA6)), refuse
+            ),
             rule("from_inside", accept),
             rule("to_inside", known, accept),
             rule("to_inside", nft.ct("status"), nft.any_bit(_DNAT), accept),
@@ -269,7 +273,10 @@ class _Rules:
         messages = [nft.base_chain(self.table, "leave", "nat", nft.POSTROUTING, 100)]
         for protocol, offset, size, which in ((_IPV4, 12, 4, "subnets"), (_IPV6, 8, 16, "subnets6")):
             ours = (
-                nft.meta("nfproto") + nft.compare(protocol) + nft.load("network", offset, size) + nft.lookup(which)
+                nft.meta("nfproto")
+                + nft.compare(protocol)
+                + nft.load("network", offset, size)
+                + nft.lookup(which)
             )
             elsewhere = nft.meta("oifname") + nft.compare(PREFIX, equal=False)
             redirected = nft.ct("status") + nft.any_bit(_DNAT)
@@ -297,5 +304,6 @@ class _Rules:
 
 def _unsupported(error: NetlinkError) -> UnsupportedError:
     return UnsupportedError(
-        f"the firewall of networks: {error}", hint="networks need nf_tables, nft_ct and nft_masq of the kernel"
+        f"the firewall of networks: {error}",
+        hint="networks need nf_tables, nft_ct and nft_masq of the kernel",
     )

@@ -42,7 +42,9 @@ class Shape:
         """struct tc_netem_qopt, and what came later."""
         delay, jitter = int(self.delay * 1e9), int(self.jitter * 1e9)
         loss = int(self.loss * _WHOLE)
-        fixed = struct.pack("=6I", min(delay // _TICK, _WHOLE), _PACKETS, loss, 0, 0, min(jitter // _TICK, _WHOLE))
+        fixed = struct.pack(
+            "=6I", min(delay // _TICK, _WHOLE), _PACKETS, loss, 0, 0, min(jitter // _TICK, _WHOLE)
+        )
         more = attribute(_LATENCY, struct.pack("=q", delay)) + attribute(_JITTER, struct.pack("=q", jitter))
         if self.rate:
             more += attribute(_RATE, struct.pack("=IiIi", min(self.rate, _WHOLE), 0, 0, 0))

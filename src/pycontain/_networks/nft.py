@@ -146,7 +146,12 @@ class Set:
         description = []
         if self.size:
             description.append(attribute(1, _be(self.size)))
-        parts = [attribute(1, self.table), attribute(2, self.name), attribute(4, _be(kind)), attribute(5, _be(size))]
+        parts = [
+            attribute(1, self.table),
+            attribute(2, self.name),
+            attribute(4, _be(kind)),
+            attribute(5, _be(size)),
+        ]
         if self.to:
             data_kind, data_size = _folded(self.to)
             parts.append(attribute(6, _be(data_kind)))
@@ -169,7 +174,9 @@ class Set:
 
     def dump(self) -> Message:
         """Ask for every element."""
-        return _message(_GETSETELEM, self.family, attribute(1, self.table), attribute(2, self.name), flags=DUMP)
+        return _message(
+            _GETSETELEM, self.family, attribute(1, self.table), attribute(2, self.name), flags=DUMP
+        )
 
     def _change(self, kind: int, elements: Sequence[Element], flags: int) -> Message:
         packed = [element.packed() for element in elements]
@@ -257,7 +264,10 @@ def load(base: Literal["link", "network", "transport"], offset: int, size: int, 
 def compare(data: bytes, register: int = 1, *, equal: bool = True) -> bytes:
     """Go on only where the register begins with data, or does not."""
     return _expression(
-        "cmp", attribute(1, _be(register)), attribute(2, _be(0 if equal else 1)), nested(3, attribute(1, data))
+        "cmp",
+        attribute(1, _be(register)),
+        attribute(2, _be(0 if equal else 1)),
+        nested(3, attribute(1, data)),
     )
 
 

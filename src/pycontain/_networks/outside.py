@@ -14,9 +14,10 @@ from pycontain.errors import UnsupportedError
 if TYPE_CHECKING:
     from pycontain._networks.domain import Domain
 
+_TUN = "/dev/net/tun"
 _LINK = "outside0"
 """Not as bridges are named, for the firewall's sake."""
-_PATIENCE, _PAUSE = 10.0, 0.01
+_PATIENCE, _PAUSE = 5.0, 0.01
 """Seconds until a way out has to be there, and between two looks."""
 _KEEPER = """
 exec 3<&0 </dev/null
@@ -54,15 +55,21 @@ class Outside:
         self._pid = pid
         self._lifeline = -1
         self.program = ""
+        self._refusal: tuple[str, str] | None = None
 
     def open(self) -> None:
         """Start what carries packets; returns when there is a route.  Raises UnsupportedError.  Idempotent."""
         if self._lifeline >= 0:
             return
+        if self._refusal is not None:
+            raise UnsupportedError(*self._refusal)
         problems = []
+        usable = os.access(_TUN, os.R_OK | os.W_OK)
+        if not usable:
+            problems.append(f"{_TUN} is not for this user")
         for name, command in _PROGRAMS:
             program = shutil.which(name)
-            if program is None:
+            if program is None or not usable:
                 continue
             self._start(command(program, self._pid))
             if self._wait():
@@ -70,10 +77,11 @@ class Outside:
                 return
             self.close()
             problems.append(f"{name} gave no way out")
-        raise UnsupportedError(
+        self._refusal = (
             f"networks that lead outside, as a plain user ({', '.join(problems) or 'no pasta, no slirp4netns'})",
-            hint="install passt or slirp4netns, or use Network(internal=True)",
+            "install passt or slirp4netns, or use Network(internal=True)",
         )
+        raise UnsupportedError(*self._refusal)
 
     def _start(self, command: list[str]) -> None:
         reading, self._lifeline = os.pipe2(os.O_CLOEXEC)

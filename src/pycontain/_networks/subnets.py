@@ -78,7 +78,7 @@ class Subnets:
             self._fd = -1
 
     def _is_mine(self, wanted: IPv4Network | IPv6Network) -> bool:
-        return any(wanted.version == one.version and wanted.overlaps(one) for one in self._mine)  # type: ignore[arg-type]
+        return any(wanted.version == one.version and wanted.overlaps(one) for one in self._mine)
 
     def _slots(self, subnet: IPv4Network | IPv6Network) -> range:
         """The parts of the pool that it covers."""

@@ -85,7 +85,7 @@ def _place(engine: Engine, one: object) -> Place:
     aliases: tuple[str, ...] = ()
     address: str | None = None
     if isinstance(one, Endpoint):
-        one, aliases, address = one.network, one.aliases, one.address
+        aliases, address, one = one.aliases, one.address, one.network
     if isinstance(one, Egress):
         return Place(one.bridge_of(engine))
     if isinstance(one, str):

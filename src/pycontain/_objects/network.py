@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from pycontain._objects.faults import Partition
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
-_ALIAS = re.compile(r"[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?(\.[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?)*")
+_ALIAS = re.compile(
+    r"[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?(\.[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?)*"
+)
 _RESERVED = ("none", "host", "bridge", "default")
 
 
@@ -188,9 +190,7 @@ class Network:
             "containers": containers,
         }
 
-    def connect(
-        self, container: Container, aliases: Iterable[str] = (), address: str | None = None
-    ) -> str:
+    def connect(self, container: Container, aliases: Iterable[str] = (), address: str | None = None) -> str:
         """Put a running container on it; its address there.
 
         Both find and reach each other when this returns.  Raises StateError for a container that does not
@@ -287,7 +287,8 @@ def attached_of(container: Container) -> Attached:
         from pycontain._runtime.network import attach_to_none
 
         attach_to_none(running)
-    attached: Attached = running.attached
+    attached = running.attached
+    assert attached is not None
     return attached
 
 

@@ -144,7 +144,13 @@ class Ahead:
                 self.spares.refill(launcher, attempt.template)
 
     def _wanted(self, template: Template, hostname: str | None) -> bool:
-        if not template.init or template.joins or template.shares or template.bulk > MOST_BULK or template in self._unfit:
+        if (
+            not template.init
+            or template.joins
+            or template.shares
+            or template.bulk > MOST_BULK
+            or template in self._unfit
+        ):
             return False
         with self._lock:
             if len(self._stock) >= _MOST_HELD:
