@@ -213,8 +213,10 @@ def _reverse(client: Client, name: str) -> str | None:
     if not name.endswith((".in-addr.arpa", ".ip6.arpa")):
         return None
     try:
-        address = dns.reversename.to_address(dns.name.from_text(name))
-        return client.name_of(_address_text(address))
+        reverse = dns.name.from_text(name)
+        address = _address_text(dns.reversename.to_address(reverse))
+        # Older versions take too few digits for an address.
+        return client.name_of(address) if dns.reversename.from_address(address) == reverse else None
     except (dns.exception.DNSException, ValueError):
         return None
 
