@@ -84,7 +84,7 @@ def parse(wire: bytes, *, stream: bool) -> Query | bytes | None:
 
 
 def known(client: Client, query: Query, turn: Callable[[Query], int]) -> bytes | None:
-    """What the client's networks say, None where they say nothing; turn: which of several addresses is first."""
+    """What the client's networks say, None where they say nothing; turn: which of the addresses is first."""
     question = query.message.question[0]
     if question.rdclass not in (dns.rdataclass.IN, dns.rdataclass.ANY):
         return None
@@ -104,7 +104,7 @@ def error(query: Query, code: dns.rcode.Rcode) -> bytes:
     """An answer that says what is wrong."""
     response = _response(query)
     response.set_rcode(code)
-    return response.to_wire(max_size=query.limit, prefer_truncation=True)
+    return _fitting(query, response)
 
 
 def refused(query: Query) -> bytes:
@@ -150,7 +150,7 @@ def handed_on(query: Query, wire: bytes, policy: Policy | None) -> bytes:
         return wire
     response = _response(query)
     response.flags |= dns.flags.TC
-    return response.to_wire(max_size=query.limit)
+    return _fitting(query, response)
 
 
 def _filtered(query: Query, wire: bytes, policy: Policy) -> bytes:
@@ -175,7 +175,7 @@ def _filtered(query: Query, wire: bytes, policy: Policy) -> bytes:
         if kept:
             message.answer.append(dns.rrset.from_rdata_list(one.name, one.ttl, kept))
     message.additional = []
-    return message.to_wire(max_size=query.limit, prefer_truncation=True)
+    return _fitting(query, message)
 
 
 def _chain(name: dns.name.Name, answer: Sequence[dns.rrset.RRset]) -> set[dns.name.Name]:
@@ -213,8 +213,10 @@ def _reverse(client: Client, name: str) -> str | None:
     if not name.endswith((".in-addr.arpa", ".ip6.arpa")):
         return None
     try:
-        address = dns.reversename.to_address(dns.name.from_text(name))
-        return client.name_of(_address_text(address))
+        reverse = dns.name.from_text(name)
+        address = _address_text(dns.reversename.to_address(reverse))
+        # Older versions take too few digits for an address.
+        return client.name_of(address) if dns.reversename.from_address(address) == reverse else None
     except (dns.exception.DNSException, ValueError):
         return None
 
@@ -227,7 +229,11 @@ def _render(query: Query, sets: list[dns.rrset.RRset]) -> bytes:
     response = _response(query)
     response.flags |= dns.flags.AA
     response.answer = sets
-    return response.to_wire(max_size=query.limit, prefer_truncation=True)
+    return _fitting(query, response)
+
+
+def _fitting(query: Query, message: dns.message.Message) -> bytes:
+    return message.to_wire(max_size=query.limit, prefer_truncation=True, want_shuffle=False)
 
 
 def _bare(wire: bytes, code: dns.rcode.Rcode) -> bytes:

@@ -74,9 +74,10 @@ class Loop:
 
     def dismiss(self, client: Client) -> None:
         """Answer it no longer, and close its sockets."""
-        seat = self._seats.pop(client, None)
+        seat = self._seats.get(client)
         if seat is not None:
             seat.close()
+            del self._seats[client]  # not before: a child forked meanwhile has to find what is open
 
     def close(self) -> None:
         """Dismiss everybody."""

@@ -77,8 +77,8 @@ class Connection:
         self._pending = 0
         self._ended = self._closed = False
         self._mask = 0
-        connected.setblocking(False)
         seat.connections.add(self)
+        connected.setblocking(False)
         seat.loop.idle.set(self)
         self._watch()
 
@@ -107,11 +107,11 @@ class Connection:
         if self._closed:
             return
         self._closed = True
-        self._seat.connections.discard(self)
         self._seat.loop.idle.drop(self)
         if self._mask:
             self._seat.loop.selector.unregister(self.socket)
         self.socket.close()
+        self._seat.connections.discard(self)
 
     @property
     def _is_full(self) -> bool:

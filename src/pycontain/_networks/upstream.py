@@ -188,12 +188,12 @@ class _Attempt:
         return self.ident + self.forward.query.wire[2:]
 
     def close(self) -> None:
-        self.forward.forwarder.attempts.discard(self)
         try:
             self.forward.forwarder.selector.unregister(self.socket)
         except (KeyError, ValueError):
             pass  # it never came so far, or is closed
         self.socket.close()
+        self.forward.forwarder.attempts.discard(self)
 
     def fail(self) -> None:
         self.forward.lost(self)
