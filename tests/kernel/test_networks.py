@@ -184,7 +184,7 @@ def test_fixed_addresses_and_subnets(engine: Engine) -> None:
                 other.start()
             other.remove()
         for wrong in ("172.31.251.1", "172.31.251.0", "172.31.251.15", "10.0.0.1", "fd00::1", "x"):
-            with pytest.raises(ValueError):
+            with pytest.raises(ValueError, match="address"):
                 Container(network=Endpoint(net, address=wrong))
         with pytest.raises(Conflict):
             Network("pyc-overlap", subnet="172.31.251.8/29", internal=True)
@@ -319,7 +319,7 @@ def test_partition_and_heal(net: Network) -> None:
         assert not reaches(two, one.address)
         again.heal()
         assert comes_to_reach(two, one.address)
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="in common"):
             net.partition(one, [one, two])
 
 
@@ -342,7 +342,7 @@ def test_shape(net: Network) -> None:
     [{"loss": 2}, {"delay": -1}, {"delay": "fast"}, {"rate": "much"}, {"jitter": 1}, {"loss": True}],
 )
 def test_no_shape(net: Network, options: dict[str, object]) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"loss|delay|time|rate"):
         net.shape(**options)  # type: ignore[arg-type]
 
 

@@ -84,7 +84,8 @@ def test_ports_follow_the_network(outside: Network) -> None:
 
 def test_another_container_reaches_it_by_the_host(engine: Engine, outside: Network, world: World) -> None:
     with (
-        Network("pyc-second") as second, Container(network=outside, ports={PORT: None}) as one,
+        Network("pyc-second") as second,
+        Container(network=outside, ports={PORT: None}) as one,
         Container(network=second) as other,
         Container(network=outside) as same,
         echo(one),
@@ -229,12 +230,12 @@ def test_egress_lets_pass_what_is_named(engine: Engine, world: World) -> None:
             kept.settimeout(2)
             kept.connect((world.address, PORT))
             egress.revoke(f"{world.address}:7000")
-            with pytest.raises(OSError):
+            with pytest.raises((ConnectionError, TimeoutError)):
                 ask(kept, 2)
         assert reach(one, world.address) is None
         egress.permit("198.18.0.0/15")
         assert reach(one, world.address) == world.host
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="not allowed"):
             egress.revoke("10.0.0.0/8")
 
 

@@ -10,7 +10,7 @@ from attrs import frozen
 
 from pycontain._model.sizes import shown
 
-HostPort: TypeAlias = "int | str | None | tuple[str, int | None]"
+HostPort: TypeAlias = "int | str | tuple[str, int | None] | None"
 """A port of the host; None for a free one; 'address:port', 'first-last', or (address, port)."""
 Ports: TypeAlias = "Mapping[int | str, HostPort | Sequence[HostPort]]"
 """A port inside, or 'port/udp', or 'first-last', to where it is published."""

@@ -84,7 +84,7 @@ def parse(wire: bytes, *, stream: bool) -> Query | bytes | None:
 
 
 def known(client: Client, query: Query, turn: Callable[[Query], int]) -> bytes | None:
-    """What the client's networks say, None where they say nothing; turn: which of the addresses is first."""
+    """What the client's networks say, or None; turn: which of the addresses is first."""
     question = query.message.question[0]
     if question.rdclass not in (dns.rdataclass.IN, dns.rdataclass.ANY):
         return None

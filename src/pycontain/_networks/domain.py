@@ -1,4 +1,4 @@
-"""Where an engine's networks are: the host's network namespace, or as a plain user one of the engine's own."""
+"""Where an engine's networks are: the host's network namespace, or a plain user's engine's own."""
 
 from __future__ import annotations
 

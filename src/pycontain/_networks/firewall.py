@@ -1,4 +1,4 @@
-"""The rules of an engine's networks: one table, which goes when its socket is closed and which no flush touches.
+"""The rules of an engine's networks: one table, which goes with its socket and which no flush touches.
 
 The rules stand from the start and name no container; what changes are elements of sets.
 """

@@ -1,4 +1,4 @@
-"""rtnetlink(7) messages for bridges, pairs of interfaces, addresses and routes.  Pure, but for what reads answers."""
+"""rtnetlink(7): bridges, pairs of interfaces, addresses and routes as messages, and what is told of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plain user's way out: pasta (passt) or slirp4netns, which carries packets of the engine's own namespace."""
+"""A plain user's way out: pasta (passt) or slirp4netns, which carries packets for the engine's namespace."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Outside:
         self._refusal: tuple[str, str] | None = None
 
     def open(self) -> None:
-        """Start what carries packets; returns when there is a route.  Raises UnsupportedError.  Idempotent."""
+        """Start what carries packets; there is a route when this returns.  UnsupportedError.  Idempotent."""
         if self._lifeline >= 0:
             return
         if self._refusal is not None:
@@ -78,7 +78,7 @@ class Outside:
             self.close()
             problems.append(f"{name} gave no way out")
         self._refusal = (
-            f"networks that lead outside, as a plain user ({', '.join(problems) or 'no pasta, no slirp4netns'})",
+            f"networks that lead outside, as a plain user ({', '.join(problems) or 'no program for it'})",
             "install passt or slirp4netns, or use Network(internal=True)",
         )
         raise UnsupportedError(*self._refusal)

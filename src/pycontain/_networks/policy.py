@@ -1,4 +1,4 @@
-"""What a guided network may reach: ranges as rules, names by the addresses that the name service tells of them."""
+"""What a guided network may reach: ranges as rules, names by what the name service tells of them."""
 
 from __future__ import annotations
 

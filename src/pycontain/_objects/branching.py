@@ -135,7 +135,7 @@ def fork(container: Container, count: int) -> list[Container]:
         for _ in range(count):
             new = secrets.token_hex(16)
             spec = container.spec.renamed(new)
-            spec = evolve(spec, name=default_name(new), image=base.image)
+            spec = evolve(spec, name=default_name(new), image=base.image, linkage=spec.linkage.for_another())
             made.append(type(container)._of(spec, container._engine))
         for one in made:
             one.start()

@@ -13,8 +13,10 @@ from pycontain.errors import Args
 if TYPE_CHECKING:
     from pycontain._engine import Engine
     from pycontain._model.limits import CgroupLimits
+    from pycontain._model.ports import Ports
     from pycontain._model.process import ExecResult
     from pycontain._objects.image import Image
+    from pycontain._objects.linkage import Networks
     from pycontain._runtime.spec import Mounts, TmpfsOption
     from pycontain._security.policy import Security
 
@@ -33,8 +35,8 @@ class ContainerOptions(TypedDict, total=False):
     disk: int | str | None
     limits: CgroupLimits | None
     rlimits: Mapping[str, int | Sequence[int]] | None
-    network: str
-    ports: Mapping[int, int] | None
+    network: Networks
+    ports: Ports | None
     volumes: Mounts | None
     mounts: Mounts | None
     tmpfs: TmpfsOption | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from pycontain._model.ports import Published
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _RAW = frozenset({"NET_RAW", "NET_ADMIN"})
 NONE, HOST, LINKED, JOINED = "none", "host", "linked", "joined"
-"""Kinds of network namespaces: its own and empty, the host's, its own and on networks, another container's."""
+"""Kinds of network namespaces: an empty one, the host's, one on networks, another container's."""
 
 
 @frozen
@@ -29,6 +29,11 @@ class Linkage:
     of_host: bool = False
     """Is the namespace the host's in the end?"""
     joins_hub: bool = False
+
+    def for_another(self) -> Linkage:
+        """The same for a copy: what one container alone can have is chosen anew."""
+        places = tuple(evolve(place, address=None) for place in self.places)
+        return evolve(self, places=places, ports=tuple(evolve(one, port=None) for one in self.ports))
 
     @property
     def in_hub(self) -> bool:

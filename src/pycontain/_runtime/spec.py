@@ -202,6 +202,9 @@ def _disk(value: int | str | None) -> int | None:
     return size
 
 
+_ALONE = Linkage()
+
+
 @frozen(kw_only=True)
 class ContainerSpec:
     """Every option of a container, checked when it is made.
@@ -230,7 +233,7 @@ class ContainerSpec:
     read_only: bool
     init: bool
     network: str
-    linkage: Linkage = Linkage()
+    linkage: Linkage = _ALONE
     security: Security
     lifetime: float | None = field(converter=_lifetime)
     labels: dict[str, str]
