@@ -108,7 +108,8 @@ def test_two_on_a_network_reach_each_other_by_every_name(net: Network) -> None:
 
 def test_a_program_inside_finds_another_by_name(net: Network) -> None:
     with Container(network=net, name="pyc-srv") as server, Container(network=net) as client, echo(server):
-        code = f"import socket; s = socket.create_connection(('pyc-srv', {PORT})); s.send(b'x'); print(s.recv(99))"
+        where = f"('pyc-srv', {PORT})"
+        code = f"import socket; s = socket.create_connection({where}); s.send(b'x'); print(s.recv(99))"
         assert client.exec(["python3", "-c", code], check=True).stdout == f"b'{client.address} x'\n"
         own = client.exec(["getent", "hosts", client.spec.hostname], check=True).stdout.split()
         assert own[0] == client.address
@@ -342,7 +343,7 @@ def test_shape(net: Network) -> None:
     [{"loss": 2}, {"delay": -1}, {"delay": "fast"}, {"rate": "much"}, {"jitter": 1}, {"loss": True}],
 )
 def test_no_shape(net: Network, options: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"loss|delay|time|rate"):
+    with pytest.raises(ValueError, match=r"loss|delay|time|rate|duration"):
         net.shape(**options)  # type: ignore[arg-type]
 
 
@@ -417,9 +418,11 @@ os.kill(os.getpid(), 9)
         assert link in [seen.name for seen in links.seen_links(route.ask(links.every_link()))]
         with Engine(str(tmp_path)) as following:
             assert link not in [seen.name for seen in links.seen_links(route.ask(links.every_link()))]
-            with Network("pyc-lost", subnet=subnet, engine=following) as again:
-                with Container(network=again, engine=following, ports={80: int(port)}) as here:
-                    assert here.port(80) == int(port)
+            with (
+                Network("pyc-lost", subnet=subnet, engine=following) as again,
+                Container(network=again, engine=following, ports={80: int(port)}) as here,
+            ):
+                assert here.port(80) == int(port)
         route.close()
         with echo(one):
             assert one.address is not None

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from pycontain import Conflict, Container, Egress, Endpoint, Engine, Network, NotFound, UnsupportedError
 from tests.kernel.test_networks import _fabric, _nothing_is_left, outside
 from tests.support.inside import PORT, ask, echo, open_in, reach, resolve
+from tests.support.world import World
 
 __all__ = ["_fabric", "_nothing_is_left", "outside"]
 
@@ -82,6 +87,7 @@ def test_ports_follow_the_network(outside: Network) -> None:
         assert _connect("127.0.0.1", port) == second.gateway
 
 
+@pytest.mark.xdist_group("world")
 def test_another_container_reaches_it_by_the_host(engine: Engine, outside: Network, world: World) -> None:
     with (
         Network("pyc-second") as second,
@@ -95,66 +101,6 @@ def test_another_container_reaches_it_by_the_host(engine: Engine, outside: Netwo
         assert reach(other, one.address) is None
         for asking in (other, same, one):
             assert reach(asking, world.host, port=port) is not None
-
-
-class World:
-    """A network namespace beside the host's: outside."""
-
-    host, address = "198.18.77.1", "198.18.77.2"
-
-    def __init__(self) -> None:
-        self._keeper = subprocess.Popen(
-            ["unshare", "-n", "sh", "-c", "echo; exec sleep 600"], stdout=subprocess.PIPE
-        )
-        assert self._keeper.stdout is not None
-        self._keeper.stdout.readline()
-        self.enter = ["nsenter", "-t", str(self._keeper.pid), "-n"]
-        self._link = f"pycw{os.getpid()}"
-        for command in (
-            f"ip link add {self._link} type veth peer name eth0 netns {self._keeper.pid}",
-            f"ip addr add {self.host}/24 dev {self._link}",
-            f"ip link set {self._link} up",
-        ):
-            subprocess.run(command.split(), check=True)
-        for command in ("link set lo up", f"addr add {self.address}/24 dev eth0", "link set eth0 up"):
-            assert self.run("ip", *command.split()).returncode == 0
-
-    def close(self) -> None:
-        """Its interfaces go with it."""
-        subprocess.run(["ip", "link", "del", self._link], check=True)
-        self._keeper.kill()
-        self._keeper.communicate()
-
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """A command there."""
-        return subprocess.run([*self.enter, *command], capture_output=True, text=True)
-
-    def connect(self, address: str, port: int) -> str:
-        """What an echo says to somebody there."""
-        code = (
-            "import socket,sys; s=socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=2);"
-            "s.send(b'hello'); print(s.recv(99).decode())"
-        )
-        done = self.run("python3", "-c", code, address, str(port))
-        return done.stdout.split(" ")[0] if done.returncode == 0 else done.stderr.strip().split("\n")[-1]
-
-    @contextlib.contextmanager
-    def serve(self) -> Iterator[None]:
-        """An echo there."""
-        code = (
-            "import socket, threading; s = socket.create_server(('', 7000)); print(flush=True)\n"
-            "def answer(c, a): c.sendall(a[0].encode() + b' ' + c.recv(99)); c.close()\n"
-            "while True: threading.Thread(target=answer, args=s.accept(), daemon=True).start()"
-        )
-        command = [*self.enter, "python3", "-c", code]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE)
-        try:
-            assert server.stdout is not None
-            server.stdout.readline()
-            yield
-        finally:
-            server.kill()
-            server.communicate()
 
 
 @pytest.fixture
@@ -191,9 +137,12 @@ def test_to_the_outside(outside: Network, world: World) -> None:
             assert reach(one, outside.gateway) is None
             with echo_here(outside.gateway):
                 assert reach(one, outside.gateway) is None
-        with Network("pyc-hosted", host_access=True) as hosted, Container(network=hosted) as one:
-            with echo_here(hosted.gateway):
-                assert reach(one, hosted.gateway) == one.address
+        with (
+            Network("pyc-hosted", host_access=True) as hosted,
+            Container(network=hosted) as one,
+            echo_here(hosted.gateway),
+        ):
+            assert reach(one, hosted.gateway) == one.address
 
 
 @contextlib.contextmanager
@@ -237,6 +186,51 @@ def test_egress_lets_pass_what_is_named(engine: Engine, world: World) -> None:
         assert reach(one, world.address) == world.host
         with pytest.raises(ValueError, match="not allowed"):
             egress.revoke("10.0.0.0/8")
+
+
+def _names_of_programs() -> list[str]:
+    """Of this user's processes that carry packets."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if os.stat(f"/proc/{pid}").st_uid == os.getuid():
+                with open(f"/proc/{pid}/comm") as file:
+                    found.append(file.read().strip())
+    return [name for name in found if name.startswith(("pasta", "slirp4netns"))]
+
+
+@pytest.mark.parametrize("program", ["pasta", "slirp4netns"])
+def test_a_plain_users_way_out(engine: Engine, program: str, tmp_path: Path) -> None:
+    """It leads outside, obeys an Egress, and ends with its owner, however that ends."""
+    beyond = os.environ.get("PYC_WORLD")
+    path = shutil.which(program)
+    if engine.features.privileged or beyond is None or path is None:
+        pytest.skip("needs a plain user, an outside made by root, and the program")
+    (tmp_path / program).symlink_to(path)
+    code = """
+import os, sys
+from pycontain import Container, Egress, Network
+connect = "import socket, sys; s = socket.create_connection((sys.argv[1], 7000), 2); s.send(b'x'); s.recv(9)"
+with Network("pyc-out") as net, Container(network=net) as one:
+    print(one.exec(["python3", "-c", connect, sys.argv[1]]).returncode)
+with Egress.allow(f"{sys.argv[1]}:7000") as egress, Container(network=egress) as one:
+    print(one.exec(["python3", "-c", connect, sys.argv[1]]).returncode)
+    egress.revoke(f"{sys.argv[1]}:7000")
+    print(one.exec(["python3", "-c", connect, sys.argv[1]]).returncode, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    before = _names_of_programs()
+    done = subprocess.run(
+        [sys.executable, "-c", code, beyond],
+        env={**os.environ, "PATH": f"{tmp_path}:/nowhere", "PYCONTAIN_ROOT": str(tmp_path / "root")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["0", "0", "1"], done.stderr
+    deadline = time.monotonic() + 10
+    while _names_of_programs() != before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert _names_of_programs() == before
 
 
 def test_egress_goes_alone(engine: Engine) -> None:

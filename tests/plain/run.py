@@ -22,9 +22,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from tests.security import weak
+from tests.support.world import World
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 USERS = {"pycsub": True, "pycnone": False}
+_PASSED_ON = ("PYC_CASES", "PYC_SECURITY_FULL", "PYC_WORLD")
 _HEAVY = ("mypy*", "ruff*", "pip*", "setuptools*", "sphinx*", "docutils*", "babel*", "__pycache__")
 
 
@@ -92,7 +94,7 @@ def run_as(user: str, top: Path, arguments: list[str]) -> int:
         "PYTHONDONTWRITEBYTECODE": "1",
         "TMPDIR": f"{home.pw_dir}",
         "PYC_WEAK": f"{top}/weak",
-        **{name: value for name, value in os.environ.items() if name in ("PYC_CASES", "PYC_SECURITY_FULL")},
+        **{name: value for name, value in os.environ.items() if name in _PASSED_ON},
     }
     command = [python, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
     return _as(user, command, env=environment, cwd=top).returncode
@@ -113,6 +115,22 @@ def _tun_for_everybody() -> Iterator[None]:
         os.chmod("/dev/net/tun", mode)
 
 
+@contextlib.contextmanager
+def _outside() -> Iterator[None]:
+    """Somebody to be reached beyond this host, where this machine lets one be made."""
+    try:
+        world = World()
+    except (OSError, subprocess.CalledProcessError):
+        yield
+        return
+    try:
+        with world.serve():
+            os.environ["PYC_WORLD"] = world.address
+            yield
+    finally:
+        world.close()
+
+
 def main() -> int:
     """Both users, one after the other."""
     if os.geteuid() != 0:
@@ -131,6 +149,7 @@ def main() -> int:
         portable_copy(top)
         weak.build_all(top / "weak")
         stack.enter_context(_tun_for_everybody())
+        stack.enter_context(_outside())
         for user, sub_ids in USERS.items():
             remove_user(user)
             make_user(user, sub_ids)

@@ -102,7 +102,7 @@ class Egress:
             return bridge
 
     def close(self) -> None:
-        """Remove its network, which else stays for the next one.  Raises Conflict while a container has it."""
+        """Remove its network, which else stays for the next one.  Conflict while a container has it."""
         with self._lock:
             for engine, (bridge, guide) in list(self._guides.items()):
                 if not bridge.gone and not engine.closed:
