@@ -21,8 +21,10 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 # A checkout below /tmp lies under the tmpfs by now: show it again.
 checkout=$(cat /run/job/checkout)
 test -d "$checkout" || { mkdir -p "$checkout" && mount -t hostfs -o "$checkout" hostfs "$checkout"; }
-for module in overlay veth bridge nf_tables; do
-  modprobe -d /usr/lib/uml -q "$module" 2>/dev/null ||
+mkdir -p /run/kernel/lib
+ln -s /usr/lib/uml/modules /run/kernel/lib/modules
+for module in overlay veth bridge nf_tables sch_netem; do
+  modprobe -d /run/kernel -q "$module" 2>/dev/null ||
     find /usr/lib/uml/modules -name "$module.ko*" -exec insmod {} \; 2>/dev/null
 done
 ip link set lo up 2>/dev/null

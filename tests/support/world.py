@@ -20,11 +20,11 @@ class World:
         assert self._keeper.stdout is not None
         self._keeper.stdout.readline()
         self.enter = ["nsenter", "-t", str(self._keeper.pid), "-n"]
-        self._link = f"pycw{os.getpid()}"
+        self.link = f"pycw{os.getpid()}"
         for command in (
-            f"ip link add {self._link} type veth peer name eth0 netns {self._keeper.pid}",
-            f"ip addr add {self.host}/24 dev {self._link}",
-            f"ip link set {self._link} up",
+            f"ip link add {self.link} type veth peer name eth0 netns {self._keeper.pid}",
+            f"ip addr add {self.host}/24 dev {self.link}",
+            f"ip link set {self.link} up",
         ):
             subprocess.run(command.split(), check=True)
         for command in ("link set lo up", f"addr add {self.address}/24 dev eth0", "link set eth0 up"):
@@ -32,7 +32,7 @@ class World:
 
     def close(self) -> None:
         """Its interfaces go with it."""
-        subprocess.run(["ip", "link", "del", self._link], check=True)
+        subprocess.run(["ip", "link", "del", self.link], check=True)
         self._keeper.kill()
         self._keeper.communicate()
 

@@ -13,7 +13,7 @@ from pycontain._kernel.inside import Wanted, sockets_within
 from pycontain._kernel.netlink import NETFILTER, ROUTE, Netlink
 from pycontain._networks import links
 from pycontain._state.paths import private_directory
-from pycontain.errors import UnsupportedError
+from pycontain.errors import StartError, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._kernel.launcher import LauncherPool
@@ -36,7 +36,10 @@ class Domain:
         self._routes: list[tuple[int, IPv4Network | IPv6Network]] | None = None
         if hub:
             wanted = [Wanted(socket.AF_NETLINK, _RAW, kind) for kind in (ROUTE, NETFILTER)]
-            route, rules = self.within(-1, wanted, {})
+            try:
+                route, rules = self.within(-1, wanted, {})
+            except StartError as error:
+                raise OSError(error.errno, str(error)) from error
             self.route, self.rules = Netlink(ROUTE, route), Netlink(NETFILTER, rules)
         else:
             self.route, self.rules = Netlink(ROUTE), Netlink(NETFILTER)

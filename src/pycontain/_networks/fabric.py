@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import secrets
 import select
@@ -15,7 +16,7 @@ from pycontain._networks import links
 from pycontain._networks.attached import Attached, Identity, Place
 from pycontain._networks.bridge import Bridge, Options
 from pycontain._networks.domain import Domain
-from pycontain._networks.firewall import Firewall
+from pycontain._networks.firewall import Firewall, unsupported
 from pycontain._networks.guard import Guard
 from pycontain._networks.names import NameService
 from pycontain._networks.outside import Outside, pid_of
@@ -47,7 +48,12 @@ class Fabric:
         self._relay: Relay | None = None
         self._attached: list[Attached] = []
         self.bridges: dict[str, Bridge] = {}
-        self.domain = Domain(launchers, hub=hub)
+        try:
+            self.domain = Domain(launchers, hub=hub)
+        except OSError as error:
+            if error.errno != errno.EPROTONOSUPPORT:
+                raise
+            raise unsupported("the kernel has none") from error
         try:
             self.firewall = Firewall(self.domain.rules, f"pycontain-{owner}", self._prefix)
             self.guard = Guard(self.domain.rules, f"pycontain-{owner}")

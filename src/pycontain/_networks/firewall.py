@@ -59,8 +59,11 @@ class Firewall:
             self._install(sets, refuse=True)
         except NetlinkError as error:
             if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP):
-                raise _unsupported(error) from error
-            self._install(sets, refuse=False)  # a kernel that can only drop
+                raise unsupported(error) from error
+            try:
+                self._install(sets, refuse=False)  # a kernel that can only drop
+            except NetlinkError as again:
+                raise unsupported(again) from again
 
     def _install(self, sets: Sequence[Set], *, refuse: bool) -> None:
         table = self.table
@@ -302,8 +305,9 @@ class _Rules:
         ]
 
 
-def _unsupported(error: NetlinkError) -> UnsupportedError:
+def unsupported(error: object) -> UnsupportedError:
+    """Networks without rules would be open to each other: there are none then."""
     return UnsupportedError(
         f"the firewall of networks: {error}",
-        hint="networks need nf_tables, nft_ct and nft_masq of the kernel",
+        hint="networks need nf_tables of the inet family, and nft_ct, of the kernel",
     )

@@ -1,0 +1,76 @@
+"""netem on an interface, where the kernel has it: as user-mode-linux of the guest does."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pycontain import Engine
+from pycontain._networks import netem
+from pycontain._networks.domain import Domain
+from pycontain._networks.netem import NoNetem, Shape
+from tests.support.world import World
+
+
+@pytest.fixture
+def pair(engine: Engine) -> Iterator[tuple[Domain, World]]:
+    """An interface that leads to somebody."""
+    if not engine.features.privileged:
+        pytest.skip("the host's interfaces are root's")
+    try:
+        domain = Domain(engine.launchers, hub=False)
+    except OSError:
+        pytest.skip("no nfnetlink")
+    world = World()
+    yield domain, world
+    world.close()
+    domain.close()
+
+
+@contextlib.contextmanager
+def _shaped(domain: Domain, world: World, shape: Shape) -> Iterator[None]:
+    try:
+        netem.apply(domain, world.link, shape)
+    except NoNetem:
+        pytest.skip("the kernel needs sch_netem")
+    try:
+        yield
+    finally:
+        netem.apply(domain, world.link, Shape())
+
+
+def _listing(world: World) -> str:
+    command = ["tc", "qdisc", "show", "dev", world.link]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _round_trip(world: World) -> float:
+    """Seconds until a datagram is refused by whoever it came to."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mine:
+        mine.settimeout(1)
+        mine.connect((world.address, 9))
+        begun = time.monotonic()
+        mine.send(b"x")
+        with pytest.raises(ConnectionRefusedError):
+            mine.recv(1)
+        return time.monotonic() - begun
+
+
+@pytest.mark.xdist_group("world")
+def test_delay_loss_and_rate(pair: tuple[Domain, World]) -> None:
+    domain, world = pair
+    _round_trip(world)
+    with _shaped(domain, world, Shape(delay=0.2)):
+        assert _round_trip(world) > 0.19
+    with _shaped(domain, world, Shape(delay=0.05, jitter=0.001, loss=0.25, rate=1_250_000)):
+        told = _listing(world)
+        for part in ("delay 50", "1ms", "loss 25%", "rate 10Mbit"):
+            assert part in told, told
+    assert "netem" not in _listing(world)
+    with _shaped(domain, world, Shape(loss=1.0)), pytest.raises(TimeoutError):
+        _round_trip(world)
