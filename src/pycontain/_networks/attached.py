@@ -235,8 +235,8 @@ class Attached:
             if self._inner is not None:
                 self._fabric.names.drop(self.client)
                 self._inner.close()
-            members, self.members = self.members, {}
-            for bridge, member in members.items():
+            self.members = {}
+            for bridge, member in self._fabric.members(self._who.container):
                 self._leave(bridge, member)
             self._fabric.left(self)
 

@@ -8,12 +8,11 @@ import itertools
 import secrets
 import select
 import threading
-from collections.abc import Sequence
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
 from pycontain._networks import links
-from pycontain._networks.attached import Attached, Identity, Place
+from pycontain._networks.attached import Attached, Identity
 from pycontain._networks.bridge import Bridge, Options
 from pycontain._networks.domain import Domain
 from pycontain._networks.firewall import Firewall, unsupported
@@ -28,7 +27,7 @@ from pycontain.errors import Conflict, NotFound
 if TYPE_CHECKING:
     from pycontain._kernel.launcher import LauncherPool
     from pycontain._kernel.relay import Relay
-    from pycontain._model.ports import Published
+    from pycontain._networks.bridge import Member
 
 DEFAULT = "bridge"
 _NUMBER_DIGITS = 4
@@ -158,20 +157,18 @@ class Fabric:
             self.bridges.pop(bridge.name, None)
             self.subnets.give_back(bridge.addresses.subnet)
 
-    def attach(self, who: Identity, places: Sequence[Place], ports: Sequence[Published]) -> Attached:
-        """Put a container on networks and publish its ports, all or nothing."""
+    def attached(self, who: Identity) -> Attached:
+        """What a container that has started is linked by; on no network yet."""
         attached = Attached(self, who)
         with self._lock:
             self._attached.append(attached)
-        try:
-            for place in places:
-                attached.connect(place)
-            if ports:
-                attached.publish(ports)
-        except BaseException:
-            attached.let_go()
-            raise
         return attached
+
+    def members(self, container: str) -> list[tuple[Bridge, Member]]:
+        """The places of a container, also one that an interrupt kept it from knowing of."""
+        with self._lock:
+            bridges = list(self.bridges.values())
+        return [(one, one.members[container]) for one in bridges if container in one.members]
 
     def left(self, attached: Attached) -> None:
         """A container has ended."""

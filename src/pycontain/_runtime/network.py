@@ -42,7 +42,10 @@ class Linkage:
 
 
 def attach(running: Running, places: Sequence[Place], ports: Sequence[Published]) -> None:
-    """Link a container that has just started.  Raises StartError, Conflict, UnsupportedError."""
+    """Link a container that runs, and publish its ports; whoever started it ends it where this raises.
+
+    Raises StartError, Conflict, UnsupportedError.
+    """
     from pycontain._networks.attached import Identity
 
     spec, engine = running.spec, running.engine
@@ -57,9 +60,12 @@ def attach(running: Running, places: Sequence[Place], ports: Sequence[Published]
         groups=groups,
         raw=bool(spec.security.capabilities & _RAW),
     )
-    attached = engine.fabric.attach(who, places, ports)
-    running.attached = attached
+    attached = running.attached = engine.fabric.attached(who)
     running.dependents.append(attached)
+    for place in places:
+        attached.connect(place)
+    if ports:
+        attached.publish(ports)
 
 
 def attach_to_none(running: Running) -> None:
