@@ -1,7 +1,7 @@
 #!/bin/sh
 # System packages that the tests use, installed where this user may; each is optional to the library itself.
 set -eu
-wanted="busybox-static user-mode-linux kmod strace uidmap libseccomp2 gcc gcc-aarch64-linux-gnu libc6-dev-arm64-cross libcap2-bin keyutils bubblewrap binutils skopeo umoci docker-registry debootstrap zstd passt slirp4netns iproute2"
+wanted="busybox-static user-mode-linux kmod strace uidmap libseccomp2 gcc gcc-aarch64-linux-gnu libc6-dev-arm64-cross libcap2-bin keyutils bubblewrap binutils skopeo umoci docker-registry debootstrap zstd passt slirp4netns nftables iproute2"
 test "$(id -u)" = 0 || { echo "packages: not root, using what is there"; exit 0; }
 command -v apt-get >/dev/null || { echo "packages: no apt-get, using what is there"; exit 0; }
 missing=""

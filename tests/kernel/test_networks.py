@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -431,6 +433,34 @@ os.kill(os.getpid(), 9)
         with echo(one):
             assert one.address is not None
             assert reaches(two, one.address)
+
+
+_STRANGERS = """
+import subprocess
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+from pycontain import Engine
+def told(engine):
+    return [line for line in engine.doctor() if line.startswith("forwarding for networks")]
+with Engine() as engine:
+    print(told(engine))
+    rules = "add table ip filter\\nadd chain ip filter DOCKER-USER\\n"
+    rules += "add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }"
+    subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
+    print(told(engine))
+"""
+
+
+def test_doctor_knows_rules_of_others_that_drop(engine: Engine, tmp_path: Path) -> None:
+    _root_only(engine)
+    if shutil.which("nft") is None:
+        pytest.skip("no nft")
+    command = ["unshare", "-n", sys.executable, "-c", _STRANGERS]
+    environment = {**os.environ, "PYCONTAIN_ROOT": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    before, after = done.stdout.splitlines()
+    assert before == "[]"
+    assert "ip filter FORWARD" in after
+    assert "iptables -I DOCKER-USER" in after
 
 
 def test_a_forked_child_lets_go(net: Network) -> None:

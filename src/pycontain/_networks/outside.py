@@ -47,6 +47,15 @@ def _slirp(program: str, pid: int) -> list[str]:
 _PROGRAMS = (("pasta", _pasta), ("slirp4netns", _slirp))
 
 
+def problems() -> str:
+    """Why a plain user's networks lead nowhere on this host; nothing where they do."""
+    if not any(shutil.which(name) for name, _ in _PROGRAMS):
+        return "neither pasta nor slirp4netns is installed"
+    if not os.access(_TUN, os.R_OK | os.W_OK):
+        return f"{_TUN} is not for this user"
+    return ""
+
+
 class Outside:
     """The way out of one namespace, opened on first use."""
 
@@ -63,22 +72,19 @@ class Outside:
             return
         if self._refusal is not None:
             raise UnsupportedError(*self._refusal)
-        problems = []
-        usable = os.access(_TUN, os.R_OK | os.W_OK)
-        if not usable:
-            problems.append(f"{_TUN} is not for this user")
-        for name, command in _PROGRAMS:
+        problem = problems()
+        for name, command in () if problem else _PROGRAMS:
             program = shutil.which(name)
-            if program is None or not usable:
+            if program is None:
                 continue
             self._start(command(program, self._pid))
             if self._wait():
                 self.program = name
                 return
             self.close()
-            problems.append(f"{name} gave no way out")
+            problem = f"{name} gave no way out"
         self._refusal = (
-            f"networks that lead outside, as a plain user ({', '.join(problems) or 'no program for it'})",
+            f"networks that lead outside, as a plain user ({problem})",
             "install passt or slirp4netns, or use Network(internal=True)",
         )
         raise UnsupportedError(*self._refusal)

@@ -58,7 +58,7 @@ class Check:
 def examine(engine: Engine) -> list[Check]:
     """Look at everything; starts a container to see that it works."""
     checks = [*_switches(engine), *_start(engine), *_cgroups(engine), *_kernel(engine)]
-    checks += [*_ids(engine), *_store(engine), *_bounds()]
+    checks += [*_ids(engine), *_networks(engine), *_store(engine), *_bounds()]
     return checks
 
 
@@ -72,6 +72,26 @@ def _switches(engine: Engine) -> Iterator[Check]:
         if engine.features.privileged and "unprivileged" in name:
             continue
         yield Check(name, value != bad, f"is {value}", f"sudo {command}" if value == bad else None)
+
+
+def _networks(engine: Engine) -> Iterator[Check]:
+    from pycontain._networks.outside import problems
+    from pycontain._networks.strangers import dropping
+
+    try:
+        fabric = engine.fabric
+    except (PycontainError, OSError) as error:
+        yield Check("networks", False, str(error))
+        return
+    yield Check("networks", True, f"rules are in the table {fabric.firewall.table}")
+    if not engine.features.privileged:
+        missing = problems()
+        yield Check("networks that lead outside", not missing, missing or "pasta or slirp4netns is there")
+        return
+    foreign, docker = dropping(fabric.domain.rules)
+    told = f"other rules drop what they do not know: {', '.join(foreign)}" if foreign else "nobody else drops"
+    command = "sudo iptables -I DOCKER-USER -i pyc-+ -j ACCEPT" if foreign and docker else None
+    yield Check("forwarding for networks", not foreign, told, command)
 
 
 def _start(engine: Engine) -> Iterator[Check]:

@@ -1,0 +1,33 @@
+"""Rules of others on this host, as far as they are in the way of ours."""
+
+from __future__ import annotations
+
+import struct
+
+from pycontain._kernel.netlink import DUMP, Message, Netlink, NetlinkError, attributes
+from pycontain._networks import nft
+
+_GETCHAIN = 10 << 8 | 4
+_FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}
+_TABLE, _NAME, _HOOK, _POLICY = 1, 3, 4, 5
+_DROP = 0
+
+
+def dropping(socket: Netlink) -> tuple[list[str], bool]:
+    """Chains that drop what this host passes on unless a rule of theirs knows it; and is Docker here?"""
+    try:
+        answers = socket.ask(Message(_GETCHAIN, struct.pack("=BBH", 0, 0, 0), DUMP))
+    except NetlinkError:
+        return [], False
+    found = []
+    docker = False
+    for answer in answers:
+        family, told = answer.body[0], dict(attributes(answer.body[4:]))
+        docker = docker or told.get(_NAME) == b"DOCKER-USER\0"
+        if family not in _FAMILIES or _HOOK not in told or _POLICY not in told:
+            continue
+        hook = dict(attributes(told[_HOOK])).get(1, b"")
+        if hook == struct.pack(">I", nft.FORWARD) and told[_POLICY] == struct.pack(">I", _DROP):
+            table, name = (told[kind].rstrip(b"\0").decode() for kind in (_TABLE, _NAME))
+            found.append(f"{_FAMILIES[family]} {table} {name}")
+    return found, docker
