@@ -178,15 +178,14 @@ class Engine:
             if self._fabric is None:
                 from pycontain._networks.fabric import Fabric
 
-                hub = None if self.features.privileged else self._hub_pool()
-                self._fabric = Fabric(
-                    self.owner.name, self.launchers if hub is None else hub, hub=hub is not None
-                )
+                self._fabric = Fabric(self.owner.name, self._hub_pool(), hub=not self.features.privileged)
             return self._fabric
 
     def _hub_pool(self) -> LauncherPool:
+        """A launcher for networks alone: root's so that no start is waited for, a plain user's to be in one."""
         if self._hub is None:
-            self._hub = LauncherPool(plain=True, maps=self._maps, size=1, hub=True)
+            plain = not self.features.privileged
+            self._hub = LauncherPool(plain=plain, maps=self._maps, size=1, hub=plain)
         return self._hub
 
     def birthplace(self, linkage: Linkage) -> LauncherPool:
