@@ -182,7 +182,7 @@ class Engine:
             return self._fabric
 
     def _hub_pool(self) -> LauncherPool:
-        """A launcher for networks alone: root's so that no start is waited for, a plain user's to be in one."""
+        """A launcher for networks: root's so that it waits for no start, a plain user's to be in one."""
         if self._hub is None:
             plain = not self.features.privileged
             self._hub = LauncherPool(plain=plain, maps=self._maps, size=1, hub=plain)

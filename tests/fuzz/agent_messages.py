@@ -43,6 +43,8 @@ _BARRIER_ID = 0xFEEDFACE
 _GONE = (32, 104, 9)
 _TOO_LARGE = (90, 105, 7)  # EMSGSIZE, ENOBUFS, E2BIG: never sent
 _SETTLE = 3.0
+_KEPT = 1
+"""The user namespace of ids on the disk, which a launcher makes on first use and keeps."""
 
 
 class NoContainer(Exception):
@@ -166,7 +168,7 @@ class Target:
         patience = time.monotonic() + _SETTLE
         try:
             count = self.work()
-            while count is not None and self.baseline is not None and count > self.baseline:
+            while count is not None and self.baseline is not None and count > self.baseline + _KEPT:
                 if time.monotonic() > patience:
                     raise Trouble("fds grow")
                 time.sleep(0.02)
@@ -267,12 +269,15 @@ class LauncherTarget(Target):
             yield launcher
 
     def deliver(self, message: Message) -> None:
-        """Every SPAWN, REMOVE, RESTACK and RELAY is answered once; the barrier is a REMOVE of nothing."""
+        """Each is answered once, or as a NETWORK by sockets and once; the barrier is a REMOVE of nothing."""
         with self._borrowed() as launcher, Opened(message, self.scratch) as opened:
             if not _send(launcher.socket, message.body, opened.sent):
                 return
             if message.kind in (native.SPAWN, native.REMOVE, native.RESTACK, native.RELAY):
                 self._end(_hear(launcher.socket))
+            if message.kind == native.NETWORK:
+                while (record := _hear(launcher.socket)).kind == native.OPENED:
+                    os.close(record.fd)
             _send(launcher.socket, request(native.REMOVE), [])
             barrier = _hear(launcher.socket)
             if barrier.kind != native.GONE:

@@ -18,6 +18,7 @@ from typing import Any
 from attrs import evolve, frozen
 
 from pycontain._kernel import native
+from pycontain._kernel.inside import Wanted
 from pycontain._kernel.plan import NO_FD, ExecFlag, Op, OpFlag, OpKind, PlanFlag, Source, request
 from tests.fuzz import make_corpus
 
@@ -246,6 +247,7 @@ class Maker:
                 self._remove,
                 self._restack,
                 self._relay,
+                self._network,
                 self._control,
                 self._noise,
             ]
@@ -355,7 +357,7 @@ class Maker:
         payload = self.random.choice([b"", b"x", make_corpus.security(), self.random.randbytes(30)])
         body = request(
             # Those above are for a launcher of their own, which ends with them and answers in other words.
-            self.random.choice([*range(11), native.RESTACK, native.RELAY, self._word()]),
+            self.random.choice([*range(11), native.RESTACK, native.NETWORK, native.RELAY, self._word()]),
             self._payload(payload),
             number=self._word(),
             value=self.random.choice([0, 1, 9, 15, 19, 64, 65, -1, 1 << 30]),
@@ -496,6 +498,24 @@ class Maker:
         """A relay that ends with the message's fds, or one that cannot be."""
         fds = self._some_fds(3) if self._chance(2) else ("socket",)
         return Message(request(native.RELAY, value=self._word() & 0x7FFFFFFF), fds)
+
+    def _network(self) -> Message:
+        """Sockets of a namespace, after settings that no kernel has."""
+        wanted = [
+            Wanted(
+                self.random.choice([1, 2, 10, 16]),
+                self.random.choice([1, 2, 3, 5, 0x801]),
+                self.random.choice([0, 6, 12, 17]),
+                self.random.choice(["127.0.0.1", "127.0.0.11", "203.0.113.9"]),
+                self.random.choice([0, 0, 1, 65535]),
+                self.random.choice([0, 1, 64]),
+            )
+            for _ in range(self.random.choice([0, 1, 3, 8, 9]))
+        ]
+        text = self.random.choice([b"", b"pyc/none\0" + b"1\0", b"pyc/none\0", b"pyc", b"\0\0\0"])
+        counts = struct.pack("=II", len(wanted), self.random.choice([len(text), len(text), 0, self._word()]))
+        body = b"".join([counts, *(one.packed() for one in wanted), text, b"\0"])
+        return Message(request(native.NETWORK, body), self._some_fds(2) if self._chance(2) else ())
 
     def _script(self, place: int) -> bytes:
         """File operations in the scratch tree; names are such that no flipped bit leads out of it."""
