@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pycontain import PIPE, Conflict, Container, Engine, StateError, UnsupportedError
+from pycontain import PIPE, Conflict, Container, Engine, StateError
 from pycontain._engine import default_engine
 
 
@@ -185,11 +185,6 @@ def test_a_fork_does_not_hold_the_container() -> None:
         finally:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-
-
-def test_unfinished_options_say_so() -> None:
-    with pytest.raises(UnsupportedError):
-        Container(network="bridge")
 
 
 VICTIM = """

@@ -83,31 +83,36 @@ def ask(connected: socket.socket, patience: float) -> str:
     return address
 
 
-def reach(container: Container, address: str, *, udp: bool = False, port: int = PORT) -> str | None:
+def reach(
+    container: Container, address: str, *, udp: bool = False, port: int = PORT, patience: float = _PATIENCE
+) -> str | None:
     """The address by which the container is seen at an echo, or None where nothing comes back."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     kind = socket.SOCK_DGRAM if udp else socket.SOCK_STREAM
     with open_in(container, kind, family) as mine:
-        mine.settimeout(_SILENCE)
+        mine.settimeout(patience)
         try:
             mine.connect((address, port))
-            return ask(mine, _SILENCE)
+            return ask(mine, patience)
         except OSError:
             return None
 
 
 def reaches(container: Container, address: str) -> bool:
-    """Do TCP and UDP come through?  They have to agree."""
-    found = {reach(container, address) is not None, reach(container, address, udp=True) is not None}
-    assert len(found) == 1
-    return found.pop()
+    """Do TCP and UDP come through?"""
+    return all(reach(container, address, udp=udp) is not None for udp in (False, True))
+
+
+def is_cut_off(container: Container, address: str, *, port: int = PORT) -> bool:
+    """Does neither TCP nor UDP come through, as far as a short wait tells?"""
+    return not any(reach(container, address, udp=udp, port=port, patience=_SILENCE) for udp in (False, True))
 
 
 def comes_to_reach(container: Container, address: str) -> bool:
     """As `reaches`, once the kernel's neighbour table has forgotten that it did not."""
     deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline:
-        if reach(container, address) is not None:
+        if reach(container, address, patience=_SILENCE) is not None:
             return reaches(container, address)
     return False
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 class World:
     """A network namespace beside the host's: outside."""
 
-    host, address = "198.18.77.1", "198.18.77.2"
-
     def __init__(self) -> None:
+        net = f"198.18.{os.getpid() % 256}"
+        self.host, self.address = f"{net}.1", f"{net}.2"
         self._keeper = subprocess.Popen(
             ["unshare", "-n", "sh", "-c", "echo; exec sleep 600"], stdout=subprocess.PIPE
         )
