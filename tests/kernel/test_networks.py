@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,72 +23,12 @@ from pycontain import (
     StateError,
     UnsupportedError,
 )
-from pycontain._kernel.netlink import ROUTE, Netlink, attributes
+from pycontain._kernel.netlink import ROUTE, Netlink
 from pycontain._networks import links
+from tests.kernel.networks import _fabric, _nothing_is_left, net, root_only
 from tests.support.inside import PORT, comes_to_reach, echo, is_cut_off, query, reach, reaches, resolve
 
-
-@pytest.fixture(scope="session", autouse=True)
-def _fabric() -> None:
-    """What every network stands on is there before anything is counted."""
-    from pycontain._engine import default_engine
-
-    try:
-        first = Network("pyc-first", internal=True)
-    except UnsupportedError as refused:
-        pytest.skip(f"{refused.hint}")
-    with first, Container(network=first):
-        default_engine().fabric.relay()
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left(engine: Engine) -> Iterator[None]:
-    """No network, interface or rule of ours."""
-    yield
-    engine.ahead.discard()
-    assert [one.name for one in Network.list()] == []
-    for name in (
-        "same",
-        "internal",
-        "guided",
-        "hosted",
-        "subnets",
-        "ports",
-        "ports_at",
-        "learned",
-        "current",
-    ):
-        told = [attributes(one.body[4:]) for one in engine.fabric.firewall.elements(name)]
-        assert not [payload for one in told for kind, payload in one if kind == 3 and payload], name
-    route = engine.fabric.domain.route
-    assert not [one for one in links.seen_links(route.ask(links.every_link())) if _is_bridge(one, engine)]
-
-
-def _is_bridge(link: links.Link, engine: Engine) -> bool:
-    return link.name.startswith(links.prefix(engine.owner.name)) and bool(link.alias)
-
-
-@pytest.fixture
-def net() -> Iterator[Network]:
-    """A network that leads nowhere: every user may have one."""
-    with Network("pyc-net", internal=True) as one:
-        yield one
-
-
-@pytest.fixture
-def outside(engine: Engine) -> Iterator[Network]:
-    """A network that leads outside."""
-    try:
-        one = Network("pyc-out")
-    except UnsupportedError as refused:
-        pytest.skip(f"no way out for this user: {refused.hint}")
-    with one:
-        yield one
-
-
-def _root_only(engine: Engine) -> None:
-    if not engine.features.privileged:
-        pytest.skip("the host's interfaces are root's")
+__all__ = ["_fabric", "_nothing_is_left", "net"]
 
 
 def test_two_on_a_network_reach_each_other_by_every_name(net: Network) -> None:
@@ -275,7 +214,7 @@ def test_none_has_a_working_loopback_alone(container: Container) -> None:
 
 
 def test_a_container_without_network_is_put_on_one(engine: Engine, net: Network) -> None:
-    _root_only(engine)
+    root_only(engine)
     with Container(name="pyc-late") as late, Container(network=net) as other, echo(late):
         address = net.connect(late)
         assert resolve(other, "pyc-late") == {address}
@@ -403,7 +342,7 @@ def test_many_at_once(net: Network) -> None:
 
 
 def test_links_of_a_killed_process_are_collected(engine: Engine, tmp_path: object) -> None:
-    _root_only(engine)
+    root_only(engine)
     code = """
 import os, sys
 from pycontain import Container, Engine, Network
@@ -451,7 +390,7 @@ with Engine() as engine:
 
 
 def test_doctor_knows_rules_of_others_that_drop(engine: Engine, tmp_path: Path) -> None:
-    _root_only(engine)
+    root_only(engine)
     if shutil.which("nft") is None:
         pytest.skip("no nft")
     command = ["unshare", "-n", sys.executable, "-c", _STRANGERS]

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from pycontain import Conflict, Container, Egress, Endpoint, Engine, Network, NotFound, UnsupportedError
-from tests.kernel.test_networks import _fabric, _nothing_is_left, outside
+from tests.kernel.networks import _fabric, _nothing_is_left, outside, world
 from tests.support.inside import PORT, ask, echo, is_cut_off, open_in, reach, resolve
 from tests.support.world import World
 
-__all__ = ["_fabric", "_nothing_is_left", "outside"]
+__all__ = ["_fabric", "_nothing_is_left", "outside", "world"]
 
 
 def _connect(address: str, port: int, *, udp: bool = False) -> str:
@@ -101,16 +101,6 @@ def test_another_container_reaches_it_by_the_host(engine: Engine, outside: Netwo
         assert is_cut_off(other, one.address)
         for asking in (other, same, one):
             assert reach(asking, world.host, port=port) is not None
-
-
-@pytest.fixture
-def world(engine: Engine) -> Iterator[World]:
-    """Somebody outside of this host."""
-    if not engine.features.privileged:
-        pytest.skip("the host's interfaces are root's")
-    made = World()
-    yield made
-    made.close()
 
 
 @pytest.mark.xdist_group("world")

@@ -21,7 +21,8 @@ _IPV4, _IPV6 = b"\2", b"\x0a"
 _ICMP, TCP, UDP, _ICMP6 = 1, 6, 17, 58
 _DNAT, _KNOWN = 0x20, 2 | 4
 _ADVERTISEMENT, _REDIRECT6 = b"\x86", b"\x89"
-_METADATA6 = "fd00:ec2::254"
+_LINK_LOCAL, _METADATA6 = b"\xa9\xfe", "fd00:ec2::254"
+"""Where clouds tell instances their secrets: 169.254.0.0/16."""
 
 
 @frozen(kw_only=True)
@@ -218,8 +219,7 @@ class _Rules:
             rule("from_inside", nft.meta("iifname"), nft.lookup("internal"), refuse),
             rule("from_inside", nft.ct("status"), nft.any_bit(_DNAT), accept),
             rule("from_inside", nft.meta("oifname"), nft.compare(PREFIX), refuse),
-            # Link-local: where clouds tell instances their secrets.
-            rule("from_inside", ipv4, nft.load("network", 16, 2), nft.compare(b"\xa9\xfe"), refuse),
+            rule("from_inside", ipv4, nft.load("network", 16, 2), nft.compare(_LINK_LOCAL), refuse),
             rule(
                 "from_inside", ipv6, nft.load("network", 24, 16), nft.compare(nft.address(_METADATA6)), refuse
             ),

@@ -1,0 +1,85 @@
+"""What tests of networks share: networks, an outside, and a watch on what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from pycontain import Container, Engine, Network, UnsupportedError
+from pycontain._kernel.netlink import attributes
+from pycontain._networks import links
+from tests.support.world import World
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fabric() -> None:
+    """What every network stands on is there before anything is counted."""
+    from pycontain._engine import default_engine
+
+    try:
+        first = Network("pyc-first", internal=True)
+    except UnsupportedError as refused:
+        pytest.skip(f"{refused.hint}")
+    with first, Container(network=first):
+        default_engine().fabric.relay()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(engine: Engine) -> Iterator[None]:
+    """No network, interface or rule of ours."""
+    yield
+    engine.ahead.discard()
+    assert [one.name for one in Network.list()] == []
+    for name in (
+        "same",
+        "internal",
+        "guided",
+        "hosted",
+        "subnets",
+        "ports",
+        "ports_at",
+        "learned",
+        "current",
+    ):
+        told = [attributes(one.body[4:]) for one in engine.fabric.firewall.elements(name)]
+        assert not [payload for one in told for kind, payload in one if kind == 3 and payload], name
+    route = engine.fabric.domain.route
+    assert not [one for one in links.seen_links(route.ask(links.every_link())) if _is_bridge(one, engine)]
+
+
+def _is_bridge(link: links.Link, engine: Engine) -> bool:
+    return link.name.startswith(links.prefix(engine.owner.name)) and bool(link.alias)
+
+
+@pytest.fixture
+def net() -> Iterator[Network]:
+    """A network that leads nowhere: every user may have one."""
+    with Network("pyc-net", internal=True) as one:
+        yield one
+
+
+@pytest.fixture
+def outside(engine: Engine) -> Iterator[Network]:
+    """A network that leads outside."""
+    try:
+        one = Network("pyc-out")
+    except UnsupportedError as refused:
+        pytest.skip(f"no way out for this user: {refused.hint}")
+    with one:
+        yield one
+
+
+def root_only(engine: Engine) -> None:
+    if not engine.features.privileged:
+        pytest.skip("the host's interfaces are root's")
+
+
+@pytest.fixture
+def world(engine: Engine) -> Iterator[World]:
+    """Somebody outside of this host."""
+    if not engine.features.privileged:
+        pytest.skip("the host's interfaces are root's")
+    made = World()
+    yield made
+    made.close()
