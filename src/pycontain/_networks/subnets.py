@@ -36,6 +36,11 @@ class Subnets:
         self._next = secrets.randbelow(_COUNT)
         self._lock = threading.Lock()
 
+    @property
+    def held(self) -> list[IPv4Network | IPv6Network]:
+        """Those of this engine."""
+        return list(self._mine)
+
     def choose(self) -> IPv4Network:
         """One of the pool.  Raises LimitError when none is free."""
         with self._lock:
