@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 from benchmarks import peers, plot
 from benchmarks.branching import branching
 from benchmarks.files import files
 from benchmarks.images import images
-from benchmarks.measure import Absent, Case, interleave, repeated, row, save
+from benchmarks.measure import Case, imported, interleave, repeated, row, save, split
+from benchmarks.networks import networks
 from benchmarks.zygote import calls
 from pycontain import Container, Image
 
@@ -47,10 +46,7 @@ def start(quick: bool) -> list[dict[str, object]]:
             stack.enter_context(peers.docker(top)),
             Case("pycontain, host image", repeated(host_image)),
         ]
-        cases = [case for case in found if isinstance(case, Case)]
-        for case in found:
-            if isinstance(case, Absent):
-                print(f"{case.name}: skipped: {case.reason}")
+        cases = split(found)
         for label, pause, rounds, count in (
             ("start, burst", 0.0, 4 if quick else 12, 10),
             ("start, paced", 0.05, 2 if quick else 8, 6),
@@ -171,22 +167,8 @@ def scale(quick: bool) -> list[dict[str, object]]:
 
 def importing(quick: bool) -> list[dict[str, object]]:
     """import pycontain against import attrs, each less an interpreter that imports nothing."""
-
-    def run(code: str) -> float:
-        begun = time.perf_counter()
-        pid = os.posix_spawn(sys.executable, [sys.executable, "-c", code], os.environ)
-        os.waitpid(pid, 0)
-        return time.perf_counter() - begun
-
-    def case(module: str) -> Case:
-        def sample(count: int, pause: float) -> list[float]:
-            del pause
-            return [run(f"import {module}") - run("pass") for _ in range(count)]
-
-        return Case(f"import {module}", sample)
-
     names = ("pycontain", "pycontain.lowlevel, pycontain._objects.run", "attrs")
-    one, all_, other = interleave([case(name) for name in names], 4 if quick else 15, 5, 0)
+    one, all_, other = interleave([imported(name) for name in names], 4 if quick else 15, 5, 0)
     return [row("import", one, other, 2.0), row("import, and all it loads later", all_, other, 2.0)]
 
 
@@ -223,6 +205,7 @@ JOBS = {
     "branching": branching,
     "files": files,
     "zygote": calls,
+    "networks": networks,
 }
 
 

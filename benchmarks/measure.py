@@ -8,6 +8,7 @@ import platform
 import random
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -88,6 +89,30 @@ def repeated(job: Callable[[], object]) -> Callable[[int, float], list[float]]:
     return sample
 
 
+def imported(module: str) -> Case:
+    """import of a module in an interpreter of its own, less one that imports nothing."""
+
+    def run(code: str) -> float:
+        begun = time.perf_counter()
+        pid = os.posix_spawn(sys.executable, [sys.executable, "-c", code], os.environ)
+        os.waitpid(pid, 0)
+        return time.perf_counter() - begun
+
+    def sample(count: int, pause: float) -> list[float]:
+        del pause
+        return [run(f"import {module}") - run("pass") for _ in range(count)]
+
+    return Case(f"import {module}", sample)
+
+
+def split(found: Sequence[Case | Absent]) -> list[Case]:
+    """Those that are here; the others are named."""
+    for one in found:
+        if isinstance(one, Absent):
+            print(f"{one.name}: skipped: {one.reason}")
+    return [one for one in found if isinstance(one, Case)]
+
+
 def machine() -> dict[str, object]:
     """What the figures belong to."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
@@ -96,6 +121,7 @@ def machine() -> dict[str, object]:
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "commit": commit.stdout.strip(),
+        "load": Path("/proc/loadavg").read_text().split()[0],
         "when": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }
 

@@ -151,53 +151,83 @@ def oci(name: str, top: Path) -> Case | Absent:
     return Case(name, repeated(lambda: _quiet(command)))
 
 
+_OWN_NETWORK = """
+ip link set lo up
+mkdir -p "$1/groups"
+mount --rbind /sys/fs/cgroup "$1/groups"
+mount -t sysfs sysfs /sys
+mount --rbind "$1/groups" /sys/fs/cgroup
+shift
+exec "$@"
+"""
+"""Before a daemon with a network namespace of its own: its loopback, and a /sys that shows its interfaces."""
+
+
 @contextlib.contextmanager
-def docker(top: Path) -> Iterator[Case | Absent]:
-    """docker-py's containers.run against a daemon of our own."""
+def daemon(place: Path, *, bridge: bool) -> Iterator[tuple[Any, int] | Absent]:
+    """A client of a dockerd of our own, and its pid; with a bridge it has network and mounts of its own."""
     if importlib.util.find_spec("docker") is None or shutil.which("dockerd") is None:
         yield Absent("docker-py", "dockerd or the docker package is not installed")
         return
+    if os.geteuid() != 0:
+        yield Absent("docker-py", "dockerd needs root")
+        return
     import docker as sdk
 
-    place = top / "docker"
     place.mkdir()
     host = f"unix://{place}/sock"
-    command = [
-        "dockerd",
-        "--data-root",
-        str(place / "data"),
-        "--exec-root",
-        str(place / "exec"),
-        "--host",
-        host,
-    ]
-    command += ["--pidfile", str(place / "pid"), "--bridge=none", "--iptables=false", "--ip6tables=false"]
+    command = ["dockerd", "--data-root", str(place / "data"), "--exec-root", str(place / "exec")]
+    command += ["--host", host, "--pidfile", str(place / "pid")]
+    if bridge:
+        alone = ["unshare", "--mount", "--net", "--propagation=private", "sh", "-ec", _OWN_NETWORK, "sh"]
+        command = [*alone, str(place), *command]
+    else:
+        command += ["--bridge=none", "--iptables=false", "--ip6tables=false"]
     with open(place / "log", "wb") as log:
-        daemon = subprocess.Popen(command, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         client: Any = None
         for _ in range(100):
             with contextlib.suppress(Exception):
-                client = sdk.DockerClient(base_url=host, timeout=30)
+                client = sdk.DockerClient(base_url=host, timeout=120)
                 client.ping()
                 break
             time.sleep(0.1)
         else:
             yield Absent("docker-py", "dockerd did not come up: " + (place / "log").read_text()[-200:])
             return
-        tar = subprocess.run(
-            ["tar", "-C", str(top / "root"), "-c", "."], capture_output=True, check=True
-        ).stdout
-        client.api.import_image_from_data(tar, repository="pycbench")
-        try:
-            client.containers.run("pycbench", "/true", remove=True, network_mode="none")
-        except Exception as error:  # noqa: BLE001  whatever it is, the peer is not usable here
-            yield Absent("docker-py", str(error)[:200])
-            return
-        yield Case(
-            "docker-py",
-            repeated(lambda: client.containers.run("pycbench", "/true", remove=True, network_mode="none")),
-        )
+        yield client, process.pid
     finally:
-        daemon.terminate()
-        daemon.wait()
+        process.terminate()
+        process.wait()
+
+
+def load(client: Any, root: Path, name: str) -> None:
+    """Make an image of a tree."""
+    tar = subprocess.run(["tar", "-C", str(root), "-c", "."], capture_output=True, check=True).stdout
+    client.api.import_image_from_data(tar, repository=name)
+
+
+def docker_run(client: Any, network: str) -> Case | Absent:
+    """docker-py's containers.run of the tiny image that was loaded."""
+
+    def once() -> None:
+        client.containers.run("pycbench", "/true", remove=True, network_mode=network)
+
+    name = "docker-py" if network == "none" else f"docker-py, {network}"
+    try:
+        once()
+    except Exception as error:  # noqa: BLE001  whatever it is, the peer is not usable here
+        return Absent(name, str(error)[:200])
+    return Case(name, repeated(once))
+
+
+@contextlib.contextmanager
+def docker(top: Path) -> Iterator[Case | Absent]:
+    """docker-py's containers.run against a daemon of our own, without networks."""
+    with daemon(top / "docker", bridge=False) as found:
+        if isinstance(found, Absent):
+            yield found
+            return
+        load(found[0], top / "root", "pycbench")
+        yield docker_run(found[0], "none")

@@ -7,7 +7,10 @@ from xml.sax.saxutils import escape
 
 from benchmarks.measure import RESULTS
 
-_WIDTH, _ROW, _LEFT = 760, 26, 150
+_WIDTH, _ROW, _LEFT = 760, 26, 170
+
+
+_OURS, _OTHERS = "#2563eb", "#9ca3af"
 
 
 def bars(rows: list[dict[str, object]]) -> None:
@@ -17,22 +20,40 @@ def bars(rows: list[dict[str, object]]) -> None:
         ours = [row for row in rows if row["job"] == label]
         if not ours:
             continue
-        lines.append((f"pycontain ({label[7:]})", float(str(ours[0]["ours_p50"])), "#2563eb"))
-        lines += [
-            (f"{row['against']} ({label[7:]})", float(str(row["other_p50"])), "#9ca3af") for row in ours
-        ]
+        lines.append((f"pycontain ({label[7:]})", float(str(ours[0]["ours_p50"])), _OURS))
+        lines += [(f"{row['against']} ({label[7:]})", float(str(row["other_p50"])), _OTHERS) for row in ours]
+    _draw("start", lines)
+
+
+def starts(rows: list[dict[str, object]]) -> None:
+    """Draw networks.svg: starts without and with a network, and the peer's."""
+    found: dict[str, tuple[float, str]] = {}
+    for row in rows:
+        job = str(row["job"])
+        if not job.startswith("start on ") or job.count(",") != 1:
+            continue
+        network, way = job.removeprefix("start on ").split(", ")
+        other = str(row["against"])
+        found[f"{network} ({way})"] = (float(str(row["ours_p50"])), _OURS)
+        colour = _OTHERS if other.startswith("docker") else _OURS
+        found[f"{other} ({way})"] = (float(str(row["other_p50"])), colour)
+    ordered = sorted(found.items(), key=lambda one: (one[0].endswith("(paced)"), one[1][0]))
+    _draw("networks", [(name, seconds, colour) for name, (seconds, colour) in ordered])
+
+
+def _draw(name: str, lines: list[tuple[str, float, str]]) -> None:
     low, high = math.log10(0.0005), math.log10(1.0)
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_ROW * len(lines) + 40}"']
     parts.append(' font-family="sans-serif" font-size="13">')
-    for at, (name, seconds, colour) in enumerate(lines):
+    for at, (label, seconds, colour) in enumerate(lines):
         y = 20 + at * _ROW
         length = (math.log10(seconds) - low) / (high - low) * (_WIDTH - _LEFT - 90)
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 14}" text-anchor="end">{escape(name)}</text>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{y + 14}" text-anchor="end">{escape(label)}</text>')
         parts.append(f'<rect x="{_LEFT}" y="{y}" width="{length:.1f}" height="{_ROW - 8}" fill="{colour}"/>')
         parts.append(f'<text x="{_LEFT + length + 6:.1f}" y="{y + 14}">{seconds * 1e3:.2f} ms</text>')
     parts.append("</svg>\n")
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "start.svg").write_text("".join(parts))
+    (RESULTS / f"{name}.svg").write_text("".join(parts))
 
 
 _COLOURS = {"snapshot": "#2563eb", "fork": "#059669", "rollback": "#d97706"}

@@ -1,0 +1,73 @@
+"""Networks: what a start on one costs, what is done with one, and what the libraries left out would cost."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import peers, plot
+from benchmarks.measure import Absent, Case, imported, interleave, repeated, row, split
+from pycontain import Container, Image, Network
+
+_MULTIPLE = 2.5
+"""A start on a bridge is to cost at most so many without a network."""
+_DOCKER = 1 / 40
+_PACES = (("burst", 0.0, 12, 10), ("paced", 0.05, 10, 6))
+_DEFAULT = "docker-py, bridge"
+
+
+def _starting(image: Image, network: Network | str) -> Callable[[], None]:
+    def once() -> None:
+        with Container(image, network=network) as container:
+            container.exec(["/true"])
+
+    once()
+    return once
+
+
+def _starts(top: Path, client: Any, quick: bool) -> list[dict[str, object]]:
+    """Cold starts: without a network, on one of the user's, on the default one; docker-py on its own."""
+    rows = []
+    image = Image.from_rootfs(top / "root")
+    docker = client if isinstance(client, Absent) else peers.docker_run(client, "bridge")
+    with Network("pyc-bench") as net:
+        cases = split(
+            [
+                Case("no network", repeated(_starting(image, "none"))),
+                Case("a user network", repeated(_starting(image, net))),
+                Case("bridge", repeated(_starting(image, "bridge"))),
+                docker,
+            ]
+        )
+        for way, pause, rounds, count in _PACES:
+            found = {one.name: one for one in interleave(cases, 2 if quick else rounds, count, pause)}
+            for name in ("a user network", "bridge"):
+                rows.append(row(f"start on {name}, {way}", found[name], found["no network"], _MULTIPLE))
+            if _DEFAULT in found:
+                rows.append(row(f"start on bridge, {way}", found["bridge"], found[_DEFAULT], _DOCKER))
+    return rows
+
+
+def _imports(top: Path, quick: bool) -> list[dict[str, object]]:
+    """One start on a bridge against loading pyroute2, which is not used, and dnspython, which is."""
+    start = Case("a start", repeated(_starting(Image.from_rootfs(top / "root"), "bridge")))
+    found: list[Case | Absent] = [start]
+    for module, package in (("pyroute2", "pyroute2"), ("dns.message", "dnspython")):
+        here = importlib.util.find_spec(module.split(".")[0]) is not None
+        found.append(imported(module) if here else Absent(f"import {module}", f"no {package} here"))
+    one, *others = interleave(split(found), 2 if quick else 10, 4, 0)
+    return [row("start on bridge, and an import", one, other, None) for other in others]
+
+
+def networks(quick: bool) -> list[dict[str, object]]:
+    """Starts, imports."""
+    with peers.workbench() as top, peers.daemon(top / "docker", bridge=True) as found:
+        client = found if isinstance(found, Absent) else found[0]
+        if not isinstance(client, Absent):
+            peers.load(client, top / "root", "pycbench")
+        rows = _starts(top, client, quick)
+        plot.starts(rows)
+        rows += _imports(top, quick)
+    return rows
