@@ -99,6 +99,14 @@ def read_all(connection: socket.socket) -> bytes:
     return b"".join(iter(lambda: connection.recv(1 << 16), b""))
 
 
+def _parts(connection: socket.socket, size: int) -> Iterator[bytes]:
+    while size > 0:
+        data = connection.recv(min(size, 1 << 16))
+        assert data
+        size -= len(data)
+        yield data
+
+
 def publish(relay: Relay, port: int, *, number: int = 1, behind: str = HERE, host: str = HERE) -> int:
     """A TCP port of the relay's that leads to `port`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -502,14 +510,34 @@ def test_without_fds_left_clients_are_sent_away_and_others_go_on(launcher: Launc
         assert len(answered) >= 10
         assert len(answered) + reset == 30
         assert rests(relay.pid)
-        for client in answered:
-            client.sendall(b"y" * 100_000)
-        for client in answered:
+        data = random.Random(2).randbytes(3_000_000)
+        senders = [threading.Thread(target=client.sendall, args=(data,)) for client in answered]
+        for sender in senders:
+            sender.start()
+        time.sleep(0.2)
+        for client, sender in zip(answered, senders, strict=True):
+            back = b"".join(_parts(client, len(data)))
+            sender.join()
+            assert hashlib.sha256(back).digest() == hashlib.sha256(data).digest()
             client.shutdown(socket.SHUT_WR)
-            assert read_all(client) == b"y" * 100_000
+            assert client.recv(1) == b""
         with connect(port) as client:
             client.sendall(b"z")
             assert client.recv(1) == b"z"
+
+
+def test_without_an_fd_to_send_clients_away_with_they_wait_and_are_served_later(launcher: Launcher) -> None:
+    resource.prlimit(_pid_of(launcher), resource.RLIMIT_NOFILE, (40, 40))
+    relay = Relay.start(launcher)
+    with contextlib.closing(relay), Service(echo) as service, socket.create_server((HERE, 0)) as listener:
+        port = publish(relay, service.port, number=1)
+        with pytest.raises(OSError, match="Too many open files"):
+            relay.serve(2, TCP, [listener.fileno()] * 40, HERE, 1)
+        with connect(port) as client:
+            client.sendall(b"x")
+            assert rests(relay.pid)
+            relay.drop(2)
+            assert client.recv(1) == b"x"
 
 
 def test_without_fds_left_a_listener_is_refused(launcher: Launcher) -> None:
@@ -568,17 +596,30 @@ def _sessions(relay: Relay) -> int:
 
 @pytest.mark.usefixtures("needs_sight")
 def test_the_oldest_session_makes_room(relay: Relay) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
+    with socket.socket(type=socket.SOCK_DGRAM) as service, contextlib.ExitStack() as stack:
         service.bind((HERE, 0))
         service.settimeout(PATIENCE)
         port = publish_udp(relay, service.getsockname()[1])
         before = _sessions(relay)
-        senders = []
-        for _ in range(SESSIONS_MOST + 50):
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-                client.bind((HERE, 0))
-                client.sendto(b"x", (HERE, port))
-                senders.append(service.recvfrom(10)[1])
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        # From one socket each, or a port that was used before would be the same client's.
+        clients = [
+            stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(SESSIONS_MOST + 50)
+        ]
+
+        def ask(client: socket.socket) -> int:
+            client.sendto(b"x", (HERE, port))
+            return int(service.recvfrom(10)[1][1])
+
+        first, second, *_ = [ask(client) for client in clients[:SESSIONS_MOST]]
+        assert ask(clients[0]) == first
+        for client in clients[SESSIONS_MOST:]:
+            ask(client)
+        assert _sessions(relay) - before == SESSIONS_MOST
+        assert ask(clients[0]) == first
+        assert ask(clients[1]) != second
         assert _sessions(relay) - before == SESSIONS_MOST
         relay.drop(1)
         assert before - 1 == _sessions(relay)
