@@ -99,6 +99,14 @@ def read_all(connection: socket.socket) -> bytes:
     return b"".join(iter(lambda: connection.recv(1 << 16), b""))
 
 
+def _parts(connection: socket.socket, size: int) -> Iterator[bytes]:
+    while size > 0:
+        data = connection.recv(min(size, 1 << 16))
+        assert data
+        size -= len(data)
+        yield data
+
+
 def publish(relay: Relay, port: int, *, number: int = 1, behind: str = HERE, host: str = HERE) -> int:
     """A TCP port of the relay's that leads to `port`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -154,6 +162,32 @@ def rests(pid: int) -> bool:
     before = cpu_ticks(pid)
     time.sleep(0.5)
     return cpu_ticks(pid) - before < 10
+
+
+@pytest.fixture
+def needs_sight() -> None:
+    """Skip where the relay's fds cannot be seen."""
+    if os.geteuid() != 0:
+        pytest.skip("the relay of a plain user is not its to look into")
+
+
+@pytest.fixture
+def needs_grip() -> None:
+    """Skip where the relay cannot be signalled."""
+    if os.geteuid() != 0:
+        pytest.skip("the relay of a plain user may be another's")
+
+
+@contextlib.contextmanager
+def stopped(relay: Relay) -> Iterator[None]:
+    """What comes meanwhile, it sees at once."""
+    os.kill(relay.pid, signal.SIGSTOP)
+    while status(relay.pid)["State"][0] != "T":
+        time.sleep(0.001)
+    try:
+        yield
+    finally:
+        os.kill(relay.pid, signal.SIGCONT)
 
 
 def test_fifty_megabytes_come_back_as_they_were(relay: Relay) -> None:
@@ -280,18 +314,85 @@ def test_a_reset_of_the_client_comes_to_the_service(relay: Relay, half_closed: b
     assert caught[0] in ((errno.EPIPE, errno.ECONNRESET) if half_closed else (errno.ECONNRESET,))
 
 
+@pytest.mark.usefixtures("needs_grip")
 def test_who_hears_no_more_may_have_spoken(relay: Relay) -> None:
     """A service refuses a long request with an answer, as HTTP's do: it comes before the reset."""
+    refused = threading.Event()
+    go_on = threading.Event()
 
     def refuse(connection: socket.socket) -> None:
         connection.recv(1)
+        assert go_on.wait(PATIENCE)
         connection.sendall(b"too long")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        connection.close()
+        refused.set()
 
     with Service(refuse) as service, connect(publish(relay, service.port)) as client:
         client.sendall(b"x" * 100)
+        time.sleep(0.1)
+        with stopped(relay):
+            go_on.set()
+            assert refused.wait(PATIENCE)
+            client.sendall(b"x" * 100)
         assert client.recv(100) == b"too long"
-        with pytest.raises((ConnectionResetError, BrokenPipeError)):
-            client.sendall(bytes(64 << 20))
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+
+@pytest.mark.usefixtures("needs_grip")
+def test_a_flow_with_more_than_a_turn_takes_goes_on_by_itself(relay: Relay) -> None:
+    """Bytes that came one by one, in turn to two sockets, fill a pipe long before its size is reached."""
+    with Service(echo) as service:
+        port = publish(relay, service.port)
+        with connect(port) as one, connect(port) as other:
+            for client in (one, other):
+                client.setsockopt(TCP, socket.TCP_NODELAY, 1)
+                client.sendall(b"x")
+                assert client.recv(1) == b"x"
+            with stopped(relay):
+                for _ in range(3000):
+                    one.send(b"1")
+                    other.send(b"2")
+                one.shutdown(socket.SHUT_WR)
+                other.shutdown(socket.SHUT_WR)
+            assert read_all(one) == b"1" * 3000
+            assert read_all(other) == b"2" * 3000
+
+
+def test_nothing_of_a_broken_flow_comes_to_another(relay: Relay) -> None:
+    def flood(connection: socket.socket) -> None:
+        while True:
+            connection.sendall(b"secret" * 10000)
+
+    with Service(flood) as flooding, Service(echo) as service:
+        busy = publish(relay, flooding.port)
+        port = publish(relay, service.port)
+        for _ in range(3):
+            with connect(busy):
+                time.sleep(0.2)
+            with connect(port) as client:
+                client.sendall(b"hello")
+                client.shutdown(socket.SHUT_WR)
+                assert read_all(client) == b"hello"
+
+
+def test_a_container_that_is_slow_to_accept_gets_all_that_was_said(relay: Relay) -> None:
+    """The connection is made only when there is room for it again, at the second attempt."""
+    with socket.socket() as behind, contextlib.ExitStack() as stack:
+        behind.bind((HERE, 0))
+        behind.listen(0)
+        first = stack.enter_context(connect(behind.getsockname()[1]))
+        client = stack.enter_context(connect(publish(relay, behind.getsockname()[1])))
+        client.sendall(b"question")
+        client.shutdown(socket.SHUT_WR)
+        time.sleep(0.2)
+        behind.settimeout(PATIENCE)
+        behind.accept()[0].close()
+        assert first.recv(1) == b""
+        accepted = stack.enter_context(behind.accept()[0])
+        accepted.settimeout(PATIENCE)
+        assert read_all(accepted) == b"question"
 
 
 def test_a_slow_reader_stops_nobody_else(relay: Relay) -> None:
@@ -389,16 +490,18 @@ def test_a_listener_that_its_caller_keeps_and_shuts_down_is_left(relay: Relay) -
         assert rests(relay.pid)
 
 
-def test_without_fds_left_clients_are_sent_away_and_others_go_on(launcher: Launcher) -> None:
-    resource.prlimit(_pid_of(launcher), resource.RLIMIT_NOFILE, (40, 40))
+@pytest.mark.parametrize("limit", [40, 41, 42, 43])
+def test_without_fds_left_clients_are_sent_away_and_others_go_on(launcher: Launcher, limit: int) -> None:
+    """Nor is one left for a pipe, under one limit or another."""
+    resource.prlimit(_pid_of(launcher), resource.RLIMIT_NOFILE, (limit, limit))
     relay = Relay.start(launcher)
     with Service(echo) as service, contextlib.ExitStack() as stack:
         stack.callback(relay.close)
         port = publish(relay, service.port)
         answered, reset = [], 0
         for _ in range(30):
-            client = stack.enter_context(connect(port))
             try:
+                client = stack.enter_context(connect(port))
                 client.sendall(b"x")
                 assert client.recv(1) == b"x"
                 answered.append(client)
@@ -407,15 +510,34 @@ def test_without_fds_left_clients_are_sent_away_and_others_go_on(launcher: Launc
         assert len(answered) >= 10
         assert len(answered) + reset == 30
         assert rests(relay.pid)
-        for client in answered:
-            client.sendall(b"y")
-            assert client.recv(1) == b"y"
-        for client in answered:
+        data = random.Random(2).randbytes(3_000_000)
+        senders = [threading.Thread(target=client.sendall, args=(data,)) for client in answered]
+        for sender in senders:
+            sender.start()
+        time.sleep(0.2)
+        for client, sender in zip(answered, senders, strict=True):
+            back = b"".join(_parts(client, len(data)))
+            sender.join()
+            assert hashlib.sha256(back).digest() == hashlib.sha256(data).digest()
             client.shutdown(socket.SHUT_WR)
             assert client.recv(1) == b""
         with connect(port) as client:
             client.sendall(b"z")
             assert client.recv(1) == b"z"
+
+
+def test_without_an_fd_to_send_clients_away_with_they_wait_and_are_served_later(launcher: Launcher) -> None:
+    resource.prlimit(_pid_of(launcher), resource.RLIMIT_NOFILE, (40, 40))
+    relay = Relay.start(launcher)
+    with contextlib.closing(relay), Service(echo) as service, socket.create_server((HERE, 0)) as listener:
+        port = publish(relay, service.port, number=1)
+        with pytest.raises(OSError, match="Too many open files"):
+            relay.serve(2, TCP, [listener.fileno()] * 40, HERE, 1)
+        with connect(port) as client:
+            client.sendall(b"x")
+            assert rests(relay.pid)
+            relay.drop(2)
+            assert client.recv(1) == b"x"
 
 
 def test_without_fds_left_a_listener_is_refused(launcher: Launcher) -> None:
@@ -472,26 +594,32 @@ def _sessions(relay: Relay) -> int:
     return sum("socket:" in os.readlink(path) for path in Path(f"/proc/{relay.pid}/fd").iterdir())
 
 
-@pytest.fixture
-def needs_sight() -> None:
-    """Skip where the relay's fds cannot be seen."""
-    if os.geteuid() != 0:
-        pytest.skip("the relay of a plain user is not its to look into")
-
-
 @pytest.mark.usefixtures("needs_sight")
 def test_the_oldest_session_makes_room(relay: Relay) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
+    with socket.socket(type=socket.SOCK_DGRAM) as service, contextlib.ExitStack() as stack:
         service.bind((HERE, 0))
         service.settimeout(PATIENCE)
         port = publish_udp(relay, service.getsockname()[1])
         before = _sessions(relay)
-        senders = []
-        for _ in range(SESSIONS_MOST + 50):
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-                client.bind((HERE, 0))
-                client.sendto(b"x", (HERE, port))
-                senders.append(service.recvfrom(10)[1])
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        # From one socket each, or a port that was used before would be the same client's.
+        clients = [
+            stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(SESSIONS_MOST + 50)
+        ]
+
+        def ask(client: socket.socket) -> int:
+            client.sendto(b"x", (HERE, port))
+            return int(service.recvfrom(10)[1][1])
+
+        first, second, *_ = [ask(client) for client in clients[:SESSIONS_MOST]]
+        assert ask(clients[0]) == first
+        for client in clients[SESSIONS_MOST:]:
+            ask(client)
+        assert _sessions(relay) - before == SESSIONS_MOST
+        assert ask(clients[0]) == first
+        assert ask(clients[1]) != second
         assert _sessions(relay) - before == SESSIONS_MOST
         relay.drop(1)
         assert before - 1 == _sessions(relay)
@@ -585,9 +713,8 @@ def test_it_ends_with_its_launcher(launcher: Launcher) -> None:
     relay.close()
 
 
+@pytest.mark.usefixtures("needs_grip")
 def test_a_relay_that_died_is_said_to_be_gone(launcher: Launcher) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("the relay of a plain user may be another's")
     relay = Relay.start(launcher)
     os.kill(relay.pid, signal.SIGKILL)
     assert gone(relay.pid)

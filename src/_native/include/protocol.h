@@ -42,7 +42,8 @@ struct pc_request
 /* PC_REQUEST_RESTACK, caller to launcher: a plan whose operations give the container of PID 1 `value` another
    root.  What became of it is told on the plan's control socket, unless the reply has failed already. */
 #define PC_REQUEST_RESTACK 16u
-/* PC_REQUEST_RELAY, caller to launcher: one fd, the SEQPACKET socket of a child that relays connections (relay.h). */
+/* PC_REQUEST_RELAY, caller to launcher: one fd, the SEQPACKET socket of a child that relays connections
+   (relay.h).  Answered by PC_RECORD_STARTED with its pid, or PC_RECORD_FAILED. */
 #define PC_REQUEST_RELAY 18u
 #define PC_REQUEST_FILES 14u /* files.h */
 #define PC_REQUEST_FILE 15u

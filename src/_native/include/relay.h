@@ -10,8 +10,8 @@ enum pc_relay_kind
   PC_RELAY_DROP,    /* every listener of the id, and every connection that came by them */
 };
 
-/* Each command is answered, in order, before the next is read: what was added is served by then, what was dropped
-   is closed. */
+/* Each command is answered before the next is read: what was added is served by then, what was dropped is
+   closed. */
 struct pc_relay_command
 {
   u32 kind;

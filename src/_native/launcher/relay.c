@@ -1,4 +1,4 @@
-/* The relay: one process that carries the connections of every published port, without any right of its own. */
+/* The relay: one process that carries the connections of every published port, without a right of its own. */
 #include "confine.h"
 #include "relay_parts.h"
 
@@ -10,8 +10,9 @@
 #define SWEEP 1000
 
 static const u16 relay_calls[] = {
-  __NR_epoll_pwait, __NR_epoll_ctl, __NR_accept4, __NR_socket,  __NR_connect, __NR_setsockopt,    __NR_getsockopt, __NR_shutdown,
-  __NR_splice,      __NR_pipe2,     __NR_close,   __NR_fcntl,   __NR_recvmsg, __NR_sendmsg, __NR_clock_gettime, __NR_exit_group,
+  __NR_epoll_pwait, __NR_epoll_ctl, __NR_accept4,       __NR_socket,     __NR_connect, __NR_setsockopt,
+  __NR_getsockopt,  __NR_shutdown,  __NR_splice,        __NR_pipe2,      __NR_close,   __NR_fcntl,
+  __NR_recvmsg,     __NR_sendmsg,   __NR_clock_gettime, __NR_exit_group,
 };
 
 static struct

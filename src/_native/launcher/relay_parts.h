@@ -53,6 +53,51 @@ struct pc_listener
   struct pc_address upstream;
 };
 
+/* A socket, and the way from it to the other one. */
+struct pc_half
+{
+  int fd;
+  int pipe[2]; /* -1 unless something is under way */
+  u32 waiting; /* bytes in the pipe */
+  u8 readable; /* until it is tried and says no */
+  u8 writable;
+  u8 ended;    /* nothing more is read from it */
+  u8 passed;   /* and the other one knows */
+  u8 broken;   /* reset: the other one shall be as well */
+};
+
+/* Carry from one socket to the other, for a while. */
+void pc_carry (struct pc_half *in, struct pc_half *out);
+int pc_can_move (const struct pc_half *in, const struct pc_half *out);
+/* It is another's until it is needed again; what is still in it is lost. */
+void pc_leave_pipe (struct pc_half *half);
+
+/* A client, and where it thinks the service is. */
+struct pc_session_key
+{
+  struct pc_address client;
+  u8 local[16]; /* nulls when that is not known */
+  u32 listener;
+};
+
+struct pc_session
+{
+  struct pc_session_key key;
+  int fd;
+  u32 generation;
+  u32 used;
+  u32 chain; /* the next of its bucket, or the next that is free */
+  u32 older;
+  u32 newer;
+  i64 heard; /* in which second */
+};
+
+/* The session of this client, which may be a new one, or NULL. */
+struct pc_session *pc_find_session (const struct pc_listener *listener, const struct pc_session_key *key);
+struct pc_session *pc_session_at (u32 place, u32 generation);
+/* It has been heard of just now. */
+void pc_refresh_session (struct pc_session *session);
+
 /* Serve the commands of this socket until it ends. */
 _Noreturn void pc_relay (int socket);
 /* Register with epoll, until the fd is closed; 0 or a negative errno. */

@@ -1,34 +1,16 @@
-/* TCP through the relay: bytes go from socket to socket by a pipe, and never come by here. */
+/* TCP through the relay: flows from their clients' coming to their end. */
 #include "relay_parts.h"
 
 #include <linux/errno.h>
-#include <linux/fcntl.h>
 #include <linux/tcp.h>
 
 #define BOTH (EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET)
 #define ACCEPTED_AT_ONCE 32
-#define ROUNDS 8 /* that a direction has before it is another flow's turn */
-#define PIPE_SIZE (1 << 18)
-#define SPARE_PIPES 32
-#define SPLICE_FLAGS 3 /* MOVE, NONBLOCK */
 #define NOWHERE 0xffffffffu
-
-/* A socket, and the way from it to the other one. */
-struct half
-{
-  int fd;
-  int pipe[2]; /* -1 unless something is under way */
-  u32 waiting; /* bytes in the pipe */
-  u8 readable; /* until it is tried and says no */
-  u8 writable;
-  u8 ended;    /* nothing more is read from it */
-  u8 passed;   /* and the other one knows */
-  u8 broken;   /* reset: the other one shall be as well */
-};
 
 struct flow
 {
-  struct half half[2]; /* client, upstream */
+  struct pc_half half[2]; /* client, upstream */
   u32 listener;        /* the id */
   u32 generation;
   u32 next; /* that is free, or that has a turn */
@@ -43,41 +25,8 @@ static u32 first_free = NOWHERE;
 static u32 first_turn = NOWHERE;
 static u32 last_turn = NOWHERE;
 
-/* A flow at rest has no pipe, which would be most of its fds. */
-static int spare_pipes[SPARE_PIPES][2];
-static u32 spare_pipe_count;
-
 /* Given up for a moment when no fd is left to accept with: who waits could not even be sent away. */
 static int reserve = -1;
-
-static int
-take_pipe (int ends[2])
-{
-  if (spare_pipe_count > 0)
-    {
-      memcpy (ends, spare_pipes[--spare_pipe_count], 2 * sizeof *ends);
-      return 0;
-    }
-  int error = (int) raw2 (__NR_pipe2, ends, O_NONBLOCK | O_CLOEXEC);
-  if (error == 0)
-    raw3 (__NR_fcntl, ends[1], 1031 /* F_SETPIPE_SZ */, PIPE_SIZE); /* a user's share may be used up */
-  return error;
-}
-
-static void
-leave_pipe (struct half *half)
-{
-  if (half->pipe[0] < 0)
-    return;
-  if (half->waiting == 0 && spare_pipe_count < SPARE_PIPES)
-    {
-      memcpy (spare_pipes[spare_pipe_count++], half->pipe, sizeof half->pipe);
-      half->pipe[0] = half->pipe[1] = -1;
-    }
-  pc_close_fd (&half->pipe[0]);
-  pc_close_fd (&half->pipe[1]);
-  half->waiting = 0;
-}
 
 static void
 give_turn (struct flow *flow)
@@ -128,11 +77,11 @@ end_flow (struct flow *flow, int reset)
 {
   for (u32 i = 0; i < 2; i++)
     {
-      struct half *half = &flow->half[i];
+      struct pc_half *half = &flow->half[i];
       if (half->fd >= 0 && reset)
         prefer_reset (half->fd);
       pc_close_fd (&half->fd);
-      leave_pipe (half);
+      pc_leave_pipe (half);
     }
   flow->used = 0;
   flow->generation++;
@@ -159,7 +108,7 @@ start_flow (const struct pc_listener *listener, int client)
       sys_close (client);
       return;
     }
-  flow->half[0] = flow->half[1] = (struct half){ .fd = -1, .pipe = { -1, -1 } };
+  flow->half[0] = flow->half[1] = (struct pc_half){ .fd = -1, .pipe = { -1, -1 } };
   flow->half[0].fd = client;
   flow->half[1].fd = pc_dial (listener, SOCK_STREAM_);
   flow->listener = listener->id;
@@ -219,7 +168,7 @@ void
 pc_tcp_event (enum pc_end end, u32 place, u32 generation, u32 events)
 {
   struct flow *flow = &flows[place];
-  struct half *half = &flow->half[end == PC_END_UPSTREAM];
+  struct pc_half *half = &flow->half[end == PC_END_UPSTREAM];
 
   if (!flow->used || flow->generation != generation)
     return;
@@ -232,73 +181,13 @@ pc_tcp_event (enum pc_end end, u32 place, u32 generation, u32 events)
   give_turn (flow);
 }
 
-/* Once into the pipe; an error is an end as well. */
-static void
-fill (struct half *in)
-{
-  if (in->pipe[0] < 0 && take_pipe (in->pipe) < 0)
-    {
-      in->pipe[0] = in->pipe[1] = -1;
-      in->ended = in->broken = 1;
-      return;
-    }
-  word got = raw6 (__NR_splice, in->fd, 0, in->pipe[1], 0, PIPE_SIZE, SPLICE_FLAGS);
-  if (got > 0)
-    in->waiting = (u32) got;
-  else if (got == -EAGAIN)
-    in->readable = 0; /* the pipe was empty: it is the socket that says so */
-  else if (got != -EINTR)
-    {
-      in->ended = 1;
-      in->broken |= got < 0;
-    }
-}
-
-/* Once out of the pipe. */
-static void
-drain (struct half *in, struct half *out)
-{
-  word put = raw6 (__NR_splice, in->pipe[0], 0, out->fd, 0, in->waiting, SPLICE_FLAGS);
-  if (put > 0)
-    in->waiting -= (u32) put;
-  else if (put == -EAGAIN)
-    out->writable = 0;
-  else if (put != -EINTR)
-    {
-      /* Who takes no more may still have said something, which is carried until it is reset. */
-      out->broken = out->readable = 1;
-      in->ended = in->passed = 1;
-      leave_pipe (in);
-    }
-}
-
-static int
-can_move (const struct half *in, const struct half *out)
-{
-  return in->waiting > 0 ? out->writable : in->readable && !in->ended;
-}
-
-static void
-carry (struct half *in, struct half *out)
-{
-  for (u32 i = 0; i < 2 * ROUNDS && can_move (in, out); i++)
-    {
-      if (in->waiting == 0)
-        fill (in);
-      else
-        drain (in, out);
-    }
-  if (in->waiting == 0)
-    leave_pipe (in);
-}
-
 /* Hand on the ends of what has been carried; 0 when the flow goes on. */
 static int
 settle (struct flow *flow)
 {
   for (u32 i = 0; i < 2; i++)
     {
-      struct half *in = &flow->half[i];
+      struct pc_half *in = &flow->half[i];
       if (!in->ended || in->waiting > 0)
         continue;
       if (in->broken)
@@ -320,7 +209,7 @@ settle (struct flow *flow)
 static int
 await_connection (struct flow *flow)
 {
-  struct half *upstream = &flow->half[1];
+  struct pc_half *upstream = &flow->half[1];
 
   if (flow->half[0].broken || upstream->broken)
     {
@@ -334,14 +223,14 @@ await_connection (struct flow *flow)
 static void
 take_turn (struct flow *flow)
 {
-  struct half *client = &flow->half[0];
-  struct half *upstream = &flow->half[1];
+  struct pc_half *client = &flow->half[0];
+  struct pc_half *upstream = &flow->half[1];
 
   if (flow->connecting && await_connection (flow))
     return;
-  carry (client, upstream);
-  carry (upstream, client);
-  if (!settle (flow) && (can_move (client, upstream) || can_move (upstream, client)))
+  pc_carry (client, upstream);
+  pc_carry (upstream, client);
+  if (!settle (flow) && (pc_can_move (client, upstream) || pc_can_move (upstream, client)))
     give_turn (flow);
 }
 
@@ -365,18 +254,18 @@ pc_tcp_turns (void)
   return first_turn != NOWHERE;
 }
 
-/* A container may have ended with its last words said: what has come with its end still goes on its way.  A stream
-   without an end must not look like a whole one. */
+/* A container may have ended with its last words said: what has come with its end still goes on its way.  A
+   stream without an end must not look like a whole one. */
 static int
 is_whole (struct flow *flow)
 {
-  struct half *client = &flow->half[0];
-  struct half *upstream = &flow->half[1];
+  struct pc_half *client = &flow->half[0];
+  struct pc_half *upstream = &flow->half[1];
 
   if (flow->connecting)
     return 0;
   upstream->readable = 1;
-  carry (upstream, client);
+  pc_carry (upstream, client);
   return upstream->ended && upstream->waiting == 0 && !upstream->broken;
 }
 

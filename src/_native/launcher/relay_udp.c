@@ -1,4 +1,4 @@
-/* UDP through the relay: a session for each client, with a socket of its own to the container. */
+/* UDP through the relay: datagrams of each client go by a socket of its own, and come back to it alone. */
 #include "relay_parts.h"
 
 #include <linux/errno.h>
@@ -6,32 +6,9 @@
 #include <linux/ipv6.h>
 #include <linux/uio.h>
 
-#define BUCKETS 1024u
 #define AT_ONCE 32
-#define COMMON_PATIENCE 90
-#define NOBODY 0u /* places are counted from 1 */
 #define MSG_DONTWAIT_ 0x40
 #define MSG_NOSIGNAL_ 0x4000
-
-/* A client, and where it thinks the service is. */
-struct key
-{
-  struct pc_address client;
-  u8 local[16]; /* nulls when that is not known */
-  u32 listener;
-};
-
-struct session
-{
-  struct key key;
-  int fd;
-  u32 generation;
-  u32 used;
-  u32 chain; /* the next of its bucket, or the next that is free */
-  u32 older;
-  u32 newer;
-  i64 heard; /* in which second */
-};
 
 union local
 {
@@ -46,13 +23,6 @@ struct control
   u8 rest[128];
 };
 
-static struct session sessions[PC_SESSIONS_MOST + 1];
-static u32 buckets[BUCKETS];
-static u32 sessions_end = 1;
-static u32 session_count;
-static u32 first_free;
-static u32 oldest;
-static u32 newest;
 static u8 datagram[65536];
 
 void
@@ -60,128 +30,8 @@ pc_udp_prepare (const struct pc_listener *listener)
 {
   i32 one = 1;
   int six = listener->family == AF_INET6_;
-  raw5 (__NR_setsockopt, listener->fd, six ? IPPROTO_IPV6 : IPPROTO_IP, six ? IPV6_RECVPKTINFO : IP_PKTINFO, &one,
-        sizeof one);
-}
-
-static u32 *
-bucket_of (const struct key *key)
-{
-  const u8 *bytes = (const u8 *) key;
-  u32 hash = 2166136261u;
-  for (usize i = 0; i < sizeof *key; i++)
-    hash = (hash ^ bytes[i]) * 16777619u;
-  return &buckets[hash % BUCKETS];
-}
-
-static void
-unlink_age (struct session *session)
-{
-  if (session->older != NOBODY)
-    sessions[session->older].newer = session->newer;
-  else
-    oldest = session->newer;
-  if (session->newer != NOBODY)
-    sessions[session->newer].older = session->older;
-  else
-    newest = session->older;
-}
-
-static void
-link_newest (struct session *session)
-{
-  u32 place = (u32) (session - sessions);
-  session->older = newest;
-  session->newer = NOBODY;
-  if (newest != NOBODY)
-    sessions[newest].newer = place;
-  else
-    oldest = place;
-  newest = place;
-}
-
-static void
-refresh (struct session *session)
-{
-  session->heard = pc_seconds ();
-  if (newest == (u32) (session - sessions))
-    return;
-  unlink_age (session);
-  link_newest (session);
-}
-
-static void
-end_session (struct session *session)
-{
-  u32 place = (u32) (session - sessions);
-  u32 *at = bucket_of (&session->key);
-
-  while (*at != place)
-    at = &sessions[*at].chain;
-  *at = session->chain;
-  unlink_age (session);
-  pc_close_fd (&session->fd);
-  session->used = 0;
-  session->generation++;
-  session->chain = first_free;
-  first_free = place;
-  session_count--;
-}
-
-static int
-dial (const struct pc_listener *listener)
-{
-  int fd = pc_dial (listener, SOCK_DGRAM_);
-  if ((fd == -EMFILE || fd == -ENFILE) && oldest != NOBODY)
-    {
-      end_session (&sessions[oldest]);
-      fd = pc_dial (listener, SOCK_DGRAM_);
-    }
-  return fd;
-}
-
-static struct session *
-take_place (void)
-{
-  if (first_free == NOBODY && sessions_end > PC_SESSIONS_MOST)
-    end_session (&sessions[oldest]);
-  u32 place = first_free != NOBODY ? first_free : sessions_end++;
-  if (place == first_free)
-    first_free = sessions[place].chain;
-  return &sessions[place];
-}
-
-static struct session *
-start_session (const struct pc_listener *listener, const struct key *key)
-{
-  cleanup_fd int fd = dial (listener);
-  if (fd < 0)
-    return NULL;
-  struct session *session = take_place ();
-  u32 place = (u32) (session - sessions);
-  u32 *bucket = bucket_of (key);
-
-  session->key = *key;
-  session->used = 1;
-  session->fd = fd;
-  session->chain = *bucket;
-  *bucket = place;
-  link_newest (session);
-  session_count++;
-  int error = pc_watch (fd, PC_END_SESSION, place, session->generation, EPOLLIN);
-  fd = -1;
-  if (error < 0)
-    end_session (session);
-  return error < 0 ? NULL : session;
-}
-
-static struct session *
-find_session (const struct pc_listener *listener, const struct key *key)
-{
-  for (u32 place = *bucket_of (key); place != NOBODY; place = sessions[place].chain)
-    if (memcmp (&sessions[place].key, key, sizeof *key) == 0)
-      return &sessions[place];
-  return start_session (listener, key);
+  int level = six ? IPPROTO_IPV6 : IPPROTO_IP;
+  raw5 (__NR_setsockopt, listener->fd, level, six ? IPV6_RECVPKTINFO : IP_PKTINFO, &one, sizeof one);
 }
 
 /* To which address a datagram came: the answer must come from there. */
@@ -227,7 +77,7 @@ write_local (struct pc_message *message, struct control *control, u16 family, co
 }
 
 static word
-receive (int fd, struct key *key)
+receive (int fd, struct pc_session_key *key)
 {
   struct control control = { .header = { 0 } };
   struct iovec part = { .iov_base = datagram, .iov_len = sizeof datagram };
@@ -248,7 +98,7 @@ receive (int fd, struct key *key)
 
 /* A datagram for which there is no room just now is lost, as on any way. */
 static void
-hand_on (const struct session *session, usize size)
+hand_on (const struct pc_session *session, usize size)
 {
   struct iovec part = { .iov_base = datagram, .iov_len = size };
   struct pc_message message = { .parts = &part, .part_count = 1 };
@@ -256,7 +106,7 @@ hand_on (const struct session *session, usize size)
 }
 
 static void
-hand_back (struct session *session, usize size)
+hand_back (struct pc_session *session, usize size)
 {
   const struct pc_listener *listener = pc_listener_at (session->key.listener);
   struct control control;
@@ -277,16 +127,16 @@ pc_udp_take (struct pc_listener *listener)
 {
   for (u32 i = 0; i < AT_ONCE; i++)
     {
-      struct key key;
+      struct pc_session_key key;
       memset (&key, 0, sizeof key);
       key.listener = pc_place_of (listener);
       word got = receive (listener->fd, &key);
       if (got == -EAGAIN)
         return;
-      struct session *session = got >= 0 ? find_session (listener, &key) : NULL;
+      struct pc_session *session = got >= 0 ? pc_find_session (listener, &key) : NULL;
       if (session == NULL)
         continue;
-      refresh (session);
+      pc_refresh_session (session);
       hand_on (session, (usize) got);
     }
 }
@@ -294,9 +144,9 @@ pc_udp_take (struct pc_listener *listener)
 void
 pc_udp_event (u32 place, u32 generation)
 {
-  struct session *session = &sessions[place];
+  struct pc_session *session = pc_session_at (place, generation);
 
-  if (!session->used || session->generation != generation)
+  if (session == NULL)
     return;
   for (u32 i = 0; i < AT_ONCE; i++)
     {
@@ -306,35 +156,7 @@ pc_udp_event (u32 place, u32 generation)
       /* Nobody listens in the container: the client may ask again. */
       if (got < 0)
         continue;
-      refresh (session);
+      pc_refresh_session (session);
       hand_back (session, (usize) got);
-    }
-}
-
-void
-pc_udp_drop (u32 listener)
-{
-  for (u32 i = 1; i < sessions_end; i++)
-    if (sessions[i].used && sessions[i].key.listener == listener)
-      end_session (&sessions[i]);
-}
-
-int
-pc_udp_busy (void)
-{
-  return session_count > 0;
-}
-
-void
-pc_udp_sweep (void)
-{
-  i64 now = pc_seconds ();
-  for (u32 i = 1; i < sessions_end; i++)
-    {
-      if (!sessions[i].used)
-        continue;
-      u32 patience = pc_listener_at (sessions[i].key.listener)->patience;
-      if (now - sessions[i].heard > (patience > 0 ? patience : COMMON_PATIENCE))
-        end_session (&sessions[i]);
     }
 }
