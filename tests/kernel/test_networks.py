@@ -51,6 +51,22 @@ def test_two_on_a_network_reach_each_other_by_every_name(net: Network) -> None:
         assert net.containers == {"pyc-one": one.address, "pyc-two": two.address}
 
 
+def test_the_first_packet_after_connect_passes(engine: Engine) -> None:
+    """Else it is sent again a second later.  Of the port, sysfs tells what the kernel has noticed so far."""
+    root_only(engine)
+    with Network("pyc-often", internal=True) as often, Container() as one:
+        for _ in range(100):
+            often.connect(one)
+            containers = often.inspect()["containers"]
+            assert isinstance(containers, dict)
+            port = containers[one.id]["link"]
+            seen = [
+                Path(f"/sys/class/net/{port}/{what}").read_text() for what in ("operstate", "brport/state")
+            ]
+            assert seen == ["up\n", "3\n"]
+            often.disconnect(one)
+
+
 def test_a_program_inside_finds_another_by_name(net: Network) -> None:
     with Container(network=net, name="pyc-srv") as server, Container(network=net) as client, echo(server):
         where = f"('pyc-srv', {PORT})"

@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 RESOLVER = "127.0.0.11"
 """Where containers ask for names; Docker's too."""
 _QUIET = socket.SOCK_NONBLOCK
+_GLANCES, _PAUSE = 500, 0.002
+"""How often an interface is looked at until it operates, and seconds in between."""
 
 
 @frozen
@@ -136,6 +139,7 @@ class Attached:
             if addresses.gateway6 is not None:
                 steps.append(links.default_route(member.index, addresses.gateway6.packed, member.index))
         inner.do(steps)
+        _await_port(route, member.port)
 
     def _enter(self, bridge: Bridge) -> Netlink:
         """Settings for the interface that comes; the first time also the sockets that it takes."""
@@ -247,3 +251,14 @@ class Attached:
         if self._inner is not None:
             with contextlib.suppress(OSError):
                 os.close(self._inner.detach())
+
+
+def _await_port(route: Netlink, port: str) -> None:
+    """A port passes nothing before the kernel has noticed, in work put off, that its other end is up.
+
+    To be asked for it makes Linux 6.8 notice; older ones are waited for, unless the guest took it down again.
+    """
+    for _ in range(_GLANCES):
+        if next(links.seen_links(route.ask(links.find(port)))).operates:
+            return
+        time.sleep(_PAUSE)

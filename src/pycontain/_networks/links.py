@@ -22,6 +22,7 @@ _NEWADDR, _NEWROUTE, _DELROUTE, _GETROUTE = 20, 24, 25, 26
 _UP = 1
 _LINK = struct.Struct("=BBHiII")
 _ADDRESS, _IFNAME, _MTU, _MASTER, _PROTINFO, _LINKINFO = 1, 3, 4, 10, 12, 18
+_OPERSTATE, _OPERATES = 16, 6
 _NET_NS_PID, _ALIAS, _AF_SPEC = 19, 20, 26
 _NO_DAD = 0x02
 _MATCH = 0x2000
@@ -180,6 +181,8 @@ class Link:
     name: str
     mtu: int
     alias: str
+    operates: bool
+    """Does something pass, as far as the kernel has noticed?"""
 
 
 def seen_links(answers: list[Answer]) -> Iterator[Link]:
@@ -194,6 +197,7 @@ def seen_links(answers: list[Answer]) -> Iterator[Link]:
             found.get(_IFNAME, b"").rstrip(b"\0").decode(),
             int.from_bytes(found.get(_MTU, b""), sys.byteorder),
             found.get(_ALIAS, b"").rstrip(b"\0").decode("utf-8", "replace"),
+            found.get(_OPERSTATE) == bytes([_OPERATES]),
         )
 
 
