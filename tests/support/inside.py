@@ -41,6 +41,13 @@ def echo(container: Container, family: int = socket.AF_INET) -> Iterator[None]:
     tcp.bind(("", PORT))
     udp.bind(("", PORT))
     tcp.listen(64)
+    with answering(tcp, udp):
+        yield
+
+
+@contextlib.contextmanager
+def answering(tcp: socket.socket, udp: socket.socket) -> Iterator[None]:
+    """These two answer, and are closed at the end."""
     threads = [threading.Thread(target=_accept, args=(tcp,)), threading.Thread(target=_answer, args=(udp,))]
     for thread in threads:
         thread.start()

@@ -119,8 +119,11 @@ def registry(directory: Path, *, tls: bool = False, htpasswd: str | None = None)
 
 
 @contextlib.contextmanager
-def docker(directory: Path, authority: Path | None = None) -> Iterator[list[str]]:
-    """The beginning of a docker command line, for a daemon of our own without networks."""
+def docker(directory: Path, authority: Path | None = None, *, networks: bool = False) -> Iterator[list[str]]:
+    """The beginning of a docker command line, for a daemon of our own.
+
+    networks: it has them, and writes rules; only in a network namespace of its own.
+    """
     needs("dockerd", "docker")
     if os.geteuid() != 0:
         pytest.skip("dockerd needs root")
@@ -128,7 +131,8 @@ def docker(directory: Path, authority: Path | None = None) -> Iterator[list[str]
     host = f"unix://{directory}/sock"
     command = ["dockerd", "--data-root", str(directory / "data"), "--exec-root", str(directory / "exec")]
     command += ["--host", host, "--pidfile", str(directory / "pid")]
-    command += ["--bridge=none", "--iptables=false", "--ip6tables=false"]
+    if not networks:
+        command += ["--bridge=none", "--iptables=false", "--ip6tables=false"]
     trusted = {"SSL_CERT_FILE": str(authority)} if authority is not None else {}
     log = directory / "log"
     client = ["docker", "--host", host, "--config", str(directory / "config")]

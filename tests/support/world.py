@@ -19,10 +19,11 @@ class World:
         )
         assert self._keeper.stdout is not None
         self._keeper.stdout.readline()
-        self.enter = ["nsenter", "-t", str(self._keeper.pid), "-n"]
+        self.pid = self._keeper.pid
+        self.enter = ["nsenter", "-t", str(self.pid), "-n"]
         self.link = f"pycw{os.getpid()}"
         for command in (
-            f"ip link add {self.link} type veth peer name eth0 netns {self._keeper.pid}",
+            f"ip link add {self.link} type veth peer name eth0 netns {self.pid}",
             f"ip addr add {self.host}/24 dev {self.link}",
             f"ip link set {self.link} up",
         ):

@@ -1,0 +1,33 @@
+"""The page that tells of it."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from tests.support.networks_compared.compare import CASES, Outcomes
+
+PAGE = Path(__file__).parent.parent.parent.parent / "docs" / "explanation" / "networks-compared.md"
+_HEAD = """\
+# Networks beside Docker's
+
+Each row is a case that was done with pycontain and with dockerd {version} on the same machine, each in a
+network namespace of its own, with the same image, the same probes, and a second namespace for what is
+outside. The words are what was seen: *seen as X* says that it was reached, and whose address the other end
+saw. Where the two differ, the last column says why. Made by `python -m tests.support.networks_compared`;
+`tests/e2e/test_networks_docker.py` does all of it again.
+"""
+
+
+def page(docker: Outcomes, ours: Outcomes) -> str:
+    """In Markdown."""
+    lines = [_HEAD.format(version=docker.version)]
+    differing = sum(one.docker is not None for one in CASES)
+    lines.append(f"{len(CASES)} cases; {differing} of them differ.\n")
+    for section, cases in itertools.groupby(CASES, key=lambda one: one.section):
+        lines += [f"## {section}\n", "| case | pycontain | dockerd | why |", "|---|---|---|---|"]
+        for one in cases:
+            theirs = "the same" if one.docker is None else docker.cases[one.title]
+            lines.append(f"| {one.title} | {ours.cases[one.title]} | {theirs} | {one.why} |")
+        lines.append("")
+    return "\n".join(lines)
