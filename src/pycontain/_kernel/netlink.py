@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
 from attrs import frozen
@@ -29,6 +30,8 @@ _SO_RCVBUFFORCE = 33
 _BUFFER = 4 << 20
 _INTERRUPTED, _CAPPED, _TLVS = 0x10, 0x100, 0x200
 _TEXT = 1
+_ATTEMPTS, _PAUSE = 100, 0.001
+"""How often a dump that a change interrupted is begun anew, and seconds by which the pauses grow."""
 
 
 class NetlinkError(OSError):
@@ -134,12 +137,13 @@ class Netlink:
         """What the kernel tells, of a dump every message.  Raises NetlinkError."""
         dump = message.flags & DUMP == DUMP
         with self._lock:
-            for _ in range(5):
+            for attempt in range(_ATTEMPTS):
                 first, batch = self._pack([message], 0)
                 self._socket.send(batch)
                 answers = self._collect(first, dump)
                 if answers is not None:
                     return answers
+                time.sleep(min(attempt, 20) * _PAUSE)
         raise NetlinkError(errno.EINTR, "what was asked for changes too fast", 0)
 
     def _pack(self, messages: Sequence[Message], flags: int, *around: Message) -> tuple[int, bytes]:
