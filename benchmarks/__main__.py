@@ -13,7 +13,7 @@ from benchmarks import peers, plot
 from benchmarks.branching import branching
 from benchmarks.files import files
 from benchmarks.images import images
-from benchmarks.measure import Case, imported, interleave, repeated, row, save, split
+from benchmarks.measure import Case, available, imported, interleave, repeated, row, save, split
 from benchmarks.networks import networks
 from benchmarks.zygote import calls
 from pycontain import Container, Image
@@ -172,12 +172,6 @@ def importing(quick: bool) -> list[dict[str, object]]:
     return [row("import", one, other, 2.0), row("import, and all it loads later", all_, other, 2.0)]
 
 
-def _available() -> int:
-    """Bytes of memory that the host has left."""
-    with open("/proc/meminfo", encoding="ascii") as lines:
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
-
-
 def density(quick: bool) -> list[dict[str, object]]:
     """Memory per idle container, the kernel's included."""
     count, bar = 100 if quick else 1000, 1 << 20
@@ -185,9 +179,9 @@ def density(quick: bool) -> list[dict[str, object]]:
         image = Image.from_rootfs(top / "root")
         with Container(image) as container:
             container.exec(["/true"])
-        before = _available()
+        before = available()
         containers = [Container(image).start() for _ in range(count)]
-        each = (before - _available()) / count
+        each = (before - available()) / count
         for container in containers:
             container.remove()
     met = "met" if each <= bar else "MISSED"

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from attrs import field, frozen
 
@@ -111,6 +112,19 @@ def split(found: Sequence[Case | Absent]) -> list[Case]:
         if isinstance(one, Absent):
             print(f"{one.name}: skipped: {one.reason}")
     return [one for one in found if isinstance(one, Case)]
+
+
+def available() -> int:
+    """Bytes of memory that the host has left."""
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+
+
+def alone(module: str, *arguments: str) -> list[Any]:
+    """What a module prints, a JSON value a line, that runs in a network namespace of its own."""
+    command = ["unshare", "--net", sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def machine() -> dict[str, object]:

@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import peers, plot
+from benchmarks.crowd import crowd, dockers
+from benchmarks.encoders import encoders
 from benchmarks.measure import Absent, Case, imported, interleave, repeated, row, split
+from benchmarks.throughput import throughput
+from benchmarks.verbs import verbs
 from pycontain import Container, Image, Network
 
 _MULTIPLE = 2.5
@@ -16,6 +20,8 @@ _MULTIPLE = 2.5
 _DOCKER = 1 / 40
 _PACES = (("burst", 0.0, 12, 10), ("paced", 0.05, 10, 6))
 _DEFAULT = "docker-py, bridge"
+_ROUNDS = 8
+_CROWD = 300
 
 
 def _starting(image: Image, network: Network | str) -> Callable[[], None]:
@@ -61,13 +67,24 @@ def _imports(top: Path, quick: bool) -> list[dict[str, object]]:
     return [row("start on bridge, and an import", one, other, None) for other in others]
 
 
+def _throughput(top: Path, client: Any, pid: int, quick: bool) -> list[dict[str, object]]:
+    return throughput(
+        top, client, pid, lambda root: peers.load(client, root, "pyciperf"), 2 if quick else _ROUNDS
+    )
+
+
 def networks(quick: bool) -> list[dict[str, object]]:
-    """Starts, imports."""
+    """Starts, verbs, throughput, many at once, encoders, imports."""
     with peers.workbench() as top, peers.daemon(top / "docker", bridge=True) as found:
-        client = found if isinstance(found, Absent) else found[0]
+        client, pid = (found, 0) if isinstance(found, Absent) else found
         if not isinstance(client, Absent):
             peers.load(client, top / "root", "pycbench")
         rows = _starts(top, client, quick)
         plot.starts(rows)
+        rows += verbs(top, client, quick)
+        rows += _throughput(top, client, pid, quick)
+        rows += crowd(top / "root", 30 if quick else _CROWD)
+        rows += dockers(client)
+        rows += encoders(quick)
         rows += _imports(top, quick)
     return rows

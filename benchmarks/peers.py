@@ -31,7 +31,8 @@ def workbench() -> Iterator[Path]:
         top.chmod(0o755)
         for name in ("root/proc", "root/dev", "root/tmp", "root/etc", "root/sys", "root/run", "work"):
             (top / name).mkdir(parents=True)
-        shutil.copy(NATIVE / "true", top / "root" / "true")
+        for name in ("true", "meet"):
+            shutil.copy(NATIVE / name, top / "root" / name)
         (top / "filter").write_bytes(assemble(SANDBOX_FILTER, platform.machine()))
         yield top
 
