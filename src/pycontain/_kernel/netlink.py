@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 ROUTE, NETFILTER = 0, 12
 """Protocols of netlink(7)."""
@@ -28,6 +28,8 @@ _HEADER, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=HH")
 _SOL_NETLINK, _EXT_ACK, _STRICT = 270, 11, 12
 _SO_RCVBUFFORCE = 33
 _BUFFER = 4 << 20
+_AT_ONCE = 1 << 16
+"""Bytes of one recv(2): the kernel makes no more than 32 KiB of messages at a time, and malloc(3) maps none."""
 _INTERRUPTED, _CAPPED, _TLVS = 0x10, 0x100, 0x200
 _TEXT = 1
 _ATTEMPTS, _PAUSE = 100, 0.001
@@ -119,10 +121,14 @@ class Netlink:
 
         Raises NetlinkError of the first that was refused; those after it were tried all the same.
         """
+        if not messages:
+            return
         with self._lock:
-            first, batch = self._pack(messages, ACK)
+            # Of the others what is refused is told all the same, and before the last is acknowledged.
+            *others, last = messages
+            first, batch = self._pack([*others, evolve(last, flags=last.flags | ACK)], 0)
             self._socket.send(batch)
-            self._hear(first, len(messages))
+            self._hear(range(first, first + len(messages)), {first + len(others)})
 
     def do_at_once(self, messages: Sequence[Message]) -> None:
         """Have all done or none: a transaction of nfnetlink.  Raises NetlinkError."""
@@ -131,7 +137,8 @@ class Netlink:
         with self._lock:
             first, batch = self._pack(messages, ACK, begin, end)
             self._socket.send(batch)
-            self._hear(first, len(messages))
+            numbers = range(first, first + len(messages))
+            self._hear(numbers, set(numbers), (numbers.start - 1, numbers.stop))
 
     def ask(self, message: Message) -> list[Answer]:
         """What the kernel tells, of a dump every message.  Raises NetlinkError."""
@@ -163,19 +170,21 @@ class Netlink:
             _HEADER.pack(size, message.kind, REQUEST | flags | message.flags, self._number, 0) + message.body
         )
 
-    def _hear(self, first: int, count: int) -> None:
-        """An acknowledgement for each; answers to what an interrupt left unheard have lower numbers."""
-        waiting = set(range(first, first + count))
+    def _hear(self, numbers: range, waiting: set[int], frame: tuple[int, ...] = ()) -> None:
+        """Until each that is waited for is acknowledged or refused.
+
+        frame: what a transaction begins and ends with.  What an interrupt left unheard has lower numbers.
+        """
         refused: NetlinkError | None = None
         while waiting:
             for kind, number, flags, body in self._receive():
-                if kind != _ERROR or (number not in waiting and not first - 1 <= number <= first + count):
+                if kind != _ERROR or (number not in numbers and number not in frame):
                     continue
-                failure = _failure(body, flags, number - first)
+                failure = _failure(body, flags, number - numbers.start)
+                if failure is not None and number in frame:
+                    raise failure
                 if failure is not None and (refused is None or failure.at < refused.at):
                     refused = failure
-                if number not in waiting and failure is not None:  # the frame of a transaction
-                    raise failure
                 waiting.discard(number)
         if refused is not None:
             raise refused
@@ -201,7 +210,7 @@ class Netlink:
                     return answers
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
-        data = self._socket.recv(1 << 20)
+        data = self._socket.recv(_AT_ONCE)
         at = 0
         while at + 16 <= len(data):
             size, kind, flags, number, _ = _HEADER.unpack_from(data, at)
