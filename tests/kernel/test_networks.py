@@ -23,8 +23,9 @@ from pycontain import (
     StateError,
     UnsupportedError,
 )
-from pycontain._kernel.netlink import ROUTE, Netlink
+from pycontain._kernel.netlink import ROUTE, Message, Netlink, NetlinkError
 from pycontain._networks import links
+from pycontain._networks.zone import Client
 from tests.kernel.networks import _fabric, _nothing_is_left, net, root_only
 from tests.support.inside import PORT, comes_to_reach, echo, is_cut_off, query, reach, reaches, resolve
 
@@ -331,6 +332,45 @@ def test_gone_while_it_is_linked(net: Network) -> None:
         with pytest.raises(StateError):
             other.connect(one)
         assert other.containers == {}
+
+
+def test_an_end_that_was_interrupted_leaves_no_member(
+    engine: Engine, net: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Container(network=net).start()
+    drop = engine.fabric.names.drop
+    interrupts = iter([KeyboardInterrupt])
+
+    def interrupted(client: Client) -> None:
+        for one in interrupts:
+            raise one
+        drop(client)
+
+    monkeypatch.setattr(engine.fabric.names, "drop", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        one.remove()
+    assert net.containers == {}
+
+
+def test_a_batch_goes_on_past_what_is_refused(engine: Engine, net: Network) -> None:
+    route, index = engine.fabric.domain.route, net._bridge.index
+
+    def refused(*messages: Message) -> int:
+        with pytest.raises(NetlinkError, match="No such device") as caught:
+            route.do(messages)
+        return caught.value.at
+
+    def alias() -> str:
+        return next(links.seen_links(route.ask(links.find(net._bridge.link)))).alias
+
+    absent = links.remove("pyc-absent")
+    assert refused(links.note(index, "one"), absent, absent, links.note(index, "two")) == 1
+    assert alias() == "two"
+    assert refused(links.note(index, "three"), absent) == 1
+    assert alias() == "three"
+    route.do([])
+    route.do([links.note(index, "four")])
+    assert alias() == "four"
 
 
 def test_many_at_once(net: Network) -> None:

@@ -29,7 +29,7 @@ _SOL_NETLINK, _EXT_ACK, _STRICT = 270, 11, 12
 _SO_RCVBUFFORCE = 33
 _BUFFER = 4 << 20
 _AT_ONCE = 1 << 16
-"""Bytes of one recv(2): the kernel makes no more than 32 KiB of messages at a time, and malloc(3) maps none."""
+"""Bytes of one recv(2): the kernel sends no more than 32 KiB together, and malloc(3) maps no pages for it."""
 _INTERRUPTED, _CAPPED, _TLVS = 0x10, 0x100, 0x200
 _TEXT = 1
 _ATTEMPTS, _PAUSE = 100, 0.001

@@ -62,7 +62,7 @@ class Attached:
         self._fabric = fabric
         self._who = who
         self._inner: Netlink | None = None
-        self._ended = False
+        self._ended = self._over = False
         self._lock = threading.RLock()
         self.members: dict[Bridge, Member] = {}
         self.bound: list[Bound] = []
@@ -162,7 +162,12 @@ class Attached:
         ]
         netlink, udp, tcp = bridge.domain.within(self._who.pidfd, wanted, settings)
         self._inner = Netlink(ROUTE, netlink)
-        self._fabric.names.serve(self.client, udp, tcp)
+        try:
+            self._fabric.names.serve(self.client, udp, tcp)
+        except Exception:
+            os.close(udp)
+            os.close(tcp)
+            raise
         return self._inner
 
     def _unlink(self, bridge: Bridge, member: Member) -> None:
@@ -229,9 +234,12 @@ class Attached:
             return {bridge.name: str(member.address) for bridge, member in self.members.items()}
 
     def let_go(self) -> None:
-        """The container has ended: its interfaces go with its namespace."""
+        """The container has ended: its interfaces go with its namespace.
+
+        Idempotent, also where an interrupt ended it half-way.
+        """
         with self._lock:
-            if self._ended:
+            if self._over:
                 return
             self._ended = True
             self._fabric.publisher.withdraw(self.bound)
@@ -243,6 +251,7 @@ class Attached:
             for bridge, member in self._fabric.members(self._who.container):
                 self._leave(bridge, member)
             self._fabric.left(self)
+            self._over = True  # another of the same id may be there from now on
 
     def forget(self) -> None:
         """In a forked child: close the fds alone."""

@@ -11,7 +11,6 @@ import selectors
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attrs import define, field
@@ -23,32 +22,22 @@ if TYPE_CHECKING:
 
 _MOST_ERRORS = 64
 
-Order = Callable[["Loop"], None]
-
 
 @define(eq=False)
-class _Orders:
-    """What other threads want of the service's; an eventfd wakes it."""
+class _Wake:
+    """An eventfd that ends the thread's waiting; what there is to do then it sees by itself."""
 
-    loop: Loop | None = None
-    wake: int = field(factory=lambda: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-    _waiting: deque[Order] = field(factory=deque)
+    fd: int = field(factory=lambda: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
 
-    def put(self, order: Order) -> None:
-        self._waiting.append(order)
-        os.eventfd_write(self.wake, 1)
+    def put(self) -> None:
+        os.eventfd_write(self.fd, 1)
 
     def ready(self, mask: int) -> None:
-        """Carry out what has come."""
-        if self.loop is None:
-            return
-        os.eventfd_read(self.wake)
-        while self._waiting:
-            self._waiting.popleft()(self.loop)
+        """Awake."""
+        os.eventfd_read(self.fd)
 
     def fail(self) -> None:
         """The next one is another."""
-        os.eventfd_write(self.wake, 1)
 
 
 class NameService:
@@ -62,13 +51,12 @@ class NameService:
         self, open_socket: OpenSocket = socket.socket, resolv_conf: str = "/etc/resolv.conf"
     ) -> None:
         self._open_socket, self._resolv_conf = open_socket, resolv_conf
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._served: dict[Client, tuple[socket.socket, socket.socket]] = {}
-        self._orders: _Orders | None = None
+        self._loop: Loop | None = None
+        self._wake: _Wake | None = None
         self._thread: threading.Thread | None = None
-        self._gone = threading.Event()
-        self._dropping: set[threading.Event] = set()
-        self._closed = False
+        self._gone = self._closed = False
         self.errors: deque[str] = deque(maxlen=_MOST_ERRORS)
 
     def serve(self, client: Client, udp_fd: int, tcp_fd: int) -> None:
@@ -80,64 +68,63 @@ class NameService:
         with self._lock:
             if client in self._served:
                 raise ValueError("this client is served already")
-            if self._closed or self._gone.is_set():
+            if self._closed or self._gone:
                 raise RuntimeError(f"the name service has ended: {', '.join(self.errors) or 'closed'}")
-            orders = self._started()
+            if self._thread is None:
+                self._begin()
             udp, tcp = _sockets(udp_fd, tcp_fd)
-            self._served[client] = udp, tcp
-            orders.put(lambda loop: loop.admit(client, udp, tcp))
+            try:
+                self._served[client] = udp, tcp
+                # By the thread it would take its waking up.
+                if self._loop is not None:
+                    self._loop.admit(client, udp, tcp)
+            except BaseException:
+                self._served.pop(client, None)
+                udp.detach()
+                tcp.detach()
+                raise
 
     def drop(self, client: Client) -> None:
         """Answer it no longer; its sockets are closed when this returns.
 
         Nothing happens where it is not served.
         """
-        dropped = threading.Event()
         with self._lock:
-            sockets, orders = self._served.get(client), self._orders
-            if sockets is None or orders is None:
+            sockets = self._served.get(client)
+            if sockets is None:
                 return
-            if orders.loop is not None and threading.current_thread() is self._thread:
-                orders.loop.dismiss(client)
-                dropped.set()
-            elif self._gone.is_set():
-                dropped.set()
-            else:
-                self._dropping.add(dropped)
-                orders.put(lambda loop: _dismiss(loop, client, dropped))
-        dropped.wait()
-        with self._lock:
-            self._dropping.discard(dropped)
-            if self._served.get(client) is sockets:
-                del self._served[client]
-        for one in sockets:
-            one.close()
+            if self._loop is not None:
+                self._loop.dismiss(client)
+            for one in sockets:
+                one.close()
+            del self._served[client]  # last: whatever interrupts, the next time finds it
 
     def close(self) -> None:
         """Drop everybody and end the thread; twice is fine."""
         with self._lock:
             self._closed = True
-            orders, thread = self._orders, self._thread
-            if orders is None or thread is None:
+            wake, thread = self._wake, self._thread
+            if wake is None or thread is None:
                 return
-            orders.put(_stop)
+            wake.put()
         if thread is not threading.current_thread():
             thread.join()
         with self._lock:
-            if self._orders is not None:
-                os.close(self._orders.wake)
-                self._orders = None
+            if self._wake is not None:
+                os.close(self._wake.fd)
+                self._wake = None
             self._close_sockets()
 
     def forget(self) -> None:
         """In a forked child, which has the fds and not the thread: close them.  It serves nobody any more."""
-        self._lock = threading.Lock()  # whoever held the old one is not here to release it
+        self._lock = threading.RLock()  # whoever held the old one is not here to release it
         self._closed = True
-        orders, self._orders, self._thread = self._orders, None, None
-        if orders is not None:
-            if orders.loop is not None:
-                orders.loop.forget()
-            os.close(orders.wake)
+        wake, self._wake, self._thread = self._wake, None, None
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.forget()
+        if wake is not None:
+            os.close(wake.fd)
         self._close_sockets()
 
     def _close_sockets(self) -> None:
@@ -146,38 +133,40 @@ class NameService:
                 one.close()
         self._served.clear()
 
-    def _started(self) -> _Orders:
-        if self._orders is None:
-            orders = _Orders()
-            # A daemon, for the interpreter waits for others before it calls what is registered with atexit,
-            # which is where `close` comes from.
-            thread = threading.Thread(target=self._run, args=(orders,), name="pycontain-names", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:
-                os.close(orders.wake)
-                raise
-            self._orders, self._thread = orders, thread
-        return self._orders
+    def _begin(self) -> None:
+        wake = _Wake()
+        # A daemon, for the interpreter waits for others before it calls what is registered with atexit,
+        # which is where `close` comes from.
+        thread = threading.Thread(target=self._run, args=(wake,), name="pycontain-names", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            os.close(wake.fd)
+            raise
+        self._wake, self._thread = wake, thread
 
-    def _run(self, orders: _Orders) -> None:
+    def _run(self, wake: _Wake) -> None:
         try:
             # Here: who serves the first container does not wait for what this loads.
             from pycontain._networks.serving import Loop
 
-            orders.loop = loop = Loop(self._open_socket, self._resolv_conf, self.errors)
-            try:
-                loop.selector.register(orders.wake, selectors.EVENT_READ, orders)
-                loop.run()
-            finally:
-                loop.close()
+            with self._lock:
+                loop = self._loop = Loop(self._open_socket, self._resolv_conf, self.errors)
+                loop.selector.register(wake.fd, selectors.EVENT_READ, wake)
+                for client, sockets in self._served.items():
+                    loop.admit(client, *sockets)
+            seconds = None
+            while not self._closed:
+                ready = loop.selector.select(seconds)
+                with self._lock:
+                    seconds = loop.turn(ready)
         except Exception as error:  # noqa: BLE001  the next `serve` tells
             self.errors.append(f"{type(error).__name__}: {error}")
         finally:
             with self._lock:
-                self._gone.set()
-                for dropped in self._dropping:
-                    dropped.set()
+                self._gone = True
+                if self._loop is not None:
+                    self._loop.close()
 
 
 def _sockets(udp_fd: int, tcp_fd: int) -> tuple[socket.socket, socket.socket]:
@@ -191,14 +180,3 @@ def _sockets(udp_fd: int, tcp_fd: int) -> tuple[socket.socket, socket.socket]:
     for one in (udp, tcp):
         one.setblocking(False)
     return udp, tcp
-
-
-def _dismiss(loop: Loop, client: Client, dropped: threading.Event) -> None:
-    try:
-        loop.dismiss(client)
-    finally:
-        dropped.set()
-
-
-def _stop(loop: Loop) -> None:
-    loop.running = False

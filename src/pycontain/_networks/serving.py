@@ -31,6 +31,9 @@ _SHARE = 4
 """A part of the process's fds so small may be of connections, and as small a part of forwarded queries."""
 
 
+Ready = list[tuple[selectors.SelectorKey, int]]
+
+
 class Source(Protocol):
     """What the selector watches."""
 
@@ -42,42 +45,55 @@ class Source(Protocol):
 
 
 class Loop:
-    """Answers until it is told to stop."""
+    """Answers in turns; whoever calls has the service's lock, and has it not while it waits for the next."""
 
     def __init__(self, open_socket: OpenSocket, resolv_conf: str, errors: deque[str]) -> None:
         self.selector = selectors.DefaultSelector()
         self.forwarder = Forwarder(self.selector, open_socket, Servers(resolv_conf), self.note)
         self.idle: Deadlines[Connection] = Deadlines(IDLE)
         self.paused: Deadlines[Listener] = Deadlines(_PAUSE)
-        self.running = True
         self.errors = errors
         self._seats: dict[Client, Seat] = {}
         self._share = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE, 1)
 
-    def run(self) -> None:
-        """Until `running` is False."""
-        while self.running:
-            waits = (self.forwarder.deadlines.ahead(), self.idle.ahead(), self.paused.ahead())
-            for key, mask in self.selector.select(
-                min((one for one in waits if one is not None), default=None)
-            ):
-                self._do(key.data, mask)
-            self.forwarder.expire()
-            for connection in self.idle.due():
-                connection.close()
-            for listener in self.paused.due():
-                listener.listen()
+    def turn(self, ready: Ready) -> float | None:
+        """Do what is ready; seconds until there is more to do.
+
+        What was closed since it was waited for takes it for nothing.
+        """
+        for key, mask in ready:
+            self._do(key.data, mask)
+        self.forwarder.expire()
+        for connection in self.idle.due():
+            connection.close()
+        for listener in self.paused.due():
+            listener.listen()
+        waits = (self.forwarder.deadlines.ahead(), self.idle.ahead(), self.paused.ahead())
+        return min((one for one in waits if one is not None), default=None)
 
     def admit(self, client: Client, udp: socket.socket, tcp: socket.socket) -> None:
-        """Answer a client."""
-        self._seats[client] = Seat(self, client, udp, tcp)
+        """Answer a client.  Raises OSError; it is as before then."""
+        try:
+            self._seats[client] = Seat(self, client, udp, tcp)
+        except BaseException:
+            self.unwatch(udp, tcp)
+            self._seats.pop(client, None)
+            raise
+
+    def unwatch(self, *sockets: socket.socket) -> None:
+        """Nothing happens where one is not watched."""
+        for one in sockets:
+            try:
+                self.selector.unregister(one)
+            except (KeyError, ValueError):
+                pass
 
     def dismiss(self, client: Client) -> None:
         """Answer it no longer, and close its sockets."""
         seat = self._seats.get(client)
         if seat is not None:
             seat.close()
-            del self._seats[client]  # not before: a child forked meanwhile has to find what is open
+            self._seats.pop(client, None)  # not before: a child forked meanwhile has to find what is open
 
     def close(self) -> None:
         """Dismiss everybody."""
@@ -163,14 +179,14 @@ class Seat:
             break
 
     def close(self) -> None:
-        """Its sockets, and all that was of them."""
+        """Its sockets, and all that was of them.  Idempotent, also where an interrupt ended it half-way."""
         for forward in list(self.forwards):
             forward.cancel()
         self.forwards.clear()
         for connection in list(self.connections):
             connection.close()
         self.listener.close()
-        self.loop.selector.unregister(self.udp)
+        self.loop.unwatch(self.udp)
         self.udp.close()
 
     def _turn(self, query: answers.Query) -> int:
