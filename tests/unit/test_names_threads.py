@@ -132,20 +132,21 @@ def test_what_can_not_be_watched_is_still_the_callers(
     assert _ask(port) == "10.0.0.2"
 
 
+@pytest.mark.parametrize(("kind", "name"), [(streams.Listener, "close"), (serving.Loop, "unwatch")])
 def test_a_drop_that_was_interrupted_is_done_again(
-    service: NameService, zone: Zone, monkeypatch: pytest.MonkeyPatch
+    service: NameService, zone: Zone, monkeypatch: pytest.MonkeyPatch, kind: type, name: str
 ) -> None:
     client = _client(zone)
     port, fds = _serve(service, client)
     assert _ask(port) == "10.0.0.2"
-    close = streams.Listener.close
+    done = getattr(kind, name)
 
-    def interrupted(listener: streams.Listener) -> None:
-        close(listener)
+    def interrupted(*args: object) -> None:
+        done(*args)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(streams.Listener, "close", interrupted)
+        patched.setattr(kind, name, interrupted)
         with pytest.raises(KeyboardInterrupt):
             service.drop(client)
     service.drop(client)
