@@ -145,6 +145,7 @@ class Attached:
         """Settings for the interface that comes; the first time also the sockets that it takes."""
         settings = {
             "ipv6/conf/default/disable_ipv6": str(int(bridge.addresses.subnet6 is None)),
+            "ipv6/conf/default/addr_gen_mode": "0",  # link_local of guard.py
             "ipv6/conf/default/accept_ra": "0",
             "ipv6/conf/default/accept_redirects": "0",
             "ipv4/conf/all/accept_redirects": "0",

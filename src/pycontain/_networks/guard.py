@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from pycontain._networks.bridge import Bridge, Member
 
 _ARP, _IPV4, _IPV6 = b"\x08\x06", b"\x08\x00", b"\x86\xdd"
-_ICMP6, _ADVERTISEMENT, _REDIRECT = b"\x3a", b"\x86", b"\x89"
-_LINK_LOCAL = b"\xfe\x80"
+_ICMP6, _ROUTER, _SOLICITATION, _NEIGHBOUR, _REDIRECT, _LISTENER = b"\x3a", *(b"\x86\x87\x88\x89\x8f"[at : at + 1] for at in range(5))
 
 
 @define(eq=False)
@@ -72,7 +71,10 @@ class Guard:
 
         name, kind = nft.meta("iifname"), nft.load("link", 12, 2)
         ipv6 = kind + nft.compare(_IPV6)
-        icmp6 = ipv6 + nft.load("network", 6, 1) + nft.compare(_ICMP6) + nft.load("network", 40, 1)
+        # By l4proto, which the kernel finds behind extension headers too (RFC 7113).
+        icmp6 = ipv6 + nft.meta("l4proto") + nft.compare(_ICMP6) + nft.load("transport", 0, 1)
+        target = name + nft.load("transport", 8, 16, 12)
+        unspecified = nft.load("network", 8, 16) + nft.compare(b"\0" * 16)
         return [
             nft.table(table, BRIDGE),
             *(one.new(at + 1) for at, one in enumerate(self._sets)),
@@ -108,11 +110,13 @@ class Guard:
                 nft.lookup("addresses"),
                 back,
             ),
-            rule("guard", icmp6, nft.compare(_ADVERTISEMENT), drop),
+            rule("guard", icmp6, nft.compare(_ROUTER), drop),
             rule("guard", icmp6, nft.compare(_REDIRECT), drop),
+            rule("guard", icmp6, nft.compare(_NEIGHBOUR), target, nft.lookup("addresses6", absent=True), drop),
             rule("guard", ipv6, name, nft.load("network", 8, 16, 12), nft.lookup("addresses6"), back),
-            rule("guard", ipv6, nft.load("network", 8, 16), nft.compare(b"\0" * 16), back),
-            rule("guard", ipv6, nft.load("network", 8, 2), nft.compare(_LINK_LOCAL), back),
+            # From no address: the question whether its own is somebody's, and what groups it hears.
+            rule("guard", icmp6, nft.compare(_SOLICITATION), unspecified, target, nft.lookup("addresses6"), back),
+            rule("guard", icmp6, nft.compare(_LISTENER), unspecified, back),
             rule("guard", drop),
             rule("pass", name, nft.meta("oifname", 2), nft.lookup("parted"), drop),
         ]
@@ -127,7 +131,8 @@ class Guard:
             (addresses, Element(nft.key(port, member.address.packed))),
         ]
         if member.address6 is not None:
-            held.append((addresses6, Element(nft.key(port, member.address6.packed))))
+            for own in (member.address6.packed, link_local(member.mac)):
+                held.append((addresses6, Element(nft.key(port, own))))
         self._do([one.put(element) for one, element in held])
         self._held[member.port] = held
 
@@ -166,6 +171,11 @@ class Guard:
         except NetlinkError as error:
             if error.errno != errno.ENOENT:
                 raise
+
+
+def link_local(mac: bytes) -> bytes:
+    """The address that an interface gives itself (RFC 4291, appendix A)."""
+    return b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
 
 
 def _pairs(one: Member, other: Member) -> list[bytes]:
