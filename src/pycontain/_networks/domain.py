@@ -90,9 +90,9 @@ class Domain:
             return False
         fd = self._forwarding.get(version)
         if fd is None:
-            here = os.stat("/proc/self/ns/net").st_ino
-            path = os.path.join(private_directory(_RUN), f"forwarding{version}-{here}")
-            fd = self._forwarding[version] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = self._forwarding[version] = os.open(
+                _note(version), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
             fcntl.flock(fd, fcntl.LOCK_SH)
             if _read(setting) == "0":
                 os.pwrite(fd, b"1", 0)
@@ -107,13 +107,7 @@ class Domain:
     def close(self) -> None:
         """Close the sockets, and with them what they own; forwarding is as before when nobody is left."""
         for version, fd in self._forwarding.items():
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.pread(fd, 1, 0) == b"1":
-                    self.set({_FORWARDING[version]: "0"})
-                    os.ftruncate(fd, 0)
-            except OSError:
-                pass  # another engine's
+            _put_back(version, fd)
         self.forget()
 
     def forget(self) -> None:
@@ -126,6 +120,35 @@ class Domain:
 
 
 _FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
+
+
+def _note(version: int) -> str:
+    """The file that tells of this namespace whether forwarding is ours, locked by whoever wants it."""
+    return os.path.join(private_directory(_RUN), f"forwarding{version}-{os.stat('/proc/self/ns/net').st_ino}")
+
+
+def put_forwarding_back() -> None:
+    """What the last engine of this namespace would have done, had it not been killed."""
+    for version in _FORWARDING:
+        try:
+            fd = os.open(_note(version), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            _put_back(version, fd)
+        finally:
+            os.close(fd)
+
+
+def _put_back(version: int, fd: int) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.pread(fd, 1, 0) == b"1":
+            with open(f"/proc/sys/net/{_FORWARDING[version]}", "w") as file:
+                file.write("0")
+            os.ftruncate(fd, 0)
+    except OSError:
+        pass  # another engine's
 
 
 def _read(setting: str) -> str:

@@ -1,4 +1,4 @@
-"""The interfaces that a dead engine left; its rules went with its socket."""
+"""What a dead engine left of its networks: interfaces, forwarding; its rules went with its socket."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import contextlib
 
 from pycontain._kernel.netlink import ROUTE, Netlink, NetlinkError
 from pycontain._networks import links
+from pycontain._networks.domain import put_forwarding_back
 
 
 def remove_links(owner: str) -> None:
-    """Remove every interface of an owner.  Raises OSError where they cannot even be listed."""
+    """Remove every interface of an owner, and its share in forwarding.
+
+    Raises OSError where they cannot even be listed.
+    """
     route = Netlink(ROUTE)
     try:
         for link in list(links.seen_links(route.ask(links.every_link()))):
@@ -18,3 +22,4 @@ def remove_links(owner: str) -> None:
                     route.do([links.remove(link.name)])
     finally:
         route.close()
+    put_forwarding_back()
