@@ -248,21 +248,31 @@ def _spoofed(network: Network, one: Container, target: str, listen: str) -> bool
 
 
 @pytest.mark.case("N03")
-def test_loopback_is_not_spoofed(engine: Engine) -> None:
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_loopback_is_not_spoofed(engine: Engine, everywhere: bool) -> None:
+    """CVE-2020-8558: also where the host has route_localnet on for all of its interfaces."""
     root_only(engine)
     with Network("pyc-spoof", host_access=True) as network, Container(network=network) as one:
+        setting = Path(f"/proc/sys/net/ipv4/conf/{network.inspect()['link']}/route_localnet")
+        assert setting.read_text() == "0\n"
+        setting.write_text(str(int(everywhere)))
         assert not _spoofed(network, one, "127.0.0.1", "127.0.0.1")
-        link = network.inspect()["link"]
-        assert Path(f"/proc/sys/net/ipv4/conf/{link}/route_localnet").read_text() == "0\n"
 
 
 @pytest.mark.control("N03")
-def test_the_same_frame_comes_to_an_address_that_is_granted(engine: Engine) -> None:
+def test_the_same_frame_comes_to_where_nothing_stops_it(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root_only(engine)
-    with Network("pyc-spoof", host_access=True) as network, Container(network=network) as one:
+    monkeypatch.setattr(firewall, "_LOOPBACK", b"\xff")
+    with (
+        Engine(tmp_path) as weak,
+        Network("pyc-spoof", host_access=True, engine=weak) as network,
+        Container(network=network, engine=weak) as one,
+    ):
         assert _spoofed(network, one, network.gateway, network.gateway)
-        link = network.inspect()["link"]
-        Path(f"/proc/sys/net/ipv4/conf/{link}/route_localnet").write_text("1")
+        assert not _spoofed(network, one, "127.0.0.1", "127.0.0.1")
+        Path(f"/proc/sys/net/ipv4/conf/{network.inspect()['link']}/route_localnet").write_text("1")
         assert _spoofed(network, one, "127.0.0.1", "127.0.0.1")
 
 

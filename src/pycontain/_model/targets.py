@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 from attrs import frozen
 
 from pycontain._model.sizes import shown
 
+LINK_LOCAL = IPv4Network("169.254.0.0/16")
 _TARGET = re.compile(r"(?P<what>[^:]+?)(?::(?P<port>\d{1,5}))?(?:/(?P<protocol>tcp|udp))?")
 _ADDRESS = re.compile(r"\d{1,3}(\.\d{1,3}){3}(/\d{1,2})?")
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
@@ -27,9 +28,22 @@ class Target:
 
     def names(self, name: str) -> bool:
         """Is a name, in lower case without the last dot, this one's?"""
+        if "\\" in name:
+            return False  # a dot may stand within a label: `x\\.example.org` is directly below org
         if self.name.startswith("*."):
             return name.endswith(self.name[1:])
         return bool(self.name) and name == self.name
+
+    def covers(self, address: IPv4Address) -> bool:
+        """Is an address in this range?  Link-local ones have to be meant: 0.0.0.0/0 does not have them."""
+        if self.network is None or address not in self.network:
+            return False
+        return address not in LINK_LOCAL or self.is_link_local
+
+    @property
+    def is_link_local(self) -> bool:
+        """Is it a range of link-local addresses, where clouds tell instances their secrets?"""
+        return self.network is not None and self.network.subnet_of(LINK_LOCAL)
 
 
 def target_of(text: str) -> Target:

@@ -21,6 +21,7 @@ _IPV4, _IPV6 = b"\2", b"\x0a"
 _ICMP, TCP, UDP, _ICMP6 = 1, 6, 17, 58
 _DNAT, _KNOWN = 0x20, 2 | 4
 _ADVERTISEMENT, _REDIRECT6 = b"\x86", b"\x89"
+_LOOPBACK = b"\x7f"
 _LINK_LOCAL, _METADATA6 = b"\xa9\xfe", "fd00:ec2::254"
 """Where clouds tell instances their secrets: 169.254.0.0/16."""
 
@@ -227,7 +228,7 @@ class _Rules:
             rule("to_inside", known, accept),
             rule("to_inside", nft.ct("status"), nft.any_bit(_DNAT), accept),
             rule("to_inside", drop),
-            *self._input(inward, known, ipv6, refuse),
+            *self._input(inward, known, ipv4, ipv6, refuse),
         ]
 
     def _policy(self, ipv4: bytes, refuse: bytes) -> list[Message]:
@@ -256,12 +257,16 @@ class _Rules:
             rule("unlisted", refuse),
         ]
 
-    def _input(self, inward: bytes, known: bytes, ipv6: bytes, refuse: bytes) -> list[Message]:
+    def _input(self, inward: bytes, known: bytes, ipv4: bytes, ipv6: bytes, refuse: bytes) -> list[Message]:
         rule, accept = self._rule, nft.verdict("accept")
+        loopback = nft.compare(_LOOPBACK)
         kind = nft.load("transport", 0, 1)
         icmp = nft.meta("l4proto") + nft.compare(bytes([_ICMP]))
         icmp6 = nft.meta("l4proto") + nft.compare(bytes([_ICMP6]))
         return [
+            # The kernel drops these itself, unless route_localnet is on for all of the host's interfaces.
+            rule("input", ipv4, inward, nft.load("network", 12, 1), loopback, nft.verdict("drop")),
+            rule("input", ipv4, inward, nft.load("network", 16, 1), loopback, nft.verdict("drop")),
             rule("input", ipv6, inward, icmp6, kind, nft.compare(_ADVERTISEMENT), nft.verdict("drop")),
             rule("input", ipv6, inward, icmp6, kind, nft.compare(_REDIRECT6), nft.verdict("drop")),
             rule("input", inward, known, accept),

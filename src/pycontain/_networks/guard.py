@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from pycontain._networks.bridge import Bridge, Member
 
 _ARP, _IPV4, _IPV6 = b"\x08\x06", b"\x08\x00", b"\x86\xdd"
-_ICMP6, _ROUTER, _SOLICITATION, _NEIGHBOUR, _REDIRECT, _LISTENER = b"\x3a", *(b"\x86\x87\x88\x89\x8f"[at : at + 1] for at in range(5))
+_ICMP6 = b"\x3a"
+_ROUTER, _SOLICITATION, _NEIGHBOUR, _REDIRECT, _LISTENER = b"\x86", b"\x87", b"\x88", b"\x89", b"\x8f"
+"""Of ICMPv6: routers, questions and answers of neighbours, redirects, groups heard."""
 
 
 @define(eq=False)
@@ -74,6 +76,7 @@ class Guard:
         # By l4proto, which the kernel finds behind extension headers too (RFC 7113).
         icmp6 = ipv6 + nft.meta("l4proto") + nft.compare(_ICMP6) + nft.load("transport", 0, 1)
         target = name + nft.load("transport", 8, 16, 12)
+        owned, strange = nft.lookup("addresses6"), nft.lookup("addresses6", absent=True)
         unspecified = nft.load("network", 8, 16) + nft.compare(b"\0" * 16)
         return [
             nft.table(table, BRIDGE),
@@ -112,10 +115,18 @@ class Guard:
             ),
             rule("guard", icmp6, nft.compare(_ROUTER), drop),
             rule("guard", icmp6, nft.compare(_REDIRECT), drop),
-            rule("guard", icmp6, nft.compare(_NEIGHBOUR), target, nft.lookup("addresses6", absent=True), drop),
-            rule("guard", ipv6, name, nft.load("network", 8, 16, 12), nft.lookup("addresses6"), back),
+            rule("guard", icmp6, nft.compare(_NEIGHBOUR), target, strange, drop),
+            rule("guard", ipv6, name, nft.load("network", 8, 16, 12), owned, back),
             # From no address: the question whether its own is somebody's, and what groups it hears.
-            rule("guard", icmp6, nft.compare(_SOLICITATION), unspecified, target, nft.lookup("addresses6"), back),
+            rule(
+                "guard",
+                icmp6,
+                nft.compare(_SOLICITATION),
+                unspecified,
+                target,
+                owned,
+                back,
+            ),
             rule("guard", icmp6, nft.compare(_LISTENER), unspecified, back),
             rule("guard", drop),
             rule("pass", name, nft.meta("oifname", 2), nft.lookup("parted"), drop),

@@ -8,13 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
 from pycontain._kernel.netlink import Message, NetlinkError, attributes
-from pycontain._model.targets import Target
+from pycontain._model.targets import LINK_LOCAL, Target
 from pycontain._networks import nft
 from pycontain._networks.firewall import TCP, UDP
 from pycontain._networks.nft import Element
@@ -76,23 +76,26 @@ class Guide:
         ]
 
     def _ranges(self) -> Iterator[Message]:
-        for target in self._targets:
-            if target.network is None:
-                continue
-            network = target.network
-            there = (
-                nft.load("network", 16, 4)
-                + nft.bits(network.netmask.packed)
-                + nft.compare(network.network_address.packed)
-            )
-            allow = nft.verdict("jump", "allow")
-            if not target.port and not target.protocol:
-                yield nft.rule(self._firewall.table, self._chain, there, allow)
-                continue
-            port = nft.load("transport", 2, 2) + nft.compare(nft.port(target.port)) if target.port else b""
-            for protocol in _PROTOCOLS[target.protocol]:
-                kind = nft.meta("l4proto") + nft.compare(bytes([protocol]))
-                yield nft.rule(self._firewall.table, self._chain, there, kind, port, allow)
+        ranges = [one for one in self._targets if one.network is not None]
+        for target in ranges:
+            if target.is_link_local:
+                yield from self._range(target)
+        yield nft.rule(self._firewall.table, self._chain, *_to(LINK_LOCAL), nft.verdict("return"))
+        for target in ranges:
+            if not target.is_link_local:
+                yield from self._range(target)
+
+    def _range(self, target: Target) -> Iterator[Message]:
+        assert target.network is not None
+        there = b"".join(_to(target.network))
+        allow = nft.verdict("jump", "allow")
+        if not target.port and not target.protocol:
+            yield nft.rule(self._firewall.table, self._chain, there, allow)
+            return
+        port = nft.load("transport", 2, 2) + nft.compare(nft.port(target.port)) if target.port else b""
+        for protocol in _PROTOCOLS[target.protocol]:
+            kind = nft.meta("l4proto") + nft.compare(bytes([protocol]))
+            yield nft.rule(self._firewall.table, self._chain, there, kind, port, allow)
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -155,7 +158,7 @@ class Guide:
         found = IPv4Address(text)
         if found.is_global and not found.is_multicast:
             return True
-        return any(target.network is not None and found in target.network for target in self._targets)
+        return any(target.covers(found) for target in self._targets)
 
     def _let(self, target: Target, name: str, text: str, seconds: int) -> None:
         bridge, address = nft.interface(self._bridge), nft.address(text)
@@ -215,6 +218,15 @@ class Guide:
                 nft.drop_chain(self._firewall.table, self._chain),
             ]
         )
+
+
+def _to(network: IPv4Network) -> tuple[bytes, ...]:
+    """Go on only for what goes there."""
+    return (
+        nft.load("network", 16, 4),
+        nft.bits(network.netmask.packed),
+        nft.compare(network.network_address.packed),
+    )
 
 
 def _refused(element: dict[int, bytes], bridge: str) -> Refused | None:

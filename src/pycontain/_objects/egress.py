@@ -36,7 +36,9 @@ class Egress:
         """One that allows these: 'example.org:443', '*.example.org', '10.0.0.0/8', '10.0.0.1:53/udp'.
 
         Without a port every one, without '/tcp' or '/udp' both.  '*.' is for every name below, not for the
-        name itself.  Raises ValueError, TypeError.
+        name itself.  A range has link-local addresses only where it is within 169.254.0.0/16 itself.
+
+        Raises ValueError, TypeError.
         """
         new = cls()
         new.permit(*targets)
