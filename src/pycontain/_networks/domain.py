@@ -6,7 +6,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
 
 from pycontain._kernel.inside import Wanted, sockets_within
@@ -60,6 +60,17 @@ class Domain:
                     file.write(value)
             except FileNotFoundError:  # a kernel without a protocol has no settings of it
                 continue
+
+    def host_addresses(self) -> frozenset[IPv4Address | IPv6Address]:
+        """Addresses of the host's that are not this namespace's: a plain user's way out leads to them."""
+        if not self.hub:
+            return frozenset()
+        host = Netlink(ROUTE)
+        try:
+            found = frozenset(links.seen_addresses(host.ask(links.every_address())))
+        finally:
+            host.close()
+        return frozenset(one for one in found if not one.is_loopback)
 
     @property
     def locks(self) -> str | None:

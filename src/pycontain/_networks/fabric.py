@@ -121,6 +121,7 @@ class Fabric:
         if not options.internal:
             if self._outside is not None:
                 self._outside.open()
+            self.firewall.know_host(self.domain.host_addresses())
             for version in (4, 6) if subnet6 is not None else (4,):
                 if self.domain.forward(version):
                     self.firewall.keep_closed(version)
@@ -161,6 +162,7 @@ class Fabric:
         """What a container that has started is linked by; on no network yet."""
         attached = Attached(self, who)
         with self._lock:
+            self.firewall.know_host(self.domain.host_addresses())
             self._attached.append(attached)
         return attached
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from attrs import frozen
 
@@ -52,6 +52,7 @@ class Firewall:
         self.table = name
         self._own = own.encode()
         self._closed: set[int] = set()
+        self._host: frozenset[IPv4Address | IPv6Address] = frozenset()
         self.redirects = True
         """Are published ports redirected by the kernel?  Else the relay alone carries them."""
         self.masquerades = True
@@ -85,6 +86,7 @@ class Firewall:
             nft.chain(table, "policy"),
             nft.chain(table, "from_inside"),
             nft.chain(table, "to_inside"),
+            nft.chain(table, "to_host"),
             nft.base_chain(table, "forward", "filter", nft.FORWARD, 0),
             nft.base_chain(table, "input", "filter", nft.INPUT, 0),
             *rules.filters(),
@@ -125,6 +127,17 @@ class Firewall:
                 )
             ]
         )
+
+    def know_host(self, addresses: frozenset[IPv4Address | IPv6Address]) -> None:
+        """This host's services are at these, other than in the namespace of the rules."""
+        changes = []
+        for change, found in (("put", addresses - self._host), ("take", self._host - addresses)):
+            for one in found:
+                which = self.sets["host" if one.version == 4 else "host6"]
+                changes.append(getattr(which, change)(Element(one.packed)))
+        if changes:
+            self.do(changes)
+            self._host = addresses
 
     def open(self, passage: Passage) -> None:
         """Rules for a network that is about to be."""
@@ -173,6 +186,8 @@ def _sets(table: str) -> list[Set]:
         Set(table, "internal", ("interface",)),
         Set(table, "guided", ("interface",)),
         Set(table, "hosted", ("interface",)),
+        Set(table, "host", ("address",)),
+        Set(table, "host6", ("address6",)),
         Set(table, "subnets", ("address",), flags=nft.INTERVAL),
         Set(table, "subnets6", ("address6",), flags=nft.INTERVAL),
         Set(table, "current", ("interface", "mark")),
@@ -206,7 +221,7 @@ class _Rules:
         )
         known = nft.ct("state") + nft.any_bit(_KNOWN)
         accept, drop = nft.verdict("accept"), nft.verdict("drop")
-        refuse = nft.verdict("jump", "refuse")
+        refuse, to_host = nft.verdict("jump", "refuse"), nft.verdict("jump", "to_host")
         ipv4 = nft.meta("nfproto") + nft.compare(_IPV4)
         ipv6 = nft.meta("nfproto") + nft.compare(_IPV6)
         return [
@@ -216,6 +231,10 @@ class _Rules:
             rule("forward", nft.meta("iifname"), nft.meta("oifname", 2), nft.lookup("same"), accept),
             rule("forward", inward, nft.verdict("jump", "from_inside")),
             rule("forward", outward, nft.verdict("jump", "to_inside")),
+            rule("from_inside", ipv4, nft.load("network", 16, 4), nft.lookup("host"), to_host),
+            rule("from_inside", ipv6, nft.load("network", 24, 16), nft.lookup("host6"), to_host),
+            rule("to_host", nft.meta("iifname"), nft.lookup("hosted"), nft.verdict("return")),
+            rule("to_host", refuse),
             rule("from_inside", nft.meta("iifname"), nft.lookup("guided"), nft.verdict("jump", "policy")),
             rule("from_inside", nft.meta("iifname"), nft.lookup("internal"), refuse),
             rule("from_inside", nft.ct("status"), nft.any_bit(_DNAT), accept),

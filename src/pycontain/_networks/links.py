@@ -6,7 +6,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 
 from attrs import frozen
 
@@ -18,7 +18,7 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 Interface = IPv4Interface | IPv6Interface
 
 _NEWLINK, _DELLINK, _GETLINK, _SETLINK = 16, 17, 18, 19
-_NEWADDR, _NEWROUTE, _DELROUTE, _GETROUTE = 20, 24, 25, 26
+_NEWADDR, _GETADDR, _NEWROUTE, _DELROUTE, _GETROUTE = 20, 22, 24, 25, 26
 _UP = 1
 _LINK = struct.Struct("=BBHiII")
 _ADDRESS, _IFNAME, _MTU, _MASTER, _PROTINFO, _LINKINFO = 1, 3, 4, 10, 12, 18
@@ -199,6 +199,19 @@ def seen_links(answers: list[Answer]) -> Iterator[Link]:
             found.get(_ALIAS, b"").rstrip(b"\0").decode("utf-8", "replace"),
             found.get(_OPERSTATE) == bytes([_OPERATES]),
         )
+
+
+def every_address() -> Message:
+    """Ask for the addresses of all interfaces."""
+    return Message(_GETADDR, struct.pack("=BBBBi", 0, 0, 0, 0, 0), DUMP)
+
+
+def seen_addresses(answers: list[Answer]) -> Iterator[IPv4Address | IPv6Address]:
+    """What was told of addresses: the near end's, where there are two."""
+    for answer in answers:
+        if answer.kind == _NEWADDR:
+            found = dict(attributes(answer.body[8:]))
+            yield ip_address(found.get(2) or found[1])
 
 
 @frozen
