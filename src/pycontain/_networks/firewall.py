@@ -244,6 +244,16 @@ class _Rules:
                 "from_inside", ipv6, nft.load("network", 24, 16), nft.compare(nft.address(_METADATA6)), refuse
             ),
             rule("from_inside", accept),
+            # What is allowed no more does not go on to arrive; of TCP the next answer is refused.
+            rule(
+                "to_inside",
+                nft.meta("oifname"),
+                nft.lookup("guided"),
+                nft.meta("l4proto") + nft.compare(bytes([TCP]), equal=False),
+                nft.ct("direction") + nft.compare(b"\1"),
+                nft.meta("oifname") + nft.ct("mark", 12) + nft.lookup("current", absent=True),
+                drop,
+            ),
             rule("to_inside", known, accept),
             rule("to_inside", nft.ct("status"), nft.any_bit(_DNAT), accept),
             rule("to_inside", drop),

@@ -1,0 +1,170 @@
+"""N03: ways around an Egress, and past its end."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from pycontain import Container, Egress
+from pycontain._model.targets import target_of
+from tests.kernel.networks import _fabric, _nothing_is_left, world
+from tests.support.inside import PORT, ask, echo, is_cut_off, open_in, reach
+from tests.support.world import World
+
+__all__ = ["_fabric", "_nothing_is_left", "world"]
+
+_PUSH = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(("", 7001))
+print(flush=True)
+peer = s.recvfrom(64)[1]
+for line in sys.stdin:
+    s.sendto(line.encode(), peer)
+    print(flush=True)
+"""
+
+
+@contextlib.contextmanager
+def _pushing(world: World) -> Iterator[subprocess.Popen[str]]:
+    """Somebody outside who says to whoever has spoken first what it is told, unasked."""
+    command = [*world.enter, "python3", "-c", _PUSH]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _push(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(f"{text}\n")
+    process.stdin.flush()
+    process.stdout.readline()
+
+
+@pytest.mark.xdist_group("world")
+@pytest.mark.case("N03")
+@pytest.mark.control("N03")
+def test_what_is_revoked_arrives_no_more(world: World) -> None:
+    """Until then it does, also where another target goes: the control."""
+    target = f"{world.address}:7001/udp"
+    with (
+        _pushing(world) as outside,
+        Egress.allow(target, "203.0.113.0/24") as egress,
+        Container(network=egress) as one,
+        open_in(one, socket.SOCK_DGRAM) as mine,
+    ):
+        mine.settimeout(5)
+        mine.connect((world.address, 7001))
+        mine.send(b"hello")
+        _push(outside, "first")
+        assert mine.recv(64) == b"first\n"
+        egress.revoke("203.0.113.0/24")
+        mine.send(b"still here")
+        _push(outside, "second")
+        assert mine.recv(64) == b"second\n"
+        egress.revoke(target)
+        _push(outside, "third")
+        mine.settimeout(0.5)
+        with pytest.raises(OSError, match=r"\S"):
+            mine.recv(64)
+
+
+@pytest.mark.xdist_group("world")
+@pytest.mark.case("N03")
+def test_a_connection_is_cut_off_when_it_is_revoked(world: World) -> None:
+    target = f"{world.address}:{PORT}/tcp"
+    with (
+        world.serve(),
+        Egress.allow(target) as egress,
+        Container(network=egress) as one,
+        open_in(one, socket.SOCK_STREAM) as mine,
+    ):
+        mine.settimeout(5)
+        mine.connect((world.address, PORT))
+        egress.revoke(target)
+        with pytest.raises(OSError, match=r"\S"):
+            ask(mine, 1.0)
+
+
+@pytest.mark.xdist_group("world")
+@pytest.mark.case("N03")
+@pytest.mark.control("N03")
+def test_other_protocols_and_fragments_do_not_get_out(world: World) -> None:
+    """Where the address is allowed as a whole they do: the control."""
+    with Egress.allow(f"{world.address}:{PORT}/tcp") as egress, Container(network=egress) as one:
+        assert [_sent(world, one, protocol, size) for protocol, size in _WAYS] == [False] * len(_WAYS)
+        egress.permit(world.address)
+        assert [_sent(world, one, protocol, size) for protocol, size in _WAYS] == [True] * len(_WAYS)
+
+
+_WAYS = ((17, 16), (17, 9000), (1, 16), (132, 16), (47, 16), (136, 16), (253, 16))
+"""Of IP, by number: UDP whole and in fragments, ICMP, SCTP, GRE, UDP-Lite, one for experiments; bytes."""
+
+
+def _sent(world: World, container: Container, protocol: int, size: int) -> bool:
+    """Does a packet of this protocol, of a raw socket of the container's, come outside?"""
+    code = (
+        "import socket, sys; s = socket.socket(socket.AF_INET, socket.SOCK_RAW, int(sys.argv[1]));"
+        "s.settimeout(0.5); print(flush=True)\n"
+        "try:\n while True:\n"
+        "  if s.recv(65535).endswith(b'pyc-way'): print('came'); break\n"
+        "except TimeoutError: print('not')"
+    )
+    with (
+        subprocess.Popen(
+            [*world.enter, "python3", "-c", code, str(protocol)], stdout=subprocess.PIPE, text=True
+        ) as hears,
+        open_in(container, socket.SOCK_RAW, socket.AF_INET, protocol) as raw,
+    ):
+        assert hears.stdout is not None
+        hears.stdout.readline()
+        head = {17: b"\x1b\x59\x1b\x5a" + (8 + size).to_bytes(2, "big") + b"\0\0", 1: b"\x08\0\0\0\0\0\0\0"}
+        with contextlib.suppress(OSError):
+            body = b"x" * (size - 7) + b"pyc-way"
+            raw.sendto(
+                _with_sum(protocol, head.get(protocol, b"\x1b\x59\x1b\x58") + body), (world.address, 0)
+            )
+        return hears.stdout.read().strip() == "came"
+
+
+def _with_sum(protocol: int, packet: bytes) -> bytes:
+    """ICMP without a checksum is no packet that a firewall tracks."""
+    if protocol != 1:
+        return packet
+    padded = packet + b"\0" * (len(packet) % 2)
+    total = sum(int.from_bytes(padded[at : at + 2], "big") for at in range(0, len(padded), 2))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return packet[:2] + (0xFFFF - total).to_bytes(2, "big") + packet[4:]
+
+
+@pytest.mark.xdist_group("world")
+@pytest.mark.case("N03", "N07")
+def test_containers_of_one_egress_do_not_meet(world: World) -> None:
+    with (
+        Egress.allow("0.0.0.0/0") as egress,
+        Container(network=egress) as one,
+        Container(network=egress) as other,
+        echo(other),
+        world.serve(),
+    ):
+        assert other.address is not None
+        assert reach(one, world.address) == world.host
+        assert is_cut_off(one, other.address)
+        assert reach(other, other.address) is not None
+
+
+@pytest.mark.parametrize("name", [r"x\.example.org", r"evil\046example.org", r"a\\.example.org"])
+def test_a_dot_within_a_label_is_no_border(name: str) -> None:
+    assert not target_of("*.example.org").names(name)
+    assert target_of("*.example.org").names("x.example.org")
