@@ -29,7 +29,7 @@ def pair(engine: Engine) -> Iterator[tuple[Domain, World]]:
     world = World()
     yield domain, world
     world.close()
-    domain.close()
+    domain.forget()
 
 
 @contextlib.contextmanager

@@ -115,14 +115,13 @@ class Domain:
                     ) from error
         return os.pread(fd, 1, 0) == b"1"
 
-    def close(self) -> None:
-        """Close the sockets, and with them what they own; forwarding is as before when nobody is left."""
+    def put_forwarding_back(self) -> None:
+        """Forwarding is as before when nobody else is left."""
         for version, fd in self._forwarding.items():
             _put_back(version, fd)
-        self.forget()
 
     def forget(self) -> None:
-        """Close the fds alone."""
+        """Close the fds."""
         for fd in self._forwarding.values():
             os.close(fd)
         self._forwarding.clear()

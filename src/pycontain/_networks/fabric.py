@@ -55,10 +55,10 @@ class Fabric:
             raise unsupported("the kernel has none") from error
         try:
             self.firewall = Firewall(self.domain.rules, f"pycontain-{owner}", self._prefix)
-            self.guard = Guard(self.domain.rules, f"pycontain-{owner}")
+            self.guard = Guard(self.domain.rules, f"pycontain-{owner}", self.firewall.stays)
             self.subnets = Subnets(self.domain.locks, self.domain.in_use)
         except BaseException:
-            self.domain.close()
+            self.domain.forget()
             raise
         self.names = NameService()
         self._outside = Outside(self.domain, self._pid()) if hub else None
@@ -191,7 +191,9 @@ class Fabric:
                 self._relay.close()
             if self._outside is not None:
                 self._outside.close()
-            self.domain.close()
+            self.domain.put_forwarding_back()
+            self.firewall.close()
+            self.domain.forget()
             self.subnets.close()
 
     def forget(self) -> None:

@@ -1,10 +1,14 @@
-"""The rules of an engine's networks: one table, which goes with its socket and which no flush touches.
+"""The rules of an engine's networks, in tables that no flush touches.
+
+What refuses stays when the engine is killed, until its containers are dead and somebody collects the rest.
+What leads packets elsewhere goes with the engine's socket.
 
 The rules stand from the start and name no container; what changes are elements of sets.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -56,8 +60,10 @@ class Firewall:
         self.redirects = True
         """Are published ports redirected by the kernel?  Else the relay alone carries them."""
         self.masquerades = True
-        sets = _sets(name)
+        self._nat = f"{name}-nat"
+        sets = _sets(name, self._nat)
         self.sets = {one.name: one for one in sets}
+        self.stays = self._make_tables()
         try:
             self._install(sets, refuse=True)
         except NetlinkError as error:
@@ -68,6 +74,22 @@ class Firewall:
             except NetlinkError as again:
                 raise unsupported(again) from again
 
+    def _make_tables(self) -> bool:
+        """Does what refuses stay when this process is killed?"""
+        for stays in (True, False):
+            try:
+                self.do([nft.table(self.table, stays=stays), nft.table(self._nat)])
+            except NetlinkError as error:
+                if not stays or error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                    raise unsupported(error) from error
+                continue
+            return stays
+        raise AssertionError
+
+    def close(self) -> None:
+        """Remove it."""
+        remove_tables(self._socket, self.table)
+
     def _install(self, sets: Sequence[Set], *, refuse: bool) -> None:
         table = self.table
         refusal = [
@@ -76,9 +98,8 @@ class Firewall:
         ]
         if not refuse:
             refusal = [[nft.verdict("drop")]]
-        rules = _Rules(table, self._own, refusal)
+        rules = _Rules(table, self._nat, self._own, refusal)
         messages = [
-            nft.table(table),
             *(one.new(at + 1) for at, one in enumerate(sets)),
             nft.chain(table, "refuse"),
             nft.chain(table, "allow"),
@@ -179,7 +200,14 @@ class Firewall:
         self.do([self.sets[which].take(element) if gone else self.sets[which].put(element)])
 
 
-def _sets(table: str) -> list[Set]:
+def remove_tables(socket: Netlink, name: str) -> None:
+    """Remove what is there of the tables of an engine."""
+    for table, family in ((name, nft.INET), (f"{name}-nat", nft.INET), (name, nft.BRIDGE)):
+        with contextlib.suppress(NetlinkError):
+            socket.do_at_once([nft.drop_table(table, family)])
+
+
+def _sets(table: str, nat: str) -> list[Set]:
     target: tuple[nft.FieldType, ...] = ("interface", "address", "protocol", "port")
     return [
         Set(table, "same", ("interface", "interface")),
@@ -188,16 +216,16 @@ def _sets(table: str) -> list[Set]:
         Set(table, "hosted", ("interface",)),
         Set(table, "host", ("address",)),
         Set(table, "host6", ("address6",)),
-        Set(table, "subnets", ("address",), flags=nft.INTERVAL),
-        Set(table, "subnets6", ("address6",), flags=nft.INTERVAL),
+        Set(nat, "subnets", ("address",), flags=nft.INTERVAL),
+        Set(nat, "subnets6", ("address6",), flags=nft.INTERVAL),
         Set(table, "current", ("interface", "mark")),
         Set(table, "generation", ("interface",), to=("mark",)),
         Set(table, "guides", ("interface",), to=("verdict",)),
         Set(table, "learned", target, flags=nft.TIMEOUT),
         Set(table, "learned_any", target[:2], flags=nft.TIMEOUT),
         Set(table, "refused", target, flags=nft.EVAL | nft.TIMEOUT, size=4096, timeout=3_600_000),
-        Set(table, "ports", ("protocol", "port"), to=("address", "port")),
-        Set(table, "ports_at", ("address", "protocol", "port"), to=("address", "port")),
+        Set(nat, "ports", ("protocol", "port"), to=("address", "port")),
+        Set(nat, "ports_at", ("address", "protocol", "port"), to=("address", "port")),
     ]
 
 
@@ -206,6 +234,7 @@ class _Rules:
     """The rules, in the order in which they are tried."""
 
     table: str
+    nat: str
     own: bytes
     refusal: list[list[bytes]]
 
@@ -307,7 +336,7 @@ class _Rules:
 
     def masquerade(self) -> list[Message]:
         """What leaves this host leaves from its address; a container's own published port is reached too."""
-        messages = [nft.base_chain(self.table, "leave", "nat", nft.POSTROUTING, 100)]
+        messages = [nft.base_chain(self.nat, "leave", "nat", nft.POSTROUTING, 100)]
         for protocol, offset, size, which in ((_IPV4, 12, 4, "subnets"), (_IPV6, 8, 16, "subnets6")):
             ours = (
                 nft.meta("nfproto")
@@ -317,8 +346,8 @@ class _Rules:
             )
             elsewhere = nft.meta("oifname") + nft.compare(PREFIX, equal=False)
             redirected = nft.ct("status") + nft.any_bit(_DNAT)
-            messages.append(self._rule("leave", ours, elsewhere, nft.masquerade()))
-            messages.append(self._rule("leave", ours, redirected, nft.masquerade()))
+            messages.append(nft.rule(self.nat, "leave", ours, elsewhere, nft.masquerade()))
+            messages.append(nft.rule(self.nat, "leave", ours, redirected, nft.masquerade()))
         return messages
 
     def redirect(self) -> list[Message]:
@@ -333,9 +362,9 @@ class _Rules:
         proto, port = nft.meta("l4proto"), nft.load("transport", 2, 2, 9)
         bound = nft.load("network", 16, 4) + nft.meta("l4proto", 9) + nft.load("transport", 2, 2, 10)
         return [
-            nft.base_chain(self.table, "arrive", "nat", nft.PREROUTING, -100),
-            self._rule("arrive", start, bound, nft.lookup("ports_at", to=1), nft.redirect(1, 9)),
-            self._rule("arrive", start, proto, port, nft.lookup("ports", to=1), nft.redirect(1, 9)),
+            nft.base_chain(self.nat, "arrive", "nat", nft.PREROUTING, -100),
+            nft.rule(self.nat, "arrive", start, bound, nft.lookup("ports_at", to=1), nft.redirect(1, 9)),
+            nft.rule(self.nat, "arrive", start, proto, port, nft.lookup("ports", to=1), nft.redirect(1, 9)),
         ]
 
 

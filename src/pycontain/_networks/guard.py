@@ -32,6 +32,7 @@ class Guard:
 
     socket: Netlink
     table: str
+    stays: bool
     _made: bool = False
     _lock: threading.Lock = field(factory=threading.Lock)
     _held: dict[str, list[tuple[Set, Element]]] = field(factory=dict)
@@ -79,7 +80,7 @@ class Guard:
         owned, strange = nft.lookup("addresses6"), nft.lookup("addresses6", absent=True)
         unspecified = nft.load("network", 8, 16) + nft.compare(b"\0" * 16)
         return [
-            nft.table(table, BRIDGE),
+            nft.table(table, BRIDGE, stays=self.stays),
             *(one.new(at + 1) for at, one in enumerate(self._sets)),
             nft.chain(table, "guard", BRIDGE),
             nft.base_chain(table, "come", "filter", nft.PREROUTING, -300, BRIDGE),

@@ -1,18 +1,19 @@
-"""What a dead engine left of its networks: interfaces, forwarding; its rules went with its socket."""
+"""What a dead engine left of its networks."""
 
 from __future__ import annotations
 
 import contextlib
 
-from pycontain._kernel.netlink import ROUTE, Netlink, NetlinkError
+from pycontain._kernel.netlink import NETFILTER, ROUTE, Netlink, NetlinkError
 from pycontain._networks import links
 from pycontain._networks.domain import put_forwarding_back
+from pycontain._networks.firewall import remove_tables
 
 
-def remove_links(owner: str) -> None:
-    """Remove every interface of an owner, and its share in forwarding.
+def remove_networks(owner: str) -> None:
+    """Remove every interface of a dead owner, its share in forwarding, and last the rules.
 
-    Raises OSError where they cannot even be listed.
+    Raises OSError where interfaces cannot even be listed.
     """
     route = Netlink(ROUTE)
     try:
@@ -23,3 +24,9 @@ def remove_links(owner: str) -> None:
     finally:
         route.close()
     put_forwarding_back()
+    with contextlib.suppress(OSError):  # a kernel without nf_tables
+        rules = Netlink(NETFILTER)
+        try:
+            remove_tables(rules, f"pycontain-{owner}")
+        finally:
+            rules.close()

@@ -23,7 +23,7 @@ PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = range(5)
 _SUBSYSTEM = 10 << 8
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _DELCHAIN = 0, 2, 3, 5
 _NEWRULE, _DELRULE, _NEWSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM = 6, 8, 9, 12, 13, 14
-_OWNED = 2
+_OWNED, _PERSISTENT = 2, 4
 INTERVAL, MAP, TIMEOUT, EVAL = 0x4, 0x8, 0x10, 0x20
 """Flags of sets."""
 
@@ -74,9 +74,13 @@ def port(number: int) -> bytes:
     return struct.pack(">H", number)
 
 
-def table(name: str, family: int = INET) -> Message:
-    """A table that goes with the socket that makes it, and that nobody else may change or flush."""
-    return _message(_NEWTABLE, family, attribute(1, name), attribute(2, _be(_OWNED)), flags=CREATE | EXCL)
+def table(name: str, family: int = INET, *, stays: bool = False) -> Message:
+    """A table that nobody else may change or flush, and that goes with the socket that makes it.
+
+    stays: until somebody removes it, which anybody may once the socket is closed (Linux 6.9).
+    """
+    kind = _OWNED | _PERSISTENT if stays else _OWNED
+    return _message(_NEWTABLE, family, attribute(1, name), attribute(2, _be(kind)), flags=CREATE | EXCL)
 
 
 def drop_table(name: str, family: int = INET) -> Message:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import socket
 from collections.abc import Sequence
 from ipaddress import ip_address
@@ -48,7 +49,7 @@ class Publisher:
     def __init__(self, get_relay: Callable[[], Relay], firewall: Firewall | None) -> None:
         self._get_relay = get_relay
         self._firewall = firewall
-        self._number = 0
+        self._numbers = itertools.count(1)
 
     def publish(self, ports: Sequence[Published], target: str) -> list[Bound]:
         """Publish them all or none.  Raises Conflict for one that is taken, UnsupportedError, StateError."""
@@ -64,8 +65,7 @@ class Publisher:
     def _one(self, wanted: Published, target: str) -> Bound:
         protocol, kind = _KINDS[wanted.protocol]
         sockets, port = _sockets(wanted, kind)
-        self._number += 1
-        bound = Bound(wanted, port, self._number, target)
+        bound = Bound(wanted, port, next(self._numbers), target)
         try:
             self._get_relay().serve(
                 bound.number, protocol, [one.fileno() for one in sockets], target, wanted.inner

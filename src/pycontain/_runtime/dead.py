@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from pycontain._cgroups import group as groups
-from pycontain._networks.leftover import remove_links
+from pycontain._networks.leftover import remove_networks
 from pycontain._state.owner import Claim, claim_dead
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _collect(claim: Claim, layout: Layout, janitor: Launcher, live: int) -> bool
         try:
             groups_gone = groups.collect(claim.owner, layout)
             if os.geteuid() == 0:  # a plain user's were in a namespace that is gone
-                remove_links(claim.owner)
+                remove_networks(claim.owner)
             janitor.remove(live, claim.owner)
             if groups_gone:
                 return True
