@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING
 
@@ -44,7 +44,11 @@ class Place:
 
 @frozen(kw_only=True)
 class Identity:
-    """Who is to be linked.  groups: how many group ids it has; raw: may it send what it likes?"""
+    """Who is to be linked.
+
+    pidfd: taken over.  groups: how many group ids it has.  raw: may it send what it likes?  is_shared: does
+    anybody else live in its network namespace?
+    """
 
     container: str
     name: str
@@ -53,6 +57,7 @@ class Identity:
     pidfd: int
     groups: int
     raw: bool
+    is_shared: Callable[[], bool]
 
 
 class Attached:
@@ -95,7 +100,7 @@ class Attached:
             return member
 
     def _failure(self, bridge: Bridge, error: NetlinkError | StartError) -> Exception:
-        if self._fabric.is_dead(self._who.pidfd):
+        if error.errno == errno.ESRCH or self._fabric.is_dead(self._who.pidfd):
             return StateError(f"container {self._who.name} is not running")
         hint = "a bridge has 1024 ports: use a second network" if error.errno == errno.EXFULL else None
         return StartError(
@@ -123,6 +128,8 @@ class Attached:
         if self._who.raw:
             self._fabric.guard.admit(bridge, member)
         route.do([links.pair(member.port, peer), links.join(member.port, bridge.index)])
+        if self._fabric.is_dead(self._who.pidfd):
+            raise StateError(f"container {self._who.name} is not running")  # its pid may be another's already
         if bridge.options.guided:
             index = next(links.seen_links(route.ask(links.find(member.port)))).index
             route.do([links.isolate(index)])
@@ -235,29 +242,34 @@ class Attached:
             return {bridge.name: str(member.address) for bridge, member in self.members.items()}
 
     def let_go(self) -> None:
-        """The container has ended: its interfaces go with its namespace.
+        """The container has ended: its interfaces go with its namespace, or now where others are in that.
 
         Idempotent, also where an interrupt ended it half-way.
         """
         with self._lock:
+            self._ended = True
             if self._over:
                 return
-            self._ended = True
             self._fabric.publisher.withdraw(self.bound)
             self.bound = []
             if self._inner is not None:
                 self._fabric.names.drop(self.client)
                 self._inner.close()
             self.members = {}
+            drop = self._unlink if self._who.is_shared() else self._leave
             for bridge, member in self._fabric.members(self._who.container):
-                self._leave(bridge, member)
+                drop(bridge, member)
             self._fabric.left(self)
             self._over = True  # another of the same id may be there from now on
+            os.close(self._who.pidfd)
 
     def forget(self) -> None:
         """In a forked child: close the fds alone."""
         self._lock = threading.RLock()
         self._ended = True
+        if not self._over:
+            self._over = True
+            os.close(self._who.pidfd)
         if self._inner is not None:
             with contextlib.suppress(OSError):
                 os.close(self._inner.detach())

@@ -180,8 +180,10 @@ class Fabric:
     def close(self) -> None:
         """Remove every network; the containers have ended."""
         with self._lock:
-            for attached in list(self._attached):
-                attached.let_go()
+            left = list(self._attached)
+        for attached in left:  # without the lock, which who connects takes after its own
+            attached.let_go()
+        with self._lock:
             for bridge in list(self.bridges.values()):
                 with contextlib.suppress(OSError):
                     bridge.unmake()

@@ -146,7 +146,8 @@ class Attempt:
         join = None
         if self.spec.linkage.kind == JOINED:
             join = len(self._outgoing)
-            self._outgoing.append(self.engine.find_named(self.spec.linkage.other).pidfd)
+            self._fds.append(self.engine.find_named(self.spec.linkage.other).share())
+            self._outgoing.append(self._fds[-1])
         self._outgoing += self._streams
         plan = self.template.fill(
             self.spec, self._block, entrance, self._command, spare=self._spare is not None, join=join

@@ -44,24 +44,28 @@ class Linkage:
 def attach(running: Running, places: Sequence[Place], ports: Sequence[Published]) -> None:
     """Link a container that runs, and publish its ports; whoever started it ends it where this raises.
 
-    Raises StartError, Conflict, UnsupportedError.
+    Raises StartError, Conflict, StateError, UnsupportedError.
     """
     from pycontain._networks.attached import Identity
 
     spec, engine = running.spec, running.engine
     # As the writer's user namespace counts them, which is the host's for root.
     groups = 1 << 31 if engine.features.privileged else engine.sub_ids or 1
-    who = Identity(
-        container=spec.id,
-        name=spec.name,
-        hostname=spec.hostname,
-        pid=running.pid,
-        pidfd=running.pidfd,
-        groups=groups,
-        raw=bool(spec.security.capabilities & _RAW),
+    fabric = engine.fabric
+    attached = running.attach(
+        lambda pidfd: fabric.attached(
+            Identity(
+                container=spec.id,
+                name=spec.name,
+                hostname=spec.hostname,
+                pid=running.pid,
+                pidfd=pidfd,
+                groups=groups,
+                raw=bool(spec.security.capabilities & _RAW),
+                is_shared=lambda: running.shared,
+            )
+        )
     )
-    attached = running.attached = engine.fabric.attached(who)
-    running.dependents.append(attached)
     for place in places:
         attached.connect(place)
     if ports:

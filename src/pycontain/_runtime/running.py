@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from attrs import define, field
@@ -73,6 +73,7 @@ class Running:
     filing: threading.Lock = field(factory=threading.Lock)
     filer: Filer | None = None
     attached: Attached | None = None
+    shared: bool = False
 
     @still.default
     def _still(self) -> threading.Condition:
@@ -133,6 +134,25 @@ class Running:
             self.users -= 1
             if self.ended and self.users == 0:
                 os.close(self.control)
+
+    def share(self) -> int:
+        """A pidfd for who joins its namespaces, which last longer than it then.  Raises StateError."""
+        with self.lock:
+            if self.ended:
+                raise StateError(f"container {self.spec.name} is not running")
+            self.shared = True
+            return os.dup(self.pidfd)
+
+    def attach(self, make: Callable[[int], Attached]) -> Attached:
+        """Its networks, made with a pidfd of their own the first time.  Raises StateError."""
+        with self.lock:
+            # Who ends it sets this first, under the lock, and looks for dependents then.
+            if self.ended:
+                raise StateError(f"container {self.spec.name} is not running")
+            if self.attached is None:
+                self.attached = make(os.dup(self.pidfd))
+                self.dependents.append(self.attached)
+            return self.attached
 
     @property
     def dead(self) -> bool:
