@@ -98,6 +98,8 @@ def test_a_container_without_a_network_is_linked_by_many_at_once(engine: Engine)
             with Container() as one, ThreadPoolExecutor(4) as pool:
                 assert len(set(pool.map(lambda network: network.connect(one), networks))) == 4
                 assert len(one.addresses) == 4
+                running = one._live()
+                assert running.attach(lambda pidfd: pytest.fail("again")) is running.attached
             assert not [attached for attached in engine.fabric._attached if attached.addresses]
 
 
