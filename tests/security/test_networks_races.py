@@ -18,7 +18,7 @@ from pycontain._kernel.inside import Wanted
 from pycontain._networks.attached import Attached
 from pycontain._networks.domain import Domain
 from pycontain._networks.publish import Publisher
-from tests.kernel.networks import _fabric, _nothing_is_left, net
+from tests.kernel.networks import _fabric, _nothing_is_left, net, root_only
 from tests.security.test_networks_neighbours import _settled, _state
 
 __all__ = ["_fabric", "_nothing_is_left", "net"]
@@ -92,6 +92,7 @@ def _interrupted(*_: object) -> None:
 
 @pytest.mark.case("N08")
 def test_a_container_without_a_network_is_linked_by_many_at_once(engine: Engine) -> None:
+    root_only(engine)
     with contextlib.ExitStack() as stack:
         networks = [stack.enter_context(Network(f"pyc-{at}", internal=True)) for at in range(4)]
         for _ in range(5):
