@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from pycontain import Container, Egress
+from pycontain import Container, Egress, Engine
 from pycontain._model.targets import target_of
+from pycontain._networks import nft
+from pycontain._networks.firewall import Firewall
+from pycontain._networks.outside import problems
+from pycontain._networks.policy import Guide
 from tests.kernel.networks import _fabric, _nothing_is_left, world
 from tests.support.inside import PORT, ask, echo, is_cut_off, open_in, reach
 from tests.support.world import World
@@ -168,3 +173,65 @@ def test_containers_of_one_egress_do_not_meet(world: World) -> None:
 def test_a_dot_within_a_label_is_no_border(name: str) -> None:
     assert not target_of("*.example.org").names(name)
     assert target_of("*.example.org").names("x.example.org")
+
+
+_SAID = {
+    "93.184.216.34": True, "10.1.2.3": False, "192.168.1.1": False, "172.16.0.1": False, "100.64.0.1": False,
+    "127.0.0.1": False, "0.0.0.0": False, "169.254.169.254": False, "224.0.0.1": False, "255.255.255.255": False,
+    "240.0.0.1": False, "192.0.0.192": False, "168.63.129.16": False, "::1": False, "::ffff:8.8.8.8": False, "2606:4700::1111": False,
+}  # fmt: skip
+"""Addresses that the owner of an allowed name says it has, and whether that lets them be reached."""
+
+
+@pytest.mark.case("N03")
+@pytest.mark.control("N03")
+def test_names_lead_to_public_addresses_alone(engine: Engine) -> None:
+    """Unless a range has the address: the control."""
+    with _egress(engine, "example.org:443/tcp", "*.rebound.org") as (egress, guide):
+        for name in ("example.org", "a.rebound.org"):
+            assert guide.learned(name, list(_SAID), 2**31 - 1) == ["93.184.216.34"]
+        elements = {key for _, key in guide._learned}
+        assert len(elements) == 2
+        assert all(nft.address("93.184.216.34") in key for key in elements)
+        egress.permit("10.0.0.0/8", "0.0.0.0/0")
+        assert "10.1.2.3" in guide.learned("example.org", list(_SAID), 1)
+        assert "169.254.169.254" not in guide.learned("example.org", list(_SAID), 1)
+        egress.permit("169.254.169.254")
+        assert "169.254.169.254" in guide.learned("example.org", list(_SAID), 1)
+
+
+@pytest.mark.case("N03")
+def test_nobody_says_for_ever_where_a_name_is(engine: Engine) -> None:
+    with _egress(engine, "example.org") as (_, guide):
+        guide.learned("example.org", ["93.184.216.34"], 2**31 - 1)
+        assert all(until < time.monotonic() + 90000 for _, until in guide._learned.values())
+
+
+@pytest.mark.case("N03")
+def test_a_revocation_that_failed_is_made_again(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with _egress(engine, "10.0.0.0/8", "example.org") as (egress, guide):
+        guide.learned("example.org", ["93.184.216.34"], 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(Firewall, "do", _refused)
+            with pytest.raises(OSError, match="refused"):
+                egress.revoke("10.0.0.0/8", "example.org")
+        assert egress.targets == ["10.0.0.0/8", "example.org"]
+        assert len(guide._learned) == 1
+        egress.revoke("10.0.0.0/8", "example.org")
+        assert egress.targets == []
+        assert guide._learned == {}
+
+
+def _refused(*_: object) -> None:
+    raise OSError("refused")
+
+
+@contextlib.contextmanager
+def _egress(engine: Engine, *targets: str) -> Iterator[tuple[Egress, Guide]]:
+    """What the name service asks and tells."""
+    if not engine.features.privileged and problems():
+        pytest.skip("no way out for this user")
+    with Egress.allow(*targets) as egress:
+        guide = egress.bridge_of(engine).policy
+        assert isinstance(guide, Guide)
+        yield egress, guide

@@ -91,6 +91,20 @@ def _interrupted(*_: object) -> None:
 
 
 @pytest.mark.case("N08")
+def test_who_was_not_taken_off_may_be_again(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Container(network=net) as one, Network("pyc-more", internal=True) as more:
+        more.connect(one)
+        with monkeypatch.context() as patch:
+            patch.setattr(Attached, "_unlink", _interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                more.disconnect(one)
+        assert set(one.addresses) == {"pyc-net", "pyc-more"}
+        more.disconnect(one)
+        assert set(one.addresses) == {"pyc-net"}
+        assert more.containers == {}
+
+
+@pytest.mark.case("N08")
 def test_a_container_without_a_network_is_linked_by_many_at_once(engine: Engine) -> None:
     root_only(engine)
     with contextlib.ExitStack() as stack:

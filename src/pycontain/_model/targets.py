@@ -10,6 +10,8 @@ from attrs import frozen
 from pycontain._model.sizes import shown
 
 LINK_LOCAL = IPv4Network("169.254.0.0/16")
+_NEITHER = (IPv4Network("192.0.0.0/24"), IPv4Network("168.63.129.16/32"))
+"""Not public, whatever the version of Python makes of it: clouds have metadata there too."""
 _TARGET = re.compile(r"(?P<what>[^:]+?)(?::(?P<port>\d{1,5}))?(?:/(?P<protocol>tcp|udp))?")
 _ADDRESS = re.compile(r"\d{1,3}(\.\d{1,3}){3}(/\d{1,2})?")
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
@@ -44,6 +46,13 @@ class Target:
     def is_link_local(self) -> bool:
         """Is it a range of link-local addresses, where clouds tell instances their secrets?"""
         return self.network is not None and self.network.subnet_of(LINK_LOCAL)
+
+
+def is_public(address: IPv4Address) -> bool:
+    """May whoever owns a name say that it is there?"""
+    if address.is_multicast or any(address in one for one in _NEITHER):
+        return False
+    return address.is_global
 
 
 def target_of(text: str) -> Target:

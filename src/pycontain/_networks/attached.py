@@ -193,16 +193,26 @@ class Attached:
         bridge.dismiss(member)
 
     def disconnect(self, bridge: Bridge) -> None:
-        """Take it off a network: nobody reaches it there any more when this returns.  Raises NotFound."""
+        """Take it off a network: nobody reaches it there any more when this returns.  Raises NotFound.
+
+        Where it fails it is on it still, and may be taken off again.
+        """
         with self._lock:
-            member = self.members.pop(bridge, None)
+            member = self.members.get(bridge)
             if member is None:
                 raise NotFound(f"container {self._who.name} is not on the network {bridge.name}")
+            bound: list[Bound] = []
             if self.bound and self.bound[0].target == str(member.address):
-                self._republish()
+                bound, self.bound = self.bound, []
+                self._fabric.publisher.withdraw(bound)
             self.client.leave(bridge.zone)
             self._unlink(bridge, member)
+            self.members.pop(bridge, None)
             self._tell_names()
+            if bound:
+                # They go with the network; where another one leads outside, they are published there.
+                with contextlib.suppress(StateError):
+                    self.publish([one.again for one in bound])
 
     def _tell_names(self) -> None:
         bridges = list(self.members)
@@ -227,13 +237,6 @@ class Attached:
             if not bridge.options.internal:
                 return bridge, member
         raise StateError(f"container {self._who.name} is on no network that leads outside")
-
-    def _republish(self) -> None:
-        """They go with the network; where another one leads outside, they are published there."""
-        bound, self.bound = self.bound, []
-        self._fabric.publisher.withdraw(bound)
-        with contextlib.suppress(StateError):
-            self.publish([one.again for one in bound])
 
     @property
     def addresses(self) -> Mapping[str, str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from pycontain._kernel.netlink import Message, NetlinkError, attributes
-from pycontain._model.targets import LINK_LOCAL, Target
+from pycontain._model.targets import LINK_LOCAL, Target, is_public
 from pycontain._networks import nft
 from pycontain._networks.firewall import TCP, UDP
 from pycontain._networks.nft import Element
@@ -27,6 +27,10 @@ _PROTOCOLS = {"tcp": (TCP,), "udp": (UDP,), "": (TCP, UDP)}
 _NAMES = {TCP: "tcp", UDP: "udp", 1: "icmp"}
 _KEPT = 300
 """Seconds that an address stays allowed at least: clients keep what they were told longer than it says."""
+_KEPT_LONGEST = 86400
+"""And at most: whoever had a name for a moment has said so for ever else."""
+_Learned = tuple[str, float]
+"""Of what name, and until when."""
 _MOST_NAMES = 4096
 _MOST_LEARNED = 16384
 
@@ -52,7 +56,7 @@ class Guide:
         self._firewall: Firewall = bridge.firewall
         self._chain = f"to_{bridge.link}"
         self._targets = tuple(targets)
-        self._learned: dict[tuple[str, bytes], tuple[str, float]] = {}
+        self._learned: dict[tuple[str, bytes], _Learned] = {}
         self._names: dict[str, int] = {}
         self._generation = 1
         self._lock = threading.RLock()
@@ -60,23 +64,23 @@ class Guide:
         self._firewall.do(
             [
                 nft.chain(self._firewall.table, self._chain),
-                *self._ranges(),
+                *self._ranges(self._targets),
                 self._firewall.sets["guides"].put(Element(name, jump=self._chain)),
-                *self._marks("put"),
+                *self._marks("put", self._generation),
             ]
         )
 
-    def _marks(self, change: str) -> list[Message]:
+    def _marks(self, change: str, generation: int) -> list[Message]:
         """What connections that were let through bear."""
-        name, mark = nft.interface(self._bridge), self._generation.to_bytes(4, sys.byteorder)
+        name, mark = nft.interface(self._bridge), generation.to_bytes(4, sys.byteorder)
         sets = self._firewall.sets
         return [
             getattr(sets["current"], change)(Element(nft.key(name, mark))),
             getattr(sets["generation"], change)(Element(name, value=mark)),
         ]
 
-    def _ranges(self) -> Iterator[Message]:
-        ranges = [one for one in self._targets if one.network is not None]
+    def _ranges(self, targets: Sequence[Target]) -> Iterator[Message]:
+        ranges = [one for one in targets if one.network is not None]
         for target in ranges:
             if target.is_link_local:
                 yield from self._range(target)
@@ -105,25 +109,26 @@ class Guide:
     def change(self, targets: Sequence[Target]) -> None:
         """Allow these from now on; connections to what is not among them any more are refused."""
         with self._lock:
-            gone = set(self._targets) - set(targets)
-            self._targets = tuple(targets)
-            messages = [nft.empty_chain(self._firewall.table, self._chain), *self._ranges()]
-            if gone:
-                messages += self._forgotten()
-                messages += self._marks("take")
-                self._generation += 1
-                messages += self._marks("put")
+            targets, generation, kept = tuple(targets), self._generation, self._learned
+            messages = [nft.empty_chain(self._firewall.table, self._chain), *self._ranges(targets)]
+            if set(self._targets) - set(targets):
+                kept, forgotten = self._sifted(targets)
+                generation += 1
+                messages += forgotten
+                messages += self._marks("take", self._generation)
+                messages += self._marks("put", generation)
             self._firewall.do(messages)
+            self._targets, self._generation, self._learned = targets, generation, kept
 
-    def _forgotten(self) -> list[Message]:
-        """What was learned of names that are not allowed any more."""
-        now, messages = time.monotonic(), []
-        for (which, key), (name, until) in list(self._learned.items()):
-            if not any(target.names(name) for target in self._targets) or until < now:
-                del self._learned[which, key]
-                if until > now + 1:
-                    messages.append(self._firewall.sets[which].take(Element(key)))
-        return messages
+    def _sifted(self, targets: Sequence[Target]) -> tuple[dict[tuple[str, bytes], _Learned], list[Message]]:
+        """What was learned of names that are still allowed, and how to forget the rest."""
+        now, messages, kept = time.monotonic(), [], {}
+        for (which, key), (name, until) in self._learned.items():
+            if any(target.names(name) for target in targets) and until >= now:
+                kept[which, key] = name, until
+            elif until > now + 1:
+                messages.append(self._firewall.sets[which].take(Element(key)))
+        return kept, messages
 
     # The name service's side -----------------------------------------------------------------------------
 
@@ -145,7 +150,7 @@ class Guide:
         """
         with self._lock:
             told = [one for one in addresses if self._may_be_told(one)]
-            until = max(ttl, _KEPT)
+            until = min(max(ttl, _KEPT), _KEPT_LONGEST)
             for target in self._targets:
                 if target.names(name):
                     for address in told:
@@ -156,13 +161,13 @@ class Guide:
         if ":" in text:
             return False
         found = IPv4Address(text)
-        if found.is_global and not found.is_multicast:
+        if is_public(found):
             return True
         return any(target.covers(found) for target in self._targets)
 
     def _let(self, target: Target, name: str, text: str, seconds: int) -> None:
         bridge, address = nft.interface(self._bridge), nft.address(text)
-        if not IPv4Address(text).is_global:
+        if not is_public(IPv4Address(text)):
             return  # its range's rule allows what may be reached there
         if not target.port and not target.protocol:
             self._put("learned_any", nft.key(bridge, address), name, seconds)
@@ -211,10 +216,13 @@ class Guide:
     def close(self) -> None:
         """The network goes."""
         name = nft.interface(self._bridge)
+        with self._lock:
+            self._learned, forgotten = self._sifted(())
         self._firewall.do(
             [
+                *forgotten,
                 self._firewall.sets["guides"].take(Element(name, jump=self._chain)),
-                *self._marks("take"),
+                *self._marks("take", self._generation),
                 nft.drop_chain(self._firewall.table, self._chain),
             ]
         )

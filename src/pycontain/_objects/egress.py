@@ -48,8 +48,7 @@ class Egress:
         """Allow more, at once.  Raises ValueError, TypeError."""
         found = [target_of(one) for one in targets]
         with self._lock:
-            self._targets.update(dict.fromkeys(found))
-            self._change()
+            self._change({**self._targets, **dict.fromkeys(found)})
 
     def revoke(self, *targets: str) -> None:
         """Allow these no more, at once: connections that were made are cut off too.
@@ -61,14 +60,14 @@ class Egress:
             for one in found:
                 if one not in self._targets:
                     raise ValueError(f"{one.text!r} was not allowed")
-            for one in found:
-                del self._targets[one]
-            self._change()
+            self._change({one: None for one in self._targets if one not in found})
 
-    def _change(self) -> None:
+    def _change(self, targets: dict[Target, None]) -> None:
+        """What holds is told last: a change that fails may be made again."""
         for bridge, guide in list(self._guides.values()):
             if not bridge.gone:
-                guide.change(tuple(self._targets))
+                guide.change(tuple(targets))
+        self._targets = targets
 
     @property
     def targets(self) -> list[str]:
