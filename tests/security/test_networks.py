@@ -203,7 +203,7 @@ def test_host_and_metadata_are_out_of_reach(outside: Network, world: World) -> N
 def test_without_the_rule_metadata_is_reached(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(firewall, "_LINK_LOCAL", b"\xc0\x00")
+    monkeypatch.setattr(firewall, "METADATA", ())
     with (
         Engine(tmp_path) as engine,
         Network("pyc-weak", host_access=True, engine=engine) as weak,

@@ -9,9 +9,13 @@ from attrs import frozen
 
 from pycontain._model.sizes import shown
 
-LINK_LOCAL = IPv4Network("169.254.0.0/16")
-_NEITHER = (IPv4Network("192.0.0.0/24"), IPv4Network("168.63.129.16/32"))
-"""Not public, whatever the version of Python makes of it: clouds have metadata there too."""
+METADATA = tuple(
+    IPv4Network(one) for one in ("169.254.0.0/16", "100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32")
+)
+METADATA6 = ("fd00:ec2::254", "fd20:ce::254", "fd00:c1::a9fe:a9fe")
+"""Where clouds tell instances their secrets: of AWS and most others, Alibaba, Azure, Oracle, Google."""
+_PROTOCOLS = IPv4Network("192.0.0.0/24")
+"""Not public, whatever the version of Python makes of it (RFC 6890)."""
 _TARGET = re.compile(r"(?P<what>[^:]+?)(?::(?P<port>\d{1,5}))?(?:/(?P<protocol>tcp|udp))?")
 _ADDRESS = re.compile(r"\d{1,3}(\.\d{1,3}){3}(/\d{1,2})?")
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
@@ -37,20 +41,20 @@ class Target:
         return bool(self.name) and name == self.name
 
     def covers(self, address: IPv4Address) -> bool:
-        """Is an address in this range?  Link-local ones have to be meant: 0.0.0.0/0 does not have them."""
+        """Is an address in this range?  Those of METADATA have to be meant: 0.0.0.0/0 does not have them."""
         if self.network is None or address not in self.network:
             return False
-        return address not in LINK_LOCAL or self.is_link_local
+        return self.is_metadata or not any(address in one for one in METADATA)
 
     @property
-    def is_link_local(self) -> bool:
-        """Is it a range of link-local addresses, where clouds tell instances their secrets?"""
-        return self.network is not None and self.network.subnet_of(LINK_LOCAL)
+    def is_metadata(self) -> bool:
+        """Is it a range of METADATA alone?"""
+        return self.network is not None and any(self.network.subnet_of(one) for one in METADATA)
 
 
 def is_public(address: IPv4Address) -> bool:
     """May whoever owns a name say that it is there?"""
-    if address.is_multicast or any(address in one for one in _NEITHER):
+    if address.is_multicast or address in _PROTOCOLS or any(address in one for one in METADATA):
         return False
     return address.is_global
 

@@ -16,6 +16,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from attrs import frozen
 
 from pycontain._kernel.netlink import Answer, Message, Netlink, NetlinkError
+from pycontain._model.targets import METADATA, METADATA6
 from pycontain._networks import links, nft
 from pycontain._networks.nft import Element, Set
 from pycontain.errors import UnsupportedError
@@ -26,7 +27,6 @@ _ICMP, TCP, UDP, _ICMP6 = 1, 6, 17, 58
 _DNAT, _KNOWN = 0x20, 2 | 4
 _ADVERTISEMENT, _REDIRECT6 = b"\x86", b"\x89"
 _LOOPBACK = b"\x7f"
-_LINK_LOCAL, _METADATA6 = b"\xa9\xfe", "fd00:ec2::254"
 """Where clouds tell instances their secrets: 169.254.0.0/16."""
 
 
@@ -253,6 +253,7 @@ class _Rules:
         refuse, to_host = nft.verdict("jump", "refuse"), nft.verdict("jump", "to_host")
         ipv4 = nft.meta("nfproto") + nft.compare(_IPV4)
         ipv6 = nft.meta("nfproto") + nft.compare(_IPV6)
+        there = nft.load("network", 24, 16)
         return [
             *(rule("refuse", *expressions) for expressions in self.refusal),
             *self._policy(ipv4, refuse),
@@ -268,10 +269,8 @@ class _Rules:
             rule("from_inside", nft.meta("iifname"), nft.lookup("internal"), refuse),
             rule("from_inside", nft.ct("status"), nft.any_bit(_DNAT), accept),
             rule("from_inside", nft.meta("oifname"), nft.compare(PREFIX), refuse),
-            rule("from_inside", ipv4, nft.load("network", 16, 2), nft.compare(_LINK_LOCAL), refuse),
-            rule(
-                "from_inside", ipv6, nft.load("network", 24, 16), nft.compare(nft.address(_METADATA6)), refuse
-            ),
+            *(rule("from_inside", ipv4, nft.towards(network), refuse) for network in METADATA),
+            *(rule("from_inside", ipv6, there, nft.compare(nft.address(one)), refuse) for one in METADATA6),
             rule("from_inside", accept),
             # What is allowed no more does not go on to arrive; of TCP the next answer is refused.
             rule(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Sequence
+from ipaddress import IPv4Network
 from typing import Literal
 
 from attrs import frozen
@@ -299,6 +300,11 @@ def bits(mask: bytes, register: int = 1) -> bytes:
         nested(4, attribute(1, mask)),
         nested(5, attribute(1, b"\0" * len(mask))),
     )
+
+
+def towards(network: IPv4Network) -> bytes:
+    """Go on only for what goes there."""
+    return load("network", 16, 4) + bits(network.netmask.packed) + compare(network.network_address.packed)
 
 
 def lookup(name: str, register: int = 1, *, to: int = 0, absent: bool = False) -> bytes:

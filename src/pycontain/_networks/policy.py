@@ -8,13 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
 from pycontain._kernel.netlink import Message, NetlinkError, attributes
-from pycontain._model.targets import LINK_LOCAL, Target, is_public
+from pycontain._model.targets import METADATA, Target, is_public
 from pycontain._networks import nft
 from pycontain._networks.firewall import TCP, UDP
 from pycontain._networks.nft import Element
@@ -82,16 +82,17 @@ class Guide:
     def _ranges(self, targets: Sequence[Target]) -> Iterator[Message]:
         ranges = [one for one in targets if one.network is not None]
         for target in ranges:
-            if target.is_link_local:
+            if target.is_metadata:
                 yield from self._range(target)
-        yield nft.rule(self._firewall.table, self._chain, *_to(LINK_LOCAL), nft.verdict("return"))
+        for network in METADATA:
+            yield nft.rule(self._firewall.table, self._chain, nft.towards(network), nft.verdict("return"))
         for target in ranges:
-            if not target.is_link_local:
+            if not target.is_metadata:
                 yield from self._range(target)
 
     def _range(self, target: Target) -> Iterator[Message]:
         assert target.network is not None
-        there = b"".join(_to(target.network))
+        there = nft.towards(target.network)
         allow = nft.verdict("jump", "allow")
         if not target.port and not target.protocol:
             yield nft.rule(self._firewall.table, self._chain, there, allow)
@@ -226,15 +227,6 @@ class Guide:
                 nft.drop_chain(self._firewall.table, self._chain),
             ]
         )
-
-
-def _to(network: IPv4Network) -> tuple[bytes, ...]:
-    """Go on only for what goes there."""
-    return (
-        nft.load("network", 16, 4),
-        nft.bits(network.netmask.packed),
-        nft.compare(network.network_address.packed),
-    )
 
 
 def _refused(element: dict[int, bytes], bridge: str) -> Refused | None:

@@ -36,7 +36,7 @@ class Egress:
         """One that allows these: 'example.org:443', '*.example.org', '10.0.0.0/8', '10.0.0.1:53/udp'.
 
         Without a port every one, without '/tcp' or '/udp' both.  '*.' is for every name below, not for the
-        name itself.  A range has link-local addresses only where it is within 169.254.0.0/16 itself.
+        name itself.  Where clouds tell secrets, as at 169.254.169.254, is not in any wider range.
 
         Raises ValueError, TypeError.
         """
