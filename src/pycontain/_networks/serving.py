@@ -24,6 +24,8 @@ IDLE = 10.0
 """Seconds of a connection without query or answer."""
 _PAUSE = 0.5
 """Seconds in which nobody is accepted who could not be: the listener stays ready, and would be for ever."""
+WINDOW, MOST_IN_WINDOW = 0.25, 500
+"""Seconds, and queries of one client in them before it waits for the next: the time is not the guest's."""
 _MOST_AT_ONCE = 32
 """Of a client's datagrams before others have their turn."""
 _MOST_TURNS = 4096
@@ -52,6 +54,7 @@ class Loop:
         self.forwarder = Forwarder(self.selector, open_socket, Servers(resolv_conf), self.note)
         self.idle: Deadlines[Connection] = Deadlines(IDLE)
         self.paused: Deadlines[Listener] = Deadlines(_PAUSE)
+        self.windows: Deadlines[Seat] = Deadlines(WINDOW)
         self.errors = errors
         self._seats: dict[Client, Seat] = {}
         self._share = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE, 1)
@@ -68,7 +71,9 @@ class Loop:
             connection.close()
         for listener in self.paused.due():
             listener.listen()
-        waits = (self.forwarder.deadlines.ahead(), self.idle.ahead(), self.paused.ahead())
+        for seat in self.windows.due():
+            seat.renew()
+        waits = [one.ahead() for one in (self.forwarder.deadlines, self.idle, self.paused, self.windows)]
         return min((one for one in waits if one is not None), default=None)
 
     def admit(self, client: Client, udp: socket.socket, tcp: socket.socket) -> None:
@@ -138,12 +143,16 @@ class Seat:
         self.connections: set[Connection] = set()
         self.forwards: dict[Forward, None] = {}
         self.listener = Listener(self, tcp)
+        self.is_spent = False
+        self._asked = 0
         self._turns: dict[tuple[str, int], int] = {}
         loop.selector.register(udp, selectors.EVENT_READ, self)
 
     def ready(self, mask: int) -> None:
         """Answer datagrams."""
         for _ in range(_MOST_AT_ONCE):
+            if self.is_spent:
+                return
             try:
                 wire, address = self.udp.recvfrom(65535)
             except OSError:
@@ -155,6 +164,7 @@ class Seat:
 
     def answer(self, wire: bytes, reply: Reply, *, stream: bool) -> bool:
         """Answer now or later; whether it does at all."""
+        self._spend()
         query = answers.parse(wire, stream=stream)
         if query is None:
             return False
@@ -172,6 +182,23 @@ class Seat:
             reply(answer)
         return True
 
+    def _spend(self) -> None:
+        if self._asked == 0:
+            self.loop.windows.set(self)
+        self._asked += 1
+        if self._asked == MOST_IN_WINDOW:
+            self.is_spent = True
+            self.loop.selector.unregister(self.udp)
+
+    def renew(self) -> None:
+        """A window has ended: go on where too much was asked in it."""
+        self._asked = 0
+        if self.is_spent:
+            self.is_spent = False
+            self.loop.selector.register(self.udp, selectors.EVENT_READ, self)
+            for connection in list(self.connections):
+                connection.go_on()
+
     def drop_oldest(self) -> None:
         """Let the oldest of its forwarded queries fail."""
         for forward in self.forwards:
@@ -186,6 +213,7 @@ class Seat:
         for connection in list(self.connections):
             connection.close()
         self.listener.close()
+        self.loop.windows.drop(self)
         self.loop.unwatch(self.udp)
         self.udp.close()
 

@@ -96,7 +96,7 @@ class Connection:
         except OSError:
             self.close()
             return
-        self._go_on()
+        self.go_on()
 
     def fail(self) -> None:
         """As if it had never been."""
@@ -115,9 +115,11 @@ class Connection:
 
     @property
     def _is_full(self) -> bool:
-        return self._pending >= _MOST_PENDING or len(self._out) >= _MOST_UNREAD
+        full = self._pending >= _MOST_PENDING or len(self._out) >= _MOST_UNREAD
+        return full or self._seat.is_spent
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
+        """Answer what has come, as far as there is room for answers."""
         while not self._closed and not self._is_full and len(self._in) >= 2:
             length = int.from_bytes(self._in[:2], "big")
             if len(self._in) < 2 + length:
