@@ -32,6 +32,8 @@ _AT_ONCE = 1 << 16
 """Bytes of one recv(2): the kernel sends no more than 32 KiB together, and malloc(3) maps no pages for it."""
 _INTERRUPTED, _CAPPED, _TLVS = 0x10, 0x100, 0x200
 _TEXT = 1
+_PATIENCE = 30
+"""Seconds for an answer: where one was lost, nobody waits for ever."""
 _ATTEMPTS, _PAUSE = 100, 0.001
 """How often a dump that a change interrupted is begun anew, and seconds by which the pauses grow."""
 
@@ -98,6 +100,7 @@ class Netlink:
         self._socket = (
             socket.socket(fileno=fd) if fd >= 0 else socket.socket(socket.AF_NETLINK, kind, protocol)
         )
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _PATIENCE, 0))
         for level, option, value in (
             (socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER),
             (_SOL_NETLINK, _EXT_ACK, 1),
@@ -124,21 +127,22 @@ class Netlink:
         if not messages:
             return
         with self._lock:
-            # Of the others what is refused is told all the same, and before the last is acknowledged.
-            *others, last = messages
-            first, batch = self._pack([*others, evolve(last, flags=last.flags | ACK)], 0)
+            first, batch = self._pack(_acknowledged(messages), 0)
             self._socket.send(batch)
-            self._hear(range(first, first + len(messages)), {first + len(others)})
+            numbers = range(first, first + len(messages))
+            self._hear(numbers, {numbers[-1]})
 
     def do_at_once(self, messages: Sequence[Message]) -> None:
         """Have all done or none: a transaction of nfnetlink.  Raises NetlinkError."""
+        if not messages:
+            return
         begin = Message(0x10, struct.pack("=BBH", 0, 0, socket.htons(10)))
         end = Message(0x11, begin.body)
         with self._lock:
-            first, batch = self._pack(messages, ACK, begin, end)
+            first, batch = self._pack(_acknowledged(messages), 0, begin, end)
             self._socket.send(batch)
             numbers = range(first, first + len(messages))
-            self._hear(numbers, set(numbers), (numbers.start - 1, numbers.stop))
+            self._hear(numbers, {numbers[-1]}, (numbers.start - 1, numbers.stop))
 
     def ask(self, message: Message) -> list[Answer]:
         """What the kernel tells, of a dump every message.  Raises NetlinkError."""
@@ -210,7 +214,10 @@ class Netlink:
                     return answers
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
-        data = self._socket.recv(_AT_ONCE)
+        try:
+            data = self._socket.recv(_AT_ONCE)
+        except BlockingIOError:
+            raise NetlinkError(errno.ETIMEDOUT, "the kernel says nothing", 0) from None
         at = 0
         while at + 16 <= len(data):
             size, kind, flags, number, _ = _HEADER.unpack_from(data, at)
@@ -218,6 +225,15 @@ class Netlink:
                 return
             yield kind, number, flags, data[at + 16 : at + size]
             at += (size + 3) & ~3
+
+
+def _acknowledged(messages: Sequence[Message]) -> list[Message]:
+    """With an answer to the last: what is refused of the others is told all the same, and before that.
+
+    An answer to each is more than the buffer of a plain user's socket holds.
+    """
+    *others, last = messages
+    return [*others, evolve(last, flags=last.flags | ACK)]
 
 
 def _failure(body: bytes, flags: int, at: int) -> NetlinkError | None:
