@@ -46,7 +46,14 @@ class Around:
         self._top = top
         self._tracer = tracer
         self._litter: list[Callable[[], object]] = []
-        self._before = self._state()
+        self._before = self._at_rest()
+
+    def _at_rest(self) -> dict[str, Any]:
+        """The state, once what is on its way out is gone."""
+        deadline = time.monotonic() + 1.0
+        while (state := self._state())["processes"] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return state
 
     def _state(self) -> dict[str, Any]:
         self._reap()
