@@ -57,7 +57,7 @@ def _ours(pid: int) -> Callable[[str], None]:
 
     def make(name: str) -> None:
         route.do([links.pair(name, links.Peer(pid, name, _MAC, 1500))])
-        index = next(links.seen_links(route.ask(links.find(name)))).index
+        index = links.look(route, name).index
         route.do([links.raise_link(index, link_local=True), links.assign(index, address), _route(index)])
 
     return make

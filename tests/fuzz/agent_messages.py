@@ -32,6 +32,7 @@ if not __package__:
 from pycontain import Container, Engine
 from pycontain._kernel import native
 from pycontain._kernel.launcher import Launcher
+from pycontain._kernel.pidfd import pid_of
 from pycontain._kernel.plan import Source, request
 from pycontain.errors import PycontainError
 from tests.fuzz import make_corpus
@@ -308,12 +309,7 @@ class LauncherTarget(Target):
                 raise Trouble("does not work: true failed")
         self.engine.settle()
         with self._borrowed() as launcher:
-            return _fd_count(_pid_of(launcher.pidfd))
-
-
-def _pid_of(pidfd: int) -> int:
-    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as info:
-        return next(int(line.split()[1]) for line in info if line.startswith("Pid:"))
+            return _fd_count(pid_of(launcher.pidfd))
 
 
 @define

@@ -15,16 +15,12 @@ from pathlib import Path
 import pytest
 
 from pycontain import Container, Engine
+from pycontain._kernel.pidfd import pid_of
 
 TRACING = Path("/sys/kernel/tracing/instances")
 WAITS = ("synchronize_rcu", "__wait_rcu_gp", "rcu_sync_enter", "rcu_barrier")
 MOST_CALLS = 480
 """System calls of launcher, child and agent for one start: a tenth above what was counted first."""
-
-
-def _pid_of(pidfd: int) -> int:
-    text = Path(f"/proc/self/fdinfo/{pidfd}").read_text()
-    return int(next(line.split()[1] for line in text.splitlines() if line.startswith("Pid:")))
 
 
 @pytest.fixture
@@ -68,7 +64,7 @@ def grace_periods(instance: Path, engine: Engine) -> dict[str, set[int]]:
     One wait may show as several, since a sleeper is woken to look and sleeps on.
     """
     found: dict[str, set[int]] = {}
-    ours = {os.getpid()} | {_pid_of(launcher.pidfd) for launcher in engine.launchers._all}
+    ours = {os.getpid()} | {pid_of(launcher.pidfd) for launcher in engine.launchers._all}
     for block in re.split(r"\n(?= *\S.*-\d+ +\[\d+\])", (instance / "trace").read_text()):
         born = re.search(r"sched_process_fork: comm=.* pid=(\d+) child_comm=.* child_pid=(\d+)", block)
         if born is not None and int(born[1]) in ours:
@@ -152,11 +148,11 @@ def straced(engine: Engine, tmp_path: Path) -> Iterator[Path]:
     (launcher,) = engine.launchers._free[-1:]
     out = tmp_path / "calls"
     tracer = subprocess.Popen(
-        [program, "-f", "-qq", "-o", str(out), "-p", str(_pid_of(launcher.pidfd))], stderr=subprocess.PIPE
+        [program, "-f", "-qq", "-o", str(out), "-p", str(pid_of(launcher.pidfd))], stderr=subprocess.PIPE
     )
     try:
         deadline = time.monotonic() + 10
-        while "TracerPid:\t0" in Path(f"/proc/{_pid_of(launcher.pidfd)}/status").read_text():
+        while "TracerPid:\t0" in Path(f"/proc/{pid_of(launcher.pidfd)}/status").read_text():
             if tracer.poll() is not None or time.monotonic() > deadline:
                 pytest.skip("strace may not attach here")
             time.sleep(0.01)

@@ -16,7 +16,7 @@ import pytest
 from pycontain import Container, ContainerPath, Engine, Image, PathError, StateError
 from pycontain._kernel.filer import Filer
 from pycontain._kernel.launcher import Launcher
-from pycontain._runtime.collect import wait_dead
+from pycontain._kernel.pidfd import wait_dead
 
 
 @pytest.fixture

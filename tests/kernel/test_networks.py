@@ -361,7 +361,7 @@ def test_a_batch_goes_on_past_what_is_refused(engine: Engine, net: Network) -> N
         return caught.value.at
 
     def alias() -> str:
-        return next(links.seen_links(route.ask(links.find(net._bridge.link)))).alias
+        return links.look(route, net._bridge.link).alias
 
     absent = links.remove("pyc-absent")
     assert refused(links.note(index, "one"), absent, absent, links.note(index, "two")) == 1

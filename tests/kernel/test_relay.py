@@ -21,6 +21,7 @@ import pytest
 
 from pycontain._kernel import native
 from pycontain._kernel.launcher import Launcher, sub_id_maps
+from pycontain._kernel.pidfd import pid_of
 from pycontain._kernel.plan import request
 from pycontain._kernel.relay import Relay
 
@@ -145,11 +146,6 @@ def gone(pid: int) -> bool:
 def status(pid: int) -> dict[str, str]:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
-
-
-def _pid_of(launcher: Launcher) -> int:
-    lines = Path(f"/proc/self/fdinfo/{launcher.pidfd}").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pid:"))
 
 
 def cpu_ticks(pid: int) -> int:
@@ -493,7 +489,7 @@ def test_a_listener_that_its_caller_keeps_and_shuts_down_is_left(relay: Relay) -
 @pytest.mark.parametrize("limit", [40, 41, 42, 43])
 def test_without_fds_left_clients_are_sent_away_and_others_go_on(launcher: Launcher, limit: int) -> None:
     """Nor is one left for a pipe, under one limit or another."""
-    resource.prlimit(_pid_of(launcher), resource.RLIMIT_NOFILE, (limit, limit))
+    resource.prlimit(pid_of(launcher.pidfd), resource.RLIMIT_NOFILE, (limit, limit))
     relay = Relay.start(launcher)
     with Service(echo) as service, contextlib.ExitStack() as stack:
         stack.callback(relay.close)
@@ -529,7 +525,7 @@ def test_without_fds_left_clients_are_sent_away_and_others_go_on(launcher: Launc
 
 
 def test_without_an_fd_to_send_clients_away_with_they_wait_and_are_served_later(launcher: Launcher) -> None:
-    resource.prlimit(_pid_of(launcher), resource.RLIMIT_NOFILE, (40, 40))
+    resource.prlimit(pid_of(launcher.pidfd), resource.RLIMIT_NOFILE, (40, 40))
     relay = Relay.start(launcher)
     with contextlib.closing(relay), Service(echo) as service, socket.create_server((HERE, 0)) as listener:
         port = publish(relay, service.port, number=1)
@@ -543,7 +539,7 @@ def test_without_an_fd_to_send_clients_away_with_they_wait_and_are_served_later(
 
 
 def test_without_fds_left_a_listener_is_refused(launcher: Launcher) -> None:
-    resource.prlimit(_pid_of(launcher), resource.RLIMIT_NOFILE, (40, 40))
+    resource.prlimit(pid_of(launcher.pidfd), resource.RLIMIT_NOFILE, (40, 40))
     relay = Relay.start(launcher)
     with contextlib.closing(relay), socket.create_server((HERE, 0)) as listener:
         with pytest.raises(OSError, match="Too many open files"):

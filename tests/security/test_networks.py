@@ -165,8 +165,8 @@ def _metadata(world: World) -> Iterator[str]:
         subprocess.run(["ip", "route", "del", f"{address}/32", "dev", world.link], check=False)
 
 
-def _host_reaches(address: str) -> bool:
-    with socket.create_connection((address, PORT), timeout=5) as one:
+def _host_reaches(address: str, port: int = PORT) -> bool:
+    with socket.create_connection((address, port), timeout=5) as one:
         one.send(b"hello")
         return bool(one.recv(64))
 
@@ -282,7 +282,7 @@ def test_published_on_loopback_is_not_for_others(outside: Network, world: World)
     with Container(network=outside, ports={PORT: ("127.0.0.1", None)}) as one, echo(one):
         assert "refused" in world.connect(world.host, one.port(PORT))
         world.run("ip", "route", "add", "127.0.0.0/8", "via", world.host, "table", "main")
-        assert _host_reaches_port("127.0.0.1", one.port(PORT))
+        assert _host_reaches("127.0.0.1", one.port(PORT))
 
 
 @pytest.mark.xdist_group("world")
@@ -290,12 +290,6 @@ def test_published_on_loopback_is_not_for_others(outside: Network, world: World)
 def test_published_on_all_addresses_is(outside: Network, world: World) -> None:
     with Container(network=outside, ports={PORT: None}) as one, echo(one):
         assert world.connect(world.host, one.port(PORT)) == world.address
-
-
-def _host_reaches_port(address: str, port: int) -> bool:
-    with socket.create_connection((address, port), timeout=5) as one:
-        one.send(b"hello")
-        return bool(one.recv(64))
 
 
 _FLUSH = """

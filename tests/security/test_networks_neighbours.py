@@ -22,7 +22,6 @@ from pycontain import (
     Security,
     UnsupportedError,
 )
-from pycontain._kernel.netlink import attributes
 from pycontain._networks import links
 from tests.kernel.networks import _fabric, _nothing_is_left, net, outside, root_only
 from tests.support.inside import echo, open_in, reach, resolve
@@ -236,12 +235,7 @@ def _state(engine: Engine) -> dict[str, object]:
     fabric = engine.fabric
     engine.ahead.discard()
     engine.settle()
-    elements = {}
-    for name in fabric.firewall.sets:
-        told = [attributes(one.body[4:]) for one in fabric.firewall.elements(name)]
-        elements[name] = sum(
-            len(list(attributes(payload))) for one in told for kind, payload in one if kind == 3
-        )
+    elements = {name: len(fabric.firewall.elements(name)) for name in fabric.firewall.sets}
     seen = links.seen_links(fabric.domain.route.ask(links.every_link()))
     return {
         "links": [link.name for link in seen if link.name.startswith(links.prefix(engine.owner.name))],

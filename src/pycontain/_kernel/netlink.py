@@ -127,7 +127,7 @@ class Netlink:
         if not messages:
             return
         with self._lock:
-            first, batch = self._pack(_acknowledged(messages), 0)
+            first, batch = self._pack(_acknowledged(messages))
             self._socket.send(batch)
             numbers = range(first, first + len(messages))
             self._hear(numbers, {numbers[-1]})
@@ -139,7 +139,7 @@ class Netlink:
         begin = Message(0x10, struct.pack("=BBH", 0, 0, socket.htons(10)))
         end = Message(0x11, begin.body)
         with self._lock:
-            first, batch = self._pack(_acknowledged(messages), 0, begin, end)
+            first, batch = self._pack(_acknowledged(messages), begin, end)
             self._socket.send(batch)
             numbers = range(first, first + len(messages))
             self._hear(numbers, {numbers[-1]}, (numbers.start - 1, numbers.stop))
@@ -149,7 +149,7 @@ class Netlink:
         dump = message.flags & DUMP == DUMP
         with self._lock:
             for attempt in range(_ATTEMPTS):
-                first, batch = self._pack([message], 0)
+                first, batch = self._pack([message])
                 self._socket.send(batch)
                 answers = self._collect(first, dump)
                 if answers is not None:
@@ -157,22 +157,20 @@ class Netlink:
                 time.sleep(min(attempt, 20) * _PAUSE)
         raise NetlinkError(errno.EINTR, "what was asked for changes too fast", 0)
 
-    def _pack(self, messages: Sequence[Message], flags: int, *around: Message) -> tuple[int, bytes]:
+    def _pack(self, messages: Sequence[Message], *around: Message) -> tuple[int, bytes]:
         parts = []
         if around:
-            parts.append(self._one(around[0], 0))
+            parts.append(self._one(around[0]))
         first = self._number + 1
-        parts += [self._one(message, flags) for message in messages]
+        parts += [self._one(message) for message in messages]
         if around:
-            parts.append(self._one(around[1], 0))
+            parts.append(self._one(around[1]))
         return first, b"".join(parts)
 
-    def _one(self, message: Message, flags: int) -> bytes:
+    def _one(self, message: Message) -> bytes:
         self._number = (self._number + 1) & 0xFFFFFFFF
         size = 16 + len(message.body)
-        return (
-            _HEADER.pack(size, message.kind, REQUEST | flags | message.flags, self._number, 0) + message.body
-        )
+        return _HEADER.pack(size, message.kind, REQUEST | message.flags, self._number, 0) + message.body
 
     def _hear(self, numbers: range, waiting: set[int], frame: tuple[int, ...] = ()) -> None:
         """Until each that is waited for is acknowledged or refused.

@@ -16,6 +16,7 @@ from attrs import frozen
 
 from pycontain._kernel.inside import Wanted
 from pycontain._kernel.netlink import ROUTE, Netlink, NetlinkError
+from pycontain._kernel.pidfd import wait_dead
 from pycontain._networks import links
 from pycontain._networks.zone import Client, Entry
 from pycontain.errors import NotFound, StartError, StateError
@@ -100,7 +101,7 @@ class Attached:
             return member
 
     def _failure(self, bridge: Bridge, error: NetlinkError | StartError) -> Exception:
-        if error.errno == errno.ESRCH or self._fabric.is_dead(self._who.pidfd):
+        if error.errno == errno.ESRCH or wait_dead(self._who.pidfd, 0):
             return StateError(f"container {self._who.name} is not running")
         hint = "a bridge has 1024 ports: use a second network" if error.errno == errno.EXFULL else None
         return StartError(
@@ -128,12 +129,11 @@ class Attached:
         if self._who.raw:
             self._fabric.guard.admit(bridge, member)
         route.do([links.pair(member.port, peer), links.join(member.port, bridge.index)])
-        if self._fabric.is_dead(self._who.pidfd):
+        if wait_dead(self._who.pidfd, 0):
             raise StateError(f"container {self._who.name} is not running")  # its pid may be another's already
         if bridge.options.guided:
-            index = next(links.seen_links(route.ask(links.find(member.port)))).index
-            route.do([links.isolate(index)])
-        member.index = next(links.seen_links(inner.ask(links.find(member.inner)))).index
+            route.do([links.isolate(links.look(route, member.port).index)])
+        member.index = links.look(inner, member.inner).index
         addresses = bridge.addresses
         steps = [
             links.raise_link(member.index, link_local=True),
@@ -228,8 +228,7 @@ class Attached:
             bridge, member = self._target()
             route = bridge.domain.route
             # It may ask for its own port by the host's address.
-            index = next(links.seen_links(route.ask(links.find(member.port)))).index
-            route.do([links.reflect(index)])
+            route.do([links.reflect(links.look(route, member.port).index)])
             self.bound += self._fabric.publisher.publish(ports, str(member.address))
 
     def _target(self) -> tuple[Bridge, Member]:
@@ -284,6 +283,6 @@ def _await_port(route: Netlink, port: str) -> None:
     To be asked for it makes Linux 6.8 notice; older ones are waited for, unless the guest took it down again.
     """
     for _ in range(_GLANCES):
-        if next(links.seen_links(route.ask(links.find(port)))).operates:
+        if links.look(route, port).operates:
             return
         time.sleep(_PAUSE)

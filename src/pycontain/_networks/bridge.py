@@ -123,7 +123,7 @@ class Bridge:
         route, addresses = self.domain.route, self.addresses
         gateway = IPv4Interface((addresses.gateway, addresses.subnet.prefixlen))
         route.do([links.bridge(self.link, mac_of(addresses.gateway), self.options.mtu)])
-        self.index = next(links.seen_links(route.ask(links.find(self.link)))).index
+        self.index = links.look(route, self.link).index
         self.domain.set(self._settings())
         steps = [
             links.note(self.index, f"pycontain network {self.name}"),

@@ -33,7 +33,6 @@ class Domain:
         self.launchers = launchers
         self.hub = hub
         self._forwarding: dict[int, int] = {}
-        self._routes: list[tuple[int, IPv4Network | IPv6Network]] | None = None
         if hub:
             wanted = [Wanted(socket.AF_NETLINK, _RAW, kind) for kind in (ROUTE, NETFILTER)]
             try:

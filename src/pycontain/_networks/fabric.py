@@ -6,11 +6,11 @@ import contextlib
 import errno
 import itertools
 import secrets
-import select
 import threading
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
+from pycontain._kernel.pidfd import pid_of
 from pycontain._networks import links
 from pycontain._networks.attached import Attached, Identity
 from pycontain._networks.bridge import Bridge, Options
@@ -18,7 +18,7 @@ from pycontain._networks.domain import Domain
 from pycontain._networks.firewall import Firewall, unsupported
 from pycontain._networks.guard import Guard
 from pycontain._networks.names import NameService
-from pycontain._networks.outside import Outside, pid_of
+from pycontain._networks.outside import Outside
 from pycontain._networks.publish import Publisher
 from pycontain._networks.subnets import Addresses, Subnets, private6
 from pycontain._networks.zone import Zone
@@ -81,12 +81,6 @@ class Fabric:
     def _pid(self) -> int:
         with self.domain.launchers.borrow() as launcher:
             return pid_of(launcher.pidfd)
-
-    def is_dead(self, pidfd: int) -> bool:
-        """Has this process ended?"""
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        return bool(poll.poll(0))
 
     def create(self, options: Options) -> Bridge:
         """A network that stands.  Raises Conflict for its name or subnet, LimitError, UnsupportedError."""

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from attrs import frozen
 
-from pycontain._kernel.netlink import Answer, Message, Netlink, NetlinkError
+from pycontain._kernel.netlink import Message, Netlink, NetlinkError
 from pycontain._model.targets import METADATA, METADATA6
 from pycontain._networks import links, nft
 from pycontain._networks.nft import Element, Set
@@ -27,7 +27,6 @@ _ICMP, TCP, UDP, _ICMP6 = 1, 6, 17, 58
 _DNAT, _KNOWN = 0x20, 2 | 4
 _ADVERTISEMENT, _REDIRECT6 = b"\x86", b"\x89"
 _LOOPBACK = b"\x7f"
-"""Where clouds tell instances their secrets: 169.254.0.0/16."""
 
 
 @frozen(kw_only=True)
@@ -59,7 +58,6 @@ class Firewall:
         self._host: frozenset[IPv4Address | IPv6Address] = frozenset()
         self.redirects = True
         """Are published ports redirected by the kernel?  Else the relay alone carries them."""
-        self.masquerades = True
         self._nat = f"{name}-nat"
         sets = _sets(name, self._nat)
         self.sets = {one.name: one for one in sets}
@@ -113,19 +111,20 @@ class Firewall:
             *rules.filters(),
         ]
         self.do(messages)
-        for what, part in (("masquerades", rules.masquerade()), ("redirects", rules.redirect())):
-            try:
-                self.do(part)
-            except NetlinkError:
-                setattr(self, what, False)
+        with contextlib.suppress(NetlinkError):
+            self.do(rules.masquerade())
+        try:
+            self.do(rules.redirect())
+        except NetlinkError:
+            self.redirects = False
 
     def do(self, messages: Sequence[Message]) -> None:
         """Change the table, all or nothing.  Raises NetlinkError."""
         self._socket.do_at_once(messages)
 
-    def elements(self, name: str) -> list[Answer]:
-        """What a set has.  Raises NetlinkError."""
-        return self._socket.ask(self.sets[name].dump())
+    def elements(self, name: str) -> list[dict[int, bytes]]:
+        """What a set has: the attributes of each element.  Raises NetlinkError."""
+        return list(nft.seen_elements(self._socket.ask(self.sets[name].dump())))
 
     def keep_closed(self, version: int) -> None:
         """Nothing else is passed on by this host, which has passed on nothing before."""
@@ -262,7 +261,7 @@ class _Rules:
             rule("forward", inward, nft.verdict("jump", "from_inside")),
             rule("forward", outward, nft.verdict("jump", "to_inside")),
             rule("from_inside", ipv4, nft.load("network", 16, 4), nft.lookup("host"), to_host),
-            rule("from_inside", ipv6, nft.load("network", 24, 16), nft.lookup("host6"), to_host),
+            rule("from_inside", ipv6, there, nft.lookup("host6"), to_host),
             rule("to_host", nft.meta("iifname"), nft.lookup("hosted"), nft.verdict("return")),
             rule("to_host", refuse),
             rule("from_inside", nft.meta("iifname"), nft.lookup("guided"), nft.verdict("jump", "policy")),

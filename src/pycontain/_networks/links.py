@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import socket
 import struct
-import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 
 from attrs import frozen
 
-from pycontain._kernel.netlink import CREATE, DUMP, EXCL, Answer, Message, attribute, attributes, nested
+from pycontain._kernel.netlink import (
+    CREATE,
+    DUMP,
+    EXCL,
+    Answer,
+    Message,
+    Netlink,
+    attribute,
+    attributes,
+    nested,
+)
 
 PREFIX = "pyc-"
 """Interfaces of every engine of ours begin with it, and none else."""
@@ -18,14 +27,13 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 Interface = IPv4Interface | IPv6Interface
 
 _NEWLINK, _DELLINK, _GETLINK, _SETLINK = 16, 17, 18, 19
-_NEWADDR, _GETADDR, _NEWROUTE, _DELROUTE, _GETROUTE = 20, 22, 24, 25, 26
+_NEWADDR, _GETADDR, _NEWROUTE, _GETROUTE = 20, 22, 24, 26
 _UP = 1
 _LINK = struct.Struct("=BBHiII")
 _ADDRESS, _IFNAME, _MTU, _MASTER, _PROTINFO, _LINKINFO = 1, 3, 4, 10, 12, 18
 _OPERSTATE, _OPERATES = 16, 6
 _NET_NS_PID, _ALIAS, _AF_SPEC = 19, 20, 26
 _NO_DAD = 0x02
-_MATCH = 0x2000
 _MAIN, _UNIVERSE, _UNICAST, _STATIC = 254, 0, 1, 4
 _AF_BRIDGE = 7
 
@@ -131,9 +139,9 @@ def remove(name: str) -> Message:
     return Message(_DELLINK, _link(0, 0, attribute(_IFNAME, name)))
 
 
-def find(name: str) -> Message:
-    """Ask for one interface."""
-    return Message(_GETLINK, _link(0, 0, attribute(_IFNAME, name)))
+def look(route: Netlink, name: str) -> Link:
+    """One interface as it is now.  Raises NetlinkError."""
+    return next(seen_links(route.ask(Message(_GETLINK, _link(0, 0, attribute(_IFNAME, name))))))
 
 
 def every_link() -> Message:
@@ -153,24 +161,17 @@ def assign(index: int, address: Interface) -> Message:
     return Message(_NEWADDR, body, CREATE | EXCL)
 
 
-def default_route(index: int, gateway: bytes, metric: int, *, gone: bool = False) -> Message:
-    """The route for everything else; gone: take it away."""
+def default_route(index: int, gateway: bytes, metric: int) -> Message:
+    """The route for everything else."""
     family = socket.AF_INET if len(gateway) == 4 else socket.AF_INET6
     body = struct.pack("=BBBBBBBBI", family, 0, 0, 0, _MAIN, _STATIC, _UNIVERSE, _UNICAST, 0)
     body += attribute(5, gateway) + attribute(4, index) + attribute(6, metric)
-    return Message(_DELROUTE if gone else _NEWROUTE, body, 0 if gone else CREATE | EXCL)
+    return Message(_NEWROUTE, body, CREATE | EXCL)
 
 
 def routes(family: int) -> Message:
     """Ask for every route."""
     return Message(_GETROUTE, struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, 0, 0, 0, 0), DUMP)
-
-
-def route_to(address: bytes) -> Message:
-    """Ask which route leads to an address."""
-    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
-    body = struct.pack("=BBBBBBBBI", family, len(address) * 8, 0, 0, 0, 0, 0, 0, _MATCH)
-    return Message(_GETROUTE, body + attribute(1, address))
 
 
 @frozen
@@ -179,7 +180,6 @@ class Link:
 
     index: int
     name: str
-    mtu: int
     alias: str
     operates: bool
     """Does something pass, as far as the kernel has noticed?"""
@@ -195,7 +195,6 @@ def seen_links(answers: list[Answer]) -> Iterator[Link]:
         yield Link(
             index,
             found.get(_IFNAME, b"").rstrip(b"\0").decode(),
-            int.from_bytes(found.get(_MTU, b""), sys.byteorder),
             found.get(_ALIAS, b"").rstrip(b"\0").decode("utf-8", "replace"),
             found.get(_OPERSTATE) == bytes([_OPERATES]),
         )
@@ -216,12 +215,11 @@ def seen_addresses(answers: list[Answer]) -> Iterator[IPv4Address | IPv6Address]
 
 @frozen
 class Route:
-    """A route that there is: where to, an interface or 0, and a gateway or nothing."""
+    """A route that there is: where to, and by which interface, or 0."""
 
     destination: bytes
     length: int
     out: int
-    gateway: bytes
 
 
 def seen_routes(answers: list[Answer]) -> Iterator[Route]:
@@ -233,4 +231,4 @@ def seen_routes(answers: list[Answer]) -> Iterator[Route]:
         found = dict(attributes(answer.body[12:]))
         size = 4 if family == socket.AF_INET else 16
         out = struct.unpack("=I", found[4])[0] if 4 in found else 0
-        yield Route(found.get(1, b"\0" * size), length, out, found.get(5, b""))
+        yield Route(found.get(1, b"\0" * size), length, out)

@@ -53,7 +53,7 @@ class Shape:
 
 def apply(domain: Domain, link: str, shape: Shape) -> None:
     """Treat what goes to a container so; a shape of nothing takes it away.  Raises NoNetem, NetlinkError."""
-    index = next(links.seen_links(domain.route.ask(links.find(link)))).index
+    index = links.look(domain.route, link).index
     head = struct.pack("=BBHiIII", 0, 0, 0, index, _HANDLE, _ROOT, 0)
     if shape == Shape():
         try:

@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Network
 from typing import Literal
 
 from attrs import frozen
 
-from pycontain._kernel.netlink import CREATE, DUMP, EXCL, Message, attribute, nested
+from pycontain._kernel.netlink import (
+    APPEND,
+    CREATE,
+    DUMP,
+    EXCL,
+    Answer,
+    Message,
+    attribute,
+    attributes,
+    nested,
+)
 
 INET, BRIDGE = 1, 7
 """Families of nfnetlink."""
-PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = range(5)
+PREROUTING, INPUT, FORWARD, _, POSTROUTING = range(5)
 """Hooks of the inet and bridge families."""
 
 _SUBSYSTEM = 10 << 8
@@ -126,7 +136,7 @@ def rule(table: str, chain: str, *expressions: bytes, family: int = INET) -> Mes
         attribute(1, table),
         attribute(2, chain),
         nested(4, *expressions),
-        flags=CREATE | 0x800,
+        flags=CREATE | APPEND,
     )
 
 
@@ -193,6 +203,14 @@ class Set:
             nested(3, *packed),
             flags=flags,
         )
+
+
+def seen_elements(answers: Sequence[Answer]) -> Iterator[dict[int, bytes]]:
+    """What was told of a set: the attributes of each element."""
+    for answer in answers:
+        for kind, elements in attributes(answer.body[4:]):
+            if kind == 3:
+                yield from (dict(attributes(one)) for _, one in attributes(elements))
 
 
 def _folded(fields: Sequence[FieldType]) -> tuple[int, int]:
@@ -276,18 +294,9 @@ def compare(data: bytes, register: int = 1, *, equal: bool = True) -> bytes:
     )
 
 
-def any_bit(bits: int, register: int = 1) -> bytes:
+def any_bit(wanted: int, register: int = 1) -> bytes:
     """Go on only where one of these bits of 32 is set."""
-    mask, none = struct.pack("=I", bits), b"\0" * 4
-    masked = _expression(
-        "bitwise",
-        attribute(1, _be(register)),
-        attribute(2, _be(register)),
-        attribute(3, _be(4)),
-        nested(4, attribute(1, mask)),
-        nested(5, attribute(1, none)),
-    )
-    return masked + compare(none, register, equal=False)
+    return bits(struct.pack("=I", wanted), register) + compare(b"\0" * 4, register, equal=False)
 
 
 def bits(mask: bytes, register: int = 1) -> bytes:

@@ -120,14 +120,3 @@ class Outside:
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
-
-
-def pid_of(pidfd: int) -> int:
-    """The process behind a pidfd (proc_pid_fdinfo(5)).  Raises ProcessLookupError where it is gone."""
-    with open(f"/proc/self/fdinfo/{pidfd}") as file:
-        for line in file:
-            if line.startswith("Pid:"):
-                found = int(line.split()[1])
-                if found > 0:
-                    return found
-    raise ProcessLookupError(pidfd)

@@ -205,14 +205,10 @@ class Guide:
         return found + list(self._connections())
 
     def _connections(self) -> Iterator[Refused]:
-        for answer in self._firewall.elements("refused"):
-            for kind, payload in attributes(answer.body[4:]):
-                if kind != 3:
-                    continue
-                for _, element in attributes(payload):
-                    one = _refused(dict(attributes(element)), self._bridge)
-                    if one is not None:
-                        yield one
+        for element in self._firewall.elements("refused"):
+            one = _refused(element, self._bridge)
+            if one is not None:
+                yield one
 
     def close(self) -> None:
         """The network goes."""

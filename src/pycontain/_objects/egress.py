@@ -5,10 +5,10 @@ from __future__ import annotations
 import secrets
 import threading
 import weakref
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pycontain._model.targets import Target, target_of
+from pycontain._objects.closing import Closing
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pycontain._networks.policy import Guide, Refused
 
 
-class Egress:
+class Egress(Closing):
     """A way out to certain names and ranges: `network=Egress.allow('pypi.org:443', '10.0.0.0/8')`.
 
     Everything else is refused at once: other addresses, other names (the name service says REFUSED), IPv6,
@@ -110,14 +110,6 @@ class Egress:
                     engine.fabric.remove(bridge)
                     guide.close()
             self._guides.clear()
-
-    def __enter__(self) -> Egress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Egress {', '.join(self.targets) or 'nothing'}>"

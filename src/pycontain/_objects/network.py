@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
+from pycontain._model.labels import check_name, checked_labels
 from pycontain._model.sizes import shown
 from pycontain._objects.image import engine_of
 from pycontain.errors import Conflict, NotFound, StateError
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from pycontain._objects.container import Container
     from pycontain._objects.faults import Partition
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 _ALIAS = re.compile(
     r"[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?(\.[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?)*"
 )
@@ -83,10 +83,8 @@ class Network:
         labels: Mapping[str, str] | None = None,
         engine: Engine | None = None,
     ) -> None:
-        if name is not None and (not isinstance(name, str) or not _NAME.fullmatch(name)):
-            raise ValueError(
-                f"a network's name begins with a letter or digit and goes on with those or _.-: {shown(name)}"
-            )
+        if name is not None:
+            check_name(name, "a network's name")
         if name in _RESERVED:
             raise ValueError(f"every engine has a network {name!r} already")
         four = None if subnet is None else _subnet(subnet, 4)
@@ -101,7 +99,7 @@ class Network:
             ipv6=bool(ipv6),
             internal=bool(internal),
             host=bool(host_access),
-            labels=_labels(labels),
+            labels=checked_labels(labels),
         )
         self._bridge: Bridge = self._engine.fabric.create(options)
 
@@ -306,10 +304,3 @@ def _subnet(text: object, version: int) -> IPv4Network | IPv6Network:
     if version == 6 and found.prefixlen > 112:
         raise ValueError(f"an IPv6 subnet has 16 bits for containers, as in /112: {text}")
     return found
-
-
-def _labels(labels: Mapping[str, str] | None) -> dict[str, str]:
-    for name, value in (labels or {}).items():
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"labels are text: {shown(name)}, {shown(value)}")
-    return dict(labels or {})

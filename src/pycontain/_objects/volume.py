@@ -5,23 +5,21 @@ from __future__ import annotations
 import builtins
 import contextlib
 import os
-import re
 import secrets
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
+from pycontain._model.labels import check_name, checked_labels
 from pycontain._model.mounts import VolumeMount
-from pycontain._model.sizes import parse_size, shown
+from pycontain._model.sizes import parse_size
 from pycontain._objects.image import engine_of
 from pycontain.errors import Conflict, NotFound, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
     from pycontain._volumes.records import Record
-
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 
 
 class Volume:
@@ -50,16 +48,14 @@ class Volume:
         from pycontain._images.told import told
         from pycontain._volumes import records
 
-        if name is not None and (not isinstance(name, str) or not _NAME.fullmatch(name)):
-            raise ValueError(
-                f"a volume's name begins with a letter or digit and goes on with those or _.-: {shown(name)}"
-            )
+        if name is not None:
+            check_name(name, "a volume's name")
         wanted = None if size is None else parse_size(size)
         self._engine = engine_of(engine)
         self._check_size(wanted)
         store = self._engine.store
         owner = "" if name is not None else store.owner.name
-        record = records.new(name or secrets.token_hex(16), wanted, _labels(labels), owner)
+        record = records.new(name or secrets.token_hex(16), wanted, checked_labels(labels), owner)
         with told(store.roots.data):
             self._record = records.create(store, record)
 
@@ -237,10 +233,3 @@ class Volume:
 
     def __repr__(self) -> str:
         return f"<Volume {self.name}>"
-
-
-def _labels(labels: Mapping[str, str] | None) -> Mapping[str, str]:
-    for name, value in (labels or {}).items():
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"labels are text: {shown(name)}, {shown(value)}")
-    return labels or {}

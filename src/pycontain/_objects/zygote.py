@@ -9,13 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from pycontain._kernel import native
 from pycontain._model.process import CallResult, Usage
 from pycontain._model.sizes import parse_duration, parse_size
 from pycontain._objects.call import Invocation
+from pycontain._objects.closing import Closing
 from pycontain._runtime import spec as specs
 from pycontain._runtime.exec import returncode_of
 from pycontain._runtime.fork import ANSWER_ROOM, HEADER, Child, NotBorn, Prepared
@@ -43,7 +43,7 @@ _TRIES = 3
 """Children for one call, where one is gone before it took it; a call that was taken is never repeated."""
 
 
-class Zygote:
+class Zygote(Closing):
     """A Python interpreter in a container that imported `imports` once, and is forked for each call.
 
     Every call runs in a fresh fork: nothing of one is seen by the next but what it wrote to the container's
@@ -127,14 +127,6 @@ class Zygote:
                 command = self._what.resolve(running)
                 self._prepared = prepared = Prepared.start(running, command, self._imports, self._seconds)
             return prepared
-
-    def __enter__(self) -> Zygote:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"

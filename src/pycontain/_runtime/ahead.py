@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from attrs import define
 
+from pycontain._kernel.pidfd import wait_dead
 from pycontain._runtime.attempt import Attempt
-from pycontain._runtime.collect import shielded, wait_dead
+from pycontain._runtime.collect import shielded
 from pycontain._runtime.compile import Template, known_template
 from pycontain._runtime.spare import MOST_BULK, Spares
 from pycontain.errors import PycontainError

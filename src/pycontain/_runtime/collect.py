@@ -7,7 +7,6 @@ take the interpreter's lock from whoever starts the next container.
 from __future__ import annotations
 
 import os
-import select
 import signal
 import sys
 import threading
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
     from pycontain._cgroups.group import Group
     from pycontain._kernel.launcher import Launcher
     from pycontain._state.owner import Owner
-
-_LONGEST_POLL = 2_000_000
-"""Seconds: poll(2) takes an int of milliseconds."""
 
 _MOST_INTERRUPTIONS = 1000
 """Handlers in a row that raise before the next one is put off; where none can be put off at all, it ends."""
@@ -160,15 +156,6 @@ class Collector:
         self.errors.extend(f"{one.name}: {error}" for one in self._waiting.values())
         self._waiting.clear()
         self.forget()
-
-
-def wait_dead(pidfd: int, timeout: float | None = None) -> bool:
-    """Wait for the end of the process behind pidfd (pidfd_open(2)); False at the timeout (seconds)."""
-    if pidfd < 0:
-        return True
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(None if timeout is None else min(timeout, _LONGEST_POLL) * 1000))
 
 
 def shielded(work: Callable[[], None]) -> None:

@@ -15,7 +15,8 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 from attrs import define, field
 
 from pycontain._kernel import native
-from pycontain._runtime.collect import Remains, wait_dead
+from pycontain._kernel.pidfd import wait_dead
+from pycontain._runtime.collect import Remains
 from pycontain.errors import StateError
 
 if TYPE_CHECKING:

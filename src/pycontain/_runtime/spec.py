@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from attrs import evolve, field, fields, frozen
 
+from pycontain._model.labels import check_name
 from pycontain._model.limits import CgroupLimits
 from pycontain._model.mounts import Bind, Tmpfs, VolumeMount
 from pycontain._model.sizes import parse_duration, parse_size, shown
@@ -29,7 +30,6 @@ DISK_FLOOR = 64 << 10
 PIDS_FLOOR = 2
 """The agent and one command."""
 LIMIT_NAMES = tuple(attribute.name for attribute in fields(CgroupLimits))
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 _HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,62}[a-zA-Z0-9])?")
 _RESERVED = ("/", "/proc", "/dev", "/dev/pts", "/sys")
 
@@ -174,10 +174,7 @@ def default_name(new: str) -> str:
 
 
 def _name(_: object, __: object, value: str) -> None:
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise ValueError(
-            f"a name begins with a letter or digit and goes on with those or one of _.-: {shown(value)}"
-        )
+    check_name(value, "a name")
 
 
 def _hostname(_: object, __: object, value: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pycontain._kernel.pidfd import pid_of
 from tests.security.inject.model import Unable
 
 if TYPE_CHECKING:
@@ -31,11 +32,6 @@ def _children(pid: int) -> set[int]:
         return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
     except (FileNotFoundError, ProcessLookupError):
         return set()
-
-
-def pid_of(pidfd: int) -> int:
-    text = Path(f"/proc/self/fdinfo/{pidfd}").read_text()
-    return int(next(line.split()[1] for line in text.splitlines() if line.startswith("Pid:")))
 
 
 class Around:

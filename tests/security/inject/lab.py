@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.security.inject.around import Around, pid_of
+from pycontain._kernel.pidfd import pid_of
+from tests.security.inject.around import Around
 from tests.security.inject.model import PATIENCE, Unable
 from tests.security.inject.ptrace import libc
 from tests.security.inject.view import limits, namespaces, normal

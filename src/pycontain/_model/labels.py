@@ -1,0 +1,26 @@
+"""Names and labels of what users make: volumes, networks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from pycontain._model.sizes import shown
+
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
+
+
+def check_name(name: str, what: str) -> None:
+    """Raise ValueError for what is no name; what: of which it would be."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{what} begins with a letter or digit and goes on with those or one of _.-: {shown(name)}"
+        )
+
+
+def checked_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
+    """A copy of labels.  Raises TypeError for what is no text."""
+    for name, value in (labels or {}).items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"labels are text: {shown(name)}, {shown(value)}")
+    return dict(labels or {})
