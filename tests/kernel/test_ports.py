@@ -11,15 +11,29 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pycontain import Conflict, Container, Egress, Endpoint, Engine, Network, NotFound, UnsupportedError
-from tests.kernel.networks import _fabric, _nothing_is_left, outside, world
+from pycontain import (
+    Conflict,
+    Container,
+    Egress,
+    Endpoint,
+    Engine,
+    Image,
+    Network,
+    NotFound,
+    UnsupportedError,
+    Volume,
+)
+from pycontain._objects import copyup
+from pycontain._runtime.users import open_inside
+from tests.kernel.networks import _fabric, _nothing_is_left, net, outside, world
 from tests.support.inside import PORT, ask, echo, is_cut_off, open_in, reach, resolve
 from tests.support.world import World
 
-__all__ = ["_fabric", "_nothing_is_left", "outside", "world"]
+__all__ = ["_fabric", "_nothing_is_left", "net", "outside", "world"]
 
 
 def _connect(address: str, port: int, *, udp: bool = False) -> str:
@@ -221,6 +235,28 @@ with Egress.allow(f"{sys.argv[1]}:7000") as egress, Container(network=egress) as
     while _names_of_programs() != before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert _names_of_programs() == before
+
+
+def test_a_volume_is_filled_without_network(
+    net: Network, root: Path, needs_idmap: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who fills it is a copy of a container that starts a moment later, with these addresses and ports."""
+    (root / "srv" / "content").mkdir(parents=True)
+    (root / "srv" / "content" / "file").write_text("of the image")
+    image, seen = Image.from_rootfs(root), []
+
+    def spy(*args: Any) -> int:
+        seen.append(net.inspect()["containers"])
+        return open_inside(*args)
+
+    monkeypatch.setattr(copyup, "open_inside", spy)
+    with (
+        Volume("pyc-filled") as volume,
+        Container(image, network=net, volumes={"/srv/content": volume}) as one,
+    ):
+        assert (one.path("/srv/content") / "file").read_text() == "of the image"
+        assert one.addresses
+    assert seen == [{}]
 
 
 def test_egress_goes_alone(engine: Engine) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -352,6 +354,30 @@ def test_commands_of_other_threads_lose_nothing(container: Container) -> None:
     thread.join()
     assert [int(line) for line in _sh(container, "cat /file").split()] == written
     assert kinds <= {"sealed", "copied"}
+
+
+def test_a_command_that_is_asked_for_has_begun(container: Container) -> None:
+    running, kinds, results = container._live(), [], []
+    signal.pidfd_send_signal(running.pidfd, signal.SIGSTOP)
+    command = threading.Thread(target=lambda: results.append(_sh(container, "sleep 0.2; echo x > /file")))
+    command.start()
+    while not _is_asked(running.control):
+        time.sleep(0.001)
+    taking = threading.Thread(target=lambda: kinds.append(container.snapshot().kind))
+    taking.start()
+    time.sleep(0.1)
+    signal.pidfd_send_signal(running.pidfd, signal.SIGCONT)
+    taking.join()
+    command.join()
+    assert (kinds, results) == (["copied"], [""])
+    assert _sh(container, "cat /file") == "x\n"
+
+
+def _is_asked(control: int) -> bool:
+    """Is a request on its way to the agent?"""
+    waiting = bytearray(4)
+    fcntl.ioctl(control, termios.TIOCOUTQ, waiting)
+    return int.from_bytes(waiting, sys.byteorder) > 0
 
 
 def test_a_chain_of_a_hundred_is_usable(container: Container) -> None:

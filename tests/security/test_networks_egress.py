@@ -16,7 +16,7 @@ from pycontain._networks import nft
 from pycontain._networks.firewall import Firewall
 from pycontain._networks.outside import problems
 from pycontain._networks.policy import Guide
-from tests.kernel.networks import _fabric, _nothing_is_left, world
+from tests.kernel.networks import _fabric, _nothing_is_left, root_only, world
 from tests.support.inside import PORT, ask, echo, is_cut_off, open_in, reach
 from tests.support.world import World
 
@@ -198,6 +198,37 @@ def test_names_lead_to_public_addresses_alone(engine: Engine) -> None:
         assert "169.254.169.254" not in guide.learned("example.org", list(_SAID), 1)
         egress.permit("169.254.169.254")
         assert "169.254.169.254" in guide.learned("example.org", list(_SAID), 1)
+
+
+@pytest.mark.xdist_group("world")
+@pytest.mark.case("N03")
+@pytest.mark.control("N03")
+@pytest.mark.parametrize(
+    ("target", "let"),
+    [
+        ("example.org", True),
+        (f"example.org:{PORT}", True),
+        ("example.org/tcp", True),
+        (f"example.org:{PORT}/tcp", True),
+        ("example.org/udp", False),
+        (f"example.org:{PORT}/udp", False),
+        (f"example.org:{PORT + 1}", False),
+    ],
+)
+def test_a_name_is_let_for_what_was_meant(engine: Engine, world: World, target: str, let: bool) -> None:
+    """The others are the control, and that nobody is reached who was not told of."""
+    root_only(engine)
+    with (
+        world.serve(),
+        world.known_as("93.184.216.34"),
+        _egress(engine, target) as (egress, guide),
+        Container(network=egress) as one,
+    ):
+        assert is_cut_off(one, "93.184.216.34")
+        assert guide.learned("example.org", ["93.184.216.34"], 60) == ["93.184.216.34"]
+        assert (reach(one, "93.184.216.34") is not None) is let
+        egress.revoke(target)
+        assert is_cut_off(one, "93.184.216.34")
 
 
 @pytest.mark.case("N03")

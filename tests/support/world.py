@@ -51,6 +51,17 @@ class World:
         return done.stdout.split(" ")[0] if done.returncode == 0 else done.stderr.strip().split("\n")[-1]
 
     @contextlib.contextmanager
+    def known_as(self, address: str) -> Iterator[None]:
+        """It has this address too, which is nowhere else meanwhile."""
+        assert self.run("ip", "addr", "add", f"{address}/32", "dev", "lo").returncode == 0
+        subprocess.run(["ip", "route", "add", address, "via", self.address], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["ip", "route", "del", address, "via", self.address], check=True)
+            assert self.run("ip", "addr", "del", f"{address}/32", "dev", "lo").returncode == 0
+
+    @contextlib.contextmanager
     def serve(self) -> Iterator[None]:
         """An echo there."""
         code = (

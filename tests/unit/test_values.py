@@ -111,6 +111,12 @@ def test_places_of_the_engine(place: str, tmp_path: Path) -> None:
         spec.mount_points({place: Bind(tmp_path)}, None)
 
 
+def test_the_start_of_an_id_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = iter(["123456789012" + "f" * 20, "1234567890a2" + "0" * 20])
+    monkeypatch.setattr("secrets.token_hex", lambda _: next(tokens))
+    assert spec.new_id() == "1234567890a2" + "0" * 20
+
+
 def test_mounts_and_tmpfs(tmp_path: Path) -> None:
     points = spec.mount_points({"/a": tmp_path}, {"/b": "1M", "/c": None})
     assert points == {"/a": Bind(tmp_path), "/b": Tmpfs("1M"), "/c": Tmpfs()}

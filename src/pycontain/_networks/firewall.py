@@ -221,6 +221,7 @@ def _sets(table: str, nat: str) -> list[Set]:
         Set(table, "generation", ("interface",), to=("mark",)),
         Set(table, "guides", ("interface",), to=("verdict",)),
         Set(table, "learned", target, flags=nft.TIMEOUT),
+        Set(table, "learned_kind", target[:3], flags=nft.TIMEOUT),
         Set(table, "learned_any", target[:2], flags=nft.TIMEOUT),
         Set(table, "refused", target, flags=nft.EVAL | nft.TIMEOUT, size=4096, timeout=3_600_000),
         Set(nat, "ports", ("protocol", "port"), to=("address", "port")),
@@ -298,7 +299,7 @@ class _Rules:
         )
         current = nft.meta("iifname") + nft.ct("mark", 12) + nft.lookup("current")
         mark = nft.meta("iifname") + nft.lookup("generation", to=1) + nft.set_ct_mark()
-        name, to = nft.meta("iifname"), nft.load("network", 16, 4, 12)
+        name = nft.meta("iifname")
         answer = nft.ct("direction") + nft.compare(b"\1") + nft.ct("state") + nft.any_bit(_KNOWN)
         return [
             rule("policy", current, nft.verdict("accept")),
@@ -306,7 +307,8 @@ class _Rules:
             rule("allow", mark, nft.verdict("accept")),
             rule("policy", nft.meta("oifname"), nft.compare(PREFIX), nft.verdict("jump", "unlisted")),
             rule("policy", ipv4, *target, nft.lookup("learned"), nft.verdict("jump", "allow")),
-            rule("policy", ipv4, name, to, nft.lookup("learned_any"), nft.verdict("jump", "allow")),
+            rule("policy", ipv4, *target[:3], nft.lookup("learned_kind"), nft.verdict("jump", "allow")),
+            rule("policy", ipv4, *target[:2], nft.lookup("learned_any"), nft.verdict("jump", "allow")),
             rule("policy", ipv4, name, nft.judge("guides")),
             rule("policy", nft.verdict("jump", "unlisted")),
             rule("unlisted", ipv4, *target, nft.remember("refused")),

@@ -174,9 +174,8 @@ class Guide:
             self._put("learned_any", nft.key(bridge, address), name, seconds)
             return
         for protocol in _PROTOCOLS[target.protocol]:
-            if target.port:
-                key = nft.key(bridge, address, protocol, nft.port(target.port))
-                self._put("learned", key, name, seconds)
+            key = nft.key(bridge, address, protocol, *([nft.port(target.port)] if target.port else []))
+            self._put("learned" if target.port else "learned_kind", key, name, seconds)
 
     def _put(self, which: str, key: bytes, name: str, seconds: int) -> None:
         now = time.monotonic()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 from typing import TYPE_CHECKING
 
 from attrs import evolve
@@ -18,7 +17,7 @@ from pycontain._images.write import archive
 from pycontain._objects import snapshot as snapshots
 from pycontain._objects.changes import sealed_layers, still
 from pycontain._runtime.restack import restack
-from pycontain._runtime.spec import default_name
+from pycontain._runtime.spec import default_name, new_id
 from pycontain.errors import PathError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ def fork(container: Container, count: int) -> list[Container]:
     base = snapshot(container)
     try:
         for _ in range(count):
-            new = secrets.token_hex(16)
+            new = new_id()
             spec = container.spec.renamed(new)
             spec = evolve(spec, name=default_name(new), image=base.image, linkage=spec.linkage.for_another())
             made.append(type(container)._of(spec, container._engine))

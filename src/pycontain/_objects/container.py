@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
@@ -100,7 +99,7 @@ class Container(Lifecycle):
                 f"the runtime {runtime!r}", hint="leave it out: pycontain starts containers itself"
             )
         chosen, asked = specs.limits_of(limits, memory, cpus, pids, disk)
-        new = secrets.token_hex(16)
+        new = specs.new_id()
         published = parse_ports(ports)
         self._adopt(engine or default_engine())
         linkage, shown_network = linkage_of(self._engine, network, published)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 from typing import TYPE_CHECKING
 
 from attrs import evolve
@@ -13,7 +12,8 @@ from pycontain._images.defaults import is_empty_place
 from pycontain._images.pouring import pour
 from pycontain._images.write import archive
 from pycontain._model.mounts import VolumeMount
-from pycontain._runtime.spec import default_name
+from pycontain._runtime.network import NONE, Linkage
+from pycontain._runtime.spec import default_name, new_id
 from pycontain._runtime.users import open_inside
 from pycontain._volumes import filesystem, records
 
@@ -40,8 +40,16 @@ def copy_up(container: Container) -> None:
 
 def _fill(container: Container, place: str, what: VolumeMount) -> None:
     """From a container without the volume: what the layers come to is what is seen inside."""
-    engine, new = container._engine, secrets.token_hex(16)
-    spec = evolve(container.spec.renamed(new), name=default_name(new), command=None, init=True, mounts={})
+    engine, new = container._engine, new_id()
+    spec = evolve(
+        container.spec.renamed(new),
+        name=default_name(new),
+        command=None,
+        init=True,
+        mounts={},
+        network=NONE,
+        linkage=Linkage(),  # its addresses and ports are those of the container that is to come
+    )
     with type(container)._of(spec, engine) as source:
         flags = os.O_RDONLY | os.O_DIRECTORY
         inside = open_inside(source._live(), place, flags)

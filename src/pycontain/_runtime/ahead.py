@@ -8,7 +8,6 @@ takes it over, and its id.
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 import time
 import weakref
@@ -21,6 +20,7 @@ from pycontain._runtime.attempt import Attempt
 from pycontain._runtime.collect import shielded
 from pycontain._runtime.compile import Template, known_template
 from pycontain._runtime.spare import MOST_BULK, Spares
+from pycontain._runtime.spec import new_id
 from pycontain.errors import PycontainError
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class Ahead:
     def _make(self, spec: ContainerSpec, hostname: str | None) -> None:
         """Ask for a container like this one; who takes it, or its launcher, hears what became of it."""
         engine = self._engine
-        attempt = Attempt(engine, spec.renamed(secrets.token_hex(16)))
+        attempt = Attempt(engine, spec.renamed(new_id()))
         standby = Standby(attempt, hostname, _sources_of(attempt.template))
         try:
             with engine.birthplace(spec.linkage).borrow() as launcher:

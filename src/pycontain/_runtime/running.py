@@ -16,6 +16,7 @@ from attrs import define, field
 
 from pycontain._kernel import native
 from pycontain._kernel.pidfd import wait_dead
+from pycontain._kernel.plan import request
 from pycontain._runtime.collect import Remains
 from pycontain.errors import StateError
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _PIDFD_GET_MNT_NAMESPACE = 0xFF03
 _REAPED_WITHIN = 20
 """Milliseconds."""
+_IDLE_WITHIN = 1000
+"""Milliseconds in which an agent that nobody asks begins the last command, or is taken for busy."""
 _END_PATIENCE = 10.0
 """Seconds in which a killed PID 1 has to be gone; what is stuck in the kernel longer is the collector's."""
 
@@ -102,7 +105,8 @@ class Running:
             self.alone = self.users == 0
         try:
             written = any(not file.closed for file in list(self.writers))
-            yield self.alone and not written and self.spec.init and _is_childless(self.pid)
+            quiet = self.alone and not written and self.spec.init and self._is_idle()
+            yield quiet and _is_childless(self.pid)
         finally:
             with self.lock:
                 self.alone = False
@@ -135,6 +139,21 @@ class Running:
             self.users -= 1
             if self.ended and self.users == 0:
                 os.close(self.control)
+
+    def _is_idle(self) -> bool:
+        """Has the agent done what it was asked?  It takes requests in turn: one about nobody is the last."""
+        ours, theirs = native.pair()
+        try:
+            native.send(self.control, request(native.KILL_TREE, number=0), [theirs])
+            os.close(theirs)
+            theirs = -1
+            return native.receive(ours, _IDLE_WITHIN) is not None
+        except OSError:
+            return False  # too busy, or dead
+        finally:
+            for fd in (ours, theirs):
+                if fd >= 0:
+                    os.close(fd)
 
     def share(self) -> int:
         """A pidfd for who joins its namespaces, which last longer than it then.  Raises StateError."""

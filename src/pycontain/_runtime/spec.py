@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import secrets
 from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import timedelta
 from typing import TypeAlias
@@ -166,6 +167,16 @@ def limits_of(
     if chosen["pids"] is None:
         chosen["pids"] = DEFAULT_PIDS
     return CgroupLimits(**chosen), asked
+
+
+def new_id() -> str:
+    """32 hexadecimal digits; the first 12, which are a host name too, are no number.
+
+    A name of decimal digits alone is an address to gethostbyname(3), and is not looked up.
+    """
+    while (new := secrets.token_hex(16))[:12].isdecimal():
+        pass
+    return new
 
 
 def default_name(new: str) -> str:
