@@ -24,7 +24,7 @@ from pycontain import (
     UnsupportedError,
 )
 from pycontain._kernel.netlink import ROUTE, Message, Netlink, NetlinkError
-from pycontain._networks import links
+from pycontain._networks import links, nft
 from pycontain._networks.zone import Client
 from tests.kernel.networks import _fabric, _nothing_is_left, net, root_only
 from tests.support.inside import PORT, comes_to_reach, echo, is_cut_off, query, reach, reaches, resolve
@@ -456,6 +456,20 @@ def test_doctor_knows_rules_of_others_that_drop(engine: Engine, tmp_path: Path) 
     assert before == "[]"
     assert "ip filter FORWARD" in after
     assert "iptables -I DOCKER-USER" in after
+
+
+def test_a_kernel_that_lends_no_address_has_no_way_out(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root_only(engine)
+    monkeypatch.setattr(nft, "masquerade", lambda: nft._expression("pyc-none"))
+    with Engine(tmp_path) as bare:
+        with pytest.raises(UnsupportedError, match="masquerade") as refused:
+            Network("pyc-out", engine=bare)
+        assert "internal=True" in str(refused.value.hint)
+        assert Network.list(engine=bare) == []
+        with Network("pyc-in", internal=True, engine=bare):
+            pass
 
 
 def test_a_forked_child_lets_go(net: Network) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,7 +38,17 @@ def _volumes(engine: Engine, needs_idmap: None) -> Iterator[None]:
     engine.settle()
     place = os.path.join(engine.roots.data, "volumes")
     assert not os.path.exists(place) or os.listdir(place) == []
-    assert not any(_backing(device).startswith(engine.roots.data) for device in os.listdir("/sys/block"))
+    assert _without_devices(engine.roots.data)
+
+
+def _without_devices(place: str) -> bool:
+    """A device lasts while anybody has it open, and who looks for one of its own opens each for a moment."""
+    deadline = time.monotonic() + 5
+    while any(_backing(device).startswith(place) for device in os.listdir("/sys/block")):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def _backing(device: str) -> str:

@@ -56,6 +56,7 @@ class Firewall:
         self._own = own.encode()
         self._closed: set[int] = set()
         self._host: frozenset[IPv4Address | IPv6Address] = frozenset()
+        self._unmasked: NetlinkError | None = None
         self.redirects = True
         """Are published ports redirected by the kernel?  Else the relay alone carries them."""
         self._nat = f"{name}-nat"
@@ -111,8 +112,10 @@ class Firewall:
             *rules.filters(),
         ]
         self.do(messages)
-        with contextlib.suppress(NetlinkError):
+        try:
             self.do(rules.masquerade())
+        except NetlinkError as error:
+            self._unmasked = error
         try:
             self.do(rules.redirect())
         except NetlinkError:
@@ -160,7 +163,15 @@ class Firewall:
             self._host = addresses
 
     def open(self, passage: Passage) -> None:
-        """Rules for a network that is about to be."""
+        """Rules for a network that is about to be.
+
+        Raises UnsupportedError where it is to lead outside and the kernel cannot lend it an address.
+        """
+        if (passage.outside or passage.policy) and self._unmasked is not None:
+            raise UnsupportedError(
+                f"masquerade, for a network that leads outside: {self._unmasked}",
+                hint="it needs nft_masq of the kernel; Network(internal=True) does without",
+            )
         self.do([self.sets[name].put(*elements) for name, elements in self._of(passage)])
 
     def shut(self, passage: Passage) -> None:
