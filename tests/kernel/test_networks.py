@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -34,13 +35,25 @@ __all__ = ["_fabric", "_nothing_is_left", "net"]
 
 def test_two_on_a_network_reach_each_other_by_every_name(net: Network) -> None:
     with (
-        Container(network=Endpoint(net, aliases=["db", "main.db"]), name="pyc-one") as one,
+        Container(
+            network=Endpoint(net, aliases=["db", "Main.DB"]), name="pyc-one", hostname="pyc-called"
+        ) as one,
         Container(network=net, name="pyc-two") as two,
         echo(one),
     ):
         assert one.address is not None
         assert one.addresses == {"pyc-net": one.address}
-        for name in ("pyc-one", "PYC-One", "db", "main.db", one.id[:12], "pyc-one.pyc-net", "db.pyc-net"):
+        names = (
+            "pyc-one",
+            "PYC-One",
+            "db",
+            "main.db",
+            "pyc-called",
+            one.id[:12],
+            "pyc-one.pyc-net",
+            "db.pyc-net",
+        )
+        for name in names:
             assert resolve(two, name) == {one.address}, name
         assert resolve(two, "db", tcp=True) == {one.address}
         assert resolve(two, "db", "AAAA") == set()
@@ -99,11 +112,12 @@ def test_connect_and_disconnect_a_running_container(net: Network) -> None:
         address = other.connect(one, aliases=["more"], address=None)
         assert one.addresses == {"pyc-net": one.address, "pyc-other": address}
         assert resolve(two, "pyc-one") == resolve(two, "more") == {address}
+        assert resolve(one, "pyc-two") == {two.address}
         assert reaches(two, address)
         with pytest.raises(Conflict):
             other.connect(one)
         other.disconnect(one)
-        assert resolve(two, "pyc-one") == "REFUSED"
+        assert resolve(two, "pyc-one") == resolve(one, "pyc-two") == "REFUSED"
         assert is_cut_off(two, address)
         with pytest.raises(NotFound):
             other.disconnect(one)
@@ -251,8 +265,13 @@ def test_low_ports_and_ping_need_no_capability(net: Network) -> None:
 
 
 def test_restart_and_fork_keep_the_network(net: Network) -> None:
-    with Container(network=net, name="pyc-again") as one, Container(network=net) as other:
+    fixed = str(ip_address(net.gateway) + 100)
+    with (
+        Container(network=Endpoint(net, address=fixed), name="pyc-again") as one,
+        Container(network=net) as other,
+    ):
         one.restart()
+        assert one.address == fixed
         assert resolve(other, "pyc-again") == {one.address}
         copies = one.fork(2)
         addresses = {copy.address for copy in copies}
@@ -309,8 +328,8 @@ def test_no_shape(net: Network, options: dict[str, object]) -> None:
         net.shape(**options)  # type: ignore[arg-type]
 
 
-def test_raw_rights_do_not_spoof(engine: Engine, net: Network) -> None:
-    """A profile with NET_RAW is guarded on the bridge: only its own address leaves it."""
+def test_who_is_guarded_sends_from_its_own_address(net: Network) -> None:
+    """A profile with NET_RAW is guarded on the bridge.  That no other address leaves it is N04's."""
     try:
         one = Container(network=net, security=Security.DOCKER).start()
     except UnsupportedError as refused:
