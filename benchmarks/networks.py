@@ -20,7 +20,7 @@ _MULTIPLE = 2.5
 _DOCKER = 1 / 40
 _PACES = (("burst", 0.0, 12, 10), ("paced", 0.05, 10, 6))
 _DEFAULT = "docker-py, bridge"
-_ROUNDS = 8
+_ROUNDS = 60
 _CROWD = 300
 
 

@@ -22,7 +22,7 @@ from pycontain import Container, Image, Network
 
 _WITHIN = 0.95
 """At least so much of dockerd's."""
-_SECONDS = 3
+_SECONDS = 1
 WAYS = ("two containers", "to the host")
 _SERVER = ["/bin/iperf3", "-s"]
 Measure = Callable[[str], float]

@@ -107,6 +107,7 @@ class Firewall:
             nft.chain(table, "from_inside"),
             nft.chain(table, "to_inside"),
             nft.chain(table, "to_host"),
+            nft.chain(table, "received"),
             nft.base_chain(table, "forward", "filter", nft.FORWARD, 0),
             nft.base_chain(table, "input", "filter", nft.INPUT, 0),
             *rules.filters(),
@@ -333,16 +334,19 @@ class _Rules:
         icmp = nft.meta("l4proto") + nft.compare(bytes([_ICMP]))
         icmp6 = nft.meta("l4proto") + nft.compare(bytes([_ICMP6]))
         return [
+            # Whatever else this host receives is judged by one comparison.
+            rule("input", inward, nft.verdict("jump", "received")),
             # The kernel drops these itself, unless route_localnet is on for all of the host's interfaces.
-            rule("input", ipv4, inward, nft.load("network", 12, 1), loopback, nft.verdict("drop")),
-            rule("input", ipv4, inward, nft.load("network", 16, 1), loopback, nft.verdict("drop")),
-            rule("input", ipv6, inward, icmp6, kind, nft.compare(_ADVERTISEMENT), nft.verdict("drop")),
-            rule("input", ipv6, inward, icmp6, kind, nft.compare(_REDIRECT6), nft.verdict("drop")),
-            rule("input", inward, known, accept),
-            rule("input", inward, icmp, accept),
-            rule("input", inward, icmp6, accept),
-            rule("input", inward, nft.meta("iifname"), nft.lookup("hosted"), accept),
-            rule("input", inward, refuse),
+            # Before what is known: so are the host's own connections by loopback.
+            rule("received", ipv4, nft.load("network", 12, 1), loopback, nft.verdict("drop")),
+            rule("received", ipv4, nft.load("network", 16, 1), loopback, nft.verdict("drop")),
+            rule("received", known, accept),
+            rule("received", ipv6, icmp6, kind, nft.compare(_ADVERTISEMENT), nft.verdict("drop")),
+            rule("received", ipv6, icmp6, kind, nft.compare(_REDIRECT6), nft.verdict("drop")),
+            rule("received", icmp, accept),
+            rule("received", icmp6, accept),
+            rule("received", nft.meta("iifname"), nft.lookup("hosted"), accept),
+            rule("received", refuse),
         ]
 
     def masquerade(self) -> list[Message]:
