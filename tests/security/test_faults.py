@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import multiprocessing
 import os
 import resource
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from pycontain import CommandTimeout, Container, Engine
+from pycontain._kernel import native
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FULL = bool(os.environ.get("PYC_SECURITY_FULL"))
@@ -87,6 +89,7 @@ after = len(os.listdir('/proc/self/fd'))
 with Container(engine=engine) as c: assert c.exec(['echo', 'on']).stdout == 'on\\n'
 engine.ahead.discard()
 live = os.listdir(engine.owner.live)
+print(*engine.collector.errors, live, sep='\\n', file=sys.stderr)
 engine.close()
 print(good > 0, bad > 0, after - before, len(live))
 """
@@ -100,7 +103,30 @@ def test_few_descriptors_are_a_typed_error(tmp_path: Path) -> None:
     good, bad, more, live = done.stdout.split() or [done.stderr[-2000:], "", "", ""]
     assert (good, bad) == ("True", "True"), done.stderr[-2000:]
     assert int(more) <= 8  # launchers and cgroup directories that were opened since
-    assert int(live) == 0
+    assert int(live) == 0, done.stderr[-2000:]
+
+
+@pytest.mark.case("F06")
+def test_other_peoples_fds_on_their_way_are_waited_for(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What all processes of a plain user pass to each other counts together."""
+    send, refusals = native.send, [errno.ETOOMANYREFS] * 3
+
+    def refused(socket: int, message: bytes, fds: list[int] | tuple[int, ...] = ()) -> None:
+        if fds and refusals:
+            raise OSError(refusals.pop(), "refused")
+        send(socket, message, fds)
+
+    place = Path(engine.owner.live, "pyc-refused")
+    place.mkdir()
+    engine.collector.discard("pyc-gone")  # there is a janitor from here on
+    engine.settle()
+    monkeypatch.setattr(native, "send", refused)
+    engine.collector.discard("pyc-refused")
+    engine.settle()
+    assert (refusals, engine.collector.errors) == ([], [])
+    assert not place.exists()
 
 
 @pytest.mark.case("F07")

@@ -6,10 +6,12 @@ take the interpreter's lock from whoever starts the next container.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from attrs import define
@@ -29,6 +31,9 @@ _MOST_INTERRUPTIONS = 1000
 
 _MOST_WAITING = 64
 """Containers whose remains may lie about before a caller waits for the oldest."""
+
+_TURNS, _TURN = 400, 0.005
+"""How often a user's fds on their way are waited for, and seconds in between."""
 
 
 @define(eq=False)
@@ -122,7 +127,7 @@ class Collector:
         payload = "".join(f"{name}\0" for name in names).encode()
         message = request(native.REMOVE, payload, flags=flags, number=self._number)
         self._waiting[self._number] = remains
-        native.send(self._janitor.socket, message, fds)
+        _pass(self._janitor.socket, message, fds)
 
     def _hear(self, most: int, *, wait: bool) -> None:
         """Hear of what is done; wait for the rest where told to, or while more than `most` is not."""
@@ -156,6 +161,20 @@ class Collector:
         self.errors.extend(f"{one.name}: {error}" for one in self._waiting.values())
         self._waiting.clear()
         self.forget()
+
+
+def _pass(socket: int, message: bytes, fds: list[int]) -> None:
+    """Fds on their way count for all processes of a user until they are received (ETOOMANYREFS, unix(7))."""
+    for _ in range(_TURNS):
+        try:
+            native.send(socket, message, fds)
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            time.sleep(_TURN)
+        else:
+            return
+    native.send(socket, message, fds)
 
 
 def shielded(work: Callable[[], None]) -> None:
