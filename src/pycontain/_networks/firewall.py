@@ -42,6 +42,11 @@ class Passage:
     host: bool
     policy: bool
 
+    @property
+    def leads_out(self) -> bool:
+        """Does anything of it leave this host, under its address?"""
+        return self.outside or self.policy
+
 
 class Firewall:
     """The table of one engine.
@@ -168,7 +173,7 @@ class Firewall:
 
         Raises UnsupportedError where it is to lead outside and the kernel cannot lend it an address.
         """
-        if (passage.outside or passage.policy) and self._unmasked is not None:
+        if passage.leads_out and self._unmasked is not None:
             raise UnsupportedError(
                 f"masquerade, for a network that leads outside: {self._unmasked}",
                 hint="it needs nft_masq of the kernel; Network(internal=True) does without",
@@ -188,7 +193,7 @@ class Firewall:
             found.append(("internal", [Element(name)]))
         if passage.host:
             found.append(("hosted", [Element(name)]))
-        if passage.outside or passage.policy:
+        if passage.leads_out:
             for subnet in passage.subnets:
                 last = int(subnet.broadcast_address) + 1
                 end = last.to_bytes(4 if subnet.version == 4 else 16)

@@ -174,8 +174,11 @@ class Guide:
             self._put("learned_any", nft.key(bridge, address), name, seconds)
             return
         for protocol in _PROTOCOLS[target.protocol]:
-            key = nft.key(bridge, address, protocol, *([nft.port(target.port)] if target.port else []))
-            self._put("learned" if target.port else "learned_kind", key, name, seconds)
+            key = bridge, address, protocol
+            if target.port:
+                self._put("learned", nft.key(*key, nft.port(target.port)), name, seconds)
+            else:
+                self._put("learned_kind", nft.key(*key), name, seconds)
 
     def _put(self, which: str, key: bytes, name: str, seconds: int) -> None:
         now = time.monotonic()
