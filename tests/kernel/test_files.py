@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import signal
 import stat
 import threading
@@ -290,21 +291,24 @@ def test_a_tree_there_and_back(container: Container, tree: Path, tmp_path: Path)
 
 
 def test_the_places_that_cp_has(container: Container, tree: Path, tmp_path: Path) -> None:
-    container.copy_in(tree, "/tmp")
-    assert container.path("/tmp/tree/plain").is_file()
-    container.copy_in(tree / "plain", "/tmp/tree/sub")
-    assert container.path("/tmp/tree/sub/plain").read_bytes() == b"plain"
-    container.copy_in(tree / "plain", container.path("/tmp/new"))
-    assert container.path("/tmp/new").read_bytes() == b"plain"
-    before = container.path("/tmp").stat()
-    container.copy_in(f"{tree}/.", "/tmp")
-    assert container.path("/tmp/sub/link").is_symlink()
-    assert container.path("/tmp").stat().st_mode == before.st_mode, "a directory that was there keeps its own"
+    # The interpreter's prefix is shown at its own path, so a checkout may own any fixed name below /tmp.
+    place = f"/tmp/pyc-{secrets.token_hex(4)}"
+    container.path(place).mkdir()
+    container.copy_in(tree, place)
+    assert container.path(f"{place}/tree/plain").is_file()
+    container.copy_in(tree / "plain", f"{place}/tree/sub")
+    assert container.path(f"{place}/tree/sub/plain").read_bytes() == b"plain"
+    container.copy_in(tree / "plain", container.path(f"{place}/new"))
+    assert container.path(f"{place}/new").read_bytes() == b"plain"
+    before = container.path(place).stat()
+    container.copy_in(f"{tree}/.", place)
+    assert container.path(f"{place}/sub/link").is_symlink()
+    assert container.path(place).stat().st_mode == before.st_mode, "a directory that was there keeps its own"
     out = tmp_path / "out"
     out.mkdir()
-    container.copy_out("/tmp/tree", out)
-    container.copy_out("/tmp/new", out)
-    container.copy_out("/tmp/tree/sub/.", out)
+    container.copy_out(f"{place}/tree", out)
+    container.copy_out(f"{place}/new", out)
+    container.copy_out(f"{place}/tree/sub/.", out)
     assert sorted(os.listdir(out)) == [
         ".wh..wh..opq",
         ".wh.plain",
@@ -313,10 +317,10 @@ def test_the_places_that_cp_has(container: Container, tree: Path, tmp_path: Path
         "tree",
         "twin",
     ]
-    container.copy_out("/tmp/tree", out)  # once more, over what is there
+    container.copy_out(f"{place}/tree", out)  # once more, over what is there
     assert (out / "tree" / "plain").read_bytes() == b"plain"
-    assert not [name for name in os.listdir(out) if name.startswith(".pyc")]
-    assert not [path.name for path in container.path("/tmp").iterdir() if path.name.startswith(".pyc")]
+    assert not [name for name in os.listdir(out) if name.startswith(".pyc-")]
+    assert not [path.name for path in container.path(place).iterdir() if path.name.startswith(".pyc-")]
 
 
 def test_links_at_the_top_are_followed_those_below_are_copied(

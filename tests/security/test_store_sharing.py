@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from pycontain import Engine, Image, ImageError, Progress
+from pycontain._images.store import Pins
 from tests.support import sharing, stores
 from tests.support.served import Served, busybox_files
 
@@ -19,11 +21,11 @@ _PROCESSES, _, _SECONDS = os.environ.get(
 ).partition("x")
 
 
-def _share(directory: Path, processes: int, seconds: float, harm: str = "") -> Any:
+def _share(directory: Path, processes: int, seconds: float) -> Any:
     if not busybox_files():
         pytest.skip("no static busybox on this host")
     with Served(sharing.pictures()) as served:
-        arguments = (served.name, str(directory), processes, seconds, harm)
+        arguments = (served.name, str(directory), processes, seconds)
         return stores.in_child(sharing.share, *arguments, timeout=seconds + 120)
 
 
@@ -36,8 +38,35 @@ def test_many_processes_share_a_store(tmp_path: Path) -> None:
     assert found["done"] > int(_SECONDS)
 
 
+def _pull_beside_a_sweep(directory: Path) -> list[str]:
+    """Sweep from a second engine once a pull has its layers but no record yet; return the faults."""
+    if not busybox_files():
+        pytest.skip("no static busybox on this host")
+    with (
+        Served(sharing.pictures()) as served,
+        Engine(directory / "store") as pulling,
+        Engine(directory / "store") as sweeping,
+    ):
+
+        def sweep(progress: Progress) -> None:
+            if progress.phase == "finishing":
+                sweeping.sweep()
+
+        try:
+            Image.pull(f"{served.name}/one", insecure=True, engine=pulling, progress=sweep)
+        except ImageError as error:
+            return [str(error)]
+        return pulling.fsck()
+
+
+@pytest.mark.case("F09")
+def test_sweep_spares_the_layers_of_a_pull_without_record(tmp_path: Path) -> None:
+    assert _pull_beside_a_sweep(tmp_path) == []
+
+
 @pytest.mark.control("F09")
-def test_a_store_without_pins_is_seen_to_lose_things(tmp_path: Path) -> None:
-    """What a process relies on is swept by another."""
-    found = _share(tmp_path, 6, 5.0, "no pins")
-    assert found["problems"] != []
+def test_sweep_removes_the_layers_of_a_pull_that_pins_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pins, "add", lambda self, kind, *keys: None)
+    assert _pull_beside_a_sweep(tmp_path) != []

@@ -133,17 +133,8 @@ def _work(root: str, registry: str, scratch: Path, seed: int, end: float) -> Non
     (scratch / f"{seed}.json").write_text(json.dumps({name: getattr(worker, name) for name in names}))
 
 
-def _no_pins() -> None:
-    from pycontain._images.store import Pins
-
-    Pins.add = lambda self, kind, *keys: None  # type: ignore[method-assign]
-
-
-def share(registry: str, base: str, processes: int, seconds: float, harm: str) -> dict[str, Any]:
-    """So many processes for so long; what they did, and what was wrong then or after.
-
-    harm: 'no pins' takes from them what keeps a sweep away.
-    """
+def share(registry: str, base: str, processes: int, seconds: float) -> dict[str, Any]:
+    """Run `processes` workers for `seconds`; return their counts and the faults seen then and after."""
     root, scratch = os.path.join(base, "store"), Path(base, "scratch")
     scratch.mkdir()
     end = time.monotonic() + seconds
@@ -153,8 +144,6 @@ def share(registry: str, base: str, processes: int, seconds: float, harm: str) -
         if pid == 0:
             code = 1
             try:
-                if harm == "no pins":
-                    _no_pins()
                 _work(root, registry, scratch, seed, end)
                 code = 0
             finally:
