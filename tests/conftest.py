@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.account import pytest_runtest_makereport, pytest_sessionfinish
+from tests.support.mounts import our_mounts
 from tests.support.names import net
 from tests.support.roots import make_root
 
@@ -78,7 +79,7 @@ def _snapshot() -> dict[str, object]:
     engine.ahead.discard()
     engine.settle()
     return {
-        "mounts": Path("/proc/self/mountinfo").read_text(),
+        "mounts": our_mounts(),
         "cgroups": _cgroups(),
         "containers": os.listdir(engine.owner.live),
         "fds": _held_fds() - 2 * len(engine.launchers) - len(engine.cgroups.held),

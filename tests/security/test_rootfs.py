@@ -15,6 +15,7 @@ import pytest
 from pycontain import Bind, Container, Engine, Image, PycontainError, Security, StartError
 from tests.security import attacks, weak
 from tests.security.conftest import Canary
+from tests.support.mounts import our_mounts
 from tests.support.roots import make_root
 
 FULL = bool(os.environ.get("PYC_SECURITY_FULL"))
@@ -238,14 +239,14 @@ def test_a_canary_that_is_touched_is_seen(tmp_path: Path) -> None:
 
 @pytest.mark.case("E23")
 def test_no_mount_crosses_in_either_direction(canary: Canary, engine: Engine) -> None:
-    before = Path("/proc/self/mountinfo").read_text()
+    before = our_mounts()
     opened = Security.SANDBOX.evolve(seccomp=None, capabilities={"SYS_ADMIN"}, landlock=False)
     with Container(mounts={"/v": Bind(canary.top, read_only=True)}, security=opened) as container:
         script = "mount -t tmpfs none /v/inner && echo mounted; mount --make-rshared / && echo shared; "
         script += "mount -t tmpfs none /v && echo over"
         told = container.exec(["sh", "-c", script]).stdout
         assert "mounted" in told, "the attack did not even mount"
-        assert Path("/proc/self/mountinfo").read_text() == before
+        assert our_mounts() == before
         lines = container.exec(["cat", "/proc/self/mountinfo"]).stdout
         assert "master:" not in lines
 
