@@ -6,7 +6,7 @@ JOBS ?= 2
 STAMP := $(VENV)/.installed
 NATIVE := $(shell find src/_native -name '*.[ch]' -o -name '*.cdef' -o -name 'build_ffi.py')
 
-.PHONY: help demo test bench lint types c-check docs unit kernel security plain guest fuzz e2e packages together wheel clean
+.PHONY: help demo check test test-all bench lint types c-check docs unit kernel security plain guest fuzz e2e packages together wheel clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -57,11 +57,16 @@ fuzz: $(STAMP) ## the decoders under ASan, live agent and launcher under random 
 e2e: $(STAMP) ## the demo, the wheel and the sdist as a user meets them
 	$(BIN)/python -m pytest tests/e2e -q
 
-test: packages lint types c-check unit kernel plain ## everything
-	@$(MAKE) --no-print-directory -j2 --output-sync=target guest together
-	@echo "make test: all green"
+check: lint types unit ## lint, types and unit tests: under two minutes
 
-# Beside the guest, which is one thread and half of the time waits.
+test: packages check c-check kernel ## check, the C compilers, and the kernel and security tests as this user
+	@echo "make test: passed"
+
+test-all: packages plain ## the long suites: rootless users, the cgroup v2 guest, fuzz, end to end
+	@$(MAKE) --no-print-directory -j2 --output-sync=target guest together
+	@echo "make test-all: passed"
+
+# The guest is one thread that is idle half of the time, so the others run beside it.
 together: fuzz
 	@$(MAKE) --no-print-directory e2e
 
