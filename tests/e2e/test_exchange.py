@@ -188,7 +188,7 @@ def test_index_gives_each_platform_its_own(
     for text in ("linux/amd64", "linux/arm64", "linux/arm/v7"):
         pulled = Image.pull(f"{access.name}/pyc/multi:all", text, engine=elsewhere)
         assert pulled.labels == {"for": text}
-    with pytest.raises(Exception, match="is not to be had for linux/riscv64"):
+    with pytest.raises(Exception, match="is not available for linux/riscv64"):
         Image.pull(f"{access.name}/pyc/multi:all", "riscv64", engine=elsewhere)
 
 

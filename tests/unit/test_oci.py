@@ -288,7 +288,7 @@ def _index(*platforms: str) -> Index:
 def test_the_manifest_for_a_platform(wanted: str, there: str, chosen: int | None) -> None:
     index = _index(*there.split())
     if chosen is None:
-        with pytest.raises(ImageError, match="not to be had"):
+        with pytest.raises(ImageError, match="is not available for"):
             index.choose(Platform.parse(wanted))
     else:
         assert index.choose(Platform.parse(wanted)).size == chosen

@@ -1,6 +1,6 @@
-"""Values of the OCI image and distribution specifications: what registries, archives and the store speak in.
+"""Values of the OCI image and distribution specifications, used by registries, archives and the store.
 
-Everything here is checked when it is made and frozen afterwards; nothing here touches files or networks.
+Values are validated on construction and immutable. The package does no I/O.
 """
 
 from pycontain.oci.config import ContainerConfig, Healthcheck, History, ImageConfig

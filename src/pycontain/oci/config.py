@@ -17,13 +17,16 @@ _HISTORY_MOST = 10_000
 
 
 def _nanoseconds(seconds: float) -> int:
-    """At most what Docker's numbers hold: the largest is rounded up on its way through a float."""
+    """Convert seconds to nanoseconds, capped at Docker's int64: a float rounds the largest value up."""
     return min(round(seconds * 1e9), (1 << 63) - 1)
 
 
 @frozen(kw_only=True)
 class Healthcheck:
-    """How to ask whether it works, as Docker has it.  Durations in seconds, 0 for the default."""
+    """The health check of an image, as Docker defines it.
+
+    Durations are in seconds; 0 is Docker's default.
+    """
 
     test: tuple[str, ...] = ()
     interval: float = 0
@@ -33,7 +36,11 @@ class Healthcheck:
 
     @classmethod
     def of(cls, fields: Fields) -> Healthcheck:
-        """Raises ImageError."""
+        """Read a health check from a JSON object.
+
+        Raises:
+            ImageError: A field has another type.
+        """
         return cls(
             test=fields.texts("Test"),
             interval=fields.integer("Interval") / 1e9,
@@ -45,7 +52,7 @@ class Healthcheck:
 
 @frozen(kw_only=True)
 class ContainerConfig:
-    """Defaults of a container: the `config` of an image configuration."""
+    """Container defaults: the `config` object of an image configuration."""
 
     user: str = ""
     env: tuple[str, ...] = ()
@@ -62,7 +69,11 @@ class ContainerConfig:
 
     @classmethod
     def of(cls, fields: Fields) -> ContainerConfig:
-        """Raises ImageError for fields of other types and for text that no container can have."""
+        """Read container defaults from a JSON object.
+
+        Raises:
+            ImageError: A field has another type, or its text has a NUL byte.
+        """
         check = fields.inner("Healthcheck")
         result = cls(
             user=fields.text("User"),
@@ -89,12 +100,12 @@ class ContainerConfig:
 
     @property
     def environment(self) -> dict[str, str]:
-        """`env` as names and values; what has no name is left out, as Docker does."""
+        """`env` as a mapping; entries without a name or `=` are dropped, as Docker does."""
         pairs = (text.partition("=") for text in self.env)
         return {name: value for name, equals, value in pairs if name and equals}
 
     def document(self) -> dict[str, Any]:
-        """As JSON has it, without what is empty."""
+        """Return the JSON object, without empty fields."""
         check = self.healthcheck
         full: dict[str, Any] = {
             "User": self.user,
@@ -122,7 +133,7 @@ class ContainerConfig:
 
 @frozen(kw_only=True)
 class History:
-    """What made a layer, for people."""
+    """One entry of an image's history (OCI config.md, "history")."""
 
     created: str = ""
     created_by: str = ""
@@ -132,7 +143,11 @@ class History:
 
     @classmethod
     def of(cls, fields: Fields) -> History:
-        """Raises ImageError."""
+        """Read a history entry from a JSON object.
+
+        Raises:
+            ImageError: A field has another type.
+        """
         return cls(
             created=fields.text("created"),
             created_by=fields.text("created_by"),
@@ -142,7 +157,7 @@ class History:
         )
 
     def document(self) -> dict[str, Any]:
-        """As JSON has it, without what is empty."""
+        """Return the JSON object, without empty fields."""
         full: dict[str, Any] = {
             "created": self.created,
             "created_by": self.created_by,
@@ -155,7 +170,11 @@ class History:
 
 @frozen(kw_only=True)
 class ImageConfig:
-    """What an image is made of and how it is meant to run.  raw: the very bytes, which the digest names."""
+    """An image configuration: platform, layers, history and container defaults.
+
+    Attributes:
+        raw: The original bytes, from which the image's digest is computed.
+    """
 
     platform: Platform
     container: ContainerConfig = ContainerConfig()
@@ -167,11 +186,15 @@ class ImageConfig:
 
     @classmethod
     def parse(cls, raw: bytes) -> ImageConfig:
-        """Raises ImageError for what is no image configuration."""
+        """Parse an image configuration.
+
+        Raises:
+            ImageError: The bytes are not a valid image configuration.
+        """
         fields = parse(raw, "the image configuration", CONFIG_MOST)
         rootfs = fields.inner("rootfs")
         if rootfs is None or rootfs.text("type") != "layers":
-            raise fields.wrong("rootfs", "is missing or not of layers")
+            raise fields.wrong("rootfs", "is missing or its type is not 'layers'")
         diff_ids = rootfs.texts("diff_ids")
         if len(diff_ids) > LAYERS_MOST:
             raise rootfs.wrong("diff_ids", f"has more than {LAYERS_MOST} entries")
@@ -188,14 +211,14 @@ class ImageConfig:
 
     @property
     def chain_ids(self) -> tuple[Digest, ...]:
-        """The name of each layer together with all below it, the lowest first."""
+        """The chain id of each layer, the lowest first."""
         chain: list[Digest] = []
         for diff_id in self.diff_ids:
             chain.append(chain_id(chain[-1] if chain else None, diff_id))
         return tuple(chain)
 
     def written(self) -> ImageConfig:
-        """The same with `raw` made anew, in one form for one content."""
+        """Return a copy whose `raw` is serialized again, canonically."""
         document: dict[str, Any] = {
             **self.platform.document(),
             "config": self.container.document(),

@@ -1,4 +1,4 @@
-"""Digests: the names of content (OCI image specification, descriptor.md, "Digests")."""
+"""Content digests (OCI image specification, descriptor.md, "Digests")."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ _HEX = re.compile(r"[a-f0-9]+")
 
 
 class Digest(str):
-    """`algorithm:hex` of some content, checked; a `str` in all else.
+    """A validated content digest of the form `algorithm:hex`; a `str` otherwise.
 
-    sha256 and sha512, in lower case and of the right length, are the digests there are: nothing else
-    is ever made part of a path or a URL.  Raises ImageError for any other text.
+    Only sha256 and sha512 in lower case and of the right length are accepted, because digests become
+    parts of paths and URLs.
+
+    Raises:
+        ImageError: The text is not a digest.
     """
 
     __slots__ = ()
 
     def __new__(cls, text: str) -> Digest:
-        """Raises ImageError for what is no digest."""
+        """Validate `text` and return it as a digest."""
         algorithm, colon, value = text.partition(":") if isinstance(text, str) else ("", "", "")
         if not colon or len(value) != _LENGTHS.get(algorithm, -1) or not _HEX.fullmatch(value):
             raise ImageError(f"not a digest: {shown(text)}")
@@ -31,28 +34,31 @@ class Digest(str):
 
     @property
     def algorithm(self) -> str:
-        """'sha256' or 'sha512'."""
+        """The hash algorithm, 'sha256' or 'sha512'."""
         return self.partition(":")[0]
 
     @property
     def hex(self) -> str:
-        """The digits alone."""
+        """The hexadecimal digits without the algorithm."""
         return self.partition(":")[2]
 
     @classmethod
     def of(cls, data: bytes) -> Digest:
-        """The sha256 of some bytes."""
+        """Return the sha256 digest of `data`."""
         return cls(f"sha256:{hashlib.sha256(data).hexdigest()}")
 
     def hasher(self) -> Any:
-        """A new hashlib object of this algorithm."""
+        """Return a new hashlib object of this algorithm."""
         return hashlib.new(self.algorithm)
 
     def matches(self, hasher: Any) -> bool:
-        """Is this what a hashlib object of the same algorithm came to?"""
+        """Return whether a hashlib object of the same algorithm has this value."""
         return bool(hasher.hexdigest() == self.hex)
 
 
 def chain_id(parent: Digest | None, diff_id: Digest) -> Digest:
-    """The name of a stack of layers (OCI config.md, "Layer ChainID"); the lowest one's is its diff id."""
+    """Return the chain id of a layer on top of `parent` (OCI config.md, "Layer ChainID").
+
+    The chain id of the lowest layer is its diff id.
+    """
     return diff_id if parent is None else Digest.of(f"{parent} {diff_id}".encode())

@@ -1,4 +1,4 @@
-"""Manifests and indexes (OCI manifest.md, image-index.md; Docker's version 2, schema 2)."""
+"""Image manifests and indexes (OCI manifest.md, image-index.md; Docker's version 2, schema 2)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pycontain.oci.document import MANIFEST_MOST, Fields, MediaType, compact, pa
 from pycontain.oci.platform import Platform
 
 LAYERS_MOST = 127
-"""Layers of one image: what Docker allows and overlayfs stacks everywhere."""
+"""Largest number of layers of one image: Docker's limit, which every overlayfs can stack."""
 ENTRIES_MOST = 10_000
-"""Manifests of one index."""
+"""Largest number of manifests of one index."""
 
 
 @frozen(kw_only=True)
 class Descriptor:
-    """What some content is, how long, and by which digest it is asked for (descriptor.md)."""
+    """Type, size and digest of some content (OCI descriptor.md)."""
 
     media_type: str
     digest: Digest
@@ -31,7 +31,11 @@ class Descriptor:
 
     @classmethod
     def of(cls, fields: Fields) -> Descriptor:
-        """Raises ImageError for what is no descriptor."""
+        """Read a descriptor from a JSON object.
+
+        Raises:
+            ImageError: The object is not a valid descriptor.
+        """
         if "size" not in fields:
             raise fields.wrong("size", "is missing")
         inner = fields.inner("platform")
@@ -45,7 +49,7 @@ class Descriptor:
         )
 
     def document(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the JSON object."""
         result: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
         if self.urls:
             result["urls"] = list(self.urls)
@@ -58,7 +62,11 @@ class Descriptor:
 
 @frozen(kw_only=True)
 class Manifest:
-    """An image's configuration and layers, the lowest first.  raw: the very bytes, which the digest names."""
+    """An image manifest: descriptors of the configuration and of the layers, the lowest first.
+
+    Attributes:
+        raw: The original bytes, from which the digest is computed.
+    """
 
     media_type: str
     config: Descriptor
@@ -68,12 +76,12 @@ class Manifest:
 
     @property
     def digest(self) -> Digest:
-        """The sha256 of the bytes."""
+        """The sha256 digest of the original bytes."""
         return Digest.of(self.raw)
 
     @classmethod
     def make(cls, media_type: str, config: Descriptor, layers: tuple[Descriptor, ...]) -> Manifest:
-        """A manifest of our own writing."""
+        """Serialize a new manifest."""
         raw = compact(
             {
                 "schemaVersion": 2,
@@ -87,14 +95,18 @@ class Manifest:
 
 @frozen(kw_only=True)
 class Index:
-    """Manifests for several platforms, in the order of preference."""
+    """An image index: manifests for several platforms, in the order of preference."""
 
     media_type: str
     manifests: tuple[Descriptor, ...]
     raw: bytes = field(repr=False)
 
     def choose(self, wanted: Platform) -> Descriptor:
-        """The manifest for a platform: the exact one, else the best that runs there.  Raises ImageError."""
+        """Choose the manifest for a platform: an exact match, else the best compatible one.
+
+        Raises:
+            ImageError: The index has no compatible manifest.
+        """
         fitting = [one for one in self.manifests if one.platform is None or one.platform.serves(wanted)]
         fitting = [one for one in fitting if one.annotations.get("vnd.docker.reference.type") is None]
         exact = [
@@ -104,10 +116,11 @@ class Index:
         for found in (exact, sorted(named, key=_newest, reverse=True), fitting):
             if found:
                 return found[0]
-        there = (
-            ", ".join(dict.fromkeys(str(one.platform) for one in self.manifests if one.platform)) or "none"
+        there = ", ".join(dict.fromkeys(str(one.platform) for one in self.manifests if one.platform))
+        raise ImageError(
+            f"the image is not available for {wanted}",
+            hint=f"choose one of: {there[:400]}" if there else "the index names no platform",
         )
-        raise ImageError(f"the image is not to be had for {wanted}", hint=f"it is for {there[:400]}")
 
 
 def _newest(one: Descriptor) -> str:
@@ -115,30 +128,37 @@ def _newest(one: Descriptor) -> str:
 
 
 def parse_manifest(raw: bytes, content_type: str | None = None) -> Manifest | Index:
-    """The document that a registry or an archive has under a digest.
+    """Parse a manifest or an index from a registry or an archive.
 
-    content_type: what the registry called it; it has to agree with what the document says of itself
-    (CVE-2021-41190).  Raises ImageError for anything that is not clearly one manifest or one index.
+    Args:
+        raw: The document.
+        content_type: The registry's Content-Type. It has to agree with the document's own media type
+            (CVE-2021-41190).
+
+    Raises:
+        ImageError: The document is not unambiguously one manifest or one index.
     """
     fields = parse(raw, "the manifest", MANIFEST_MOST)
     version = fields.integer("schemaVersion")
     if version == 1:
         raise ImageError(
-            "the image has a manifest of Docker's schema 1",
-            hint="push it again with a current tool: nothing in such a manifest can be verified",
+            "the image has a manifest of Docker's schema 1, which cannot be verified",
+            hint="push the image again with a current tool",
         )
     if version != 2:
-        raise fields.wrong("schemaVersion", f"is no version that there is: {version}")
+        raise fields.wrong("schemaVersion", f"must be 2, got {version}")
     has_layers, has_manifests = "layers" in fields or "config" in fields, "manifests" in fields
     if has_layers == has_manifests:
-        raise ImageError("the document is both manifest and index, or neither: it cannot be trusted")
-    said = fields.text("mediaType") or None
-    kind = said or _bare(content_type) or (MediaType.OCI_INDEX if has_manifests else MediaType.OCI_MANIFEST)
-    heard = _bare(content_type)
-    if said and heard and said != heard:
-        raise ImageError(f"the document calls itself {shown(said)}, its source calls it {shown(heard)}")
+        raise ImageError("the document is both a manifest and an index, or neither")
+    declared = fields.text("mediaType") or None
+    received = _bare(content_type)
+    kind = declared or received or (MediaType.OCI_INDEX if has_manifests else MediaType.OCI_MANIFEST)
+    if declared and received and declared != received:
+        raise ImageError(
+            f"the document's media type is {shown(declared)}, but it was served as {shown(received)}"
+        )
     if kind not in (MediaType.INDEXES if has_manifests else MediaType.MANIFESTS):
-        raise ImageError(f"the document is called {shown(kind)} and is not that")
+        raise ImageError(f"the document's content does not match its media type {shown(kind)}")
     if has_manifests:
         entries = fields.each("manifests", Descriptor.of, ENTRIES_MOST)
         return Index(media_type=kind, manifests=entries, raw=raw)
@@ -152,17 +172,17 @@ def _manifest(fields: Fields, kind: str, raw: bytes) -> Manifest:
     config = Descriptor.of(inner)
     layers = fields.each("layers", Descriptor.of, LAYERS_MOST)
     if config.media_type not in MediaType.CONFIGS:
-        raise ImageError(f"not a container image: its configuration is {shown(config.media_type)}")
+        raise ImageError(f"not a container image: its configuration has the type {shown(config.media_type)}")
     for layer in layers:
         if layer.media_type not in MediaType.LAYERS:
-            raise ImageError(f"a layer of a kind that cannot be unpacked: {shown(layer.media_type)}")
+            raise ImageError(f"unsupported layer media type {shown(layer.media_type)}")
     return Manifest(
         media_type=kind, config=config, layers=layers, annotations=fields.mapping("annotations"), raw=raw
     )
 
 
 def _bare(content_type: str | None) -> str | None:
-    """Without parameters; what says only 'some bytes' or 'JSON' says nothing."""
+    """Return the media type without parameters, or None for a generic one."""
     bare = (content_type or "").partition(";")[0].strip().lower()
     vague = ("", "application/json", "application/octet-stream", "text/plain", "binary/octet-stream")
     return None if bare in vague else bare

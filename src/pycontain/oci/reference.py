@@ -1,4 +1,4 @@
-"""References: names of images, normalised as Docker does (distribution/reference)."""
+"""Image references, normalized as Docker does (distribution/reference)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HUB, _HUB_SPACE = "docker.io", "library/"
 
 @frozen
 class Reference:
-    """registry/repository, with a tag, a digest, or both.
+    """An image reference: registry and repository, with a tag, a digest, or both.
 
     'debian' is docker.io/library/debian:latest; a first part is a registry when it has a dot or a
     colon or is 'localhost'.
@@ -35,9 +35,13 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        """What a user wrote; without tag and digest the tag is 'latest'.  Raises InvalidReference."""
+        """Parse a reference as users write it; without tag and digest the tag is 'latest'.
+
+        Raises:
+            InvalidReference: The text is not a reference.
+        """
         if not isinstance(text, str) or not text or len(text) > 1024 or not text.isascii():
-            raise InvalidReference(f"not a reference of an image: {shown(text)}")
+            raise InvalidReference(f"not an image reference: {shown(text)}")
         name, at, digest_text = text.partition("@")
         digest = _digest(text, digest_text) if at else None
         tag: str | None = None
@@ -48,30 +52,32 @@ class Reference:
         registry, path = _split(name)
         if not _DOMAIN.fullmatch(registry) or not _PATH.fullmatch(path) or len(registry) + len(path) >= _MOST:
             raise InvalidReference(
-                f"not a reference of an image: {shown(text)}",
-                hint="[registry/]name[:tag][@digest], the name in lower case",
+                f"not an image reference: {shown(text)}",
+                hint="write [registry/]name[:tag][@digest] with the name in lower case",
             )
         if _ID.fullmatch(name):
-            raise InvalidReference(f"64 hexadecimal digits are an id, not a name: {name}")
+            raise InvalidReference(
+                f"not an image reference: {name} has the form of an id", hint="look it up by its digest"
+            )
         if tag is None and digest is None:
             tag = "latest"
         return cls(registry, path, tag, digest)
 
     @property
     def name(self) -> str:
-        """registry/repository."""
+        """The registry and the repository, joined by a slash."""
         return f"{self.registry}/{self.repository}"
 
     @property
     def familiar(self) -> str:
-        """The shortest form that people write for this very image."""
+        """The shortest form that parses to this reference."""
         for short in (self.repository.removeprefix(_HUB_SPACE), self.repository):
             if _split(short) == (self.registry, self.repository) and not _ID.fullmatch(short):
                 return self._with(short)
         return self._with(self.name)
 
     def pinned(self, digest: Digest) -> Reference:
-        """The same repository by digest alone."""
+        """Return a reference to the same repository by digest only."""
         return evolve(self, tag=None, digest=digest)
 
     def _with(self, name: str) -> str:
