@@ -112,6 +112,7 @@ CASES = {
     "P20": "the store in the hands of another user",
     "P21": "a tree that is not what other unpackers make",
     "F18": "damaged files of the store",
+    "U21": "programs with rights left in binds, volumes and copies",
     "X01": "a control that the host cannot give",
     "X02": "reach beside Docker, Podman and bwrap",
     "X03": "odd text in arguments and names",

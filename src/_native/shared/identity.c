@@ -66,9 +66,10 @@ set_capabilities (u64 permitted)
   return (int) raw2 (__NR_capset, &header, data);
 }
 
-/* A change of uid away from 0 empties the effective set; what is left to drop needs it once more. */
+/* What is left to drop needs every permitted capability once more; a change of uid away from 0 empties the
+   effective set. */
 static int
-regain_effective (void)
+make_effective (u64 wanted)
 {
   struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
   struct __user_cap_data_struct data[2];
@@ -77,7 +78,7 @@ regain_effective (void)
   if (error < 0)
     return (int) error;
   for (u32 i = 0; i < 2; i++)
-    data[i].effective = data[i].permitted;
+    data[i].effective = data[i].permitted & (u32) (wanted >> 32 * i);
   return (int) raw2 (__NR_capset, &header, data);
 }
 
@@ -314,6 +315,25 @@ enter_workdir (const char *path)
   return fd < 0 ? fd : raw1 (__NR_fchdir, fd);
 }
 
+/* The filter may refuse the calls by which the working directory is entered, so that comes first, with the
+   capabilities that the guest will have. */
+static int
+filter_with_capabilities (const struct pc_security *security, const struct pc_exec *exec,
+                          struct pc_failure *failure)
+{
+  word error = make_effective (security->capabilities);
+  if (error < 0)
+    return fail (failure, PC_STEP_CAPABILITIES, error);
+  error = enter_workdir (pc_at (exec, exec->workdir));
+  if (error < 0)
+    return fail (failure, PC_STEP_WORKDIR, error);
+  error = make_effective (~0ull);
+  if (error < 0)
+    return fail (failure, PC_STEP_CAPABILITIES, error);
+  error = install_filter (security, security->seccomp);
+  return error < 0 ? fail (failure, PC_STEP_SECCOMP, error) : 0;
+}
+
 void
 pc_become_guest (const struct pc_security *security, const struct pc_exec *exec,
                  struct pc_failure *failure)
@@ -336,22 +356,19 @@ pc_become_guest (const struct pc_security *security, const struct pc_exec *exec,
       (void) fail (failure, PC_STEP_SESSION, error);
       return;
     }
-  if (exec->uid != 0 && (error = regain_effective ()) < 0)
+  if (exec->uid != 0 && (error = make_effective (~0ull)) < 0)
     {
       (void) fail (failure, PC_STEP_CAPABILITIES, error);
       return;
     }
   /* Without no_new_privs a filter needs CAP_SYS_ADMIN, which is gone one step later. */
   int filter_first = !(security->flags & PC_SECURITY_NO_NEW_PRIVS) && security->seccomp.size > 0;
-  if (filter_first && (error = install_filter (security, security->seccomp)) < 0)
-    {
-      (void) fail (failure, PC_STEP_SECCOMP, error);
-      return;
-    }
+  if (filter_first && filter_with_capabilities (security, exec, failure) < 0)
+    return;
   if (pc_limit_capabilities (security->capabilities, security->securebits, failure) < 0)
     return;
   /* As the new user and without capabilities, so that the directory is one that this user may enter. */
-  error = enter_workdir (pc_at (exec, exec->workdir));
+  error = filter_first ? 0 : enter_workdir (pc_at (exec, exec->workdir));
   if (error < 0)
     {
       (void) fail (failure, PC_STEP_WORKDIR, error);

@@ -30,7 +30,8 @@ class Isolation:
 
     namespaces: private ones.  identity: 'block' (ids of its own), 'sub-ids' or 'single'.
     cgroups: 'v2', 'hybrid', 'v1' or 'none'.  limits: those that the kernel enforces.
-    capabilities: of every process.  missing: controls that this host could not give.
+    capabilities: of every process.  restrict_suid_sgid: no process can set the set-user-ID or
+    set-group-ID bit of a file.  missing: controls that this host could not give.
     """
 
     namespaces: tuple[str, ...]
@@ -40,6 +41,7 @@ class Isolation:
     capabilities: tuple[str, ...]
     no_new_privs: bool
     seccomp: bool
+    restrict_suid_sgid: bool
     landlock: int
     read_only: bool
     network: str
@@ -73,6 +75,7 @@ def isolation_of(running: Running) -> Isolation:
         capabilities=tuple(sorted(spec.security.capabilities)),
         no_new_privs=spec.security.no_new_privs,
         seccomp=running.template.seccomp,
+        restrict_suid_sgid=running.template.seccomp and spec.security.restrict_suid_sgid,
         landlock=running.template.landlock,
         read_only=spec.read_only,
         network=spec.network,

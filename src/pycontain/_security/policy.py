@@ -96,6 +96,7 @@ class SecurityOptions(TypedDict, total=False):
     masked_paths: Iterable[str]
     readonly_paths: Iterable[str]
     rlimits: Mapping[str, int | Sequence[int]]
+    restrict_suid_sgid: bool
     optional: Iterable[str]
 
 
@@ -128,6 +129,11 @@ def _path(path: str | os.PathLike[str]) -> str:
         raise ValueError(f"a path to cover is absolute, without NUL, and not the root: {shown(text)}")
     text.encode("utf-8", "surrogateescape")
     return clean
+
+
+def _flag(_: object, attribute: attrs.Attribute[bool], value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{attribute.name} must be True or False, got {shown(value)}")
 
 
 _NO_LIMIT = 0xFFFFFFFFFFFFFFFF
@@ -178,6 +184,10 @@ class Security:
     masked_paths, readonly_paths: below /proc and /sys, as in the OCI runtime specification.
     rlimits: name to (soft, hard), or to one number for both, -1 for none; lowered where the host's
     hard limit is lower.
+    restrict_suid_sgid: setting the set-user-ID or set-group-ID bit of a file fails with EPERM, so that no
+    program left in a bind, a volume or a lent file gives its rights to other users of the host.  openat2
+    and io_uring, whose modes no filter can read, fail with ENOSYS.  It is a part of the filter: without
+    `seccomp` it is off.
     optional: features without which the container may still start: 'landlock', 'time', 'memory',
     'pids', 'idmap'; `Container.isolation` tells which are missing.
 
@@ -198,6 +208,7 @@ class Security:
     rlimits: Mapping[str, tuple[int, int]] = field(
         factory=lambda: dict(_RLIMITS), converter=rlimit_pairs, hash=False
     )
+    restrict_suid_sgid: bool = field(default=True, validator=_flag)
     optional: frozenset[str] = field(default=frozenset({"landlock", "time"}), converter=_features)
 
     def evolve(self, **changes: Unpack[SecurityOptions]) -> Security:
@@ -225,12 +236,15 @@ def landlock_rights(abi: int) -> tuple[int, int, int, int, int]:
 
 
 @functools.lru_cache(maxsize=32)
-def _assembled(filter_: Filter | None, by_agent: bool) -> tuple[bytes, bytes]:
-    """What the agent takes on and what each process adds, as programs; both empty without a filter."""
+def _assembled(filter_: Filter | None, by_agent: bool, restrict: bool) -> tuple[bytes, bytes]:
+    """Return the programs of the agent and of each process; both are empty without a filter."""
+    from pycontain._security.profiles import restrict_suid_sgid
     from pycontain._security.seccomp import assemble, split
 
     if filter_ is None:
         return b"", b""
+    if restrict:
+        filter_ = restrict_suid_sgid(filter_)
     machine = platform.machine()
     if not by_agent:
         return b"", assemble(filter_, machine)
@@ -258,7 +272,7 @@ def encode(
     if security.landlock and landlock_abi <= 0 and "landlock" not in security.optional:
         raise UnsupportedError("Landlock", hint="name 'landlock' in Security.optional to go without")
     merged = {**rlimit_numbers(security.rlimits), **rlimit_numbers(rlimits)}
-    inherited, last = _assembled(security.seccomp, by_agent)
+    inherited, last = _assembled(security.seccomp, by_agent, security.restrict_suid_sgid)
     return encode_security(
         flags=flags,
         capabilities=caps.mask_of(security.capabilities),
@@ -283,6 +297,7 @@ def _presets() -> None:
         masked_paths=(*MASKED, "/proc/thermal_throttle", "/sys/firmware", "/sys/devices/virtual/powercap"),
         readonly_paths=DOCKER_READ_ONLY,
         rlimits={"core": (1, 1)},
+        restrict_suid_sgid=False,
     )
 
 

@@ -135,6 +135,11 @@ _NETLINK_ROUTE = 0
 _INTERNET_PROTOCOLS = (0, 1, 6, 17, 58)
 """The type's own, ICMP, TCP, UDP and ICMPv6; not SCTP, DCCP, L2TP and others that load modules."""
 
+_SET_ID = 0o6000
+"""S_ISUID and S_ISGID."""
+_CREATES = 0o20000100
+"""O_CREAT and the bit of O_TMPFILE that is its own: without either, open(2) ignores its mode."""
+
 _TIOCSTI, _TIOCLINUX, _TIOCSETD = 0x5412, 0x541C, 0x5423
 _S_IFMT = 0xF000
 _S_IFIFO, _S_IFREG, _S_IFSOCK = 0x1000, 0x8000, 0xC000
@@ -238,3 +243,29 @@ def docker_filter(capabilities: frozenset[str]) -> Filter:
 
 DOCKER_FILTER = docker_filter(frozenset({"SYS_CHROOT"}))
 """What `Security.DOCKER` lets pass: of Docker's capabilities, only SYS_CHROOT opens a call."""
+
+
+def _some_of(arg: int, bits: int) -> Condition:
+    return Condition(arg=arg, op="!=", value=0, mask=bits)
+
+
+def _no_set_id(name: str, arg: int, *more: Condition) -> Rule:
+    return Rule(names=name, action=refuse(errno.EPERM), conditions=[*more, _some_of(arg, _SET_ID)])
+
+
+_RESTRICTED = (
+    *(_no_set_id(name, 1) for name in ("chmod", "fchmod", "creat", "mknod")),
+    *(_no_set_id(name, 2) for name in ("fchmodat", "fchmodat2", "mknodat")),
+    _no_set_id("open", 2, _some_of(1, _CREATES)),
+    _no_set_id("openat", 3, _some_of(2, _CREATES)),
+    _refused("openat2 io_uring_setup", errno.ENOSYS),
+)
+"""Every call that can set the bits.  mkdir(2) is not among them: the kernel drops them from its mode.
+
+openat2 and io_uring have the mode in memory, where a filter cannot read it.
+"""
+
+
+def restrict_suid_sgid(filter_: Filter) -> Filter:
+    """Return a copy that refuses to set the set-user-ID and set-group-ID bits of any file."""
+    return Filter(rules=(*_RESTRICTED, *filter_.rules), default=filter_.default, foreign=filter_.foreign)

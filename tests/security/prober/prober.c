@@ -268,10 +268,19 @@ harmless (long nr)
     { __NR_socketpair, { 1, 1, 0, -1 } },
     { __NR_ioctl, { -1, 0, 0 } },
     { __NR_mknodat, { -1, -1, S_IFREG, 0 } },
+    { __NR_fchmod, { -1, 0755 } }, /* modes with set-id bits are refused by argument */
+    { __NR_fchmodat, { -1, -1, 0755, -1 } },
+    { 452, { -1, -1, 0755, -1 } }, /* fchmodat2 */
+    { __NR_openat, { -1, -1, -1, 0755 } },
     { __NR_futex, { 0, 1, 1 } }, /* an unknown operation is ENOSYS */
     { __NR_vhangup, { 0 } },
 #ifdef __NR_mknod
     { __NR_mknod, { -1, S_IFREG, 0 } },
+#endif
+#ifdef __NR_open
+    { __NR_chmod, { -1, 0755 } },
+    { __NR_creat, { -1, 0755 } },
+    { __NR_open, { -1, -1, 0755 } },
 #endif
 #ifdef __NR_modify_ldt
     { __NR_modify_ldt, { 0, -1, 0 } }, /* likewise */

@@ -7,8 +7,8 @@ import itertools
 
 import pytest
 
-from pycontain._security.profiles import DOCKER_FILTER, SANDBOX_FILTER, docker_filter
-from pycontain._security.seccomp import ALLOW, assemble, refuse
+from pycontain._security.profiles import DOCKER_FILTER, SANDBOX_FILTER, docker_filter, restrict_suid_sgid
+from pycontain._security.seccomp import ALLOW, Filter, assemble, refuse
 from pycontain._security.syscalls import TABLE, number
 from tests.support import bpf
 from tests.support.filters import (
@@ -200,3 +200,53 @@ def test_docker_sockets() -> None:
     }
 
     assert {38, 40} == refused
+
+
+SET_ID_CALLS = [
+    ("chmod", 1, ()),
+    ("fchmod", 1, ()),
+    ("fchmodat", 2, ()),
+    ("fchmodat2", 2, ()),
+    ("creat", 1, ()),
+    ("mknod", 1, ()),
+    ("mknodat", 2, ()),
+    ("open", 2, ((1, 0o100),)),
+    ("open", 2, ((1, 0o20200000),)),
+    ("openat", 3, ((2, 0o101),)),
+    ("openat", 3, ((2, 0o20200002),)),
+]
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("machine", sorted(ARCH))
+@pytest.mark.parametrize("profile", sorted(PROFILES))
+@pytest.mark.parametrize(("name", "arg", "more"), SET_ID_CALLS)
+def test_restricted_filter_sets_no_set_id_bits(
+    name: str, arg: int, more: tuple[tuple[int, int], ...], profile: str, machine: str
+) -> None:
+    """U21: each bit, both, and below set high bits; other modes are judged as before."""
+    if name not in TABLE[machine]:
+        pytest.skip(f"{machine} has no {name}")
+    before = PROFILES[profile]
+    after = restrict_suid_sgid(before)
+
+    def asked(filter_: Filter, mode: int) -> int:
+        args = [0] * 6
+        args[arg] = mode
+        for at, value in more:
+            args[at] = value
+        return verdict(filter_, name, *args, machine=machine)
+
+    for mode in (0o4000, 0o2000, 0o6777, 0o4755 | HIGH, 0o2755 | 1 << 63):
+        assert asked(after, mode) == EPERM
+    for mode in (0, 0o1777, 0o755):
+        assert asked(after, mode) == asked(before, mode)
+
+
+@pytest.mark.security
+def test_restricted_filter_ignores_modes_that_the_kernel_ignores() -> None:
+    """open(2) without O_CREAT and O_TMPFILE has garbage where the mode would be."""
+    filter_ = restrict_suid_sgid(SANDBOX_FILTER)
+    assert verdict(filter_, "open", 0, 0o200000, 0o7777) == ALLOW
+    assert verdict(filter_, "openat", 0, 0, 0o2, 0o7777) == ALLOW
+    assert {ENOSYS} == {verdict(filter_, name) for name in ("openat2", "io_uring_setup")}
