@@ -115,7 +115,7 @@ def test_damaged_content_is_named_and_repaired(blob: str, harm: str, root: Path,
         assert (_B.digest in line) == (blob == "shared layer")
         _good(engine, B)
         (repaired,) = engine.fsck(repair=True)
-        assert repaired == f"{line}; forgotten"
+        assert repaired == f"{line}; removed"
         _brought_again(engine, where)
 
 
@@ -245,7 +245,7 @@ def test_damaged_records_are_made_anew(harm: str, root: Path, where: Site) -> No
         (repaired,) = engine.fsck(repair=True)
         assert _A.digest in repaired
         assert _B.digest in repaired
-        assert repaired.endswith("; forgotten")
+        assert repaired.endswith("; removed")
         assert {image.digest for image in engine.images} == {_A.digest, _B.digest}
         assert [image.name for image in engine.images if not image.name.startswith("sha256:")] == []
         assert engine.fsck() == []

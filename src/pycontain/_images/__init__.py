@@ -1,1 +1,1 @@
-"""Images: their store, their layers, and the ways in and out."""
+"""The image store: content, unpacked layers, records, and transfers in and out."""

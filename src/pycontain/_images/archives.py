@@ -1,4 +1,4 @@
-"""Archives of images: what `docker save`, `podman save` and skopeo write, and what they load."""
+"""Image archives as `docker save`, `podman save` and skopeo write and load them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ _CHUNK = 1 << 20
 
 @contextlib.contextmanager
 def opened_to_read(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[bytes]]:
-    """A file that a caller names or has open.  Raises NotFound, ImageError."""
+    """Open an archive for reading, or pass on a file that is open already.
+
+    Raises:
+        NotFound: The file does not exist.
+        ImageError: The file cannot be opened.
+    """
     if not isinstance(source, str | os.PathLike):
         yield source
         return
@@ -34,14 +39,18 @@ def opened_to_read(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[by
         fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         kind = NotFound if isinstance(error, FileNotFoundError) else ImageError
-        raise kind(f"no archive of images: {os.fspath(source)}: {error.strerror}") from error
+        raise kind(f"cannot open the image archive {os.fspath(source)}: {error.strerror}") from error
     with open(fd, "rb") as file:
         yield file
 
 
 @contextlib.contextmanager
 def replacing(target: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[bytes]]:
-    """A file of the caller's, or one that is named when it is whole and on the disk.  Raises PathError."""
+    """Yield a file for writing; a path gets its name once the content is complete and synced.
+
+    Raises:
+        PathError: The file cannot be written.
+    """
     if not isinstance(target, str | os.PathLike):
         yield target
         return
@@ -62,10 +71,12 @@ def replacing(target: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[bytes]]
 
 @contextlib.contextmanager
 def unpacked(store: Store, read: Callable[[int], bytes]) -> Iterator[str]:
-    """An archive of images as a directory, for as long as a `with` lasts.
+    """Unpack an image archive into a temporary directory and yield its path.
 
-    It is a stranger's, so it goes through the same confined unpacker and the same bounds as a layer.
-    Raises ImageError.
+    The archive is untrusted: it goes through the confined unpacker, with the limits of a layer.
+
+    Raises:
+        ImageError: The archive is damaged or exceeds a limit.
     """
     with store.pinning():
         build = LayerBuild(store, None, owners=False)
@@ -85,10 +96,17 @@ def save(
     out: IO[bytes],
     form: Literal["oci", "docker"],
 ) -> None:
-    """Write images with their names; the same bytes for the same images.
+    """Write images with their names as one archive; equal images give equal bytes.
 
-    'oci' is an OCI layout that docker and podman load as well; 'docker' is docker's older form alone.
-    Raises NotFound for content that is not in the store.
+    Args:
+        store: The store that has the content.
+        images: The manifest digest and the names of each image.
+        out: The file to write to.
+        form: 'oci' for an OCI layout that docker and podman load too, 'docker' for Docker's older
+            format only.
+
+    Raises:
+        NotFound: The store lacks some of the content.
     """
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
         written: set[str] = set()
@@ -143,7 +161,7 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 class _Hashed:
-    """A file that is hashed as it is read."""
+    """A file that is hashed while it is read."""
 
     def __init__(self, file: IO[bytes], digest: Digest) -> None:
         self._file, self._digest, self._hasher = file, digest, digest.hasher()

@@ -1,4 +1,4 @@
-"""An image on its way into the store: which layers it lacks, and the one moment at which it exists."""
+"""Ingestion of an image into the store: find the missing layers, build them, record the image."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def assembling(store: Store, pins: Pins, manifest: Manifest, config: ImageConfig) -> Iterator[Assembly]:
-    """An assembly that nobody else works at; what is not concluded is taken down again.
+    """Lock the missing layers of an image and yield their assembly; abandon it unless concluded.
 
-    Raises ImageError when manifest and configuration disagree on the layers, and for a configuration that no
-    container can start from.
+    Raises:
+        ImageError: Manifest and configuration disagree on the layers, or no container can start from
+            the configuration.
     """
     if len(manifest.layers) != len(config.diff_ids):
         raise ImageError(
@@ -35,7 +36,7 @@ def assembling(store: Store, pins: Pins, manifest: Manifest, config: ImageConfig
     pins.add("blob", manifest.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers))
     pins.add("layer", *config.chain_ids)
     with contextlib.ExitStack() as stack:
-        # In one order everywhere, so that two who share layers never wait for each other in a circle.
+        # Every process takes the locks in sorted order, so two pulls that share layers cannot deadlock.
         for chain in sorted(chain for chain in set(config.chain_ids) if store.layer(chain) is None):
             stack.enter_context(
                 exclusive(os.path.join(store.partial, f"{chain.hex}.layer"), patience=PATIENCE)
@@ -48,7 +49,7 @@ def assembling(store: Store, pins: Pins, manifest: Manifest, config: ImageConfig
 
 
 class Assembly:
-    """The layers of one image: those that are there, and builds of those that are not."""
+    """The layers of one image: records of those in the store, builds of the missing ones."""
 
     def __init__(self, store: Store, manifest: Manifest, config: ImageConfig) -> None:
         self._store, self.manifest, self.config = store, manifest, config
@@ -60,28 +61,28 @@ class Assembly:
         self._finished: set[int] = set()
 
     def lacks_tree(self, position: int) -> bool:
-        """Is this layer to be unpacked?"""
+        """Return whether the layer still has to be unpacked."""
         return self._there[position] is None
 
     def lacks_blob(self, position: int) -> bool:
-        """Is its content to be fetched?"""
+        """Return whether the layer's content still has to be fetched."""
         layer = self.manifest.layers[position]
         return not self._store.has_blob(layer.digest, layer.size)
 
     @property
     def missing(self) -> list[int]:
-        """Positions of which tree or content is not there."""
+        """Positions of the layers whose tree or content is missing."""
         return [at for at in range(len(self._chains)) if self.lacks_tree(at) or self.lacks_blob(at)]
 
     def build(self, position: int) -> LayerBuild:
-        """Begin a layer."""
+        """Begin to build a layer."""
         build = LayerBuild(self._store, self.config.diff_ids[position])
         with self._mutex:
             self._builds[position] = build
         return build
 
     def begin_again(self, position: int) -> None:
-        """Throw away what was built of a layer."""
+        """Discard the build of a layer, so that it can be built anew."""
         with self._mutex:
             build = self._builds.pop(position, None)
             self._ended.discard(position)
@@ -89,7 +90,7 @@ class Assembly:
             build.abandon()
 
     def ended(self, position: int) -> None:
-        """A layer's stream is whole: finish it, and those that waited for it."""
+        """Finish a layer whose stream is complete, and the layers above that waited for it."""
         with self._mutex:
             self._ended.add(position)
             for at in range(len(self._chains)):
@@ -109,7 +110,7 @@ class Assembly:
         return build.tree, build.report.root_opaque
 
     def _lowers(self, position: int) -> list[str]:
-        """Directories below a layer, the uppermost first, as far as they show."""
+        """Return the visible directories below a layer, the uppermost first."""
         result = []
         for at in reversed(range(position)):
             path, opaque = self._tree(at)
@@ -119,19 +120,25 @@ class Assembly:
         return result
 
     def conclude(self, names: Sequence[str] = (), origin: tuple[str, str] | None = None) -> Record:
-        """Everything is there: from here on the image exists.  origin: registry and repository.
+        """Move the layers into the store and record the image.
 
-        Raises ImageError where something is not.
+        Args:
+            names: References that will name the image.
+            origin: Registry and repository of the content, for cross-repository mounts.
+
+        Raises:
+            ImageError: A layer or its content is missing.
+            StateError: The engine is closed.
         """
         store = self._store
         for at, layer in enumerate(self.manifest.layers):
             if (self.lacks_tree(at) and at not in self._finished) or self.lacks_blob(at):
-                raise ImageError(f"the layer {layer.digest} is not there")
+                raise ImageError(f"layer {layer.digest} is missing")
         if store.closing.is_set():
             raise StateError("the engine is closed")
         moved = sorted(self._builds)
         if moved or not store.images():
-            store.sync()  # with the first image goes the way to it, the store's own directories
+            store.sync()  # the first image also needs the store's own directories on disk
         else:
             store.sync_blob_names()
         for at in moved:
@@ -145,8 +152,8 @@ class Assembly:
         chain = self._chains[position]
         target = os.path.dirname(store.layer_path(chain))
         if store.layer(chain) is not None:
-            raise ImageError(f"somebody else has brought the layer {chain}", hint="try again")
-        if os.path.lexists(target):  # without a record: what a kill left of somebody's conclusion
+            raise ImageError(f"layer {chain} was added by another process", hint="try again")
+        if os.path.lexists(target):  # a killed process moved the tree and wrote no record
             stale = f"stale-{os.urandom(8).hex()}"
             os.rename(target, os.path.join(store.owner.live, stale))
             discard(store, stale)
@@ -199,7 +206,7 @@ class Assembly:
         return Record(digest, self.manifest.config.digest, size, now)
 
     def abandon(self) -> None:
-        """Take down what was not concluded."""
+        """Remove the builds that were not concluded."""
         builds, self._builds = self._builds, {}
         with contextlib.ExitStack() as stack:
             for build in builds.values():

@@ -1,4 +1,4 @@
-"""Content on its way into the store: verified, on the disk, then named."""
+"""Writers of blobs: content is verified and synced before it gets its name in the store."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ CHUNK = 1 << 20
 
 
 class Partial:
-    """A blob of known digest and size that is being fetched, alone by this process.
+    """A download of a blob of known digest and size, locked by this process.
 
-    `have` bytes are there already, left by whoever was cut off; `existing` reads them, `write` appends,
-    `commit` verifies.  `there` is True when somebody else brought it meanwhile: then there is nothing
-    to do.
+    `existing` reads the bytes left by an interrupted download, `write` appends, `commit` verifies.
+
+    Attributes:
+        have: Number of bytes read or written so far.
+        there: Whether the store has the blob already; then there is nothing to do.
+        resumed: Whether an interrupted download left bytes.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class Partial:
         fd = open_locked(self.path, patience=PATIENCE, given_up=lambda: arrived() or self._given_up())
         if fd is None:
             if not arrived():
-                raise ImageError(f"{self.digest} was given up")
+                raise ImageError(f"the download of {self.digest} was cancelled")
             self.there = True
             return self
         self._fd = fd
@@ -71,14 +74,18 @@ class Partial:
             self._fd = -1
 
     def existing(self) -> bytes:
-        """The next bytes of what was there; empty when all of it was read."""
+        """Return the next bytes of an interrupted download; empty at its end."""
         chunk = os.pread(self._fd, CHUNK, self.have)
         self._hasher.update(chunk)
         self.have += len(chunk)
         return chunk
 
     def write(self, data: bytes) -> None:
-        """Append.  Raises DigestMismatch past the announced size."""
+        """Append data.
+
+        Raises:
+            DigestMismatch: The content exceeds the announced size.
+        """
         if self.have + len(data) > self.size:
             self.restart()
             raise DigestMismatch(f"{self.digest} is longer than the {self.size} bytes announced")
@@ -90,13 +97,18 @@ class Partial:
             view = view[done:]
 
     def restart(self) -> None:
-        """Forget what is there."""
+        """Discard the bytes so far."""
         os.ftruncate(self._fd, 0)
         self._hasher = self.digest.hasher()
         self.have = 0
 
     def commit(self) -> None:
-        """Give it its name.  Raises DigestMismatch, and forgets it, when it is not what it should be."""
+        """Verify the content, sync it and give it its name.
+
+        Raises:
+            DigestMismatch: The content has another digest; it is discarded.
+            ImageError: The content is incomplete, or its file was replaced meanwhile.
+        """
         if self.have != self.size:
             raise ImageError(f"{self.digest} ended after {self.have} of {self.size} bytes")
         if not self.digest.matches(self._hasher):
@@ -116,7 +128,7 @@ class Partial:
 
 
 def partial_size(store: Store, digest: Digest) -> int:
-    """How much of a blob is there from a pull that was cut off."""
+    """Return the number of bytes of a blob that an interrupted pull left."""
     try:
         return os.stat(os.path.join(store.partial, digest.hex), follow_symlinks=False).st_size
     except FileNotFoundError:
@@ -124,7 +136,7 @@ def partial_size(store: Store, digest: Digest) -> int:
 
 
 class NewBlob:
-    """A blob whose digest is known when it is whole."""
+    """A new blob whose digest is computed while it is written."""
 
     def __init__(self, store: Store, algorithm: str = "sha256") -> None:
         self._store = store
@@ -145,7 +157,7 @@ class NewBlob:
             os.unlink(self.path)
 
     def write(self, data: bytes) -> None:
-        """Append."""
+        """Append data."""
         view = memoryview(data)
         while view:
             done = os.write(self._fd, view)
@@ -155,11 +167,15 @@ class NewBlob:
 
     @property
     def digest(self) -> Digest:
-        """Of what was written so far."""
+        """The digest of the bytes written so far."""
         return Digest(f"{self._algorithm}:{self._hasher.hexdigest()}")
 
     def commit(self, expected: Digest | None = None) -> Digest:
-        """Give it its name.  Raises DigestMismatch when it is not `expected`."""
+        """Sync the content and give it its name.
+
+        Raises:
+            DigestMismatch: The content's digest is not `expected`.
+        """
         digest = self.digest
         if expected is not None and expected != digest:
             raise DigestMismatch(f"content is not {expected}, its digest is {digest}")
@@ -171,7 +187,11 @@ class NewBlob:
 
 
 def put_document(store: Store, data: bytes, expected: Digest | None = None) -> Digest:
-    """Keep a small document; nothing is written where it is there already.  Raises DigestMismatch."""
+    """Store a small document, unless the store has it already.
+
+    Raises:
+        DigestMismatch: The content's digest is not `expected`.
+    """
     digest = expected or Digest.of(data)
     hasher = digest.hasher()
     hasher.update(data)
@@ -187,7 +207,7 @@ def put_document(store: Store, data: bytes, expected: Digest | None = None) -> D
 
 
 def blob_problem(store: Store, digest: Digest, size: int | None) -> str | None:
-    """What is wrong with a blob, all of it read."""
+    """Read a blob and return a description of its damage, or None."""
     path = store.blob_path(digest)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -196,13 +216,13 @@ def blob_problem(store: Store, digest: Digest, size: int | None) -> str | None:
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
-            return "is no regular file"
+            return "is not a regular file"
         if size is not None and found.st_size != size:
             return f"has {found.st_size} bytes, not {size}"
         hasher = digest.hasher()
         while chunk := os.read(fd, CHUNK):
             hasher.update(chunk)
-        return None if digest.matches(hasher) else "its content is another"
+        return None if digest.matches(hasher) else "has other content"
     except OSError as error:
         return str(error.strerror)
     finally:

@@ -1,4 +1,4 @@
-"""How much an image may be: strangers write them."""
+"""Limits on the size of untrusted images."""
 
 from __future__ import annotations
 
@@ -8,20 +8,25 @@ from pycontain._model.sizes import parse_size
 from pycontain.errors import LimitError
 
 RATIO_FROM = 256 << 20
-"""Bytes up to which no ratio is asked for."""
+"""Unpacked bytes up to which the compression ratio is not limited."""
 
 
 def _positive(_: object, attribute: object, value: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise LimitError(f"{getattr(attribute, 'name', 'a bound')} is a number of at least 1, not {value!r}")
+        raise LimitError(f"{getattr(attribute, 'name', 'limit')} must be an integer >= 1, got {value!r}")
 
 
 @frozen(kw_only=True)
 class LayerLimits:
-    """What one layer may hold at most.  Raises LimitError for values that cannot be meant.
+    """Limits on one layer.
 
-    size: bytes of its unpacked archive.  entries: files, directories and links.  ratio: unpacked bytes for
-    one compressed byte, asked of what is larger than 256 MiB.
+    Attributes:
+        size: Largest size of the unpacked archive in bytes.
+        entries: Largest number of files, directories and links.
+        ratio: Largest number of unpacked bytes per compressed byte, for archives above 256 MiB.
+
+    Raises:
+        LimitError: A value is not a positive number.
     """
 
     size: int = field(default=64 << 30, converter=parse_size)

@@ -1,4 +1,4 @@
-"""Compare the store with what it says of itself, and name what is damaged."""
+"""Consistency check of the store: compare content, trees and records."""
 
 from __future__ import annotations
 
@@ -27,7 +27,15 @@ Kind: TypeAlias = Literal["records", "blob", "layer", "image", "snapshot", "perm
 
 @frozen(kw_only=True)
 class Damage:
-    """What is wrong with what.  images: digests of those that it concerns.  repaired: it was forgotten."""
+    """One fault of the store.
+
+    Attributes:
+        kind: The kind of the damaged thing.
+        name: Its digest, id or path.
+        problem: A description of the damage.
+        images: Digests of the images that it affects.
+        repaired: Whether the damaged thing was removed from the store.
+    """
 
     kind: Kind
     name: str
@@ -37,14 +45,16 @@ class Damage:
 
     def __str__(self) -> str:
         of = f" (of {', '.join(self.images)})" if self.images else ""
-        return f"{self.kind} {self.name}{of}: {self.problem}{'; forgotten' if self.repaired else ''}"
+        return f"{self.kind} {self.name}{of}: {self.problem}{'; removed' if self.repaired else ''}"
 
 
 def check(store: Store, *, repair: bool = False) -> list[Damage]:
-    """Everything that can be verified: records, digests of all content, trees against their archives.
+    """Verify the records, the digests of all content, and the trees against their archives.
 
-    repair: what is damaged is forgotten, so that the next pull or load of its image brings it again.  Records
-    are written anew from the content; names are lost then.
+    Args:
+        store: The store to check.
+        repair: Remove damaged content, so that the next pull or load of its image restores it. Damaged
+            records are rebuilt from the content; names of images are lost then.
     """
     broken = store.database.damage()
     if broken is not None:
@@ -68,7 +78,7 @@ def _snapshots(store: Store) -> Iterator[Damage]:
 
 
 def _merged(found: list[Damage]) -> list[Damage]:
-    """What several images share is one damage."""
+    """Merge faults that several images share."""
     merged: dict[tuple[str, str, str], Damage] = {}
     for one in found:
         key = one.kind, one.name, one.problem
@@ -108,7 +118,7 @@ def _image(store: Store, record: Record) -> Iterator[Damage]:
         (chain, layer.digest) for chain, layer in zip(config.chain_ids, manifest.layers, strict=False)
     ]:
         yield Damage(
-            kind="image", name=record.digest, problem="its records are not of its layers", images=images
+            kind="image", name=record.digest, problem="its records do not match its layers", images=images
         )
     for at, layer in enumerate(manifest.layers):
         problem = blob_problem(store, layer.digest, layer.size)
@@ -120,7 +130,7 @@ def _image(store: Store, record: Record) -> Iterator[Damage]:
 
 
 def _tree_problem(store: Store, config: ImageConfig, at: int, blob: Digest | None) -> str | None:
-    """A layer's tree, compared with one that is unpacked again from its content."""
+    """Compare a layer's tree with one that is unpacked again from its content."""
     chain = config.chain_ids[at]
     record = store.layer(chain)
     if record is None:
@@ -132,7 +142,7 @@ def _tree_problem(store: Store, config: ImageConfig, at: int, blob: Digest | Non
         lowers.append(store.layer_path(config.chain_ids[below]))
         known = store.layer(config.chain_ids[below])
         if known is None:
-            return None  # named by itself
+            return None  # reported as a fault of its own
         if known.root_opaque:
             break
     build = LayerBuild(store, config.diff_ids[at])
@@ -141,7 +151,7 @@ def _tree_problem(store: Store, config: ImageConfig, at: int, blob: Digest | Non
         build.end()
         build.finish(lowers)
         same = same_tree(store, store.layer_path(chain), build.tree)
-        return None if same else "its files are not those of its archive"
+        return None if same else "its files differ from its archive"
     except ImageError as error:
         return str(error)
     finally:
@@ -168,7 +178,7 @@ def _repaired(store: Store, damage: Damage) -> Damage:
 
 
 def _forget_layer(store: Store, chain: Digest) -> bool:
-    """Not one that is used or brought just now; was it forgotten?"""
+    """Remove a layer that is not in use; return whether it was removed."""
     lock = os.path.join(store.partial, f"{chain.hex}.layer")
     if is_locked(lock):
         return False
@@ -191,7 +201,7 @@ def _put_away(store: Store, path: str) -> None:
 
 
 def _forget_images_of_document(store: Store, digest: Digest, images: tuple[Digest, ...]) -> None:
-    """Without manifest or configuration there is no saying what an image is, or removing it by hand."""
+    """Remove the images whose manifest or configuration is lost: no other call could remove them."""
     for image in images:
         record = store.record(image)
         if record is not None and digest in (image, record.config_digest):

@@ -1,4 +1,4 @@
-"""Root file systems that are no images yet."""
+"""Imports of root file systems as images of one layer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 
 def import_archive(store: Store, path: str, tag: str | None) -> Record:
-    """A tar, of any compression, as an image of one layer.  Raises ImageError."""
+    """Import a tar archive, compressed or not, as an image of one layer.
+
+    Raises:
+        ImageError: The archive is damaged or exceeds a limit.
+    """
     names = [tag_name(tag)] if tag is not None else []
     with store.pinning() as pins, open(path, "rb") as file:
         written = adopt_archive(store, file.read, lambda digest: pins.add("blob", digest))
@@ -30,7 +34,7 @@ def import_archive(store: Store, path: str, tag: str | None) -> Record:
 
 
 def import_tree(store: Store, path: str, tag: str | None) -> Record:
-    """A directory, with owners, times and extended attributes, as an image of one layer."""
+    """Import a directory, with owners, times and extended attributes, as an image of one layer."""
     names = [tag_name(tag)] if tag is not None else []
 
     def pin(digest: Digest) -> None:
@@ -41,7 +45,7 @@ def import_tree(store: Store, path: str, tag: str | None) -> Record:
 
 
 def _compose(store: Store, written: Written, names: list[str], source: str | None) -> Record:
-    # Without a time of its own, so that the same content is the same image.
+    # Without a creation time, so that equal content gives equal digests.
     history = History(created_by=f"pycontain import {source}" if source else "pycontain import")
     config = ImageConfig(
         platform=Platform.host(), created=now() if os.environ.get("SOURCE_DATE_EPOCH") else ""

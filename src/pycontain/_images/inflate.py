@@ -1,4 +1,4 @@
-"""Take the compression off a stream, piece by piece and within bounds, the interpreter's lock set free."""
+"""Streaming decompression within limits; the decompressors release the GIL."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pycontain.errors import ImageError, UnsupportedError
 
 _PIECE = 1 << 20
 _SLICE = 64 << 10
-"""What follows the end of a member is copied: small slices bound what an archive of many members costs."""
+"""Size of an input slice: the input after a member's end is copied, which small slices keep cheap."""
 _MEMBERS_MOST = 1 << 20
 _XZ_MEMORY = 128 << 20
 _MAGICS = (
@@ -24,13 +24,13 @@ _MAGICS = (
     (b"BZh", "bzip2"),
 )
 _SKIPPABLE = b"\x2a\x4d\x18"
-"""Bytes 1 to 3 of a zstd frame that holds nothing of the content."""
+"""Bytes 1 to 3 of a skippable zstd frame."""
 HEAD = 6
-"""Bytes by which a compression is known."""
+"""Number of leading bytes that identify a compression."""
 
 
 def compression_of(head: bytes) -> str:
-    """'gzip', 'zstd', 'xz', 'bzip2', or 'none'."""
+    """Return 'gzip', 'zstd', 'xz', 'bzip2' or 'none' for the first bytes of a stream."""
     for magic, name in _MAGICS:
         if head.startswith(magic):
             return name
@@ -40,19 +40,19 @@ def compression_of(head: bytes) -> str:
 
 
 class _Member(Protocol):
-    """What zlib, isal, zstd, lzma and bz2 have in common."""
+    """The interface that the decompressors share."""
 
     @property
     def eof(self) -> bool:
-        """The member is over."""
+        """Whether the member has ended."""
 
     @property
     def unused_data(self) -> bytes:
-        """What came after it."""
+        """The input after the member's end."""
 
 
 class _Deflate:
-    """zlib's interface, or isal's, as the others have theirs."""
+    """An adapter of zlib's and isal's decompressors to the shared interface."""
 
     def __init__(self, module: Any) -> None:
         self._object = module.decompressobj(31)
@@ -82,7 +82,7 @@ def _fast_zlib() -> Any:
 
 @functools.cache
 def _zstd() -> Any:
-    """Looked for once: a stream has up to a million frames, each with a decompressor of its own."""
+    """Import zstd once: a stream may have a million frames, each with its own decompressor."""
     try:
         from compression import zstd  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
@@ -106,9 +106,15 @@ def _member(kind: str) -> Any:
 
 
 class Inflater:
-    """Content out of what is fed; any number of members or frames.  Raises ImageError as it goes.
+    """A decompressor of streams with any number of members or frames.
 
-    read, made: bytes so far on either side.
+    Attributes:
+        read: Compressed bytes so far.
+        made: Decompressed bytes so far.
+        kind: The compression, once it is known.
+
+    Raises:
+        ImageError: From `feed` and `finish`, when the stream is damaged or exceeds a limit.
     """
 
     def __init__(self, limits: LayerLimits) -> None:
@@ -121,7 +127,7 @@ class Inflater:
         self._padding = False
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """What comes out of these bytes, in pieces of at most 1 MiB."""
+        """Yield the decompressed data in pieces of at most 1 MiB."""
         self.read += len(data)
         if not self.kind:
             data = self._head + data
@@ -133,12 +139,16 @@ class Inflater:
         yield from self._pieces(data)
 
     def finish(self) -> Iterator[bytes]:
-        """Nothing more comes: the rest, and an error where the stream ends in the middle."""
+        """Yield the remaining data.
+
+        Raises:
+            ImageError: The stream ends in the middle of a member.
+        """
         if not self.kind:
             self.kind = compression_of(self._head)
             yield from self._pieces(self._head)
         if self._current is not None and not self._current.eof:
-            raise ImageError(f"the {self.kind} stream ends too early")
+            raise ImageError(f"the {self.kind} stream is truncated")
 
     def _pieces(self, data: bytes) -> Iterator[bytes]:
         if self.kind == "none":
@@ -168,14 +178,14 @@ class Inflater:
                 yield self._counted(piece)
 
     def _begin(self, data: bytes) -> bytes:
-        """At a member's first byte, or in the zeros that may follow the last."""
+        """Begin the next member; skip the zeros that may follow the last one."""
         if self._members:
             rest = data.lstrip(b"\0")
             self._padding |= len(rest) != len(data)
             if not rest:
                 return b""
             if self._padding:
-                raise ImageError(f"something follows the end of the {self.kind} stream")
+                raise ImageError(f"the {self.kind} stream has data after its end")
             data = rest
         self._members += 1
         if self._members > _MEMBERS_MOST:
@@ -186,9 +196,12 @@ class Inflater:
     def _counted(self, piece: bytes) -> bytes:
         self.made += len(piece)
         if self.made > self._limits.size:
-            raise ImageError(f"the layer is larger than {self._limits.size} bytes", hint="see LayerLimits")
+            raise ImageError(
+                f"the layer is larger than {self._limits.size} bytes", hint="raise LayerLimits.size"
+            )
         if self.made > RATIO_FROM and self.made > self._limits.ratio * self.read:
             raise ImageError(
-                f"the layer unpacks to more than {self._limits.ratio} times its size", hint="see LayerLimits"
+                f"the layer unpacks to more than {self._limits.ratio} times its size",
+                hint="raise LayerLimits.ratio",
             )
         return piece

@@ -1,4 +1,4 @@
-"""One layer: compressed bytes in, a directory of overlayfs out, verified on the way."""
+"""Construction of one layer: from compressed bytes to a verified overlayfs directory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def discard(store: Store, name: str) -> None:
-    """Remove what stands under a name in the owner's live directory, as the one who may."""
+    """Remove a tree below the owner's live directory, with the launcher's privileges."""
     if not os.path.lexists(os.path.join(store.owner.live, name)):
         return
     launcher = store.make_launcher()
@@ -31,7 +31,7 @@ def discard(store: Store, name: str) -> None:
 
 @contextlib.contextmanager
 def opened(paths: Sequence[str]) -> Iterator[list[int]]:
-    """Directories as O_PATH fds."""
+    """Open directories as O_PATH fds and close them at the end."""
     fds: list[int] = []
     try:
         for path in paths:
@@ -43,9 +43,15 @@ def opened(paths: Sequence[str]) -> Iterator[list[int]]:
 
 
 def checked(what: str, report: Report, place: str = "") -> Report:
-    """A report of success.  Raises ImageError, with the entry and the kernel's word, for any other.
+    """Return a report of success.
 
-    place: where it was written to.
+    Args:
+        what: The participle for error messages, 'unpacked' or 'packed'.
+        report: The report of an unpacker or packer.
+        place: The directory that was written to.
+
+    Raises:
+        ImageError: The report has a problem; the message names the entry and the errno.
     """
     if report.problem is None:
         return report
@@ -58,10 +64,13 @@ def checked(what: str, report: Report, place: str = "") -> Report:
 
 
 class LayerBuild:
-    """A layer under way: `feed` its bytes, `end` them, `finish` it upon the layers below.
+    """A layer under construction: `feed` its bytes, `end` the stream, `finish` it on the layers below.
 
-    diff_id: what the unpacked stream must be, or None when it is to be found out.  owners: whether files
-    get the owners that the archive names; where this user may, unless said.  first_id: what its 0 becomes.
+    Args:
+        store: The store that gets the layer.
+        diff_id: The expected digest of the unpacked stream, or None to compute it.
+        owners: Whether files get the owners in the archive; by default where this user may set them.
+        first_id: The host id of the archive's id 0.
     """
 
     def __init__(
@@ -104,23 +113,28 @@ class LayerBuild:
 
     @property
     def tree(self) -> str:
-        """The directory that overlayfs takes."""
+        """The directory that overlayfs mounts."""
         return os.path.join(self.directory, "fs")
 
     @property
     def diff_id(self) -> Digest:
-        """Of the stream so far."""
+        """The digest of the unpacked stream so far."""
         return Digest(
             f"{'sha256' if self._expected is None else self._expected.algorithm}:{self._hasher.hexdigest()}"
         )
 
     @property
     def compression(self) -> str:
-        """How the stream was compressed."""
+        """The compression of the stream."""
         return self._inflater.kind
 
     def feed(self, data: bytes) -> None:
-        """More compressed bytes.  Raises ImageError for what is no layer, or too much of one."""
+        """Unpack more compressed bytes.
+
+        Raises:
+            ImageError: The archive is damaged or exceeds a limit.
+            StateError: The engine is closed.
+        """
         for piece in self._inflater.feed(data):
             if self._store.closing.is_set():
                 raise StateError("the engine is closed")
@@ -132,10 +146,10 @@ class LayerBuild:
         try:
             self._unpacker.feed(piece)
         except BrokenPipeError:
-            checked("unpacked", self._heard(), self._store.roots.data)
+            checked("unpacked", self._received(), self._store.roots.data)
             raise ImageError("the layer's unpacker stopped reading") from None
 
-    def _heard(self) -> Report:
+    def _received(self) -> Report:
         assert self._unpacker is not None
         try:
             return self._unpacker.report()
@@ -143,17 +157,26 @@ class LayerBuild:
             raise ImageError("the layer's unpacker died", hint="its memory may have been used up") from error
 
     def end(self) -> None:
-        """All was fed.  Raises ImageError, DigestMismatch."""
+        """End the stream and verify it.
+
+        Raises:
+            ImageError: The archive is damaged or exceeds a limit.
+            DigestMismatch: The unpacked stream is not the expected one.
+        """
         assert self._unpacker is not None
         for piece in self._inflater.finish():
             self._take(piece)
         self._unpacker.end_stream()
-        self.report = checked("unpacked", self._heard(), self._store.roots.data)
+        self.report = checked("unpacked", self._received(), self._store.roots.data)
         if self._expected is not None and self.diff_id != self._expected:
-            raise DigestMismatch(f"the layer's content is {self.diff_id}, its image says {self._expected}")
+            raise DigestMismatch(f"the layer's digest is {self.diff_id}, the image names {self._expected}")
 
     def finish(self, lowers: Sequence[str]) -> None:
-        """Upon these directories, the uppermost first.  Raises ImageError."""
+        """Resolve the layer against the directories below it, the uppermost first.
+
+        Raises:
+            ImageError: A whiteout or link of the layer cannot be applied.
+        """
         assert self._unpacker is not None
         assert self.report is not None
         with opened([] if self.report.root_opaque else lowers) as fds:
@@ -165,7 +188,7 @@ class LayerBuild:
         self._unpacker = None
 
     def abandon(self) -> None:
-        """Nothing of it is kept."""
+        """Remove the layer."""
         if self._unpacker is not None:
             self._unpacker.close()
             self._unpacker = None

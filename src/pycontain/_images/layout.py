@@ -1,4 +1,4 @@
-"""Images in directories: OCI layouts and unpacked docker archives, read beneath one fd."""
+"""Images in directories: OCI layouts and unpacked docker archives, resolved beneath one fd."""
 
 from __future__ import annotations
 
@@ -37,27 +37,32 @@ _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _INDEXES_DEEP = 3
 _IMAGES_MOST = 1000
 _DOCUMENTS_MOST = 64 << 20
-"""Bytes of all documents that one directory is asked for: an index can name a large one again and again."""
+"""Largest sum of documents read from one directory: an index can name a large one repeatedly."""
 _REF_NAME = "org.opencontainers.image.ref.name"
 _IMAGE_NAME = "io.containerd.image.name"
 
 
 @frozen(kw_only=True)
 class Found:
-    """An image in a directory: its manifest, and the names that it goes by there."""
+    """An image in a directory: its manifest and its names there."""
 
     manifest: Manifest
     names: tuple[str, ...]
     files: dict[Digest, str]
-    """Where content stands that is not below blobs/."""
+    """Paths of content that is not below blobs/."""
 
     def is_called(self, name: str) -> bool:
-        """By the very name there, or one that means the same."""
+        """Return whether the image has this name or an equivalent one."""
         return name in self.names or bool({*full_names([name])} & {*full_names(self.names)})
 
 
 class Layout:
-    """A directory that holds images; links in it lead nowhere outside.  Raises ImageError."""
+    """A directory that holds images; symbolic links cannot lead out of it.
+
+    Raises:
+        NotFound: The directory does not exist.
+        ImageError: From each method, when a file is missing, damaged or too large.
+    """
 
     def __init__(self, directory: str, platform: Platform) -> None:
         self._platform = platform
@@ -66,7 +71,7 @@ class Layout:
         try:
             self._top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise NotFound(f"no directory of images: {directory}: {error.strerror}") from error
+            raise NotFound(f"cannot open the image directory {directory}: {error.strerror}") from error
 
     def __enter__(self) -> Layout:
         return self
@@ -77,23 +82,23 @@ class Layout:
         os.close(self._top)
 
     def open(self, path: str) -> int:
-        """A regular file below the directory."""
+        """Open a regular file below the directory and return its fd."""
         if "\0" in path or not path or not path.isprintable():
-            raise ImageError(f"not the name of a file: {shown(path)}")
+            raise ImageError(f"not a file name: {shown(path)}")
         try:
             name = os.fsencode(path)
         except UnicodeEncodeError:
-            raise ImageError(f"not the name of a file: {shown(path)}") from None
+            raise ImageError(f"not a file name: {shown(path)}") from None
         fd = int(native.lib.pcx_openat2(self._top, name, _READ, _IN_ROOT))
         if fd < 0:
             raise ImageError(f"the archive has no {shown(path)}: {os.strerror(-fd)}")
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            raise ImageError(f"{shown(path)} of the archive is no regular file")
+            raise ImageError(f"{shown(path)} of the archive is not a regular file")
         return fd
 
     def has(self, path: str) -> bool:
-        """Is there such a file?"""
+        """Return whether the directory has this regular file."""
         try:
             os.close(self.open(path))
         except ImageError:
@@ -101,7 +106,7 @@ class Layout:
         return True
 
     def read(self, path: str, most: int) -> bytes:
-        """A small file.  Raises ImageError above `most` bytes."""
+        """Read a file of at most `most` bytes."""
         with open(self.open(path), "rb") as file:
             data = file.read(most + 1)
         if len(data) > most:
@@ -112,14 +117,14 @@ class Layout:
         return data
 
     def images(self, store: Store) -> list[Found]:
-        """Every image, of an index of the layout or of docker's manifest.json."""
+        """Return every image of the OCI index or of docker's manifest.json."""
         if self.has("index.json") and self.has("oci-layout"):
             return list(self._of_index())
         if self.has("manifest.json"):
             return list(self._of_docker(store))
         raise ImageError(
-            "neither an OCI layout nor a docker archive: there is no index.json and no manifest.json",
-            hint="Image.from_rootfs takes the archive of a root file system",
+            "the archive has no index.json and no manifest.json",
+            hint="use Image.from_rootfs for the archive of a root file system",
         )
 
     # ---- OCI ----------------------------------------------------------------------------------------------
@@ -127,7 +132,7 @@ class Layout:
     def _of_index(self) -> Iterator[Found]:
         index = parse_manifest(self.read("index.json", MANIFEST_MOST))
         if not isinstance(index, Index):
-            raise ImageError("index.json is no index")
+            raise ImageError("index.json is not an image index")
         for at, descriptor in enumerate(index.manifests):
             if at == _IMAGES_MOST:
                 raise ImageError(f"the archive has more than {_IMAGES_MOST} images")
@@ -145,14 +150,14 @@ class Layout:
             if isinstance(found, Manifest):
                 return found
             descriptor = found.choose(self._platform)
-        raise ImageError("an index of indexes of indexes")
+        raise ImageError(f"image indexes are nested more than {_INDEXES_DEEP} deep")
 
     def _verified(self, descriptor: Descriptor) -> bytes:
         raw = self.read(blob_name(descriptor.digest), MANIFEST_MOST)
         hasher = descriptor.digest.hasher()
         hasher.update(raw)
         if len(raw) != descriptor.size or not descriptor.digest.matches(hasher):
-            raise DigestMismatch(f"the archive's {descriptor.digest} is something else")
+            raise DigestMismatch(f"the archive's content of {descriptor.digest} has another size or digest")
         return raw
 
     # ---- docker -------------------------------------------------------------------------------------------
@@ -163,7 +168,7 @@ class Layout:
             yield self._docker_image(store, entry)
 
     def _docker_image(self, store: Store, entry: Fields) -> Found:
-        """A manifest of our own for what docker keeps without one."""
+        """Make the manifest that docker's older format lacks."""
         raw = self.read(entry.text("Config"), CONFIG_MOST)
         config = ImageConfig.parse(raw)
         paths = entry.texts("Layers")
@@ -186,7 +191,7 @@ class Layout:
         with open(self.open(path), "rb", buffering=0) as file:
             found = os.fstat(file.fileno())
             known = self._layers.get((found.st_dev, found.st_ino))
-            if known is not None:  # named by many images, read once
+            if known is not None:  # several images may share a layer
                 return known
             while chunk := file.read(CHUNK):
                 head = head or chunk[:HEAD]
@@ -204,7 +209,7 @@ class Layout:
     # ---- into the store -----------------------------------------------------------------------------------
 
     def keep(self, store: Store, found: Found, names: Sequence[str]) -> Record:
-        """Bring one image into the store, verified like one from a registry."""
+        """Add one image to the store, verified like one from a registry."""
         manifest = found.manifest
         with store.pinning() as pins:
             pins.add("blob", manifest.config.digest)
@@ -249,12 +254,12 @@ class Layout:
 
 
 def blob_name(digest: Digest) -> str:
-    """Where a layout keeps content."""
+    """Return the path of content in an OCI layout."""
     return f"blobs/{digest.algorithm}/{digest.hex}"
 
 
 def full_names(names: Sequence[str]) -> list[str]:
-    """Names of an archive as the store has them; a bare tag, as layouts have, is none."""
+    """Normalize the names in an archive; bare tags, as layouts have them, are dropped."""
     from pycontain._images.library import tag_name
 
     result = []

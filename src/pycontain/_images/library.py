@@ -1,4 +1,4 @@
-"""Find images of the store by what people call them."""
+"""Look-up of images by reference, digest or id."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ _ID = re.compile(r"(?:sha256:)?([a-f0-9]{4,64})")
 
 
 def find(store: Store, name: str) -> tuple[Record, str]:
-    """An image by reference, digest, id or the beginning of an id, and what to call it.
+    """Find an image by reference, digest, id or prefix of an id; return it with its display name.
 
-    Raises NotFound, Conflict for the beginning of several ids, InvalidReference for text that is
-    neither.
+    Raises:
+        NotFound: The store has no such image.
+        Conflict: Several ids have the prefix.
+        InvalidReference: The text is neither a reference nor an id.
     """
-    digest, called = _meant(store, name)
+    digest, called = _resolve(store, name)
     record = None if digest is None else store.record(digest)
     if record is None:
-        raise NotFound(f"no image {shown(name)} in the store", hint="Image.pull fetches one")
+        raise NotFound(f"no image {shown(name)} in the store", hint="fetch it with Image.pull")
     return record, called
 
 
-def _meant(store: Store, name: str) -> tuple[Digest | None, str]:
+def _resolve(store: Store, name: str) -> tuple[Digest | None, str]:
     reference: Reference | None = None
     try:
         reference = Reference.parse(name)
@@ -50,7 +52,7 @@ def _by_reference(store: Store, reference: Reference) -> Digest | None:
 
 
 def _by_id(store: Store, name: str) -> tuple[Digest | None, str]:
-    """By the beginning of the digest of manifest or configuration: docker's ids are the latter."""
+    """Look up a prefix of a manifest's or configuration's digest; docker's ids are the latter."""
     match = _ID.fullmatch(name) if isinstance(name, str) else None
     if match is None:
         return None, name
@@ -61,7 +63,7 @@ def _by_id(store: Store, name: str) -> tuple[Digest | None, str]:
         if record.digest.hex.startswith(digits) or record.config_digest.hex.startswith(digits)
     }
     if len(found) > 1:
-        raise Conflict(f"{len(found)} images begin with {digits}")
+        raise Conflict(f"{len(found)} images have ids that begin with {digits}", hint="use more digits")
     if not found:
         return None, name
     digest = found.pop()
@@ -69,32 +71,44 @@ def _by_id(store: Store, name: str) -> tuple[Digest | None, str]:
 
 
 def name_of(store: Store, digest: Digest) -> str:
-    """The first of an image's names, in short, or its digest."""
+    """Return the short form of an image's first name, or its digest."""
     for name in store.tags(digest):
         return Reference.parse(name).familiar
     return str(digest)
 
 
 def tag_name(name: str) -> str:
-    """A name that an image can be given.  Raises InvalidReference for one with a digest."""
+    """Normalize a reference for use as a tag.
+
+    Raises:
+        InvalidReference: The text is not a reference, or has a digest.
+    """
     reference = Reference.parse(name)
     if reference.digest is not None:
-        raise InvalidReference(f"a name for an image has no digest: {shown(name)}")
+        raise InvalidReference(f"tag must not have a digest, got {shown(name)}")
     return str(reference)
 
 
 def check_there(store: Store, record: Record) -> None:
-    """Every layer of an image is unpacked.  Raises ImageError, naming what is not there."""
+    """Check that every layer of an image is unpacked.
+
+    Raises:
+        ImageError: A layer is missing.
+    """
     for chain, _ in store.parts(record.digest):
         if store.layer(chain) is None:
             raise ImageError(
-                f"the layer {chain} of {record.digest} is not in the store any more",
+                f"layer {chain} of {record.digest} is missing from the store",
                 hint="pull or load the image again",
             )
 
 
 def remove(store: Store, digest: Digest, name: str, *, force: bool) -> None:
-    """Forget a name, and with the last one the image.  Raises NotFound."""
+    """Remove a name, and with the last name the image.
+
+    Raises:
+        NotFound: The store has no such image.
+    """
     names = store.tags(digest)
     try:
         called = str(Reference.parse(name))

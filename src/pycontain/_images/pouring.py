@@ -1,4 +1,4 @@
-"""An archive into a directory that stands, by the confined unpacker."""
+"""Extraction of an archive into an existing directory by the confined unpacker."""
 
 from __future__ import annotations
 
@@ -22,10 +22,18 @@ def pour(
     first_id: int,
     lowers: Sequence[str] | None = None,
 ) -> None:
-    """Unpack an archive, compressed or not, into a directory's fd.  Raises ImageError.
+    """Extract an archive, compressed or not, into a directory's fd.
 
-    first_id: what the archive's 0 becomes.  lowers: it is a layer upon the one that stands there, and these
-    directories are below, the uppermost first; without them it is a tree, whose names mean nothing.
+    Args:
+        store: The store whose limits and launcher are used.
+        root: The fd of the directory.
+        chunks: The archive.
+        first_id: The host id of the archive's id 0.
+        lowers: The directories below, the uppermost first, when the archive is a layer; without them it
+            is a plain tree, in which whiteout names have no meaning.
+
+    Raises:
+        ImageError: The archive is damaged or exceeds a limit.
     """
     inflater = Inflater(store.limits)
     unpacker = Unpacker(

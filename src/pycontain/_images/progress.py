@@ -1,4 +1,4 @@
-"""How far a pull or push has come: one number for the whole image."""
+"""Progress of a pull or push, as one number for the whole image."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ Phase: TypeAlias = Literal["resolving", "transferring", "finishing", "done"]
 
 @frozen(kw_only=True)
 class Progress:
-    """Where it stands.
+    """The progress of a transfer.
 
-    done, total: bytes to be transferred, those already there not counted.  layers_done, layers: how
-    many of all.
+    Attributes:
+        reference: The image.
+        phase: The current phase.
+        done: Bytes transferred so far.
+        total: Bytes to transfer; content that is present already does not count.
+        layers_done: Number of complete layers.
+        layers: Number of all layers.
     """
 
     reference: str
@@ -30,21 +35,21 @@ class Progress:
 
 
 ProgressOption: TypeAlias = "Callable[[Progress], object] | bool | None"
-"""A function that is called with each change, True or False for a bar, None for one on a terminal."""
+"""A callback for each change, True or False for a progress bar, None for a bar on a terminal only."""
 
 
 class Meter:
-    """Counts, and tells."""
+    """A thread-safe counter that reports each change."""
 
-    def __init__(self, reference: str, tell: Callable[[Progress], object]) -> None:
-        self._reference, self._tell = reference, tell
+    def __init__(self, reference: str, report: Callable[[Progress], object]) -> None:
+        self._reference, self._report = reference, report
         self._mutex = threading.Lock()
         self._done = self._total = self._layers_done = self._layers = 0
         self._phase: Phase = "resolving"
-        self._say()
+        self._changed()
 
-    def _say(self) -> None:
-        self._tell(
+    def _changed(self) -> None:
+        self._report(
             Progress(
                 reference=self._reference,
                 phase=self._phase,
@@ -56,34 +61,34 @@ class Meter:
         )
 
     def begin(self, total: int, layers: int, there: int) -> None:
-        """So much is to come, in so many layers, of which some are there."""
+        """Begin to transfer `total` bytes in `layers` layers, `there` of which are present."""
         with self._mutex:
             self._total, self._layers, self._layers_done = total, layers, there
             self._phase = "transferring"
-            self._say()
+            self._changed()
 
     def add(self, size: int) -> None:
-        """So many bytes came, or went back where they are sent again."""
+        """Count bytes; a negative size where bytes are transferred again."""
         with self._mutex:
             self._done += size
-            self._say()
+            self._changed()
 
     def layer(self) -> None:
-        """One more is whole."""
+        """Count one complete layer."""
         with self._mutex:
             self._layers_done += 1
-            self._say()
+            self._changed()
 
     def phase(self, phase: Phase) -> None:
-        """From here on it is this."""
+        """Enter a phase."""
         with self._mutex:
             self._phase = phase
-            self._say()
+            self._changed()
 
 
 @contextlib.contextmanager
 def metering(reference: str, option: ProgressOption) -> Iterator[Meter]:
-    """A meter that tells whom it should."""
+    """Yield a meter that reports as the option asks."""
     if callable(option):
         yield Meter(reference, option)
         return
@@ -101,7 +106,7 @@ def metering(reference: str, option: ProgressOption) -> Iterator[Meter]:
 
 
 def _bar(reference: str) -> tuple[Any, Callable[[Progress], object]]:
-    """A bar of rich's on standard error."""
+    """Return a progress bar of rich on standard error, and its callback."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bars
@@ -116,8 +121,8 @@ def _bar(reference: str) -> tuple[Any, Callable[[Progress], object]]:
     bars = Bars(*columns, console=Console(stderr=True))
     task = bars.add_task(reference, total=None)
 
-    def tell(progress: Progress) -> None:
+    def update(progress: Progress) -> None:
         text = f"{reference} [{progress.layers_done}/{progress.layers} layers] {progress.phase}"
         bars.update(task, description=text, total=progress.total or None, completed=progress.done)
 
-    return bars, tell
+    return bars, update

@@ -1,4 +1,4 @@
-"""Records out of content: for a store whose records cannot be read."""
+"""Reconstruction of unreadable records from the store's content."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def rebuild(store: Store) -> tuple[Digest, ...]:
-    """Put the records aside and find the images among the blobs; their names are lost.
+    """Put the records aside and record the complete images among the blobs again.
 
-    Layers are unpacked again: what was known of their trees is lost as well.
+    Names of images are lost. Layers are unpacked again, since the records of their trees are lost too.
     """
     store.database.put_aside()
     found = []
@@ -31,7 +31,7 @@ def rebuild(store: Store) -> tuple[Digest, ...]:
                         unpack_blob(store, assembly, at)
                 assembly.conclude()
         except (ImageError, NotFound):
-            continue  # not all of its content is there and whole
+            continue  # some of its content is missing or damaged
         found.append(manifest.digest)
     return tuple(found)
 

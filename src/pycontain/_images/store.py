@@ -4,13 +4,13 @@ On the disk, below the engine's data directory::
 
     blobs/sha256/<hex>       content as registries have it; never changed once it has its name
     layers/<hex>/fs          an unpacked layer, as overlayfs takes it
-    partial/<hex>            a blob on its way, locked by whoever fetches it, resumed by the next
-    live/<owner>/            what a session makes before it has a name; collected with its owner
+    partial/<hex>            an unfinished blob, locked by the process that fetches it, resumable
+    live/<owner>/            temporary files and trees of a session; collected with their owner
     store.db                 records: images, tags, layers, pins
 
 Order of writing (crash safety): content, fsync; rename to its name, fsync of the directory; then the
-record, fsync of SQLite's log.  What has no record is no image: a kill or a loss of power leaves
-either the whole or what the next sweep removes.
+record, fsync of SQLite's log. An image exists once it is recorded: a kill or a power loss leaves
+either the complete image or files that the next sweep removes.
 """
 
 from __future__ import annotations
@@ -40,16 +40,23 @@ if TYPE_CHECKING:
     from pycontain._state.owner import Owner
 
 ALGORITHMS = ("sha256", "sha512")
-"""Whose digests content goes by."""
+"""Digest algorithms of blobs."""
 
 
 _PATIENCE = 30.0
-"""Seconds for which work of other threads is waited for when the engine closes."""
+"""Seconds to wait for the work of other threads when the engine closes."""
 
 
 @frozen
 class Record:
-    """An image in the store.  size: bytes of its unpacked layers.  added: seconds since the epoch."""
+    """The record of an image.
+
+    Attributes:
+        digest: The digest of the manifest.
+        config_digest: The digest of the configuration.
+        size: Bytes of the unpacked layers.
+        added: Seconds since the epoch.
+    """
 
     digest: Digest
     config_digest: Digest
@@ -59,7 +66,15 @@ class Record:
 
 @frozen
 class LayerRecord:
-    """An unpacked layer.  size: bytes of content.  root_opaque: nothing below it shows."""
+    """The record of an unpacked layer.
+
+    Attributes:
+        chain: The chain id.
+        diff: The diff id.
+        size: Bytes of content.
+        entries: Number of files, directories and links.
+        root_opaque: Whether the layer hides all layers below it.
+    """
 
     chain: Digest
     diff: Digest
@@ -69,7 +84,7 @@ class LayerRecord:
 
 
 def sync_directory(path: str) -> None:
-    """What was made, renamed or removed in a directory is on the disk."""
+    """Sync a directory, so that its entries are on disk."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -101,32 +116,32 @@ class Store:
         for algorithm in ALGORITHMS:
             private_directory(os.path.join(self.blobs, algorithm))
         self.unreleased: set[str] = set()
-        """Sessions of which the pins could not be removed: the next sweep does."""
+        """Sessions whose pins could not be removed; the next sweep removes them."""
         self.database = Database(os.path.join(data, "store.db"))
         self.closing = threading.Event()
         self._gate = threading.Condition()
         self._working = 0
 
     def close(self) -> None:
-        """Let nothing begin any more, wait for what has begun to give up, and let go of the records."""
+        """Refuse new work, wait for running work to stop, and close the records."""
         self.closing.set()
         with self._gate:
             self._gate.wait_for(lambda: self._working == 0, _PATIENCE)
         self.database.close()
 
     def forget(self) -> None:
-        """In a forked child: what is open is the parent's."""
+        """Drop the parent's open files in a forked child."""
         self.closing.set()
         self.database.forget()
 
     # ---- content ------------------------------------------------------------------------------------------
 
     def blob_path(self, digest: Digest) -> str:
-        """Where a blob stands, or would."""
+        """Return the path of a blob."""
         return os.path.join(self.blobs, digest.algorithm, digest.hex)
 
     def has_blob(self, digest: Digest, size: int | None = None) -> bool:
-        """Is it there, and as long as it should be?"""
+        """Return whether the store has a blob, of this size if one is given."""
         try:
             found = os.stat(self.blob_path(digest), follow_symlinks=False)
         except FileNotFoundError:
@@ -134,14 +149,24 @@ class Store:
         return size is None or found.st_size == size
 
     def open_blob(self, digest: Digest) -> int:
-        """A blob's fd.  Raises NotFound."""
+        """Open a blob for reading and return its fd.
+
+        Raises:
+            NotFound: The store does not have it.
+        """
         try:
             return os.open(self.blob_path(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             raise NotFound(f"the store has no content {digest}", hint="pull the image again") from None
 
     def read_document(self, digest: Digest, most: int) -> bytes:
-        """A small blob, verified.  Raises NotFound, DigestMismatch, ImageError above `most` bytes."""
+        """Read a small blob and verify its digest.
+
+        Raises:
+            NotFound: The store does not have it.
+            DigestMismatch: The content is damaged.
+            ImageError: It is larger than `most` bytes.
+        """
         with open(self.open_blob(digest), "rb") as file:
             data = file.read(most + 1)
         if len(data) > most:
@@ -155,22 +180,22 @@ class Store:
         return data
 
     def manifest(self, digest: Digest) -> Manifest:
-        """The manifest of an image in the store.  Raises as `read_document` does."""
+        """Read a manifest; raise as `read_document` does."""
         found = parse_manifest(self.read_document(digest, MANIFEST_MOST))
         if not isinstance(found, Manifest):
             raise ImageError(f"{digest} is an index, not an image")
         return found
 
     def config(self, digest: Digest) -> ImageConfig:
-        """An image configuration.  Raises as `read_document` does."""
+        """Read an image configuration; raise as `read_document` does."""
         return ImageConfig.parse(self.read_document(digest, CONFIG_MOST))
 
     def layer_path(self, chain: Digest) -> str:
-        """The directory of an unpacked layer, as overlayfs takes it."""
+        """Return the directory of an unpacked layer for overlayfs."""
         return os.path.join(self.layers, chain.hex, "fs")
 
     def layer(self, chain: Digest) -> LayerRecord | None:
-        """An unpacked layer that is there."""
+        """Return the record of an unpacked layer, or None."""
         rows = self.database.rows(
             "SELECT diff, size, entries, root_opaque FROM layer WHERE chain = ?", (chain,)
         )
@@ -180,15 +205,15 @@ class Store:
         return LayerRecord(chain, Digest(diff), size, entries, bool(opaque))
 
     def empty(self) -> str:
-        """A directory without anything, for images without layers."""
+        """Return an empty directory, for images without layers."""
         path = os.path.join(self.roots.data, "empty")
         with contextlib.suppress(FileExistsError):
             os.mkdir(path)
-        os.chmod(path, 0o755)  # inside it is the root of whoever runs there
+        os.chmod(path, 0o755)  # it becomes the root directory of containers, readable for every user
         return path
 
     def sync(self) -> None:
-        """Everything written to the store's file system is on its disk."""
+        """Sync the store's file system."""
         fd = os.open(self.roots.data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             checked(lib.pcx_syncfs(fd))
@@ -196,29 +221,33 @@ class Store:
             os.close(fd)
 
     def sync_blob_names(self) -> None:
-        """What is found in blobs/ stays there, also where its bringer was killed before an fsync."""
+        """Sync the names of blobs: their writer may have been killed before it did."""
         for algorithm in ALGORITHMS:
             sync_directory(os.path.join(self.blobs, algorithm))
 
     # ---- records ------------------------------------------------------------------------------------------
 
     def images(self) -> list[Record]:
-        """Every image, the newest first."""
+        """Return the records of all images, the newest first."""
         rows = self.database.rows("SELECT digest, config, size, added FROM image ORDER BY added DESC, digest")
         return [Record(Digest(row[0]), Digest(row[1]), row[2], row[3]) for row in rows]
 
     def record(self, digest: Digest) -> Record | None:
-        """One image."""
+        """Return the record of an image, or None."""
         rows = self.database.rows("SELECT config, size, added FROM image WHERE digest = ?", (digest,))
         return Record(digest, Digest(rows[0][0]), rows[0][1], rows[0][2]) if rows else None
 
     def tags(self, digest: Digest | None = None) -> dict[str, Digest]:
-        """Names and what they mean."""
+        """Return names with their digests, of one image if one is given."""
         rows = self.database.rows("SELECT name, digest FROM tag ORDER BY name")
         return {name: Digest(found) for name, found in rows if digest in (None, found)}
 
     def set_tag(self, name: str, digest: Digest) -> None:
-        """Let a name mean an image.  Raises NotFound."""
+        """Give an image a name, which another image loses.
+
+        Raises:
+            NotFound: The store has no such image.
+        """
         with self.database.writing(durable=True) as records:
             if not records.execute("SELECT 1 FROM image WHERE digest = ?", (digest,)).fetchone():
                 raise NotFound(f"no image {digest} in the store")
@@ -229,23 +258,23 @@ class Store:
             )
 
     def remove_tag(self, name: str) -> bool:
-        """Forget a name; was there one?"""
+        """Remove a name; return whether it existed."""
         with self.database.writing(durable=True) as records:
             return records.execute("DELETE FROM tag WHERE name = ?", (name,)).rowcount > 0
 
     def remove_image(self, digest: Digest) -> bool:
-        """Forget an image and its names; its content goes with the next sweep."""
+        """Remove an image and its names; the next sweep removes its content."""
         with self.database.writing(durable=True) as records:
             records.execute("DELETE FROM tag WHERE digest = ?", (digest,))
             return records.execute("DELETE FROM image WHERE digest = ?", (digest,)).rowcount > 0
 
     def parts(self, digest: Digest) -> list[tuple[Digest, Digest]]:
-        """Chain id and blob of each layer, the lowest first."""
+        """Return chain id and blob of each layer, the lowest first."""
         rows = self.database.rows("SELECT chain, blob FROM part WHERE image = ? ORDER BY position", (digest,))
         return [(Digest(chain), Digest(blob)) for chain, blob in rows]
 
     def origins(self, blob: Digest, registry: str) -> list[str]:
-        """Repositories of a registry that are known to have a blob."""
+        """Return the repositories of a registry that are known to have a blob."""
         rows = self.database.rows(
             "SELECT repository FROM origin WHERE blob = ? AND registry = ? ORDER BY repository",
             (blob, registry),
@@ -253,12 +282,12 @@ class Store:
         return [row[0] for row in rows]
 
     def add_origin(self, blob: Digest, registry: str, repository: str) -> None:
-        """A repository has been seen to have a blob."""
+        """Record that a repository has a blob."""
         with self.database.writing() as records:
             records.execute("INSERT OR IGNORE INTO origin VALUES (?, ?, ?)", (blob, registry, repository))
 
     def forget_dead(self, records: sqlite3.Connection) -> None:
-        """Pins of processes that are gone hold nothing."""
+        """Remove the pins of dead processes."""
         for (owner,) in records.execute("SELECT DISTINCT owner FROM pin WHERE owner != ''").fetchall():
             if owner != self.owner.name and not is_alive(self.roots, owner):
                 records.execute("DELETE FROM pin WHERE owner = ?", (owner,))
@@ -267,7 +296,11 @@ class Store:
 
     @contextlib.contextmanager
     def pinning(self) -> Iterator[Pins]:
-        """Pins of one piece of work, for which the store stays open.  Raises StateError when it is closed."""
+        """Yield pins for one operation, during which the store stays open.
+
+        Raises:
+            StateError: The engine is closed.
+        """
         with self._gate:
             if self.closing.is_set():
                 raise StateError("the engine is closed")
@@ -279,7 +312,7 @@ class Store:
             finally:
                 try:
                     pins.release()
-                except ImageError:  # the disk may be full: the work is done or has failed for that itself
+                except ImageError:  # on a full disk the operation has succeeded or failed already
                     self.unreleased.add(pins.session)
         finally:
             with self._gate:
@@ -288,14 +321,14 @@ class Store:
 
 
 class Pins:
-    """What a session relies on: no sweep takes it before the session or its process ends."""
+    """The content that a session uses; no sweep removes it before the session or its process ends."""
 
     def __init__(self, store: Store, session: str) -> None:
         self._store = store
         self.session = session
 
     def add(self, kind: str, *keys: str) -> None:
-        """Pin before looking whether it is there: what is seen then stays."""
+        """Pin content before checking that it exists, so that it cannot be removed in between."""
         with self._store.database.writing() as records:
             records.executemany(
                 "INSERT OR IGNORE INTO pin VALUES (?, ?, ?, ?)",
@@ -303,7 +336,7 @@ class Pins:
             )
 
     def keep_only(self, keys: Collection[str]) -> None:
-        """Let go of all others."""
+        """Release all pins but these."""
         with self._store.database.writing() as records:
             held = records.execute("SELECT key FROM pin WHERE session = ?", (self.session,)).fetchall()
             records.executemany(
@@ -312,6 +345,6 @@ class Pins:
             )
 
     def release(self) -> None:
-        """Let go of everything."""
+        """Release all pins."""
         with self._store.database.writing() as records:
             records.execute("DELETE FROM pin WHERE session = ?", (self.session,))

@@ -1,4 +1,4 @@
-"""Garbage: what no image names and nobody who lives has pinned."""
+"""Garbage collection: remove content that no image names and no live process has pinned."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class Swept:
-    """What a sweep removed.  size: bytes of blobs and of the content of layers."""
+    """The result of a sweep.
+
+    Attributes:
+        blobs: Number of removed blobs.
+        layers: Number of removed layers.
+        size: Bytes of the removed blobs and of the content of the removed layers.
+    """
 
     blobs: int = 0
     layers: int = 0
@@ -27,9 +33,10 @@ class Swept:
 
 
 def sweep(store: Store) -> Swept:
-    """Remove what is garbage now.  Safe beside pulls: what they rely on is pinned before they look.
+    """Remove garbage.
 
-    Names go inside of the one transaction that no pin can be added beside; the bytes after it.
+    Safe beside pulls, which pin content before they check for it. Names are removed in the one
+    transaction during which no pin can be added; the bytes follow after it.
     """
     doomed: list[str] = []
     blobs = size = 0
@@ -83,6 +90,6 @@ def _garbage(store: Store, spared: set[str]) -> list[str]:
 
 
 def _sweep_partial(store: Store) -> None:
-    """What is on its way and nobody's: whoever is cut off leaves at most this, for the next to go on with."""
+    """Remove unlocked partial downloads, which interrupted pulls left."""
     for name in os.listdir(store.partial):
         unlink_unlocked(os.path.join(store.partial, name))

@@ -1,4 +1,4 @@
-"""What the kernel says of the store's files, as errors of ours that name the place."""
+"""Translation of OSError on the store's files to typed errors that name the store."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pycontain.errors import ImageError, PathError, PycontainError
 
 HINTS = {
     errno.ENOSPC: "free space there, or use another PYCONTAIN_ROOT",
-    errno.EDQUOT: "the user's quota there is used up",
-    errno.EROFS: "it is mounted read-only",
+    errno.EDQUOT: "free space within the user's quota, or use another PYCONTAIN_ROOT",
+    errno.EROFS: "mount its file system read-write, or use another PYCONTAIN_ROOT",
 }
-"""What to do where a store cannot be written to."""
+"""Hints for a store that cannot be written to, by errno."""
 
 
 @contextlib.contextmanager
 def told(place: str) -> Iterator[None]:
-    """Work at a store: an OSError becomes an ImageError that names the store and the file."""
+    """Translate an OSError to an ImageError that names the store and the file."""
     try:
         yield
     except PycontainError:  # some are OSErrors too
@@ -30,7 +30,7 @@ def told(place: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def told_of_path(path: str) -> Iterator[None]:
-    """Work at a file of the caller's: an OSError becomes a PathError."""
+    """Translate an OSError on a file of the caller to a PathError."""
     try:
         yield
     except PycontainError:

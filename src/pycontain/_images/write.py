@@ -1,4 +1,4 @@
-"""Trees into layers and archives: reproducible, the same bytes for the same tree.
+"""Reproducible layers and archives: equal trees give equal bytes.
 
 gzip is written with no name and no time in its header, at a fixed level, by the standard library's
 zlib; SOURCE_DATE_EPOCH bounds all times (https://reproducible-builds.org/specs/source-date-epoch/).
@@ -35,7 +35,7 @@ _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 
 
 class Gzip:
-    """Byte-stable gzip (RFC 1952): no time, no name, no hint of the system."""
+    """Reproducible gzip (RFC 1952), without time, name and operating system."""
 
     def __init__(self) -> None:
         self._object = zlib.compressobj(_LEVEL, zlib.DEFLATED, -15, 8)
@@ -43,7 +43,7 @@ class Gzip:
         self._begun = False
 
     def feed(self, data: bytes) -> bytes:
-        """What comes out of these bytes."""
+        """Compress data and return the output so far."""
         self._check = zlib.crc32(data, self._check)
         self._size += len(data)
         out = self._object.compress(data)
@@ -53,31 +53,35 @@ class Gzip:
         return out
 
     def finish(self) -> bytes:
-        """The rest."""
+        """Return the remaining output."""
         head = b"" if self._begun else _GZIP_HEADER
         return head + self._object.flush() + struct.pack("<II", self._check, self._size & 0xFFFFFFFF)
 
 
 @frozen(kw_only=True)
 class Written:
-    """A layer that is in the store as content: its descriptor, and what its archive is."""
+    """A layer whose content is in the store: its descriptor and its diff id."""
 
     descriptor: Descriptor
     diff_id: Digest
 
 
 def source_date() -> int | None:
-    """SOURCE_DATE_EPOCH.  Raises ImageError for what is no number."""
+    """Return SOURCE_DATE_EPOCH in seconds, or None.
+
+    Raises:
+        ImageError: It is not a number.
+    """
     text = os.environ.get("SOURCE_DATE_EPOCH")
     if text is None:
         return None
     if not text.isascii() or not text.isdigit() or len(text) > 12:
-        raise ImageError(f"SOURCE_DATE_EPOCH is a number of seconds, not {text[:40]!r}")
+        raise ImageError(f"SOURCE_DATE_EPOCH must be a number of seconds, got {text[:40]!r}")
     return int(text)
 
 
 def now() -> str:
-    """The time of making something, as documents have it; SOURCE_DATE_EPOCH where that is set."""
+    """Return the current time, or SOURCE_DATE_EPOCH, as RFC 3339 text."""
     moment = source_date()
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
 
@@ -93,9 +97,13 @@ def archive(
     left_out: Sequence[str] = (),
     exact: bool = False,
 ) -> Generator[bytes, None, None]:
-    """The tree below a directory's fd as an uncompressed tar, as `Packer` says.
+    """Yield the tree below a directory's fd as an uncompressed tar; options as in `Packer`.
 
-    exact: times as they are, whatever SOURCE_DATE_EPOCH says.  Raises ImageError.
+    Args:
+        exact: Keep times as they are, regardless of SOURCE_DATE_EPOCH.
+
+    Raises:
+        ImageError: The tree cannot be packed.
     """
     packer = Packer(
         store.make_launcher,
@@ -119,7 +127,11 @@ def archive(
 
 
 def write_layer(store: Store, chunks: Iterator[bytes], pin: Callable[[Digest], None]) -> Written:
-    """A plain tar as a gzip layer in the store.  pin: called with its digest before that is a name."""
+    """Compress a tar into a gzip layer in the store.
+
+    Args:
+        pin: Called with the layer's digest before the blob gets its name.
+    """
     plain, gzip = hashlib.sha256(), Gzip()
     with NewBlob(store) as blob:
         for chunk in chunks:
@@ -144,7 +156,7 @@ def compose(
     history: Sequence[History],
     names: Sequence[str],
 ) -> Record:
-    """An image of a base and further layers, with a configuration whose layers and history are made here.
+    """Record an image of a base and further layers; layers and history of `config` are replaced.
 
     The caller has pinned the content of `layers`.
     """
@@ -179,9 +191,12 @@ def _typed(layer: Descriptor, docker: bool) -> Descriptor:
 
 
 def adopt_archive(store: Store, read: Callable[[int], bytes], pin: Callable[[Digest], None]) -> Written:
-    """A tar of any compression becomes a layer's content; what is not gzip or zstd is written as gzip.
+    """Store a tar archive as a layer's content; recompress it unless it is gzip or zstd.
 
-    Whether it is a tar shows when it is unpacked.  Raises ImageError for nothing at all.
+    The archive is checked when it is unpacked.
+
+    Raises:
+        ImageError: The input is empty.
     """
     inflater, plain = Inflater(store.limits), hashlib.sha256()
     with NewBlob(store) as blob:
@@ -211,7 +226,7 @@ def _inflated(store: Store, read: Callable[[int], bytes]) -> Iterator[bytes]:
 
 
 def same_tree(store: Store, one: str, other: str) -> bool:
-    """Are two directories the same in everything that a layer says?"""
+    """Return whether two directories give the same layer."""
     with opened([one, other]) as (left, right):
         first, second = archive(store, left, whiteouts=True), archive(store, right, whiteouts=True)
         held = [b"", b""]
