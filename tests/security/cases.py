@@ -121,6 +121,9 @@ CASES = {
     "X06": "names that are paths",
     "X07": "relaxations that nobody named",
     "X08": "the wheel's programs",
+    "A05": "modules and processes that an earlier call left answer for a later one",
+    "A08": "a descriptor that left the container changes a snapshot afterwards",
+    "A09": "an answer that takes many times its size in the caller",
 }
 
 ELSEWHERE: dict[str, str] = {}

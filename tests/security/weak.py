@@ -56,6 +56,9 @@ _MAGIC_LINKS = (
 
 WEAKNESSES: Mapping[str, tuple[Edit, ...]] = {
     "none": (),
+    "writable-layers": (
+        Edit("launcher/restack.c", "CHECK (PC_STEP_SEAL, set_access (security, &root, 1));", ""),
+    ),
     "open-fds": _OPEN_FDS,
     "dumpable": _DUMPABLE,
     "unsealed": (

@@ -13,6 +13,7 @@
 #define sys_move_mount(from, to) raw5 (__NR_move_mount, from, "", to, "", 0x4 | 0x40)
 #define sys_fsopen(type) raw2 (__NR_fsopen, type, FSOPEN_CLOEXEC)
 #define sys_fsconfig(fd, command, key, value, aux) raw5 (__NR_fsconfig, fd, command, key, value, aux)
+#define sys_fspick(dir) raw3 (__NR_fspick, dir, "", FSPICK_CLOEXEC | FSPICK_EMPTY_PATH)
 #define sys_fsmount(fd, attributes) raw3 (__NR_fsmount, fd, FSMOUNT_CLOEXEC, attributes)
 #define sys_mount_setattr(fd, flags, attr) raw5 (__NR_mount_setattr, fd, "", (flags) | AT_EMPTY_PATH, attr, sizeof (struct mount_attr))
 #define sys_openat2(dir, path, how) raw4 (__NR_openat2, dir, path, how, sizeof (struct open_how))

@@ -14,6 +14,7 @@
   X (CLONE, "clone")                                                          \
   X (CGROUP, "cgroup")                                                        \
   X (JOIN, "join")                                                            \
+  X (SEAL, "seal")                                                            \
   X (NETWORK, "network")                                                      \
   X (HOSTNAME, "hostname")                                                    \
   X (IDMAP, "id map")                                                         \

@@ -3,6 +3,7 @@
 #include "launcher.h"
 #include "mountapi.h"
 
+#include <linux/capability.h>
 #include <linux/errno.h>
 #include <linux/sched.h>
 
@@ -43,6 +44,42 @@ take_place (const struct pc_root *root)
   return (int) error;
 }
 
+/* Make a mount read-only, or writable again.  The kernel refuses the first with EBUSY while a file is open to
+   be written through that mount, and a count of such files is all that it looks at. */
+static int
+set_mount_access (int at, int read_only)
+{
+  struct mount_attr change = { 0 };
+
+  if (read_only)
+    change.attr_set = MOUNT_ATTR_RDONLY;
+  else
+    change.attr_clr = MOUNT_ATTR_RDONLY;
+  return (int) sys_mount_setattr (at, 0, &change);
+}
+
+/* The same for a whole file system, through every mount of it.  The kernel drops the caches of all its names,
+   which takes the longer the more were used. */
+static int
+set_filesystem_access (int at, int read_only)
+{
+  cleanup_fd int fs = (int) sys_fspick (at);
+  word error = fs < 0 ? fs : sys_fsconfig (fs, FSCONFIG_SET_FLAG, read_only ? "ro" : "rw", NULL, 0);
+  return error < 0 ? (int) error : (int) sys_fsconfig (fs, FSCONFIG_CMD_RECONFIGURE, NULL, NULL, 0);
+}
+
+/* A guest that cannot leave its chroot(2) gets no user namespace (user_namespaces(7)), and so no mount namespace
+   with copies of its mounts: there is one mount of its root.  Elsewhere a descriptor may belong to a copy. */
+static int
+set_access (const struct pc_security *security, const struct pc_root *root, int read_only)
+{
+  u64 escapes = 1ull << CAP_SYS_CHROOT | 1ull << CAP_SYS_ADMIN;
+  int has_one_mount = security->landlock_abi > 0 && (security->capabilities & escapes) == 0;
+
+  return has_one_mount ? set_mount_access (root->old, read_only)
+                       : set_filesystem_access (root->old, read_only);
+}
+
 _Noreturn static void
 restack_child (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds, int sync)
 {
@@ -60,10 +97,22 @@ restack_child (const struct pc_launcher *launcher, const struct pc_plan *plan, c
   const char *place = security->landlock_abi > 0 ? "/r" : "/";
   CHECK (PC_STEP_PIVOT, root.old = (int) sys_openat (AT_FDCWD_, place, O_PATH | O_DIRECTORY | O_CLOEXEC, 0));
   CHECK (PC_STEP_PIVOT, pc_enter (root.old));
-  CHECK (PC_STEP_PIVOT, make_scaffold (&root, sources.source_count));
-  if (pc_build_root (launcher, plan, &sources, &root, &op, &failure) < 0)
-    pc_die (control, failure.step, -failure.error, op);
-  CHECK (PC_STEP_PIVOT, take_place (&root));
+  /* A descriptor may have left the container: in another process, a socket's queue, a mapping.  One that can
+     write makes this fail; directories and files that were opened to read give no way to write afterwards. */
+  CHECK (PC_STEP_SEAL, set_access (security, &root, 1));
+  word error = make_scaffold (&root, sources.source_count);
+  if (error < 0)
+    failure = (struct pc_failure){ PC_STEP_PIVOT, (i32) -error };
+  if (error == 0)
+    error = pc_build_root (launcher, plan, &sources, &root, &op, &failure);
+  if (error == 0 && (error = take_place (&root)) < 0)
+    failure = (struct pc_failure){ PC_STEP_PIVOT, (i32) -error };
+  if (error < 0)
+    {
+      /* The container goes on with its old root. */
+      (void) set_access (security, &root, 0);
+      pc_die (control, failure.step, -failure.error, op);
+    }
   /* The old root's caches are torn down when its last fd, ours, is closed: after the answer. */
   (void) pc_send_record (control, &ready, -1);
   sys_exit (0);

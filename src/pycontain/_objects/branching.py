@@ -16,9 +16,9 @@ from pycontain._images.told import told
 from pycontain._images.write import archive
 from pycontain._objects import snapshot as snapshots
 from pycontain._objects.changes import sealed_layers, still
-from pycontain._runtime.restack import restack
+from pycontain._runtime.restack import SEAL, restack
 from pycontain._runtime.spec import default_name, new_id
-from pycontain.errors import PathError, StateError, UnsupportedError
+from pycontain.errors import PathError, StartError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._images.store import Store
@@ -79,7 +79,12 @@ def _merge(store: Store, image: Image, layer: str) -> None:
 
 
 def _seal(container: Container, running: Running, chain: tuple[str, ...]) -> bool:
-    """What the guest has written becomes a layer, and it goes on above; False where it would be met."""
+    """Make the guest's upper directory a layer, and let it go on above.
+
+    Returns:
+        False where something could still write to that directory: a process of the container, a file that
+        this process has open, or a descriptor that was passed out of the container.  Nothing is changed then.
+    """
     if _SYS_ADMIN in container.spec.security.capabilities or container.status == "paused":
         return False  # it may have mounted things that nobody else knows how to take along
     engine = container._engine
@@ -99,8 +104,10 @@ def _seal(container: Container, running: Running, chain: tuple[str, ...]) -> boo
             ) from error
         try:
             restack(running, image)
-        except BaseException:
+        except BaseException as error:
             os.rename(place, upper)
+            if isinstance(error, StartError) and error.step == SEAL:
+                return False  # a descriptor that can still write is open somewhere, or the kernel cannot say
             raise
         container.spec = evolve(container.spec, image=image)
         engine.holdings.hold(image, container)

@@ -26,9 +26,9 @@ class Snapshot:
 
     It outlives its container, this process and the engine, until `remove`.  Use it as an image.
 
-    kind: 'sealed', the container's own directory, which it has not written to since; 'copied', where
-    processes of the container were alive and went on writing.  created: when, in UTC.  image: what a
-    container of it begins with.
+    kind: 'sealed', the container's own directory, which no descriptor can write to any more; 'copied', where
+    processes of the container were alive, or a descriptor that can write was open outside of it.
+    created: when, in UTC.  image: what a container of it begins with.
     """
 
     id: str

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pycontain._objects.image import Image
     from pycontain._runtime.running import Running
 
+SEAL = "seal"
+"""The step in which the old root becomes read-only.  EBUSY: a descriptor that can write to it is open."""
 _MADE = (OpKind.UPPER, OpKind.FILE, OpKind.OVERLAY)
 _GUARDED = 2 | 4  # nosuid, nodev
 
@@ -28,7 +30,10 @@ _GUARDED = 2 | 4  # nosuid, nodev
 def restack(running: Running, image: Image) -> None:
     """Give it a root of the image's layers, and an upper directory that is empty.
 
-    Raises StartError with the step that failed; the container is as it was then.
+    The file system of the old root is read-only afterwards, for every descriptor and through every mount.
+
+    Raises:
+        StartError: A step failed; the container is as it was then.
     """
     privileged = running.engine.features.privileged
     store = os.path.join(running.engine.owner.live, running.spec.id)
