@@ -21,7 +21,7 @@ project_copyright = author
 release = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 version = release
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 default_role = "code"
 myst_heading_anchors = 3
@@ -49,6 +49,9 @@ _SPELLED_OUT = {
     "signals.SIGKILL": "SIGKILL",
 }
 """Names of rooms that a signature shows where a hint cannot be resolved at run time."""
+
+_SECTION = re.compile(r"^(Args|Returns|Yields|Raises|Attributes):$|^:(param|returns|raises)\b", re.MULTILINE)
+"""Of a docstring in Google style, which napoleon lays out."""
 
 _ITEM = re.compile(r"(?:^|(?<=\.  ))([a-z_]\w*(?:, [a-z_]\w*)*): ")
 """'memory, cpus: text' at the start of a paragraph, or behind the two spaces that end a sentence."""
@@ -102,7 +105,7 @@ def _list_parameters(
 ) -> None:
     """Docstrings are prose; 'name: text.  name: text.' is shown as a list."""
     text = "\n".join(lines)
-    if "::\n" in text or ">>>" in text:
+    if "::\n" in text or ">>>" in text or _SECTION.search(text):
         return
     names = _described(thing)
     shown: list[str] = []
@@ -120,7 +123,9 @@ def _described(thing: object) -> set[str]:
     """Parameters and attributes that a docstring may describe."""
     names = set(getattr(thing, "__annotations__", ()))
     if isinstance(thing, type) and inspect.isfunction(thing.__init__):
-        names |= set(thing.__init__.__code__.co_names)  # what __init__ sets: ExecResult.reason
+        names |= set(
+            inspect.unwrap(thing.__init__).__code__.co_names
+        )  # what __init__ sets: ExecResult.reason
     if callable(thing):
         try:
             names |= set(inspect.signature(thing).parameters)

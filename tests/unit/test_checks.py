@@ -92,7 +92,7 @@ def test_fractions_of_units(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("value", [1e10, 10**400, timedelta.max, ENDLESS, 1e308])
+@pytest.mark.parametrize("value", [1e10, 10**400, timedelta.max, ENDLESS, 1e308, float("inf")])
 def test_long_durations_are_as_good_as_forever(value: float | timedelta) -> None:
     assert parse_duration(value) == LONGEST == 1e9
 
@@ -109,7 +109,6 @@ def test_durations_of_every_type(value: float | timedelta, seconds: float) -> No
     "value",
     [
         float("nan"),
-        float("inf"),
         -float("inf"),
         -1,
         -0.1,
@@ -127,12 +126,12 @@ def test_what_is_no_duration(value: object) -> None:
 # Limits
 
 
-@pytest.mark.parametrize("cpus", [1e300, 10**400, 0, 0.001, True, "2", float("inf")])
+@pytest.mark.parametrize("cpus", [1e300, 10**400, 0, 0.001, True, "2", -2, float("nan")])
 def test_processors_that_no_machine_has(cpus: object) -> None:
     refused(CgroupLimits, cpus=cpus, says="cpus")
 
 
-@pytest.mark.parametrize("pids", [0, -1, ENDLESS, 1 << 63, True, "5"])
+@pytest.mark.parametrize("pids", [0, -2, ENDLESS, 1 << 63, True, "5"])
 def test_counts_of_processes(pids: object) -> None:
     refused(CgroupLimits, pids=pids, says="pids")
 
@@ -224,7 +223,9 @@ def test_disk_is_refused_as_the_other_limits_are(disk: int | str) -> None:
 
 @pytest.mark.parametrize("limits", [{"memory": "1M"}, "1M", 5, [CgroupLimits()]])
 def test_limits_of_another_type(limits: object) -> None:
-    refused(spec.limits_of, limits, None, None, None, kind=TypeError, says="limits is a CgroupLimits")
+    refused(
+        spec.limits_of, limits, None, None, None, kind=TypeError, says="limits must be such as CgroupLimits"
+    )
 
 
 # Resource limits
@@ -233,7 +234,7 @@ def test_limits_of_another_type(limits: object) -> None:
 def test_rlimits_become_pairs() -> None:
     infinity = (1 << 64) - 1
     found = rlimit_numbers(
-        {"nofile": [64, 128], "RLIMIT_CORE": 0, "Stack": -1, "cpu": (1, resource.RLIM_INFINITY)}
+        {"nofile": [64, 128], "RLIMIT_CORE": 0, "Stack": "unlimited", "cpu": (1, resource.RLIM_INFINITY)}
     )
     assert found == {
         resource.RLIMIT_NOFILE: (64, 128),
@@ -254,7 +255,6 @@ def test_rlimits_become_pairs() -> None:
         ({"nofile": (-1, 64)}, LimitError, "soft"),
         ({"no_such": 1}, LimitError, "no_such"),
         ({"nofile": 1, "RLIMIT_NOFILE": 2}, LimitError, "twice"),
-        ({"nofile": "unlimited"}, TypeError, "nofile"),
         ({"nofile": "12"}, TypeError, "nofile"),
         ({"nofile": (1, 2, 3)}, TypeError, "nofile"),
         ({"nofile": (1,)}, TypeError, "nofile"),
@@ -478,7 +478,7 @@ def test_what_is_no_environment(env: Any, kind: type[Exception]) -> None:
 def test_values_of_variables_stay_out_of_messages() -> None:
     for bad in ({"A=": "swordfish"}, {"A": "sword\0fish"}, {1: "swordfish"}, ["A=swordfish"]):
         with pytest.raises((TypeError, ValueError)) as error:
-            spec.environment(bad)  # type: ignore[arg-type]
+            spec.environment(bad)
         assert "fish" not in str(error.value)
 
 

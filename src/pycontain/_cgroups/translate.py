@@ -7,6 +7,7 @@ import stat
 from collections.abc import Mapping
 
 from pycontain._model.limits import CgroupLimits
+from pycontain._model.sizes import UNLIMITED
 from pycontain.errors import LimitError
 
 PERIOD = 100_000
@@ -24,9 +25,9 @@ def v2(limits: CgroupLimits) -> dict[str, dict[str, list[str]]]:  # noqa: C901  
 
     if limits.memory is not None:
         put("memory", "memory.max", str(limits.memory))
-        put("memory", "memory.swap.max", str(limits.swap or 0))
+        put("memory", "memory.swap.max", _most(limits.swap or 0))
     elif limits.swap is not None:
-        put("memory", "memory.swap.max", str(limits.swap))
+        put("memory", "memory.swap.max", _most(limits.swap))
     if limits.memory_high is not None:
         put("memory", "memory.high", str(limits.memory_high))
     if limits.cpus is not None:
@@ -48,6 +49,10 @@ def v2(limits: CgroupLimits) -> dict[str, dict[str, list[str]]]:  # noqa: C901  
     return files
 
 
+def _most(value: int) -> str:
+    return "max" if value == UNLIMITED else str(value)
+
+
 def v1(limits: CgroupLimits) -> dict[str, dict[str, list[str]]]:  # noqa: C901  one line per field
     """`{controller: {file: [text, ...]}}` of cgroup v1, in the order in which to write."""
     files: dict[str, dict[str, list[str]]] = {}
@@ -57,7 +62,8 @@ def v1(limits: CgroupLimits) -> dict[str, dict[str, list[str]]]:  # noqa: C901  
 
     if limits.memory is not None:
         put("memory", "memory.limit_in_bytes", str(limits.memory))
-        put("memory", "memory.memsw.limit_in_bytes", str(min(limits.memory + (limits.swap or 0), _MAX_V1)))
+        swap = _MAX_V1 if limits.swap == UNLIMITED else limits.swap or 0
+        put("memory", "memory.memsw.limit_in_bytes", str(min(limits.memory + swap, _MAX_V1)))
     if limits.cpus is not None:
         put("cpu", "cpu.cfs_period_us", str(PERIOD))
         put("cpu", "cpu.cfs_quota_us", str(max(1000, round(limits.cpus * PERIOD))))

@@ -73,7 +73,7 @@ def source_date() -> int | None:
         ImageError: It is not a number.
     """
     text = os.environ.get("SOURCE_DATE_EPOCH")
-    if text is None:
+    if not text:
         return None
     if not text.isascii() or not text.isdigit() or len(text) > 12:
         raise ImageError(f"SOURCE_DATE_EPOCH must be a number of seconds, got {text[:40]!r}")

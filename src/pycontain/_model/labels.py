@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from pycontain._model.arguments import check_mapping
 from pycontain._model.sizes import shown
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
@@ -20,6 +21,7 @@ def check_name(name: str, what: str) -> None:
 
 def checked_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
     """A copy of labels.  Raises TypeError for what is no text."""
+    check_mapping("labels", labels, "{'name': 'value'}")
     for name, value in (labels or {}).items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"labels are text: {shown(name)}, {shown(value)}")

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias, TypeVar
 
-from attrs import converters, field, frozen
+from attrs import evolve, field, frozen
 
-from pycontain._model.sizes import MOST, parse_size, shown
+from pycontain._model.sizes import MOST, UNLIMITED, is_unlimited, parse_size, shown
 from pycontain.errors import LimitError
 
 IoMax: TypeAlias = Mapping["str | os.PathLike[str]", Mapping[str, int | str]]
@@ -35,8 +35,10 @@ _RATES = {"rbps": MOST, "wbps": MOST, "riops": 0xFFFFFFFF, "wiops": 0xFFFFFFFF}
 def _cpus(value: float | None) -> float | None:
     if value is None:
         return None
+    if is_unlimited(value):
+        return float(UNLIMITED)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise LimitError(f"cpus is a number of processors such as 1.5, not {shown(value)}")
+        raise LimitError(f"cpus must be a number of processors such as 1.5, got {shown(value)}")
     if not 0.01 <= value <= _CPUS_MOST:
         raise LimitError(f"cpus is between 0.01 and {_CPUS_MOST}: {shown(value)}")
     return float(value)
@@ -56,13 +58,25 @@ def _weight(value: int | None) -> int | None:
     return _count("a weight", value, 10000)
 
 
-def _pids(value: int | None) -> int | None:
+def _pids(value: int | str | None) -> int | None:
+    if is_unlimited(value):
+        return UNLIMITED
+    if isinstance(value, str):
+        raise LimitError(f"pids must be an int or 'unlimited', got {shown(value)}")
     return _count("pids", value, 4194304)
+
+
+def _swap(value: int | str | None) -> int | None:
+    if value is None:
+        return None
+    return UNLIMITED if is_unlimited(value) else parse_size(value)
 
 
 def _memory(value: int | str | None) -> int | None:
     if value is None:
         return None
+    if is_unlimited(value):
+        return UNLIMITED
     size = parse_size(value)
     if size < MEMORY_FLOOR:
         raise LimitError(f"memory below {MEMORY_FLOOR} bytes starts nothing: {shown(value)}")
@@ -145,7 +159,10 @@ def _hugetlb(value: Mapping[str, int | str] | None) -> dict[str, int] | None:
 
 @frozen(kw_only=True)
 class CgroupLimits:
-    """Limits of a whole container, or of one exec; None leaves a resource unlimited.
+    """Limits of a whole container, or of one exec; None leaves a resource at its default.
+
+    The defaults of a container are 512M of memory and 128 pids; an exec has no limits of its own.
+    -1 or 'unlimited' for memory, memory_high, swap, cpus and pids lifts the limit.
 
     memory, memory_high, swap: bytes, or text such as '256M'.  `memory` is at least 1 MiB, and counts
     swap as well unless `swap` is given; above `memory_high` the kernel slows down instead of killing.
@@ -165,7 +182,7 @@ class CgroupLimits:
 
     memory: int | None = field(default=None, converter=_memory)
     memory_high: int | None = field(default=None, converter=_memory)
-    swap: int | None = field(default=None, converter=converters.optional(parse_size))
+    swap: int | None = field(default=None, converter=_swap)
     cpus: float | None = field(default=None, converter=_cpus)
     cpu_weight: int | None = field(default=None, converter=_weight)
     cpuset_cpus: str | None = field(default=None, converter=_set)
@@ -174,3 +191,16 @@ class CgroupLimits:
     io_weight: int | None = field(default=None, converter=_weight)
     io_max: Mapping[str, Mapping[str, int]] | None = field(default=None, converter=_io_max)
     hugetlb: Mapping[str, int] | None = field(default=None, converter=_hugetlb)
+
+    @property
+    def lifted(self) -> frozenset[str]:
+        """The names of the limits that are -1."""
+        return frozenset(name for name in _LIFTABLE if getattr(self, name) == UNLIMITED)
+
+    def in_force(self) -> CgroupLimits:
+        """Return the limits with None for those that are lifted; `swap` stays, for None is no swap."""
+        lifted = self.lifted - {"swap"}
+        return evolve(self, **dict.fromkeys(lifted)) if lifted else self
+
+
+_LIFTABLE = ("memory", "memory_high", "swap", "cpus", "pids")

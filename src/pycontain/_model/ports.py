@@ -107,7 +107,7 @@ def _outer(outer: HostPort) -> tuple[str, int | None, int | None]:
         raise ValueError(
             f"a port of the host is like '8080', '127.0.0.1:8080' or '9000-9010': {shown(outer)}"
         )
-    address = _address(match["address"].strip("[]")) if match["address"] else ""
+    address = "" if match["address"] is None else _address(match["address"].strip("[]"))
     if not match["first"]:
         if match["last"] or not address:
             raise ValueError(f"no port of the host: {shown(outer)}")
@@ -124,5 +124,5 @@ def _address(text: object) -> str:
     try:
         found = ip_address(text)
     except ValueError as error:
-        raise ValueError(f"no address of the host: {shown(text)}") from error
+        raise ValueError(f"an address of the host must be IPv4 or IPv6, got {shown(text)}") from error
     return "" if found.version == 4 and found.is_unspecified else str(found)

@@ -13,11 +13,24 @@ MOST = (1 << 63) - 1
 LONGEST = 1e9
 """Seconds, some 31 years: longer durations are taken for this one, which every clock can hold."""
 
-_SIZE = re.compile(r"\s*([0-9]+)(?:\.([0-9]+))?\s*(?:([kmgtp])(?:i?b)?|b)?\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*([0-9]+)(?:\.([0-9]+))?\s*(?:([kmgtp])i?b?|b)?\s*", re.IGNORECASE)
 _POWERS = {"k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 _DIGITS = 40
 """Of a number that can be meant; more would only keep int() busy."""
 _SHOWN = 160
+
+UNLIMITED = -1
+"""A limit that is lifted, as docker writes it; fields of `CgroupLimits` keep it so."""
+_LIFTED = ("unlimited", "infinity", "max")
+
+
+def is_unlimited(value: object) -> bool:
+    """Return True for a value that lifts a limit: -1, 'unlimited', or infinity."""
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, str):
+        return value.strip().lower() in _LIFTED
+    return isinstance(value, int | float) and (value in (UNLIMITED, float("inf")))
 
 
 def shown(value: object) -> str:
@@ -45,11 +58,17 @@ def parse_size(value: int | str) -> int:
     return size
 
 
+def parse_cap(value: int | str | None) -> int | None:
+    """Return the bytes of a cap, or None for None and for 'unlimited'.  Raises LimitError."""
+    return None if value is None or is_unlimited(value) else parse_size(value)
+
+
 def _read_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if match is None:
         raise LimitError(
-            f"not a size: {shown(text)}", hint="write bytes, or a number with k, M, G, T: '256M'"
+            f"a size must be bytes or a number with a unit, got {shown(text)}",
+            hint="write k, M, G or T after the number, as in '256M'; they are binary units",
         )
     whole, part, unit = match.group(1), match.group(2) or "", match.group(3) or ""
     if len(whole) > _DIGITS:
@@ -63,12 +82,14 @@ def _read_size(text: str) -> int:
 def parse_duration(value: float | timedelta) -> float:
     """Seconds of `value`: a number or a timedelta; at most LONGEST, for which longer ones are taken.
 
-    Raises LimitError, a ValueError, for anything else and for what is negative, infinite or no number.
+    Infinity is such a longer one.
+
+    Raises LimitError, a ValueError, for anything else and for what is negative or not a number.
     """
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise LimitError(f"a duration is a number of seconds or a timedelta, not {shown(value)}")
-    if not 0 <= value < float("inf"):
-        raise LimitError(f"a duration is finite and not negative: {shown(value)}")
+        raise LimitError(f"a duration must be a number of seconds or a timedelta, got {shown(value)}")
+    if not value >= 0:
+        raise LimitError(f"a duration must not be negative, got {shown(value)}")
     return float(min(value, LONGEST))

@@ -20,6 +20,18 @@ def check_user(user: str | int) -> str:
     return str(user)
 
 
+def asked_user(user: str | int) -> str:
+    """Return the text of a user that a caller names.
+
+    Raises:
+        ValueError: For empty text: the default may have fewer rights than root.  Also as `split_user`.
+        TypeError: As `split_user`.
+    """
+    if user == "":
+        raise ValueError("user must be a name or an id, got ''; leave it out for the default")
+    return check_user(user)
+
+
 def split_user(user: str | int) -> tuple[str, str]:
     """Name or uid, and group or gid; '' for each that is not given.
 

@@ -11,8 +11,8 @@ from attrs import frozen
 from pycontain._kernel import native
 from pycontain._model.limits import CgroupLimits
 from pycontain._model.process import ExecResult
-from pycontain._model.sizes import parse_duration, parse_size
-from pycontain._model.user import check_user
+from pycontain._model.sizes import parse_cap, parse_duration
+from pycontain._model.user import asked_user
 from pycontain._runtime import spec as specs
 from pycontain._runtime.exec import Command, Execution, command_of, returncode_of, start_failure
 from pycontain._runtime.running import Running
@@ -43,9 +43,9 @@ class Invocation:
         """Raises ValueError and TypeError for what no command can be started with."""
         return cls(
             _argv(args, shell),
-            specs.environment(env) if env else None,
+            specs.environment(env) if env is not None else None,
             specs.inside(workdir) if workdir is not None else None,
-            None if user is None else check_user(user),
+            None if user is None else asked_user(user),
             specs.checked_limits(limits),
         )
 
@@ -90,7 +90,7 @@ class Call:
         self._args = args
         self._streams = stdout, stderr
         self._seconds = None if timeout is None else parse_duration(timeout)
-        self._cap = None if max_output is None else parse_size(max_output)
+        self._cap = parse_cap(max_output)
         self._data = _input_bytes(data, encoding)
         self._decode = decoder(text, encoding, errors)
 

@@ -8,18 +8,22 @@ from datetime import timedelta
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
+from pycontain._model.labels import checked_labels
 from pycontain._model.limits import CgroupLimits
 from pycontain._model.mounts import Tmpfs
+from pycontain._model.options import explains_options
 from pycontain._model.ports import Ports, port_of
 from pycontain._model.ports import published as parse_ports
 from pycontain._model.process import ExecResult
+from pycontain._model.user import asked_user
 from pycontain._objects.call import Call, Invocation
-from pycontain._objects.image import Default, Image
+from pycontain._objects.image import Default, Image, engine_of
 from pycontain._objects.lifecycle import Lifecycle
 from pycontain._objects.linkage import Networks, linkage_of
 from pycontain._objects.options import (
     Mounts,
     check_layer,
+    check_values,
     empty_volumes,
     image_of,
     mounts_of,
@@ -28,7 +32,7 @@ from pycontain._objects.options import (
 from pycontain._objects.process import Process, check_terminal, check_text
 from pycontain._runtime import spec as specs
 from pycontain._runtime.streams import DEVNULL, PIPE, Stream
-from pycontain._security.policy import Security
+from pycontain._security.policy import Rlimits, Security
 from pycontain.errors import Args, NotFound, UnsupportedError
 
 if TYPE_CHECKING:
@@ -63,6 +67,7 @@ class Container(Lifecycle):
     NotFound, UnsupportedError.
     """
 
+    @explains_options("Container")
     def __init__(
         self,
         image: Image | Snapshot | str | None = None,
@@ -74,11 +79,11 @@ class Container(Lifecycle):
         user: str | int | None = None,
         hostname: str | None = None,
         memory: int | str | None = None,
-        cpus: float | None = None,
-        pids: int | None = None,
+        cpus: float | str | None = None,
+        pids: int | str | None = None,
         disk: int | str | None = None,
         limits: CgroupLimits | None = None,
-        rlimits: Mapping[str, int | Sequence[int]] | None = None,
+        rlimits: Rlimits | None = None,
         network: Networks = "none",
         ports: Ports | None = None,
         volumes: Mounts | None = None,
@@ -92,16 +97,17 @@ class Container(Lifecycle):
         labels: Mapping[str, str] | None = None,
         engine: Engine | None = None,
     ) -> None:
-        from pycontain._engine import default_engine
-
         if runtime is not None:
             raise UnsupportedError(
                 f"the runtime {runtime!r}", hint="leave it out: pycontain starts containers itself"
             )
+        check_values(name=name, workdir=workdir, hostname=hostname, rlimits=rlimits, security=security)
+        check_values(read_only=read_only, init=init)
+        who = None if user is None else asked_user(user)
         chosen, asked = specs.limits_of(limits, memory, cpus, pids, disk)
         new = specs.new_id()
         published = parse_ports(ports)
-        self._adopt(engine or default_engine())
+        self._adopt(engine_of(engine))
         linkage, shown_network = linkage_of(self._engine, network, published)
         points = specs.mount_points(mounts_of(self._engine, volumes, mounts), tmpfs)
         base = image_of(self._engine, image)
@@ -114,11 +120,11 @@ class Container(Lifecycle):
             id=new,
             image=base,
             command=whole_command(base, command),
-            name=name or specs.default_name(new),
+            name=specs.default_name(new) if name is None else name,
             env=env,
-            workdir=workdir or base.workdir or "/",
-            user=user if user is not None else base.user,
-            hostname=hostname or new[:12],
+            workdir=(base.workdir or "/") if workdir is None else workdir,
+            user=base.user if who is None else who,
+            hostname=new[:12] if hostname is None else hostname,
             limits=chosen,
             asked=asked,
             rlimits=rlimits or {},
@@ -130,11 +136,12 @@ class Container(Lifecycle):
             linkage=linkage,
             security=security,
             lifetime=lifetime,
-            labels={**base.labels, **(labels or {})},
+            labels={**base.labels, **checked_labels(labels)},
         )
         self._engine.enforceable(chosen, asked, security.optional)
         self._begin(spec)
 
+    @explains_options("exec")
     def exec(
         self,
         args: Args,
@@ -168,6 +175,7 @@ class Container(Lifecycle):
         what = Invocation.of(args, shell, env, workdir, user, limits)
         return call.run(self._awake(), what, check=check)
 
+    @explains_options("popen")
     def popen(
         self,
         args: Args,

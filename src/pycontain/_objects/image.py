@@ -9,6 +9,8 @@ from typing import IO, TYPE_CHECKING, ClassVar, Literal
 
 from attrs import evolve, field, frozen
 
+from pycontain._model.arguments import check_flag, check_given, check_path
+from pycontain._model.sizes import shown
 from pycontain._rootfs import host
 from pycontain.errors import Conflict, ImageError, NotFound
 
@@ -30,10 +32,14 @@ class Default:
 
 
 def engine_of(engine: Engine | None) -> Engine:
-    """The engine that is meant: this process's default one without any."""
-    from pycontain._engine import default_engine
+    """Return `engine`, or this process's default one for None.  Raises TypeError."""
+    from pycontain._engine import Engine, default_engine
 
-    return engine or default_engine()
+    if engine is None:
+        return default_engine()
+    if not isinstance(engine, Engine):
+        raise TypeError(f"engine must be an Engine or None, got {shown(engine)}")
+    return engine
 
 
 @frozen(kw_only=True)
@@ -105,6 +111,7 @@ class Image:
         from pycontain._registry.credentials import Credentials
         from pycontain.oci import Reference
 
+        check_flag("insecure", insecure)
         parsed = Reference.parse(reference)
         credentials = Credentials.of(auth)
         store = engine_of(engine).store
@@ -159,6 +166,8 @@ class Image:
         from pycontain._images.archives import opened_to_read, unpacked
         from pycontain._images.told import told
 
+        if isinstance(source, str | os.PathLike):
+            check_path("source", source)
         store = (chosen := engine_of(engine)).store
         with (
             told(store.roots.data),
@@ -176,6 +185,7 @@ class Image:
         engine: Engine | None = None,
     ) -> Image:
         """The one image of an archive, or the one of that name.  Raises as `load` does, and Conflict."""
+        check_given("name", name)
         return _single(cls.load(source, engine=engine), name, source, engine)
 
     @classmethod
@@ -187,7 +197,7 @@ class Image:
 
         chosen = engine_of(engine)
         with told(chosen.roots.data):
-            found = cls._from_layout(chosen, os.fspath(directory), name)
+            found = cls._from_layout(chosen, check_path("directory", directory), check_given("name", name))
         return _single(found, None, directory, engine)
 
     @classmethod
@@ -214,7 +224,9 @@ class Image:
         from pycontain._images.imports import import_archive, import_tree
         from pycontain._images.told import told
 
-        path = os.path.realpath(os.fspath(source))
+        check_flag("copy", copy)
+        check_given("tag", tag)
+        path = os.path.realpath(check_path("source", source))
         if not os.path.lexists(path):
             raise NotFound(f"no such image directory or archive: {os.fspath(source)}")
         name = os.path.basename(path) or "rootfs"
@@ -316,6 +328,8 @@ class Image:
         from pycontain._images.archives import replacing, save
 
         manifest = self._kept()
+        if isinstance(target, str | os.PathLike):
+            check_path("target", target)
         if format not in ("oci", "docker"):
             raise ValueError(f"the format is 'oci' or 'docker', not {format!r}")
         with replacing(target) as file:
@@ -339,8 +353,9 @@ class Image:
         from pycontain._registry.credentials import Credentials
         from pycontain.oci import Reference
 
+        check_flag("insecure", insecure)
         manifest = self._kept()
-        parsed = Reference.parse(reference or self.name)
+        parsed = Reference.parse(self.name if reference is None else reference)
         credentials = Credentials.of(auth)
         with metering(parsed.familiar, progress) as meter:
             push = Push(

@@ -31,6 +31,8 @@ def linkage_of(engine: Engine, network: Networks, ports: Sequence[Published]) ->
     """
     from pycontain._objects.container import Container
 
+    if network is None or network == "":
+        raise ValueError(f"network must be named, got {network!r}; leave it out, or write 'none', for none")
     if isinstance(network, Container):
         network = _SHARED + network.id
     if isinstance(network, str) and network in (NONE, HOST):
@@ -39,6 +41,8 @@ def linkage_of(engine: Engine, network: Networks, ports: Sequence[Published]) ->
     if isinstance(network, str) and network.startswith(_SHARED):
         _no_ports(network, ports)
         return _shared(engine, network.removeprefix(_SHARED)), network
+    if not _is_one(network) and not isinstance(network, Iterable):
+        raise TypeError(f"network must be a name, a Network, or several, got {shown(network)}")
     several = [network] if _is_one(network) else list(network)  # type: ignore[arg-type]
     if not several:
         raise ValueError("networks are one or several; 'none' is for none")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
+from pycontain._model.arguments import check_flag
 from pycontain._model.labels import check_name, checked_labels
 from pycontain._model.sizes import shown
 from pycontain._objects.image import engine_of
@@ -83,6 +84,10 @@ class Network:
         labels: Mapping[str, str] | None = None,
         engine: Engine | None = None,
     ) -> None:
+        check_flag("internal", internal)
+        check_flag("host_access", host_access)
+        if not isinstance(ipv6, str):
+            check_flag("ipv6", ipv6)
         if name is not None:
             check_name(name, "a network's name")
         if name in _RESERVED:
@@ -97,8 +102,8 @@ class Network:
             subnet=four,  # type: ignore[arg-type]
             subnet6=six,  # type: ignore[arg-type]
             ipv6=bool(ipv6),
-            internal=bool(internal),
-            host=bool(host_access),
+            internal=internal,
+            host=host_access,
             labels=checked_labels(labels),
         )
         self._bridge: Bridge = self._engine.fabric.create(options)

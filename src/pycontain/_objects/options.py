@@ -6,11 +6,14 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
+from pycontain._model.arguments import check_flag, check_given, check_mapping, check_path
 from pycontain._model.mounts import VolumeMount
+from pycontain._model.sizes import shown
 from pycontain._objects.image import Default, Image
 from pycontain._objects.snapshot import Snapshot
 from pycontain._objects.volume import Volume
 from pycontain._runtime import spec as specs
+from pycontain._security.policy import Security
 from pycontain.errors import Args, NotFound
 
 if TYPE_CHECKING:
@@ -18,6 +21,28 @@ if TYPE_CHECKING:
 
 Mounts: TypeAlias = "Mapping[str, Volume | specs.Mount | str | os.PathLike[str]]"
 """Place inside to what stands there; a path alone is `Bind(path)`."""
+
+
+_RLIMITS = "{'nofile': (1024, 4096)}"
+
+
+def check_values(**options: object) -> None:
+    """Check options of `Container` of which nothing is made: empty text and wrong types.
+
+    Raises:
+        ValueError: For empty text.
+        TypeError: For a flag that is not a bool, and for values of other types.
+    """
+    for name, value in options.items():
+        if name in ("read_only", "init"):
+            check_flag(name, value)
+        elif name == "rlimits":
+            check_mapping(name, value, _RLIMITS)
+        elif name == "security":
+            if not isinstance(value, Security):
+                raise TypeError(f"security must be such as Security.SANDBOX, got {shown(value)}")
+        else:
+            check_given(name, value)
 
 
 def image_of(engine: Engine, image: Image | Snapshot | str | None) -> Image:
@@ -32,7 +57,7 @@ def image_of(engine: Engine, image: Image | Snapshot | str | None) -> Image:
         except NotFound:
             return Image.pull(image, engine=engine)
     if not isinstance(image, Image):
-        raise TypeError(f"image is an Image or a Snapshot, not {image!r}")
+        raise TypeError(f"image must be an Image, a Snapshot or a name, got {shown(image)}")
     return image
 
 
@@ -41,18 +66,43 @@ def mounts_of(engine: Engine, volumes: Mounts | None, mounts: Mounts | None) -> 
 
     Raises ValueError for one place named in both, or a volume of another store.
     """
+    for name, option in (("volumes", volumes), ("mounts", mounts)):
+        if option is not None and not isinstance(option, Mapping):
+            raise TypeError(f"{name} must map places inside to sources, got {shown(option)}{_ours(option)}")
     given = {**(volumes or {}), **(mounts or {})}
     if len(given) < len(volumes or {}) + len(mounts or {}):
         raise ValueError("volumes and mounts name the same place")
-    return {place: _mounted(engine, what) for place, what in given.items()}
+    return {place: _mounted(engine, place, what) for place, what in given.items()}
 
 
-def _mounted(engine: Engine, what: Volume | specs.Mount | str | os.PathLike[str]) -> specs.Mount | str:
+def _mounted(engine: Engine, place: str, what: object) -> specs.Mount | str:
     if isinstance(what, Volume):
         if what._engine.roots != engine.roots:
             raise ValueError(f"the volume {what.name!r} is of another store: {what._engine.roots.data}")
         what = what.mounted()
-    return what if isinstance(what, specs.Mount) else os.fspath(what)
+    if isinstance(what, specs.Mount):
+        return what
+    if not isinstance(what, str | os.PathLike):
+        hint = _ours(what, place)
+        raise TypeError(
+            f"the source at {place} must be a Volume, Bind, Tmpfs or path, got {shown(what)}{hint}"
+        )
+    return check_path(f"the source at {place}", what)
+
+
+def _ours(given: object, place: str = "") -> str:
+    """Return docker-py's forms of mounts as this package writes them, as a hint."""
+    first = next(iter(given), None) if isinstance(given, list | tuple | set) else None
+    if isinstance(first, str) and first.count(":") in (1, 2):
+        source, target, *mode = first.split(":")
+        read_only = "ro" in ",".join(mode).split(",")
+    elif isinstance(given, Mapping) and isinstance(given.get("bind"), str):
+        source, target, read_only = place, given["bind"], given.get("mode") == "ro"
+    else:
+        return ""
+    what = "Bind" if source.startswith(("/", ".", "~")) else "Volume"
+    value = f"{what}({source!r}{', read_only=True' * read_only * (what == 'Bind')})"
+    return f" (hint: write volumes={{{target!r}: {value}}})"
 
 
 def volume_names(points: Mapping[str, specs.Mount]) -> list[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
+from pycontain._model.options import check_options
 from pycontain._objects.container import Container
 from pycontain.errors import Args
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pycontain._objects.image import Image
     from pycontain._objects.linkage import Networks
     from pycontain._runtime.spec import Mounts, TmpfsOption
-    from pycontain._security.policy import Security
+    from pycontain._security.policy import Rlimits, Security
 
 
 class ContainerOptions(TypedDict, total=False):
@@ -30,11 +31,11 @@ class ContainerOptions(TypedDict, total=False):
     user: str | int | None
     hostname: str | None
     memory: int | str | None
-    cpus: float | None
-    pids: int | None
+    cpus: float | str | None
+    pids: int | str | None
     disk: int | str | None
     limits: CgroupLimits | None
-    rlimits: Mapping[str, int | Sequence[int]] | None
+    rlimits: Rlimits | None
     network: Networks
     ports: Ports | None
     volumes: Mounts | None
@@ -60,5 +61,6 @@ def run(
 
     image: None for `Image.host()`.  Raises what both raise.
     """
+    check_options("run", options, ContainerOptions)
     with Container(image, **options) as container:
         return container.exec(args, timeout=timeout, check=check, input=input)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from pycontain._kernel import native
 from pycontain._model.process import CallResult, Usage
-from pycontain._model.sizes import parse_duration, parse_size
+from pycontain._model.sizes import parse_cap, parse_duration
 from pycontain._objects.call import Invocation
 from pycontain._objects.closing import Closing
 from pycontain._runtime import spec as specs
@@ -100,7 +100,7 @@ class Zygote(Closing):
         CommandFailed with its `reason` where the process died, TypeError for what cannot be sent, StateError.
         """
         seconds = None if timeout is None else parse_duration(timeout)
-        cap = None if max_output is None else parse_size(max_output)
+        cap = parse_cap(max_output)
         checked = specs.checked_limits(limits)
         call = ship.payload(function, args)
         return _Run(self, _name(function), call, seconds, cap).go(checked)

@@ -14,6 +14,7 @@ from typing import Any
 from attrs import field, frozen
 
 from pycontain._model.sizes import shown
+from pycontain._state.paths import home_directory, xdg_directory
 from pycontain.errors import AuthError
 
 _HUB_KEY = "https://index.docker.io/v1/"
@@ -38,6 +39,8 @@ class Credentials:
         if not isinstance(auth, tuple) or len(auth) != 2 or not all(isinstance(part, str) for part in auth):
             raise TypeError("auth is (username, password)")
         username, password = auth
+        if not username or not password:
+            raise ValueError("auth must be (username, password), neither of them empty")
         if ":" in username or any(ord(char) < 32 for char in username + password):
             raise ValueError("a username has no colon, and neither part a control character")
         return cls(username=username, password=password)
@@ -73,12 +76,12 @@ def _files() -> Iterator[str]:
     if own:
         yield own
         return
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    runtime = xdg_directory("XDG_RUNTIME_DIR")
     if runtime:
         yield os.path.join(runtime, "containers", "auth.json")
-    config = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    config = xdg_directory("XDG_CONFIG_HOME") or os.path.join(home_directory(), ".config")
     yield os.path.join(config, "containers", "auth.json")
-    docker = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
+    docker = os.environ.get("DOCKER_CONFIG") or os.path.join(home_directory(), ".docker")
     yield os.path.join(docker, "config.json")
 
 

@@ -66,16 +66,26 @@ def trees() -> list[tuple[str, str]]:
     """(directory of the host, place inside) of everything that is shown, outer before inner."""
     shown = [(path, path) for path in _TREES if os.path.isdir(path) and not os.path.islink(path)]
     places = {place for _, place in shown}
-    home = os.path.realpath(os.path.expanduser("~"))
+    homes = {os.path.realpath(path) for path in _homes()}
     for prefix in (sys.base_prefix, sys.base_exec_prefix, sys.prefix, sys.exec_prefix):
         real = os.path.realpath(prefix)
-        if real in _PRIVATE or real == home or not os.path.isdir(real):
+        if real in _PRIVATE or real in homes or not os.path.isdir(real):
             continue
         for place in (real, os.path.abspath(prefix)):
             if not any(place == other or place.startswith(other + "/") for other in places):
                 shown.append((real, place))
                 places.add(place)
     return shown
+
+
+def _homes() -> list[str]:
+    """Both places that are called home: an empty or foreign HOME does not expose the user's own."""
+    import pwd
+
+    try:
+        return [os.path.expanduser("~"), pwd.getpwuid(os.getuid()).pw_dir]
+    except KeyError:
+        return [os.path.expanduser("~")]
 
 
 def search_path() -> str:

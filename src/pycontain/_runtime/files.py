@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from pycontain._kernel.filer import Filer, Verb
+from pycontain._model.user import asked_user
 from pycontain._runtime.users import ROOT, open_inside, resolve
 from pycontain._state.owner import BLOCK
 from pycontain.errors import StateError, path_error
@@ -89,7 +90,7 @@ def _filer(running: Running) -> Filer:
 
 def new_owner(running: Running, owner: str | int | None = None) -> tuple[int, int]:
     """uid and gid inside of what is made: the container's user unless said.  Raises NotFound, ValueError."""
-    name = running.spec.user if owner is None else owner
+    name = running.spec.user if owner is None else asked_user(owner)
     identity = resolve(running, str(name)) if name not in (None, "") else ROOT
     return identity.uid, identity.gid
 

@@ -6,7 +6,7 @@ import os
 import posixpath
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Set
 from datetime import timedelta
 from typing import TypeAlias
 
@@ -19,7 +19,7 @@ from pycontain._model.sizes import parse_duration, parse_size, shown
 from pycontain._model.user import check_user
 from pycontain._objects.image import Image
 from pycontain._runtime.network import Linkage
-from pycontain._security.policy import Security, rlimit_pairs
+from pycontain._security.policy import Rlimits, Security, rlimit_pairs
 from pycontain.errors import Args, LimitError, NotFound
 
 DEFAULT_MEMORY = 512 << 20
@@ -55,16 +55,18 @@ def inside(path: str | os.PathLike[str]) -> str:
     return "/" + posixpath.normpath(text).lstrip("/")
 
 
-def environment(env: Mapping[str, str] | None) -> dict[str, str]:
-    """A checked copy of an environment.
+def environment(env: object) -> dict[str, str]:
+    """Return a checked copy of an environment; None is an empty one.
 
-    Raises TypeError for names or values that are no text, ValueError for those that no environment
-    can hold.
+    Raises:
+        TypeError: For a value that is not a mapping, and for names or values that are not text.
+        ValueError: For names and values that no environment can hold.
     """
     if not isinstance(env, Mapping | None):
-        raise TypeError(f"an environment maps names to values, not a {type(env).__name__}")
+        kind = type(env).__name__  # its values may be secret
+        raise TypeError(f"env must be a mapping such as {{'NAME': 'value'}}, got a {kind}")
     result = {}
-    for name, value in (env or {}).items():
+    for name, value in ({} if env is None else env).items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"environment names and values are str: {shown(name)}, {type(value).__name__}")
         if not name or "=" in name or "\0" in name or "\0" in value:
@@ -132,17 +134,21 @@ def is_free(path: str, taken: Mapping[str, object]) -> bool:
 
 
 def checked_limits(limits: CgroupLimits | None) -> CgroupLimits | None:
-    """`limits` themselves.  Raises TypeError for what is no CgroupLimits."""
+    """Return the limits of one command, None for those that are lifted.  Raises TypeError."""
+    return None if (given := _limits(limits)) is None else given.in_force()
+
+
+def _limits(limits: CgroupLimits | None) -> CgroupLimits | None:
     if not isinstance(limits, CgroupLimits | None):
-        raise TypeError(f"limits is a CgroupLimits, such as CgroupLimits(memory='64M'), not {shown(limits)}")
+        raise TypeError(f"limits must be such as CgroupLimits(memory='64M'), got {shown(limits)}")
     return limits
 
 
 def limits_of(
     limits: CgroupLimits | None,
     memory: int | str | None,
-    cpus: float | None,
-    pids: int | None,
+    cpus: float | str | None,
+    pids: int | str | None,
     disk: int | str | None = None,
 ) -> tuple[CgroupLimits, frozenset[str]]:
     """The limits with defaults, and the names of those that were asked for.
@@ -152,7 +158,7 @@ def limits_of(
     Raises ValueError when a short argument and `limits` name the same resource, LimitError for a value
     that cannot be meant, TypeError for `limits` of another type.
     """
-    given = checked_limits(limits) or CgroupLimits()
+    given = _limits(limits) or CgroupLimits()
     short = {"memory": memory, "cpus": cpus, "pids": pids}
     chosen = {name: getattr(given, name) for name in LIMIT_NAMES}
     for name, value in short.items():
@@ -161,12 +167,14 @@ def limits_of(
         if chosen[name] is not None:
             raise ValueError(f"{name} is given twice: as an argument and in limits")
         chosen[name] = value
-    asked = frozenset(name for name, value in chosen.items() if value is not None)
-    if chosen["memory"] is None:
-        chosen["memory"] = DEFAULT_MEMORY + (_disk(disk) or 0)
-    if chosen["pids"] is None:
-        chosen["pids"] = DEFAULT_PIDS
-    return CgroupLimits(**chosen), asked
+    wanted = CgroupLimits(**chosen)
+    asked = frozenset(name for name, value in chosen.items() if value is not None) - wanted.lifted
+    held = wanted.in_force()
+    if wanted.memory is None:
+        held = evolve(held, memory=DEFAULT_MEMORY + (_disk(disk) or 0))
+    if wanted.pids is None:
+        held = evolve(held, pids=DEFAULT_PIDS)
+    return held, asked
 
 
 def new_id() -> str:
@@ -193,7 +201,7 @@ def _hostname(_: object, __: object, value: str) -> None:
         raise ValueError(f"not a host name: {shown(value)}")
 
 
-def _rlimits(value: Mapping[str, int | Sequence[int]]) -> dict[str, int | tuple[int, int]]:
+def _rlimits(value: Rlimits) -> dict[str, int | tuple[int, int]]:
     return dict(rlimit_pairs(value))
 
 

@@ -8,13 +8,15 @@ import platform
 import posixpath
 import resource
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypedDict, Unpack
 
 import attrs
 from attrs import field, frozen
 
 from pycontain._kernel.plan import SecurityFlag, encode_security
-from pycontain._model.sizes import shown
+from pycontain._model.arguments import check_flag
+from pycontain._model.options import check_options
+from pycontain._model.sizes import is_unlimited, shown
 from pycontain._security import capabilities as caps
 from pycontain.errors import LimitError, UnsupportedError
 
@@ -56,8 +58,10 @@ SECUREBITS_LOCKED = 0xFF
 """noroot, no_setuid_fixup, keep_caps off, no_cap_ambient_raise, each locked (capabilities(7))."""
 _KEEP_CAPS = 1 << 4
 
+_NO_CORE = {"core": (1, 1)}
+"""0 keeps files away; only 1 keeps a handler behind a pipe from being started (core(5))."""
 _RLIMITS = {
-    "core": (1, 1),  # 0 keeps files away; only 1 keeps a handler behind a pipe from being started (core(5))
+    **_NO_CORE,
     "memlock": (65536, 65536),
     "msgqueue": (0, 0),
     "nofile": (1024, 1024),
@@ -85,6 +89,10 @@ _ABI_RIGHTS = (0, 13, 14, 15, 15, 16)
 _MAKE_CHAR, _MAKE_BLOCK, _IOCTL_DEV = 1 << 6, 1 << 11, 1 << 15
 
 
+Rlimits: TypeAlias = Mapping[str, int | str | Sequence[int | str]]
+"""Name to a number for both limits, or to (soft, hard); -1 and 'unlimited' lift one."""
+
+
 class SecurityOptions(TypedDict, total=False):
     """What `Security.evolve` may change."""
 
@@ -95,13 +103,37 @@ class SecurityOptions(TypedDict, total=False):
     landlock: bool
     masked_paths: Iterable[str]
     readonly_paths: Iterable[str]
-    rlimits: Mapping[str, int | Sequence[int]]
+    rlimits: Rlimits
     restrict_suid_sgid: bool
     optional: Iterable[str]
 
 
+def _flag(_: object, attribute: Any, value: object) -> None:
+    check_flag(attribute.name, value)
+
+
+def _text(_: object, attribute: Any, value: object) -> None:
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"{attribute.name} must be text, got {shown(value)}")
+
+
+def _filter(_: object, __: object, value: object) -> None:
+    from pycontain._security.seccomp import Filter
+
+    if not isinstance(value, Filter | None):
+        raise TypeError(f"seccomp must be a Filter, or None for no filter, got {shown(value)}")
+
+
+def _sandbox_filter() -> Filter:
+    from pycontain._security.profiles import SANDBOX_FILTER
+
+    return SANDBOX_FILTER
+
+
 def _each(names: Iterable[str] | os.PathLike[str]) -> Iterable[str | os.PathLike[str]]:
-    """One name alone is one name, not its characters."""
+    """Return `names`; a single name is one name, not its characters."""
+    if names is None:
+        raise TypeError("a set of names or paths is wanted, got None; write () for none")
     return (names,) if isinstance(names, str | os.PathLike) else names
 
 
@@ -131,16 +163,12 @@ def _path(path: str | os.PathLike[str]) -> str:
     return clean
 
 
-def _flag(_: object, attribute: attrs.Attribute[bool], value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{attribute.name} must be True or False, got {shown(value)}")
-
-
+_LIFTED = -1
 _NO_LIMIT = 0xFFFFFFFFFFFFFFFF
 """RLIM_INFINITY of the kernel; resource has it as -1."""
 
 
-def rlimit_pairs(rlimits: Mapping[str, int | Sequence[int]]) -> dict[str, tuple[int, int]]:
+def rlimit_pairs(rlimits: Rlimits) -> dict[str, tuple[int, int]]:
     """`{'nofile': (soft, hard)}` of what users write: a number for both, or a pair; -1 lifts a limit.
 
     Names are those of setrlimit(2), with or without RLIMIT_.  Raises LimitError, a ValueError, for
@@ -162,8 +190,9 @@ def rlimit_pairs(rlimits: Mapping[str, int | Sequence[int]]) -> dict[str, tuple[
     return pairs
 
 
-def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+def _pair(name: str, value: object) -> tuple[int, int]:
     both: list[Any] = list(value) if isinstance(value, tuple | list) else [value, value]
+    both = [_LIFTED if is_unlimited(one) else one for one in both]
     if len(both) != 2 or not all(isinstance(one, int) and not isinstance(one, bool) for one in both):
         raise TypeError(f"rlimit {name} is a number or a pair (soft, hard), -1 for none: {shown(value)}")
     soft, hard = map(int, both)
@@ -198,11 +227,11 @@ class Security:
     SANDBOX: ClassVar[Security]
     DOCKER: ClassVar[Security]
 
-    name: str = "custom"
+    name: str = field(default="custom", validator=_text)
     capabilities: frozenset[str] = field(default=frozenset(), converter=_capabilities)
-    no_new_privs: bool = True
-    seccomp: Filter | None = None
-    landlock: bool = True
+    no_new_privs: bool = field(default=True, validator=_flag)
+    seccomp: Filter | None = field(factory=_sandbox_filter, validator=_filter)
+    landlock: bool = field(default=True, validator=_flag)
     masked_paths: tuple[str, ...] = field(default=(*MASKED, *HOST_FACTS), converter=_paths)
     readonly_paths: tuple[str, ...] = field(default=READ_ONLY, converter=_paths)
     rlimits: Mapping[str, tuple[int, int]] = field(
@@ -213,11 +242,12 @@ class Security:
 
     def evolve(self, **changes: Unpack[SecurityOptions]) -> Security:
         """A copy with some fields changed; its name becomes 'custom' unless one is given."""
+        check_options("Security.evolve", changes, SecurityOptions)
         changes.setdefault("name", "custom")
         return attrs.evolve(self, **changes)
 
 
-def rlimit_numbers(rlimits: Mapping[str, int | Sequence[int]]) -> dict[int, tuple[int, int]]:
+def rlimit_numbers(rlimits: Rlimits) -> dict[int, tuple[int, int]]:
     """The pairs of `rlimit_pairs` by the kernel's numbers, as it has them.  Raises what that raises."""
     return {
         getattr(resource, f"RLIMIT_{name.upper()}"): (soft & _NO_LIMIT, hard & _NO_LIMIT)
@@ -271,7 +301,8 @@ def encode(
         flags |= SecurityFlag.SUPERVISE
     if security.landlock and landlock_abi <= 0 and "landlock" not in security.optional:
         raise UnsupportedError("Landlock", hint="name 'landlock' in Security.optional to go without")
-    merged = {**rlimit_numbers(security.rlimits), **rlimit_numbers(rlimits)}
+    # A core handler behind a pipe runs on the host, as root: rlimits={} is no reason to start it (core(5)).
+    merged = {**rlimit_numbers(_NO_CORE), **rlimit_numbers(security.rlimits), **rlimit_numbers(rlimits)}
     inherited, last = _assembled(security.seccomp, by_agent, security.restrict_suid_sgid)
     return encode_security(
         flags=flags,

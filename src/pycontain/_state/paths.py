@@ -7,6 +7,7 @@ import stat
 
 from attrs import frozen
 
+from pycontain._model.arguments import check_path
 from pycontain.errors import PathError
 
 
@@ -20,16 +21,40 @@ class Roots:
     @classmethod
     def of(cls, root: str | os.PathLike[str] | None) -> Roots:
         """`root` if given, else PYCONTAIN_ROOT, else the system's directories or the user's (XDG)."""
-        chosen = os.fspath(root) if root is not None else os.environ.get("PYCONTAIN_ROOT")
+        chosen = check_path("root", root) if root is not None else os.environ.get("PYCONTAIN_ROOT")
         if chosen:
             top = os.path.abspath(chosen)
             return cls(os.path.join(top, "data"), os.path.join(top, "run"))
         if os.geteuid() == 0:
             return cls("/var/lib/pycontain", "/run/pycontain")
-        home = os.path.expanduser("~")
-        data = os.environ.get("XDG_DATA_HOME") or os.path.join(home, ".local", "share")
-        run = os.environ.get("XDG_RUNTIME_DIR") or os.path.join(data, "pycontain", "run")
+        data = xdg_directory("XDG_DATA_HOME") or os.path.join(home_directory(), ".local", "share")
+        run = xdg_directory("XDG_RUNTIME_DIR") or os.path.join(data, "pycontain", "run")
         return cls(os.path.join(data, "pycontain"), os.path.join(run, "pycontain"))
+
+
+def home_directory() -> str:
+    """Return this user's home directory: HOME where it is an absolute path, else the user database's.
+
+    Raises:
+        PathError: When neither names one.
+    """
+    named = os.environ.get("HOME", "")
+    if os.path.isabs(named):
+        return named
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError as error:
+        raise PathError(
+            f"user {os.geteuid()} has no home directory", hint="set HOME, or PYCONTAIN_ROOT"
+        ) from error
+
+
+def xdg_directory(variable: str) -> str:
+    """Return the directory of an XDG variable, or '' where it is unset, empty or relative (basedir-spec)."""
+    named = os.environ.get(variable, "")
+    return named if os.path.isabs(named) else ""
 
 
 def private_directory(path: str) -> str:

@@ -30,7 +30,7 @@ def make(path: str, size: int) -> None:
     """An empty file system in a sparse file.  Raises UnsupportedError, LimitError, OSError."""
     if size < SMALLEST:
         raise LimitError(f"a volume of {size} bytes holds nothing: at least {SMALLEST >> 20}M")
-    tool = shutil.which("mkfs.ext4", path=os.environ.get("PATH", "") + ":" + _SBIN)
+    tool = shutil.which("mkfs.ext4", path=":".join(filter(None, [os.environ.get("PATH"), _SBIN])))
     if tool is None:
         raise UnsupportedError("volumes of a given size", hint="install e2fsprogs, which has mkfs.ext4")
     with open(path, "xb") as file:

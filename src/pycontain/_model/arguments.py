@@ -1,0 +1,63 @@
+"""Checks of single arguments, with messages that name them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from pycontain._model.sizes import shown
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return `value`, which must be True or False.
+
+    Text from the environment such as 'false' and '' is refused: its truth is not its meaning.
+
+    Raises:
+        TypeError: For any other value.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+    return value
+
+
+def check_given(name: str, value: Any) -> Any:
+    """Return `value`, which must not be empty text: an unset variable is no request.
+
+    Raises:
+        ValueError: For empty text.
+    """
+    if isinstance(value, str | bytes) and not value:
+        raise ValueError(f"{name} must not be empty; leave it out for the default")
+    return value
+
+
+def check_path(name: str, value: str | os.PathLike[str]) -> str:
+    """Return a path of the host as text.
+
+    Raises:
+        ValueError: For an empty path, which the system would read as the current directory, and for NUL.
+        TypeError: For a value that is not a path.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} must be a path, got {shown(value)}")
+    path: object = os.fspath(value)
+    if not isinstance(path, str):
+        raise TypeError(f"{name} must be text or a pathlib path, got {shown(value)}")
+    if not path or "\0" in path:
+        raise ValueError(f"{name} must be a path, got {shown(path)}")
+    os.fsencode(path)
+    return path
+
+
+def check_mapping(name: str, value: object, example: str) -> None:
+    """Raise TypeError for a value that is neither None nor a mapping.
+
+    Args:
+        name: The argument.
+        value: Its value.
+        example: The right form, for the message.
+    """
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a mapping such as {example}, got {shown(value)}")

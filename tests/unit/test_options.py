@@ -1,0 +1,74 @@
+"""Unknown options and foreign forms: errors that name the function and show the right form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pycontain import Container, Security, run
+from pycontain._model.options import explains_options
+from pycontain._objects.options import mounts_of
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("mem_limit", "memory='512M'"),
+        ("detach_", ""),
+        ("remove", "`with`"),
+        ("network_mode", "network='none'"),
+        ("environment", "env={"),
+        ("ulimits", "rlimits={"),
+        ("memroy", "did you mean 'memory'"),
+        ("wrokdir", "did you mean 'workdir'"),
+    ],
+)
+@pytest.mark.parametrize("function", [Container, lambda **given: run(None, ["true"], **given)])
+def test_an_unknown_option_of_a_container(function: Any, option: str, hint: str) -> None:
+    caller = "Container" if function is Container else "run"
+    with pytest.raises(
+        TypeError, match=rf"^{caller}\(\) got an unexpected keyword argument '{option}'"
+    ) as error:
+        function(**{option: 1})
+    assert hint in str(error.value)
+
+
+def test_an_unknown_option_of_a_command() -> None:
+    container = Container()
+    with pytest.raises(TypeError, match=r"^exec\(\) got .* 'cwd' \(hint: workdir='/place'\)"):
+        container.exec(["true"], cwd="/")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^popen\(\) got .* 'tty' \(hint: popen\(\.\.\., pty=True\)\)"):
+        container.popen(["true"], tty=True)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^exec\(\) missing 1 required positional argument: 'args'"):
+        container.exec()  # type: ignore[call-arg]
+
+
+def test_an_unknown_field_of_security() -> None:
+    with pytest.raises(TypeError, match=r"^Security.evolve\(\) got .* 'capability' \(hint: did you mean"):
+        Security.SANDBOX.evolve(capability={"CHOWN"})  # type: ignore[call-arg]
+
+
+def test_a_type_error_from_within_a_function_is_left_as_it_is() -> None:
+    @explains_options("outer")
+    def function(**given: object) -> None:
+        int([])  # type: ignore[call-overload]
+
+    with pytest.raises(TypeError, match=r"^int\(\) argument"):
+        function()
+
+
+@pytest.mark.parametrize(
+    ("volumes", "hint"),
+    [
+        (["/a:/b:ro"], "volumes={'/b': Bind('/a', read_only=True)}"),
+        (["data:/b"], "volumes={'/b': Volume('data')}"),
+        ({"/a": {"bind": "/b", "mode": "ro"}}, "volumes={'/b': Bind('/a', read_only=True)}"),
+        ({"data": {"bind": "/b", "mode": "rw"}}, "volumes={'/b': Volume('data')}"),
+    ],
+)
+def test_volumes_as_docker_py_writes_them(volumes: Any, hint: str) -> None:
+    engine: Any = None
+    with pytest.raises(TypeError) as error:
+        mounts_of(engine, volumes, None)
+    assert str(error.value).endswith(f"(hint: write {hint})")
