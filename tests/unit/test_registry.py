@@ -47,10 +47,10 @@ def test_challenges_are_read(headers: list[str], found: tuple[str, ...] | None) 
 
 
 def test_a_long_challenge_is_read_in_no_time() -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     for text in ('a="' * 30000, "a=\\" * 30000, 'a="' + "\\" * 60000, "=" * 60000, "a " * 30000, "a" * 60000):
         Challenge.parse([f"Bearer {text}"])
-    assert time.monotonic() - begun < 2
+    assert time.process_time() - begun < 20, "quadratic would be minutes"
 
 
 @pytest.mark.parametrize(
