@@ -10,10 +10,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from pycontain import Container, Egress, Engine
+from pycontain import Container, Egress, Engine, LimitError, StateError
+from pycontain._kernel.netlink import NetlinkError
 from pycontain._model.targets import target_of
 from pycontain._networks import nft
 from pycontain._networks.firewall import Firewall
+from pycontain._networks.learned import (
+    MOST,
+    MOST_NAMES_PER_CONTAINER,
+    MOST_PER_ANSWER,
+    MOST_PER_CONTAINER,
+)
 from pycontain._networks.outside import problems
 from pycontain._networks.policy import Guide
 from tests.kernel.networks import _fabric, _nothing_is_left, root_only, world
@@ -235,22 +242,103 @@ def test_a_name_is_let_for_what_was_meant(engine: Engine, world: World, target: 
 def test_nobody_says_for_ever_where_a_name_is(engine: Engine) -> None:
     with _egress(engine, "example.org") as (_, guide):
         guide.learned("example.org", ["93.184.216.34"], 2**31 - 1)
-        assert all(until < time.monotonic() + 90000 for _, until in guide._learned.values())
+        assert all(one.until < time.monotonic() + 90000 for one in guide._learned._held.values())
 
 
-@pytest.mark.case("N03")
-def test_a_revocation_that_failed_is_made_again(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    with _egress(engine, "10.0.0.0/8", "example.org") as (egress, guide):
-        guide.learned("example.org", ["93.184.216.34"], 1)
+@pytest.mark.xdist_group("world")
+@pytest.mark.case("A12")
+@pytest.mark.control("A12")
+def test_failed_revocation_cuts_off_everything(
+    engine: Engine, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: both targets are reached before, and the one that stays once revoking succeeds."""
+    kept, revoked = f"{world.address}/32", "example.org"
+    with (
+        world.serve(),
+        _egress(engine, kept, revoked) as (egress, guide),
+        Container(network=egress) as one,
+    ):
+        guide.learned(revoked, ["93.184.216.34"], 1)
+        assert reach(one, world.address) == world.host
         with monkeypatch.context() as patch:
             patch.setattr(Firewall, "do", _refused)
-            with pytest.raises(OSError, match="refused"):
-                egress.revoke("10.0.0.0/8", "example.org")
-        assert egress.targets == ["10.0.0.0/8", "example.org"]
-        assert len(guide._learned) == 1
-        egress.revoke("10.0.0.0/8", "example.org")
-        assert egress.targets == []
-        assert guide._learned == {}
+            with pytest.raises(StateError, match="cut off") as raised:
+                egress.revoke(revoked)
+            assert "call revoke() again" in str(raised.value)
+        assert egress.targets == [kept, revoked]
+        assert guide.is_cut
+        assert not guide.allows(revoked)
+        assert is_cut_off(one, world.address)
+        egress.revoke(revoked)
+        assert egress.targets == [kept]
+        assert len(guide._learned) == 0
+        assert reach(one, world.address) == world.host
+
+
+@pytest.mark.case("A12")
+@pytest.mark.control("A12")
+def test_revoke_and_close_with_as_many_addresses_as_there_may_be(engine: Engine) -> None:
+    """The control: the kernel has the elements before."""
+    with _egress(engine, "*.example.org:443") as (egress, guide):
+        for at in range(2 * MOST // MOST_PER_ANSWER // 2):
+            found = [f"93.{at % 200 + 1}.{k // 200}.{k % 200 + 1}" for k in range(MOST_PER_ANSWER)]
+            guide.learned(f"n{at}.example.org", found, 3600, f"container-{at % 8}")
+        assert len(guide._learned) == MOST == len(engine.fabric.firewall.elements("learned"))
+        egress.revoke("*.example.org:443")
+        assert engine.fabric.firewall.elements("learned") == []
+        egress.permit("*.example.org:443")
+        for at in range(MOST // MOST_PER_ANSWER // 2):
+            found = [f"93.{at % 200 + 1}.{k // 200}.{k % 200 + 1}" for k in range(MOST_PER_ANSWER)]
+            guide.learned(f"n{at}.example.org", found, 3600, f"container-{at % 8}")
+        assert len(engine.fabric.firewall.elements("learned")) == MOST
+
+
+@pytest.mark.case("A12")
+def test_ranges_by_the_thousand_are_replaced_at_once(engine: Engine) -> None:
+    ranges = [f"10.{at // 250}.{at % 250}.0/24:443" for at in range(2000)]
+    with _egress(engine, *ranges) as (egress, guide):
+        egress.revoke(*ranges[:1000])
+        assert len(guide.targets) == 1000
+        assert guide.learned("x.example.org", ["10.0.1.1"], 60) == []
+        egress.permit("x.example.org")
+        assert guide.learned("x.example.org", ["10.0.1.1", "10.7.1.1"], 60) == ["10.7.1.1"]
+        with pytest.raises(LimitError, match="at most 4096 targets"):
+            egress.permit(*(f"n{at}.example.org" for at in range(4096)))
+
+
+@pytest.mark.case("A12")
+def test_batches_larger_than_the_send_buffer(engine: Engine) -> None:
+    """Rootless, net.core.wmem_max may be below that: the error is typed then and names the size."""
+    firewall = engine.fabric.firewall
+    host = firewall.sets["host"]
+    elements = [nft.Element(nft.address(f"198.18.{at // 250}.{at % 250}")) for at in range(5000)]
+    with open("/proc/sys/net/core/wmem_max") as file:
+        fits = engine.features.privileged or int(file.read()) > 1 << 20
+    with contextlib.nullcontext() if fits else pytest.raises(NetlinkError, match="batch of"):
+        firewall.do([host.put(one) for one in elements])
+    firewall.do_in_parts(host.put_all(elements))
+    assert len(firewall.elements("host")) >= 5000
+    firewall.do_in_parts(host.take_all(elements))
+    assert len(firewall.elements("host")) < 5000
+
+
+@pytest.mark.case("A12")
+def test_oldest_addresses_of_a_container_make_room(engine: Engine) -> None:
+    with _egress(engine, "*.example.org") as (_, guide):
+        guide.learned("other.example.org", ["8.8.8.8"], 60, "other")
+        for at in range(MOST_PER_CONTAINER // MOST_PER_ANSWER + 1):
+            found = [f"93.{at + 1}.{k // 200}.{k % 200 + 1}" for k in range(MOST_PER_ANSWER + 1)]
+            learned = guide.learned(f"n{at}.example.org", found, 60, "greedy")
+            assert learned == found[:MOST_PER_ANSWER]
+        assert len(guide._learned) == MOST_PER_CONTAINER + 1
+        held = {key for _, key in guide._learned}
+        name = nft.interface(engine.fabric.bridges[guide._network.name].link)
+        assert nft.key(name, nft.address("8.8.8.8")) in held
+        assert nft.key(name, nft.address("93.1.0.1")) not in held
+        for at in range(2 * MOST_NAMES_PER_CONTAINER):
+            guide.refused(f"n{at}.example.net", "greedy")
+        guide.refused("example.net", "other")
+        assert len(guide._refused.items()) == MOST_NAMES_PER_CONTAINER + 1
 
 
 def _refused(*_: object) -> None:

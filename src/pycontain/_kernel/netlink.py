@@ -26,8 +26,12 @@ _NESTED = 0x8000
 _ERROR, _DONE = 2, 3
 _HEADER, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=HH")
 _SOL_NETLINK, _EXT_ACK, _STRICT = 270, 11, 12
-_SO_RCVBUFFORCE = 33
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+_OVERHEAD = 32
+"""Bytes of the send buffer that netlink_sendmsg() keeps for itself."""
 _BUFFER = 4 << 20
+_SMALL = 1 << 15
+"""Bytes of a batch that every send buffer holds, so that most sockets are never asked for theirs."""
 _AT_ONCE = 1 << 16
 """Bytes of one recv(2): the kernel sends no more than 32 KiB together, and malloc(3) maps no pages for it."""
 _INTERRUPTED, _CAPPED, _TLVS = 0x10, 0x100, 0x200
@@ -109,6 +113,7 @@ class Netlink:
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(level, option, value)
         self._number = 0
+        self._room = _SMALL
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -128,7 +133,7 @@ class Netlink:
             return
         with self._lock:
             first, batch = self._pack(_acknowledged(messages))
-            self._socket.send(batch)
+            self._send(batch)
             numbers = range(first, first + len(messages))
             self._hear(numbers, {numbers[-1]})
 
@@ -140,7 +145,7 @@ class Netlink:
         end = Message(0x11, begin.body)
         with self._lock:
             first, batch = self._pack(_acknowledged(messages), begin, end)
-            self._socket.send(batch)
+            self._send(batch)
             numbers = range(first, first + len(messages))
             self._hear(numbers, {numbers[-1]}, (numbers.start - 1, numbers.stop))
 
@@ -150,12 +155,29 @@ class Netlink:
         with self._lock:
             for attempt in range(_ATTEMPTS):
                 first, batch = self._pack([message])
-                self._socket.send(batch)
+                self._send(batch)
                 answers = self._collect(first, dump)
                 if answers is not None:
                     return answers
                 time.sleep(min(attempt, 20) * _PAUSE)
         raise NetlinkError(errno.EINTR, "what was asked for changes too fast", 0)
+
+    def _send(self, batch: bytes) -> None:
+        """Send one batch, with a larger buffer where it needs one.  Raises NetlinkError.
+
+        The kernel refuses a batch above the send buffer as EMSGSIZE. Only root exceeds net.core.wmem_max.
+        """
+        if len(batch) > self._room:
+            for option in (_SO_SNDBUFFORCE, socket.SO_SNDBUF):
+                with contextlib.suppress(OSError):
+                    self._socket.setsockopt(socket.SOL_SOCKET, option, len(batch))
+                    break
+            self._room = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - _OVERHEAD
+        try:
+            self._socket.send(batch)
+        except OSError as error:
+            text = f"a batch of {len(batch)} bytes" if error.errno == errno.EMSGSIZE else ""
+            raise NetlinkError(error.errno or errno.EIO, text, 0) from error
 
     def _pack(self, messages: Sequence[Message], *around: Message) -> tuple[int, bytes]:
         parts = []
@@ -215,7 +237,9 @@ class Netlink:
         try:
             data = self._socket.recv(_AT_ONCE)
         except BlockingIOError:
-            raise NetlinkError(errno.ETIMEDOUT, "the kernel says nothing", 0) from None
+            raise NetlinkError(errno.ETIMEDOUT, "the kernel does not answer", 0) from None
+        except OSError as error:
+            raise NetlinkError(error.errno or errno.EIO, "", 0) from error
         at = 0
         while at + 16 <= len(data):
             size, kind, flags, number, _ = _HEADER.unpack_from(data, at)
@@ -236,11 +260,13 @@ def _acknowledged(messages: Sequence[Message]) -> list[Message]:
 
 def _failure(body: bytes, flags: int, at: int) -> NetlinkError | None:
     """What an error message says; None for an acknowledgement."""
+    if len(body) < 4:
+        return NetlinkError(errno.EBADMSG, "the kernel's answer is cut off", at)
     number = struct.unpack_from("=i", body)[0]
     if number == 0:
         return None
     text = ""
-    if flags & _TLVS:
+    if flags & _TLVS and len(body) >= 8:
         # The request that it is about comes first, or its header alone.
         request = 16 if flags & _CAPPED else struct.unpack_from("=I", body, 4)[0]
         for kind, payload in attributes(body[4 + ((request + 3) & ~3) :]):

@@ -219,7 +219,7 @@ class Attached:
         addresses = [address for one in self.members.values() for address in self._entry(one).addresses]
         self.client.own = Entry(names=(self._who.hostname,), addresses=tuple(addresses))
         self.client.upstream = any(not one.options.internal for one in bridges)
-        policies = [one.policy for one in bridges if one.policy is not None]
+        policies = [one.policy.of(self._who.container) for one in bridges if one.policy is not None]
         self.client.policy = policies[0] if policies else None
 
     def publish(self, ports: Sequence[Published]) -> None:

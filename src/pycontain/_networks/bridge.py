@@ -19,7 +19,8 @@ from pycontain.errors import Conflict, StateError, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._networks.domain import Domain
-    from pycontain._networks.zone import Policy, Zone
+    from pycontain._networks.policy import Guide
+    from pycontain._networks.zone import Zone
 
 MTU = 1500
 
@@ -83,7 +84,7 @@ class Bridge:
     created: float = field(factory=time.time)
     index: int = 0
     gone: bool = False
-    policy: Policy | None = None
+    policy: Guide | None = None
     members: dict[str, Member] = field(factory=dict)
     lock: threading.RLock = field(factory=threading.RLock)
 

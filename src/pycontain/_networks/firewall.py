@@ -131,6 +131,14 @@ class Firewall:
         """Change the table, all or nothing.  Raises NetlinkError."""
         self._socket.do_at_once(messages)
 
+    def do_in_parts(self, messages: Sequence[Message]) -> None:
+        """Change the table by any number of messages: each part of them all or nothing, in order.
+
+        Raises NetlinkError; the parts before the one that failed are done.
+        """
+        for part in nft.parts(messages):
+            self.do(part)
+
     def elements(self, name: str) -> list[dict[int, bytes]]:
         """What a set has: the attributes of each element.  Raises NetlinkError."""
         return list(nft.seen_elements(self._socket.ask(self.sets[name].dump())))
@@ -159,14 +167,11 @@ class Firewall:
 
     def know_host(self, addresses: frozenset[IPv4Address | IPv6Address]) -> None:
         """This host's services are at these, other than in the namespace of the rules."""
-        changes = []
-        for change, found in (("put", addresses - self._host), ("take", self._host - addresses)):
-            for one in found:
-                which = self.sets["host" if one.version == 4 else "host6"]
-                changes.append(getattr(which, change)(Element(one.packed)))
-        if changes:
-            self.do(changes)
-            self._host = addresses
+        for change, found in (("put_all", addresses - self._host), ("take_all", self._host - addresses)):
+            for version, name in ((4, "host"), (6, "host6")):
+                elements = [Element(one.packed) for one in found if one.version == version]
+                self.do_in_parts(getattr(self.sets[name], change)(elements))
+        self._host = addresses
 
     def open(self, passage: Passage) -> None:
         """Rules for a network that is about to be.

@@ -129,6 +129,11 @@ def raise_link(index: int, *, link_local: bool) -> Message:
     return Message(_SETLINK, _link(index, _UP, *(() if link_local else (_NO_LINK_LOCAL,))))
 
 
+def lower_link(index: int) -> Message:
+    """Take an interface down: nothing passes by it any more."""
+    return Message(_SETLINK, _LINK.pack(0, 0, 0, index, 0, _UP))
+
+
 def note(index: int, text: str) -> Message:
     """Give an interface a text for people to read."""
     return Message(_SETLINK, _link(index, 0, attribute(_ALIAS, text)))

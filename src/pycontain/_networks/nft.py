@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Network
 from typing import Literal
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from pycontain._kernel.netlink import (
     APPEND,
@@ -35,6 +35,11 @@ _SUBSYSTEM = 10 << 8
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _DELCHAIN = 0, 2, 3, 5
 _NEWRULE, _DELRULE, _NEWSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM = 6, 8, 9, 12, 13, 14
 _OWNED, _PERSISTENT = 2, 4
+_HEADER = 16
+MOST_AT_ONCE = 64 << 10
+"""Bytes of messages in one transaction: net.core.wmem_default is 208 KiB, which also counts overhead."""
+MOST_ELEMENTS = 512
+"""Elements of one message: the list is an attribute, whose length has 16 bits."""
 INTERVAL, MAP, TIMEOUT, EVAL = 0x4, 0x8, 0x10, 0x20
 """Flags of sets."""
 
@@ -99,6 +104,20 @@ def drop_table(name: str, family: int = INET) -> Message:
     return _message(_DELTABLE, family, attribute(1, name))
 
 
+def parts(messages: Sequence[Message]) -> Iterator[list[Message]]:
+    """Cut messages into transactions that every socket's send buffer holds, also an unprivileged user's."""
+    part: list[Message] = []
+    size = 0
+    for message in messages:
+        if part and size + len(message.body) + _HEADER > MOST_AT_ONCE:
+            yield part
+            part, size = [], 0
+        part.append(message)
+        size += len(message.body) + _HEADER
+    if part:
+        yield part
+
+
 def chain(table: str, name: str, family: int = INET) -> Message:
     """A chain that is jumped to."""
     return _message(_NEWCHAIN, family, attribute(1, table), attribute(3, name), flags=CREATE | EXCL)
@@ -121,11 +140,6 @@ def base_chain(table: str, name: str, kind: str, hook: int, priority: int, famil
 def drop_chain(table: str, name: str) -> Message:
     """The end of a chain that nothing leads to."""
     return _message(_DELCHAIN, INET, attribute(1, table), attribute(3, name))
-
-
-def empty_chain(table: str, name: str) -> Message:
-    """The end of its rules."""
-    return _message(_DELRULE, INET, attribute(1, table), attribute(2, name))
 
 
 def rule(table: str, chain: str, *expressions: bytes, family: int = INET) -> Message:
@@ -187,6 +201,22 @@ class Set:
         """Remove elements, which have to be there."""
         return self._change(_DELSETELEM, elements, 0)
 
+    def put_all(self, elements: Sequence[Element]) -> list[Message]:
+        """Add any number of elements."""
+        return [self.put(*some) for some in _split(elements)]
+
+    def take_all(self, elements: Sequence[Element]) -> list[Message]:
+        """Remove any number of elements, those included that have expired meanwhile.
+
+        The removal of an absent element fails its transaction, so each is added first, which is a no-op
+        for one that is present.
+        """
+        return [
+            message
+            for some in _split(elements)
+            for message in (self.put(*some), self.take(*(evolve(one, timeout=0) for one in some)))
+        ]
+
     def dump(self) -> Message:
         """Ask for every element."""
         return _message(
@@ -203,6 +233,11 @@ class Set:
             nested(3, *packed),
             flags=flags,
         )
+
+
+def _split(elements: Sequence[Element]) -> Iterator[Sequence[Element]]:
+    for at in range(0, len(elements), MOST_ELEMENTS):
+        yield elements[at : at + MOST_ELEMENTS]
 
 
 def seen_elements(answers: Sequence[Answer]) -> Iterator[dict[int, bytes]]:

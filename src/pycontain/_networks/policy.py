@@ -1,8 +1,8 @@
-"""What a guided network may reach: ranges as rules, names by what the name service tells of them."""
+"""The policy of a guided network: ranges as rules, and the addresses of names as elements with a timeout."""
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import struct
 import sys
 import threading
@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from pycontain._kernel.netlink import Message, NetlinkError, attributes
-from pycontain._model.targets import METADATA, Target, is_public
-from pycontain._networks import nft
+from pycontain._model.targets import METADATA, Target, TargetIndex, is_public
+from pycontain._networks import links, nft
 from pycontain._networks.firewall import TCP, UDP
+from pycontain._networks.learned import MOST_PER_ANSWER, Held, Key, Learned, RefusedNames
 from pycontain._networks.nft import Element
+from pycontain.errors import StateError
 
 if TYPE_CHECKING:
     from pycontain._networks.bridge import Bridge
@@ -26,18 +28,16 @@ if TYPE_CHECKING:
 _PROTOCOLS = {"tcp": (TCP,), "udp": (UDP,), "": (TCP, UDP)}
 _NAMES = {TCP: "tcp", UDP: "udp", 1: "icmp"}
 _KEPT = 300
-"""Seconds that an address stays allowed at least: clients keep what they were told longer than it says."""
+"""Seconds that an address stays allowed at least: clients keep addresses longer than the answer says."""
 _KEPT_LONGEST = 86400
-"""And at most: whoever had a name for a moment has said so for ever else."""
-_Learned = tuple[str, float]
-"""Of what name, and until when."""
-_MOST_NAMES = 4096
-_MOST_LEARNED = 16384
+"""And at most: the owner of a name for a moment could name an address for ever otherwise."""
+_FORGOTTEN = 1000
+"""Milliseconds after which an element that is added to be removed expires, should that be interrupted."""
 
 
 @frozen
 class Refused:
-    """Something that was not allowed: a name that was asked for, or an address that was to be reached.
+    """A name that was asked for, or an address that was to be reached, and was not allowed.
 
     port: 0 for a name, and where a protocol has none.  count: of packets or questions.
     """
@@ -52,26 +52,26 @@ class Guide:
     """The policy of one guided network, also asked by the name service."""
 
     def __init__(self, bridge: Bridge, targets: Sequence[Target]) -> None:
+        self._network = bridge
         self._bridge = bridge.link
         self._firewall: Firewall = bridge.firewall
-        self._chain = f"to_{bridge.link}"
+        self._chain = ""
+        self._numbers = 0
         self._targets = tuple(targets)
-        self._learned: dict[tuple[str, bytes], _Learned] = {}
-        self._names: dict[str, int] = {}
+        self._index = TargetIndex(targets)
+        self._learned = Learned()
+        self._refused = RefusedNames()
         self._generation = 1
+        self._cut = self._closed = False
         self._lock = threading.RLock()
-        name = nft.interface(self._bridge)
-        self._firewall.do(
-            [
-                nft.chain(self._firewall.table, self._chain),
-                *self._ranges(self._targets),
-                self._firewall.sets["guides"].put(Element(name, jump=self._chain)),
-                *self._marks("put", self._generation),
-            ]
-        )
+        chain = self._build(self._targets)
+        guides = self._firewall.sets["guides"]
+        element = Element(nft.interface(self._bridge), jump=chain)
+        self._firewall.do([guides.put(element), *self._marks("put", self._generation)])
+        self._chain = chain
 
     def _marks(self, change: str, generation: int) -> list[Message]:
-        """What connections that were let through bear."""
+        """The mark of connections that were let through by this generation of the policy."""
         name, mark = nft.interface(self._bridge), generation.to_bytes(4, sys.byteorder)
         sets = self._firewall.sets
         return [
@@ -79,131 +79,206 @@ class Guide:
             getattr(sets["generation"], change)(Element(name, value=mark)),
         ]
 
-    def _ranges(self, targets: Sequence[Target]) -> Iterator[Message]:
+    def _build(self, targets: Sequence[Target]) -> str:
+        """Make a chain of the ranges that no rule jumps to yet, so that its size does not matter."""
+        self._numbers += 1
+        chain = f"to_{self._bridge}.{self._numbers}"
+        try:
+            self._firewall.do_in_parts(
+                [nft.chain(self._firewall.table, chain), *self._ranges(chain, targets)]
+            )
+        except BaseException:
+            self._discard(chain)
+            raise
+        return chain
+
+    def _discard(self, chain: str) -> None:
+        with contextlib.suppress(NetlinkError):
+            self._firewall.do([nft.drop_chain(self._firewall.table, chain)])
+
+    def _ranges(self, chain: str, targets: Sequence[Target]) -> Iterator[Message]:
         ranges = [one for one in targets if one.network is not None]
         for target in ranges:
             if target.is_metadata:
-                yield from self._range(target)
+                yield from self._range(chain, target)
         for network in METADATA:
-            yield nft.rule(self._firewall.table, self._chain, nft.towards(network), nft.verdict("return"))
+            yield nft.rule(self._firewall.table, chain, nft.towards(network), nft.verdict("return"))
         for target in ranges:
             if not target.is_metadata:
-                yield from self._range(target)
+                yield from self._range(chain, target)
 
-    def _range(self, target: Target) -> Iterator[Message]:
+    def _range(self, chain: str, target: Target) -> Iterator[Message]:
         assert target.network is not None
         there = nft.towards(target.network)
         allow = nft.verdict("jump", "allow")
         if not target.port and not target.protocol:
-            yield nft.rule(self._firewall.table, self._chain, there, allow)
+            yield nft.rule(self._firewall.table, chain, there, allow)
             return
         port = nft.load("transport", 2, 2) + nft.compare(nft.port(target.port)) if target.port else b""
         for protocol in _PROTOCOLS[target.protocol]:
             kind = nft.meta("l4proto") + nft.compare(bytes([protocol]))
-            yield nft.rule(self._firewall.table, self._chain, there, kind, port, allow)
+            yield nft.rule(self._firewall.table, chain, there, kind, port, allow)
 
     @property
     def targets(self) -> tuple[Target, ...]:
         """What is allowed."""
         return self._targets
 
-    def change(self, targets: Sequence[Target]) -> None:
-        """Allow these from now on; connections to what is not among them any more are refused."""
-        with self._lock:
-            targets, generation, kept = tuple(targets), self._generation, self._learned
-            messages = [nft.empty_chain(self._firewall.table, self._chain), *self._ranges(targets)]
-            if set(self._targets) - set(targets):
-                kept, forgotten = self._sifted(targets)
-                generation += 1
-                messages += forgotten
-                messages += self._marks("take", self._generation)
-                messages += self._marks("put", generation)
-            self._firewall.do(messages)
-            self._targets, self._generation, self._learned = targets, generation, kept
+    @property
+    def is_cut(self) -> bool:
+        """Whether nothing passes, because a change that was to forbid something failed."""
+        return self._cut
 
-    def _sifted(self, targets: Sequence[Target]) -> tuple[dict[tuple[str, bytes], _Learned], list[Message]]:
-        """What was learned of names that are still allowed, and how to forget the rest."""
-        now, messages, kept = time.monotonic(), [], {}
-        for (which, key), (name, until) in self._learned.items():
-            if any(target.names(name) for target in targets) and until >= now:
-                kept[which, key] = name, until
-            elif until > now + 1:
-                messages.append(self._firewall.sets[which].take(Element(key)))
-        return kept, messages
+    def change(self, targets: Sequence[Target]) -> None:
+        """Allow these from now on; connections to targets that are not among them any more are refused.
+
+        Raises StateError: where something was to be forbidden the network is cut off from everything then,
+        until a change succeeds; else the policy is as before.
+        """
+        with self._lock:
+            targets = tuple(targets)
+            tightens = self._cut or bool(set(self._targets) - set(targets))
+            try:
+                self._replace(targets, tightens=tightens)
+                if self._cut:
+                    self._reopen()
+            except BaseException as error:
+                if tightens:
+                    self._cut_off()
+                if not isinstance(error, OSError):
+                    raise
+                raise self._failure(error, tightens=tightens) from error
+
+    def _failure(self, error: OSError, *, tightens: bool) -> StateError:
+        network = f"network {self._network.name}"
+        if tightens:
+            return StateError(
+                f"the policy of the {network} could not be tightened, so it is cut off: {error}",
+                hint="call revoke() again, or close the Egress",
+            )
+        return StateError(f"the policy of the {network} could not be changed ({error})", hint="try again")
+
+    def _replace(self, targets: tuple[Target, ...], *, tightens: bool) -> None:
+        """Have the kernel enforce the targets.
+
+        Any number of elements is removed first, in parts, which only ever allows less. The rest is a
+        transaction of constant size: to a new chain, with a new generation of marks.
+        """
+        index, generation = TargetIndex(targets), self._generation
+        chain = self._build(targets)
+        try:
+            guides, name = self._firewall.sets["guides"], nft.interface(self._bridge)
+            messages = [guides.take(Element(name, jump=self._chain)), guides.put(Element(name, jump=chain))]
+            if tightens:
+                self._forget(self._learned.outdated(lambda one: bool(index.names(one))))
+                generation += 1
+                messages += self._marks("take", self._generation) + self._marks("put", generation)
+            self._firewall.do(messages)
+        except BaseException:
+            self._discard(chain)
+            raise
+        old, self._chain = self._chain, chain
+        self._targets, self._index, self._generation = targets, index, generation
+        self._discard(old)
+
+    def _forget(self, keys: Sequence[Key]) -> None:
+        """Remove elements from the kernel's sets and from here."""
+        for which in dict.fromkeys(which for which, _ in keys):
+            elements = [Element(key, timeout=_FORGOTTEN) for one, key in keys if one == which]
+            self._firewall.do_in_parts(self._firewall.sets[which].take_all(elements))
+        for key in keys:
+            self._learned.drop(key)
+
+    def _cut_off(self) -> None:
+        """Take the bridge down, so that nothing passes whatever the rules are."""
+        self._cut = True
+        route = self._network.domain.route
+        try:
+            route.do([links.lower_link(self._network.index)])
+        except OSError:
+            with contextlib.suppress(OSError):
+                route.do([links.remove(self._bridge)])
+
+    def _reopen(self) -> None:
+        self._network.domain.route.do([links.raise_link(self._network.index, link_local=False)])
+        self._cut = False
 
     # The name service's side -----------------------------------------------------------------------------
 
+    def of(self, container: str) -> Asker:
+        """Return the policy as the name service asks it for one container."""
+        return Asker(self, container)
+
     def allows(self, name: str) -> bool:
-        """May this name be asked for?"""
-        return any(target.names(name) for target in self._targets)
+        """Return whether a name may be asked for."""
+        return not self._cut and bool(self._index.names(name))
 
-    def refused(self, name: str) -> None:
-        """It was asked for and may not be."""
+    def refused(self, name: str, container: str = "") -> None:
+        """Record that a name was asked for that is not allowed."""
         with self._lock:
-            if name in self._names or len(self._names) < _MOST_NAMES:
-                self._names[name] = self._names.get(name, 0) + 1
+            self._refused.add(container, name)
 
-    def learned(self, name: str, addresses: list[str], ttl: int) -> list[str]:
-        """Let the addresses of a name be reached, before whoever asked is told of them.
+    def learned(self, name: str, addresses: list[str], ttl: int, container: str = "") -> list[str]:
+        """Let the addresses of a name be reached, before the container that asked gets to know them.
 
-        None that leads into this host's own neighbourhood, unless a range allows it: names are whoever owns
-        them to point.
+        Addresses that are not public are left out unless a range allows them, for the owner of a name may
+        point it anywhere. So are those beyond MOST_PER_ANSWER.
         """
         with self._lock:
-            told = [one for one in addresses if self._may_be_told(one)]
+            if not self.allows(name):
+                return []
+            allowed = [one for one in addresses if self._may_be_told(one)][:MOST_PER_ANSWER]
             until = min(max(ttl, _KEPT), _KEPT_LONGEST)
-            for target in self._targets:
-                if target.names(name):
-                    for address in told:
-                        self._let(target, name, address, until)
-            return told
+            targets = self._index.names(name)
+            keys = [key for one in allowed for target in targets for key in self._keys(target, one)]
+            self._put(dict.fromkeys(keys), Held(name, time.monotonic() + until, container), until)
+            return allowed
 
     def _may_be_told(self, text: str) -> bool:
         if ":" in text:
             return False
         found = IPv4Address(text)
-        if is_public(found):
-            return True
-        return any(target.covers(found) for target in self._targets)
+        return is_public(found) or self._index.covers(found)
 
-    def _let(self, target: Target, name: str, text: str, seconds: int) -> None:
+    def _keys(self, target: Target, text: str) -> Iterator[Key]:
         bridge, address = nft.interface(self._bridge), nft.address(text)
         if not is_public(IPv4Address(text)):
             return  # its range's rule allows what may be reached there
         if not target.port and not target.protocol:
-            self._put("learned_any", nft.key(bridge, address), name, seconds)
+            yield "learned_any", nft.key(bridge, address)
             return
         for protocol in _PROTOCOLS[target.protocol]:
             key = bridge, address, protocol
             if target.port:
-                self._put("learned", nft.key(*key, nft.port(target.port)), name, seconds)
+                yield "learned", nft.key(*key, nft.port(target.port))
             else:
-                self._put("learned_kind", nft.key(*key), name, seconds)
+                yield "learned_kind", nft.key(*key)
 
-    def _put(self, which: str, key: bytes, name: str, seconds: int) -> None:
-        now = time.monotonic()
-        if len(self._learned) >= _MOST_LEARNED:
-            self._learned = {one: held for one, held in self._learned.items() if held[1] > now}
-        known = self._learned.get((which, key))
-        element = Element(key, timeout=seconds * 1000)
-        sets = self._firewall.sets
-        if known is not None and known[1] - now > seconds / 2:
-            return
-        again = [sets[which].take(Element(key))] if known is not None else []
-        try:
-            self._firewall.do([*again, sets[which].put(element)])
-        except NetlinkError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            self._firewall.do([sets[which].put(element)])
-        self._learned[which, key] = name, now + seconds
+    def _put(self, keys: dict[Key, None], held: Held, seconds: int) -> None:
+        fresh = [key for key in keys if not self._lasts(key, held, seconds)]
+        messages = []
+        for which in dict.fromkeys(which for which, _ in fresh):
+            found = [key for one, key in fresh if one == which]
+            known = [Element(key, timeout=_FORGOTTEN) for key in found if self._learned.get((which, key))]
+            new = [Element(key, timeout=seconds * 1000) for key in found]
+            one = self._firewall.sets[which]
+            messages += one.take_all(known) + one.put_all(new)
+        self._firewall.do_in_parts(messages)
+        for key in fresh:
+            self._learned.add(key, held)
+        self._forget(list(self._learned.surplus(held.container)))
+
+    def _lasts(self, key: Key, held: Held, seconds: int) -> bool:
+        """Return whether an element is to stay for more than half of the time that it would get now."""
+        known = self._learned.get(key)
+        return known is not None and known.until > held.until - seconds / 2
 
     # What is reported ------------------------------------------------------------------------------------
 
     def attempts(self) -> list[Refused]:
         """What was refused in the last hour: names first."""
         with self._lock:
-            found = [Refused(name, 0, "dns", count) for name, count in self._names.items()]
+            found = [Refused(name, 0, "dns", count) for name, count in self._refused.items()]
         return found + list(self._connections())
 
     def _connections(self) -> Iterator[Refused]:
@@ -213,18 +288,46 @@ class Guide:
                 yield one
 
     def close(self) -> None:
-        """The network goes."""
-        name = nft.interface(self._bridge)
+        """Remove what the kernel has of it, after its bridge.  Idempotent.  Raises StateError."""
         with self._lock:
-            self._learned, forgotten = self._sifted(())
-        self._firewall.do(
-            [
-                *forgotten,
-                self._firewall.sets["guides"].take(Element(name, jump=self._chain)),
-                *self._marks("take", self._generation),
-                nft.drop_chain(self._firewall.table, self._chain),
-            ]
-        )
+            if self._closed:
+                return
+            name = nft.interface(self._bridge)
+            try:
+                self._forget(list(self._learned))
+                self._firewall.do(
+                    [
+                        self._firewall.sets["guides"].take(Element(name, jump=self._chain)),
+                        *self._marks("take", self._generation),
+                        nft.drop_chain(self._firewall.table, self._chain),
+                    ]
+                )
+            except OSError as error:
+                raise StateError(
+                    f"rules of the network {self._network.name} could not be removed ({error}); it is gone",
+                    hint="call close() again",
+                ) from error
+            self._closed = True
+
+
+@frozen
+class Asker:
+    """The policy for one container: what it learns and is refused counts towards its own bounds."""
+
+    guide: Guide
+    container: str
+
+    def allows(self, name: str) -> bool:
+        """Return whether it may ask for a name."""
+        return self.guide.allows(name)
+
+    def learned(self, name: str, addresses: list[str], ttl: int) -> list[str]:
+        """Return the addresses that it may get to know, which it can reach from now on; ttl: seconds."""
+        return self.guide.learned(name, addresses, ttl, self.container)
+
+    def refused(self, name: str) -> None:
+        """Record that it asked for a name that is not allowed."""
+        self.guide.refused(name, self.container)
 
 
 def _refused(element: dict[int, bytes], bridge: str) -> Refused | None:

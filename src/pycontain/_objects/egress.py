@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING
 
 from pycontain._model.targets import Target, target_of
 from pycontain._objects.closing import Closing
+from pycontain.errors import LimitError, StateError
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
     from pycontain._networks.bridge import Bridge
     from pycontain._networks.policy import Guide, Refused
+
+
+MOST_TARGETS = 4096
+"""The kernel judges the first packet of a connection by one range after the other."""
 
 
 class Egress(Closing):
@@ -22,8 +27,13 @@ class Egress(Closing):
     Everything else is refused at once: other addresses, other names (the name service says REFUSED), IPv6,
     services of this host and containers, also those with the same Egress.  A name is what the name service
     says of it, from then on for at least five minutes; one that leads to an address that is not public is
-    held back, unless a range allows the address.  It may be changed while containers run, and tells what
-    was refused.
+    held back, unless a range allows the address.  It may be changed while containers run, and `refused` has
+    what was not allowed.
+
+    Bounds: 4096 targets; of one answer 256 addresses, the rest is left out of it; 8192 addresses by port and
+    protocol of a container and 16384 in all, beyond which the oldest is not reached any more until its name
+    is asked for again; 1024 refused names of a container and 4096 in all, and 4096 refused addresses of an
+    engine, beyond which later ones are not recorded.
     """
 
     def __init__(self) -> None:
@@ -45,15 +55,22 @@ class Egress(Closing):
         return new
 
     def permit(self, *targets: str) -> None:
-        """Allow more, at once.  Raises ValueError, TypeError."""
+        """Allow more, at once.
+
+        Raises ValueError, TypeError, LimitError above 4096 targets, StateError: nothing more is allowed then.
+        """
         found = [target_of(one) for one in targets]
         with self._lock:
-            self._change({**self._targets, **dict.fromkeys(found)})
+            allowed = {**self._targets, **dict.fromkeys(found)}
+            if len(allowed) > MOST_TARGETS:
+                raise LimitError(f"an Egress allows at most {MOST_TARGETS} targets, got {len(allowed)}")
+            self._change(allowed)
 
     def revoke(self, *targets: str) -> None:
         """Allow these no more, at once: connections that were made are cut off too.
 
-        Raises ValueError for one that is not allowed.
+        Raises ValueError for one that is not allowed. Raises StateError where the kernel refuses the change:
+        containers reach nothing at all from then on, until `revoke` or `permit` succeeds.
         """
         found = [target_of(one) for one in targets]
         with self._lock:
@@ -63,10 +80,16 @@ class Egress(Closing):
             self._change({one: None for one in self._targets if one not in found})
 
     def _change(self, targets: dict[Target, None]) -> None:
-        """What holds is told last: a change that fails may be made again."""
+        """Change every engine's network, also after one failed; `_targets` is as before then."""
+        failed: StateError | None = None
         for bridge, guide in list(self._guides.values()):
             if not bridge.gone:
-                guide.change(tuple(targets))
+                try:
+                    guide.change(tuple(targets))
+                except StateError as error:
+                    failed = error
+        if failed is not None:
+            raise failed
         self._targets = targets
 
     @property
@@ -103,13 +126,17 @@ class Egress(Closing):
             return bridge
 
     def close(self) -> None:
-        """Remove its network, which else stays for the next one.  Conflict while a container has it."""
+        """Remove its network, which else stays for the next one.
+
+        Raises Conflict while a container has it, StateError where the kernel keeps rules of it.
+        """
         with self._lock:
             for engine, (bridge, guide) in list(self._guides.items()):
-                if not bridge.gone and not engine.closed:
-                    engine.fabric.remove(bridge)
+                if not engine.closed:
+                    if not bridge.gone:
+                        engine.fabric.remove(bridge)
                     guide.close()
-            self._guides.clear()
+                del self._guides[engine]
 
     def __repr__(self) -> str:
         return f"<Egress {', '.join(self.targets) or 'nothing'}>"
