@@ -271,7 +271,9 @@ def test_a_damaged_file_of_credentials_is_not_shown(
     (tmp_path / "auth.json").write_text(text)
     monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))
     home = net.registry(HOME)
-    watch.failed(lambda: pull(engine, home.has(fresh())))
+    home.challenge, home.accepted = 'Basic realm="pyc"', set()
+    error = watch.failed(lambda: pull(engine, home.has(fresh())))
+    assert "auth.json" in str(error) or "credential helper" in str(error)
     assert watch.found() == []
 
 

@@ -12,7 +12,6 @@ import pytest
 
 from pycontain._registry import credentials
 from pycontain._registry.credentials import Credentials
-from pycontain.errors import AuthError
 
 HOME = "registry.example.org"
 LOGIN = Credentials(username="ann", password="pass")
@@ -97,13 +96,39 @@ def test_an_identity_token_goes_before_a_password(config: Config) -> None:
     "content",
     [[], "x", {"auths": []}, {"auths": {HOME: "x"}}, {"auths": {HOME: {}}}, {"auths": {HOME: {"auth": 7}}}],
 )
-def test_a_file_of_another_shape_says_nothing_or_is_refused(content: object, config: Config) -> None:
+def test_a_file_of_another_shape_has_no_credentials(
+    content: object, config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
     config(content)
-    if isinstance(content, dict):
-        assert credentials.find(HOME, "x") is None
-    else:
-        with pytest.raises(AuthError):
-            credentials.find(HOME, "x")
+    problems: list[str] = []
+    assert credentials.find(HOME, "x", problems) is None
+    assert bool(problems) == bool(caplog.records) == (not isinstance(content, dict))
+
+
+@pytest.mark.parametrize("content", ["", " \n", "{}", "null broken", "{", "[" * 100_000, '{"auths": {}}'])
+def test_empty_and_broken_files_are_passed_over(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    (tmp_path / "containers").mkdir()
+    (tmp_path / "containers" / "auth.json").write_text(content)
+    (tmp_path / "config.json").write_text(json.dumps({"auths": {HOME: entry("ann:pass")}}))
+    problems: list[str] = []
+    assert credentials.find(HOME, "x", problems) == LOGIN
+    is_broken = bool(content.strip()) and not content.startswith('{"') and content != "{}"
+    assert bool(problems) is is_broken
+    assert all(one.name == "pycontain.registry" for one in caplog.records)
+    assert bool(caplog.records) is is_broken
+
+
+def test_a_directory_in_place_of_a_file_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path))
+    problems: list[str] = []
+    assert credentials.find(HOME, "x", problems) is None
+    assert "Is a directory" in problems[0]
 
 
 def test_files_are_asked_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,15 +168,21 @@ def test_a_helper_that_knows_nothing_is_no_failure(config: Config, helper: Calla
 
 
 @pytest.mark.parametrize("script", ["exit 3", "echo x", "echo '[]'", "kill -9 $$"])
-def test_a_helper_that_fails_is_named(script: str, config: Config, helper: Callable[[str], Path]) -> None:
+def test_a_helper_that_fails_is_named(
+    script: str, config: Config, helper: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
     helper(script)
     config({"credHelpers": {HOME: "pyc"}})
-    with pytest.raises(AuthError, match="docker-credential-pyc"):
-        credentials.find(HOME, "x")
+    problems: list[str] = []
+    assert credentials.find(HOME, "x", problems) is None
+    assert "docker-credential-pyc" in problems[0]
+    assert problems[0] in caplog.text
 
 
-@pytest.mark.parametrize("name", ["../sh", "a/b", "", "-x", "a b", "a\n", "x" * 99, "pyc-none"])
-def test_a_helper_is_a_program_of_that_name_alone(name: str, config: Config) -> None:
-    config({"credHelpers": {HOME: name}})
-    with pytest.raises(AuthError):
-        credentials.find(HOME, "x")
+@pytest.mark.parametrize("way", ["credHelpers", "credsStore"])
+@pytest.mark.parametrize("name", ["pyc-absent", "../pyc", ""])
+def test_an_absent_helper_is_a_problem(name: str, way: str, config: Config) -> None:
+    config({way: {HOME: name} if way == "credHelpers" else name})
+    problems: list[str] = []
+    assert credentials.find(HOME, "x", problems) is None
+    assert bool(problems) is (bool(name) or way == "credHelpers")

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import email.utils
+import http.server
+import re
+import socket
+import threading
 import time
 from typing import Any
 
 import pytest
 
+from pycontain._registry.challenges import Challenge, parse_challenges
 from pycontain._registry.client import Registry as Client
 from pycontain._registry.credentials import Credentials
 from pycontain._registry.endpoint import Endpoint, Patience, mirrors
 from pycontain._registry.http import Http, origin
-from pycontain._registry.tokens import Challenge, related
-from pycontain.errors import AuthError, ImageError, PycontainError
+from pycontain._registry.tokens import related
+from pycontain.errors import AuthError, ImageError, LimitError, PullError, PycontainError
 from pycontain.oci import Digest
 from tests.support.names import Net
 from tests.support.registry import Answer, Registry, Rule, make_image, replies, token
@@ -37,6 +42,17 @@ NOTHING = Digest.of(b"")
         (['Basic realm="x"'], ("basic", "x", "", "")),
         (["Basic"], ("basic", "", "", "")),
         (["Negotiate abc", 'Digest realm="x"'], None),
+        (['Bearer realm="r",service="s", Basic realm="x"'], ("bearer", "r", "s", "")),
+        (['Basic realm="x", Bearer realm="r",service="s"'], ("bearer", "r", "s", "")),
+        (['Negotiate, Basic realm="x", charset="UTF-8"'], ("basic", "x", "", "")),
+        (['Negotiate YWJj==, Bearer realm="r"'], ("bearer", "r", "", "")),
+        (['Negotiate YWJj, Basic realm="x"'], ("basic", "x", "", "")),
+        ([', , Basic realm="x" , , Digest realm="d", nonce="a, Bearer realm=evil"'], ("basic", "x", "", "")),
+        ([r'Basic realm="a \"quoted\", name"'], ("basic", 'a "quoted", name', "", "")),
+        (["Basic, Bearer realm=https://a/t,service=s"], ("bearer", "https://a/t", "s", "")),
+        (['Bearer realm="r", realm="other"'], ("bearer", "r", "", "")),
+        (['Bearer realm="r" service="s"'], ("bearer", "r", "s", "")),
+        (['"" (, Basic realm="x"'], ("basic", "x", "", "")),
         ([], None),
         ([""], None),
     ],
@@ -44,6 +60,15 @@ NOTHING = Digest.of(b"")
 def test_challenges_are_read(headers: list[str], found: tuple[str, ...] | None) -> None:
     parsed = Challenge.parse(headers)
     assert parsed == (Challenge(*found) if found else None)
+
+
+def test_parameters_belong_to_the_challenge_before_them() -> None:
+    header = 'Digest realm="d", nonce=n, qop="auth, auth-int", Bearer realm="r", Negotiate a+/=='
+    assert parse_challenges(header) == [
+        ("digest", {"realm": "d", "nonce": "n", "qop": "auth, auth-int"}),
+        ("bearer", {"realm": "r"}),
+        ("negotiate", {}),
+    ]
 
 
 def test_a_long_challenge_is_read_in_no_time() -> None:
@@ -357,3 +382,84 @@ def test_a_connection_serves_again_and_ends_with_the_work(net: Net) -> None:
         held = client._http
     assert len(net.connected) == 1
     assert all(not manager.pools for manager in held._pools.values())
+
+
+# ---- errors that name the cause ----------------------------------------------------------------------------
+
+
+def _refused(name: str, **options: Any) -> PycontainError:
+    endpoint = Endpoint.of(name, insecure=options.pop("insecure", True), patience=Patience(**options))
+    with pytest.raises(PullError) as caught, Client(endpoint, "a/b") as client:
+        client.manifest("latest")
+    return caught.value
+
+
+_ONCE = {"tries": 1, "first_pause": 0.01}
+
+
+def test_a_refused_connection_is_named_with_the_tries() -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        name = f"127.0.0.1:{bound.getsockname()[1]}"
+        error = _refused(name, tries=3, first_pause=0.01)
+        assert re.search(r"does not answer: connection refused \(3 tries in \d\.\d seconds\)", str(error))
+        assert "tries" not in str(_refused(name, **_ONCE))
+
+
+@pytest.mark.parametrize(("number", "tries"), [(socket.EAI_NONAME, 1), (socket.EAI_AGAIN, 3)])
+def test_an_unknown_host_is_named(number: int, tries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def resolve(*args: Any, **_: Any) -> Any:
+        asked.append(args)
+        raise socket.gaierror(number, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    error = _refused("registry.invalid", tries=3, first_pause=0.01)
+    assert "host name cannot be resolved: Name or service not known" in str(error)
+    assert len(asked) == tries
+
+
+def test_a_silent_registry_is_given_up_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        name = f"127.0.0.1:{silent.getsockname()[1]}"
+        error = _refused(name, read=0.1, tries=2, first_pause=0.01)
+        assert re.search(r"does not answer: timed out \(2 tries", str(error))
+        begun = time.monotonic()
+        patience = Patience.within(0.3, None)
+        endpoint = Endpoint.of(name, insecure=True, patience=patience)
+        with (
+            pytest.raises(PullError, match=r"within timeout=0\.3 seconds"),
+            Client(endpoint, "a/b") as client,
+        ):
+            client.manifest("latest")
+        assert time.monotonic() - begun < 5
+
+
+def test_a_registry_without_tls_is_named() -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as plain:
+        threading.Thread(target=plain.serve_forever, daemon=True).start()
+        error = _refused(f"127.0.0.1:{plain.server_port}", insecure=False, tries=2, first_pause=0.01)
+        plain.shutdown()
+    assert "no trusted connection" in str(error)
+    assert "insecure=True" in str(error)
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "3", True])
+def test_retries_are_a_number(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="retries must be"):
+        Patience.within(None, value)
+
+
+def test_a_timeout_is_above_zero() -> None:
+    assert Patience.within(None, 2) == Patience(tries=3)
+    with pytest.raises(LimitError, match="timeout must be above 0"):
+        Patience.within(0, None)
+
+
+def test_control_characters_of_a_server_are_escaped(net: Net) -> None:
+    home = net.registry(HOME)
+    home.on("GET", "/", replies(307, Location=f"https://{HOME}/\x1b[31mred\x9b2J"))
+    with pytest.raises(ImageError, match="redirects without end") as caught, _client() as client:
+        client.manifest("latest")
+    assert str(caught.value).isprintable()

@@ -153,7 +153,7 @@ class Pull:
                 tries = 1 if have > before else tries + 1
                 past = time.monotonic() - begun
                 slow = past > self._patience.grace and (have - first) / past < self._patience.slowest
-                if tries >= self._patience.tries or slow:
+                if tries >= self._patience.tries or slow or not self._patience.left:
                     raise
                 time.sleep(min(self._patience.first_pause * tries, self._patience.longest_pause))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import os
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import IO, TYPE_CHECKING, ClassVar, Literal
 
 from attrs import evolve, field, frozen
@@ -93,6 +94,8 @@ class Image:
         progress: ProgressOption = None,
         *,
         insecure: bool = False,
+        timeout: float | timedelta | None = None,
+        retries: int | None = None,
         engine: Engine | None = None,
     ) -> Image:
         """Fetch an image from its registry; what the store has of it already is not fetched again.
@@ -101,7 +104,9 @@ class Image:
         platform: 'linux/arm64', this machine's without one.  auth: (user, password), else what docker
         and podman have kept, their credential helpers included.  progress: a function that is called
         with a `Progress`, True or False for a bar, None for one where standard error is a terminal.
-        insecure: plain HTTP, for this registry alone.
+        insecure: plain HTTP, for this registry only.  timeout: seconds for the whole pull, None for as long
+        as it makes progress.  retries: how often a request that failed is made again, 4 by default; an
+        unknown host name and a certificate that is not trusted fail at once.
 
         Raises PullError, AuthError, NotFound, DigestMismatch, ImageError; the store is as it was then.
         """
@@ -109,11 +114,13 @@ class Image:
         from pycontain._images.pull import Pull
         from pycontain._images.told import told
         from pycontain._registry.credentials import Credentials
+        from pycontain._registry.endpoint import Patience
         from pycontain.oci import Reference
 
         check_flag("insecure", insecure)
         parsed = Reference.parse(reference)
         credentials = Credentials.of(auth)
+        patience = Patience.within(timeout, retries)
         store = engine_of(engine).store
         with told(store.roots.data), metering(parsed.familiar, progress) as meter:
             pull = Pull(
@@ -122,7 +129,7 @@ class Image:
                 None if platform is None else _platform(platform),
                 auth=credentials,
                 insecure=insecure,
-                patience=None,
+                patience=patience,
                 meter=meter,
             )
             record = pull.run()
@@ -342,21 +349,25 @@ class Image:
         progress: ProgressOption = None,
         *,
         insecure: bool = False,
+        timeout: float | timedelta | None = None,
+        retries: int | None = None,
     ) -> Digest:
         """Send it to a registry, under its own name or another; the digest of its manifest there.
 
         What the registry has already is not sent; what another repository there is known to have is
-        mounted from it.  Raises PushError, AuthError.
+        mounted from it.  timeout, retries: as for `pull`.  Raises PushError, AuthError.
         """
         from pycontain._images.progress import metering
         from pycontain._images.push import Push
         from pycontain._registry.credentials import Credentials
+        from pycontain._registry.endpoint import Patience
         from pycontain.oci import Reference
 
         check_flag("insecure", insecure)
         manifest = self._kept()
         parsed = Reference.parse(self.name if reference is None else reference)
         credentials = Credentials.of(auth)
+        patience = Patience.within(timeout, retries)
         with metering(parsed.familiar, progress) as meter:
             push = Push(
                 self._store_engine().store,
@@ -364,7 +375,7 @@ class Image:
                 parsed,
                 auth=credentials,
                 insecure=insecure,
-                patience=None,
+                patience=patience,
                 meter=meter,
             )
             return push.run()

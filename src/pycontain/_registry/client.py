@@ -14,9 +14,10 @@ from urllib.parse import urlencode
 from attrs import frozen
 
 from pycontain._registry import credentials as files
+from pycontain._registry.challenges import Challenge
 from pycontain._registry.endpoint import Endpoint
 from pycontain._registry.http import Http, origin
-from pycontain._registry.tokens import Challenge, Tokens
+from pycontain._registry.tokens import Tokens
 from pycontain.errors import AuthError, DigestMismatch, ImageError, NotFound, PullError, PycontainError
 from pycontain.oci import Digest, MediaType
 from pycontain.oci.document import MANIFEST_MOST
@@ -66,8 +67,9 @@ class Registry:
         self.endpoint, self.repository = endpoint, repository
         self._scope = f"repository:{repository}:{'pull,push' if push else 'pull'}"
         self._http = Http(endpoint.patience, error)
-        known = auth or files.find(endpoint.name, repository)
-        self._tokens = Tokens(endpoint, self._http, known)
+        self._problems: list[str] = []
+        known = auth or files.find(endpoint.name, repository, self._problems)
+        self._tokens = Tokens(endpoint, self._http, known, self._problems)
         self._error = error
 
     def __enter__(self) -> Registry:
@@ -81,7 +83,7 @@ class Registry:
         while error is not None:
             if isinstance(error, PycontainError):
                 error.args = tuple(
-                    self._http.hidden(part) if isinstance(part, str) else part for part in error.args
+                    self._http.shown(part) if isinstance(part, str) else part for part in error.args
                 )
             error = error.__cause__ or error.__context__
 
@@ -113,7 +115,14 @@ class Registry:
             if attempt + 1 == _AUTHORIZED_AGAIN:
                 break
             self._tokens.answer(challenge, wanted, authority)
-        raise AuthError(f"the registry {self.endpoint.name} refuses access to {self.repository}")
+        raise AuthError(
+            f"the registry {self.endpoint.name} refuses access to {self.repository}{self._because}"
+        )
+
+    @property
+    def _because(self) -> str:
+        """Why there are no credentials, where that is the files' or a helper's fault."""
+        return "".join(f"; {one}" for one in self._problems)
 
     def _failed(self, response: urllib3.BaseHTTPResponse, what: str) -> ImageError:
         """What a status of 400 and above means; the registry's own words are cut to what is readable."""
@@ -123,9 +132,11 @@ class Registry:
             said = "".join(char if char.isprintable() else " " for char in self._http.hidden(text))[
                 :300
             ].strip()
-        message = f"{self.endpoint.name} answers {response.status} for {what}" + (f": {said}" if said else "")
+        tried = f" ({self._http.tried})" if self._http.tried else ""
+        message = f"{self.endpoint.name} answers {response.status} for {what}{tried}"
+        message += f": {said}" if said else ""
         if response.status == 403:
-            return AuthError(message)
+            return AuthError(message + self._because)
         return self._error(message)
 
     # ---- reading ------------------------------------------------------------------------------------------
@@ -136,7 +147,7 @@ class Registry:
         with self._request("GET", self._url("manifests", reference), {"Accept": _ACCEPT}) as response:
             if response.status == 404:
                 raise NotFound(
-                    f"the registry {self.endpoint.name} has no {what}",
+                    f"the registry {self.endpoint.name} has no {what}{self._because}",
                     hint="or it is private: auth=(user, password)",
                 )
             if response.status != 200:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import logging
 import os
 import re
 import subprocess
@@ -15,12 +16,12 @@ from attrs import field, frozen
 
 from pycontain._model.sizes import shown
 from pycontain._state.paths import home_directory, xdg_directory
-from pycontain.errors import AuthError
 
 _HUB_KEY = "https://index.docker.io/v1/"
 _HELPER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
 _HELPER_PATIENCE = 30
 _FILE_MOST = 1 << 20
+_log = logging.getLogger("pycontain.registry")
 
 
 @frozen(kw_only=True)
@@ -51,24 +52,41 @@ class Credentials:
         return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
 
 
-def find(registry: str, repository: str) -> Credentials | None:
-    """What the user's files have for a registry: the first file that knows it.
+class _Unusable(Exception):
+    """A file, an entry or a helper that cannot be used, with the reason."""
 
-    REGISTRY_AUTH_FILE alone where it is set; else podman's auth.json, then docker's config.json.
-    Raises AuthError for a file that cannot be read or a helper that fails.
+
+def find(registry: str, repository: str, problems: list[str] | None = None) -> Credentials | None:
+    """Find credentials for a registry in the user's files: those of the first file that has some.
+
+    REGISTRY_AUTH_FILE is the only file where it is set; else podman's auth.json, then docker's config.json.
+    A file that cannot be used, or a helper that is absent or fails, does not keep a public image from being
+    pulled: it is logged as a warning, and appended to `problems` for the error of an image that needs it.
     """
     for path in _files():
         try:
-            with open(path, "rb") as file:
-                data = file.read(_FILE_MOST + 1)
-        except FileNotFoundError:
+            found = _in_file(path, _content(path), registry, repository)
+        except _Unusable as error:
+            _log.warning("credentials for %s are not used: %s", registry, error)
+            if problems is not None:
+                problems.append(str(error))
             continue
-        except OSError as error:
-            raise AuthError(f"cannot read {path}: {error.strerror}") from error
-        found = _in_file(path, data, registry, repository)
         if found is not None:
             return found
     return None
+
+
+def _content(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_FILE_MOST + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
+    except (OSError, ValueError) as error:
+        raise _Unusable(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > _FILE_MOST:
+        raise _Unusable(f"{path} is larger than {_FILE_MOST} bytes")
+    return data
 
 
 def _files() -> Iterator[str]:
@@ -86,12 +104,14 @@ def _files() -> Iterator[str]:
 
 
 def _in_file(path: str, data: bytes, registry: str, repository: str) -> Credentials | None:
+    if not data.strip():
+        return None
     try:
-        document = json.loads(data[:_FILE_MOST])
+        document = json.loads(data)
     except (ValueError, RecursionError):
-        raise AuthError(f"{path} is no JSON document") from None
+        raise _Unusable(f"{path} is not a JSON document") from None
     if not isinstance(document, dict):
-        raise AuthError(f"{path} is no JSON object")
+        raise _Unusable(f"{path} is not a JSON object")
     keys = _keys(registry, repository)
     helpers = _mapping(document, "credHelpers")
     for key in keys:
@@ -138,7 +158,7 @@ def _entry(path: str, key: str, entry: Mapping[str, Any]) -> Credentials | None:
         try:
             username, colon, password = base64.b64decode(encoded, validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError):
-            raise AuthError(f"{path}: the entry of {key} is malformed") from None
+            raise _Unusable(f"{path}: the entry of {key} is malformed") from None
         if colon:
             return Credentials(username=username, password=password.rstrip("\0"))
     name, secret = entry.get("username"), entry.get("password")
@@ -150,7 +170,7 @@ def _entry(path: str, key: str, entry: Mapping[str, Any]) -> Credentials | None:
 def _ask_helper(name: str, server: str) -> Credentials | None:
     """Run docker-credential-NAME; what it writes is never shown.  None where it knows nothing."""
     if not _HELPER.fullmatch(name):
-        raise AuthError(f"not the name of a credential helper: {shown(name)}")
+        raise _Unusable(f"not the name of a credential helper: {shown(name)}")
     program = f"docker-credential-{name}"
     try:
         done = subprocess.run(
@@ -161,18 +181,23 @@ def _ask_helper(name: str, server: str) -> Credentials | None:
             check=False,
         )
     except FileNotFoundError:
-        raise AuthError(f"the credential helper {program} is not installed") from None
+        raise _Unusable(f"the credential helper {program} is not installed") from None
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise AuthError(f"the credential helper {program} failed: {type(error).__name__}") from None
+        why = (
+            f"no answer in {_HELPER_PATIENCE} seconds"
+            if isinstance(error, subprocess.TimeoutExpired)
+            else error
+        )
+        raise _Unusable(f"the credential helper {program} failed: {why}") from None
     if done.returncode:
         if b"not found" in done.stdout or b"not found" in done.stderr:
             return None
-        raise AuthError(f"the credential helper {program} ended with {done.returncode}")
+        raise _Unusable(f"the credential helper {program} failed with status {done.returncode}")
     try:
         answer = json.loads(done.stdout)
         username, secret = answer["Username"], answer["Secret"]
-    except (ValueError, KeyError, TypeError):
-        raise AuthError(f"the credential helper {program} gave no credentials") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise _Unusable(f"the credential helper {program} gave no credentials") from None
     if username == "<token>":
         return Credentials(username=username, identity_token=str(secret))
     return Credentials(username=str(username), password=str(secret))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
+from datetime import timedelta
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
-from pycontain._model.sizes import shown
+from pycontain._model.sizes import parse_duration, shown
+from pycontain.errors import LimitError
 
 _HUB, _HUB_API = "docker.io", "registry-1.docker.io"
 
@@ -18,7 +21,8 @@ class Patience:
     connect, read: seconds for a connection and for the next bytes.  tries: requests without progress.
     first_pause: seconds before the second of them, doubled with each.  longest_pause: seconds at most,
     whatever Retry-After says.  whole: seconds for all pauses of one request.  slowest: bytes a second
-    below which a transfer of over `grace` seconds is given up.
+    below which a transfer of over `grace` seconds is given up.  timeout: seconds for all requests together,
+    until the monotonic clock shows `until`; None: as long as they make progress.
     """
 
     connect: float = 10
@@ -29,6 +33,38 @@ class Patience:
     whole: float = 120
     slowest: int = 1024
     grace: float = 60
+    timeout: float | None = None
+    until: float = float("inf")
+
+    @classmethod
+    def within(cls, timeout: float | timedelta | None, retries: int | None) -> Patience:
+        """Return the patience that a caller asks for, from now on.
+
+        Args:
+            timeout: Seconds for everything, or None.
+            retries: How often a request that fails is repeated, or None for 4 times.
+
+        Raises:
+            LimitError, TypeError, ValueError: One of them has no meaning.
+        """
+        found = cls()
+        if retries is not None:
+            if isinstance(retries, bool) or not isinstance(retries, int):
+                raise TypeError(f"retries must be a number, got {shown(retries)}")
+            if retries < 0:
+                raise ValueError(f"retries must be 0 or more, got {retries}")
+            found = evolve(found, tries=retries + 1)
+        if timeout is not None:
+            seconds = parse_duration(timeout)
+            if seconds <= 0:
+                raise LimitError(f"timeout must be above 0 seconds, got {shown(timeout)}")
+            found = evolve(found, timeout=seconds, until=time.monotonic() + seconds)
+        return found
+
+    @property
+    def left(self) -> float:
+        """Seconds until `until`; infinite without a timeout."""
+        return max(self.until - time.monotonic(), 0.0)
 
 
 @frozen(kw_only=True)

@@ -85,6 +85,7 @@ class Http:
         self._secrets: set[str] = set()
         self._pools: dict[tuple[str, str, int], urllib3.PoolManager] = {}
         self._mutex = threading.Lock()
+        self._last = threading.local()
 
     def _pool(self, url: str) -> urllib3.PoolManager:
         key = origin(url)
@@ -103,9 +104,21 @@ class Http:
             text = text.replace(secret, "***")
         return text
 
+    def shown(self, text: str) -> str:
+        """Return a text without secrets, and with escapes in place of a server's control characters."""
+        return "".join(
+            char if char.isprintable() else char.encode("unicode_escape").decode()
+            for char in self.hidden(text)
+        )
+
     def error(self, message: str, *, hint: str | None = None) -> ImageError:
         """An error of the kind given."""
-        return self._kind(self.hidden(message), hint=hint)
+        return self._kind(self.shown(message), hint=hint)
+
+    @property
+    def tried(self) -> str:
+        """How often the last request of this thread was made, and for how long; '' for once."""
+        return getattr(self._last, "tried", "")
 
     def close(self) -> None:
         """End every connection, now: `clear` alone leaves that to whenever an exception lets go of them."""
@@ -118,7 +131,10 @@ class Http:
     def _once(self, method: str, url: str, headers: Mapping[str, str], body: Any) -> urllib3.BaseHTTPResponse:
         import urllib3
 
-        wait = urllib3.Timeout(connect=self._patience.connect, read=self._patience.read)
+        left = self._patience.left
+        if not left:
+            raise TimeoutError
+        wait = urllib3.Timeout(connect=min(self._patience.connect, left), read=min(self._patience.read, left))
         sent = {"User-Agent": _AGENT, "Accept-Encoding": "identity", **headers}
         self.keep(headers.get("Authorization", "").rpartition(" ")[2])
         return self._pool(url).request(
@@ -181,10 +197,10 @@ class Http:
         """
         import urllib3
 
-        waited = 0.0
+        patience, begun, waited = self._patience, time.monotonic(), 0.0
         response: urllib3.BaseHTTPResponse | None = None
-        for attempt in range(1, self._patience.tries + 1):
-            pause = min(self._patience.first_pause * 2 ** (attempt - 1), self._patience.longest_pause)
+        for attempt in range(1, patience.tries + 1):
+            pause = min(patience.first_pause * 2 ** (attempt - 1), patience.longest_pause)
             pause *= 1 + random.random() / 4
             failure: Exception | None = None
             response = None
@@ -193,19 +209,18 @@ class Http:
                 response = self._followed(method, url, headers or {}, given)
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 failure = error
-                if isinstance(error, urllib3.exceptions.SSLError):
-                    raise self.error(
-                        f"no trusted connection to {_place(url)}: {self._reason(error)}", hint=_TLS_HINT
-                    ) from None
+            self._last.tried = tried = _tried(attempt, time.monotonic() - begun)
             if response is not None and response.status not in _REPEATED:
                 break
             if response is not None:
                 pause = max(pause, self._asked(response))
-                if attempt == self._patience.tries or waited + pause > self._patience.whole:
-                    break
+            last = attempt == patience.tries or waited + pause > patience.whole or pause >= patience.left
+            if failure is not None and (last or not _may_pass(failure)):
+                raise self._unreachable(url, failure, tried) from None
+            if last:
+                break
+            if response is not None:
                 response.close()
-            elif attempt == self._patience.tries or waited + pause > self._patience.whole:
-                raise self.error(f"{_place(url)} does not answer: {self._reason(failure)}") from None
             waited += pause
             time.sleep(pause)
         assert response is not None
@@ -213,6 +228,23 @@ class Http:
             yield response
         finally:
             response.close()
+
+    def _unreachable(self, url: str, failure: Exception, tried: str) -> ImageError:
+        """The error of a request without a response: its cause, and how often it was made."""
+        import urllib3
+
+        patience, suffix = self._patience, f" ({tried})" if tried else ""
+        if patience.timeout is not None and not patience.left:
+            return self.error(
+                f"{_place(url)} did not answer within timeout={patience.timeout:g} seconds{suffix}",
+                hint="use a longer timeout",
+            )
+        cause = _innermost(failure)
+        if isinstance(failure, urllib3.exceptions.SSLError) or isinstance(cause, ssl.SSLError):
+            return self.error(
+                f"no trusted connection to {_place(url)}: {self._reason(failure)}", hint=_TLS_HINT
+            )
+        return self.error(f"{_place(url)} does not answer: {self._reason(failure)}{suffix}")
 
     def _asked(self, response: urllib3.BaseHTTPResponse) -> float:
         """Seconds of Retry-After (RFC 9110, 10.2.3), as a number or a date."""
@@ -254,20 +286,45 @@ class Http:
                 break
             got += len(chunk)
             yield chunk
+            if not self._patience.left:
+                raise self.error(f"the transfer took longer than timeout={self._patience.timeout:g} seconds")
         length = response.headers.get("Content-Length", "")
         if length.isascii() and length.isdigit() and int(length[:19]) != got:
             raise self.error(f"the transfer ended after {got} of {length[:19]} bytes")
 
-    def _reason(self, error: Exception | None) -> str:
-        """The innermost cause, in few words: outer ones spell out URLs."""
-        seen: BaseException | None = error
-        while seen is not None:
-            inner = getattr(seen, "reason", None) or seen.__cause__ or seen.__context__
-            if not isinstance(inner, BaseException):
-                break
-            seen = inner
-        text = str(seen).rpartition(">: ")[2] if seen is not None else ""
-        return f"{type(seen).__name__}: {self.hidden(text)[:200]}" if text else type(seen).__name__
+    def _reason(self, error: Exception) -> str:
+        """The innermost cause in the words of the field, for the outer ones spell out URLs."""
+        cause = _innermost(error)
+        if isinstance(cause, socket.gaierror):
+            return f"its host name cannot be resolved: {cause.strerror}"
+        if isinstance(cause, ConnectionRefusedError):
+            return "connection refused"
+        if isinstance(cause, TimeoutError) and not str(cause).startswith("slower"):
+            return "timed out"
+        text = str(cause).rpartition(">: ")[2]
+        return f"{type(cause).__name__}: {self.hidden(text)[:200]}" if text else type(cause).__name__
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while True:
+        inner = getattr(error, "reason", None) or error.__cause__ or error.__context__
+        if not isinstance(inner, BaseException):
+            return error
+        error = inner
+
+
+def _may_pass(failure: Exception) -> bool:
+    """Return whether a repeat may succeed: not without trust, nor for an unknown host name."""
+    import urllib3
+
+    cause = _innermost(failure)
+    if isinstance(cause, socket.gaierror):
+        return cause.errno == socket.EAI_AGAIN
+    return not isinstance(failure, urllib3.exceptions.SSLError)
+
+
+def _tried(count: int, seconds: float) -> str:
+    return f"{count} tries in {seconds:.1f} seconds" if count > 1 else ""
 
 
 def _place(url: str) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote_plus, urlencode
 
-from attrs import frozen
-
+from pycontain._registry.challenges import Challenge
 from pycontain._registry.endpoint import Endpoint, trusted_realms
 from pycontain._registry.http import Http, addresses, origin
 from pycontain.errors import AuthError, ImageError
@@ -18,39 +17,10 @@ from pycontain.errors import AuthError, ImageError
 if TYPE_CHECKING:
     from pycontain._registry.credentials import Credentials
 
-_CHALLENGE = re.compile(r'([a-zA-Z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 _TOKEN_MOST = 1 << 20
 _SHORTEST, _LONGEST = 60, 3600
 _MARGIN = 10
 _SECOND_LEVEL = frozenset({"co", "com", "org", "net", "gov", "edu", "ac", "or", "ne", "go", "gob", "mil"})
-
-
-@frozen
-class Challenge:
-    """What a WWW-Authenticate header asks for (RFC 9110, 11.6.1)."""
-
-    scheme: str
-    realm: str = ""
-    service: str = ""
-    scope: str = ""
-
-    @classmethod
-    def parse(cls, headers: list[str]) -> Challenge | None:
-        """The first that can be answered: Bearer before Basic."""
-        found: dict[str, Challenge] = {}
-        for header in headers:
-            scheme, _, rest = header.strip().partition(" ")
-            fields = {key.lower(): quoted or plain for key, quoted, plain in _CHALLENGE.findall(rest[:8192])}
-            found.setdefault(
-                scheme.lower(),
-                cls(
-                    scheme.lower(),
-                    fields.get("realm", ""),
-                    fields.get("service", ""),
-                    fields.get("scope", ""),
-                ),
-            )
-        return found.get("bearer") or found.get("basic")
 
 
 def related(realm_host: str, registry_host: str) -> bool:
@@ -69,8 +39,11 @@ def related(realm_host: str, registry_host: str) -> bool:
 class Tokens:
     """What to send as Authorization, by scope; asked for when a registry says so."""
 
-    def __init__(self, endpoint: Endpoint, http: Http, credentials: Credentials | None) -> None:
+    def __init__(
+        self, endpoint: Endpoint, http: Http, credentials: Credentials | None, problems: Sequence[str] = ()
+    ) -> None:
         self._endpoint, self._http, self._credentials = endpoint, http, credentials
+        self._problems = problems
         if credentials is not None:
             http.keep(credentials.password, credentials.identity_token)
         self._held: dict[str, tuple[str, float]] = {}
@@ -112,10 +85,11 @@ class Tokens:
         return value
 
     def _denied(self, why: str) -> AuthError:
-        return AuthError(
-            f"the registry {self._endpoint.name} refuses access {why}",
-            hint="auth=(user, password), or `docker login`; a private image may also not exist",
-        )
+        problems = "".join(f"; {one}" for one in self._problems)
+        hint = "auth=(user, password), or `docker login`; a private image may also not exist"
+        if problems:
+            hint = "repair the credential helper or file, or pass auth=(user, password)"
+        return AuthError(f"the registry {self._endpoint.name} refuses access {why}{problems}", hint=hint)
 
     def _check_realm(self, realm: str) -> bool:
         """May it be asked, and told who the user is?  Raises AuthError where it may not be asked."""

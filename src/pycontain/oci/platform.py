@@ -17,10 +17,24 @@ _ARCHITECTURES = {
     "aarch64": "arm64",
     "armhf": "arm",
     "armel": "arm",
+    "armv5l": "arm",
+    "armv6l": "arm",
+    "armv7l": "arm",
+    "armv8l": "arm",
     "i386": "386",
+    "i586": "386",
     "i686": "386",
 }
-_VARIANTS = {"armhf": "v7", "armel": "v6", "aarch64": "v8"}
+_VARIANTS = {
+    "armhf": "v7",
+    "armel": "v6",
+    "armv5l": "v5",
+    "armv6l": "v6",
+    "armv7l": "v7",
+    "armv8l": "v8",
+    "aarch64": "v8",
+}
+_IMPLIED = {("arm64", "v8"): "", ("amd64", "v1"): "", ("arm", ""): "v7"}
 
 
 @frozen
@@ -36,7 +50,7 @@ class Platform:
     def host(cls) -> Platform:
         """This machine's."""
         machine = os.uname().machine
-        return cls("linux", _ARCHITECTURES.get(machine, machine))
+        return cls("linux", _ARCHITECTURES.get(machine, machine), _VARIANTS.get(machine, "")).normal()
 
     @classmethod
     def parse(cls, text: str) -> Platform:
@@ -55,18 +69,18 @@ class Platform:
     @classmethod
     def of(cls, fields: Fields) -> Platform:
         """As an index or a configuration has it."""
+        named = fields.text("architecture").lower()
         return cls(
             fields.text("os", "linux").lower(),
-            _ARCHITECTURES.get(fields.text("architecture"), fields.text("architecture")),
-            fields.text("variant"),
+            _ARCHITECTURES.get(named, named),
+            fields.text("variant").lower() or _VARIANTS.get(named, ""),
             fields.text("os.version"),
         ).normal()
 
     def normal(self) -> Platform:
-        """Without the variants that say nothing: arm64 is v8, arm is v7, amd64 is v1."""
-        variant = {("arm64", "v8"): "", ("arm64", "8"): "", ("amd64", "v1"): "", ("arm", ""): "v7"}.get(
-            (self.architecture, self.variant), self.variant
-        )
+        """Return it with the variant spelled as containerd does: arm64 is v8, arm is v7, amd64 is v1."""
+        variant = f"v{self.variant}" if self.variant.isdecimal() else self.variant
+        variant = _IMPLIED.get((self.architecture, variant), variant)
         return Platform(self.os, self.architecture, variant, self.os_version)
 
     def serves(self, wanted: Platform) -> bool:
