@@ -92,6 +92,7 @@ class Engine:
         self._containers: dict[str, Container] = {}
         self._names: dict[str, str] = {}
         self._host_image: Image | None = None
+        self._host_locks: dict[str, int] = {}
         self._store: Store | None = None
         self._fabric: Fabric | None = None
         self._hub: LauncherPool | None = None
@@ -113,13 +114,18 @@ class Engine:
         with self._lock:
             return [self._containers[name] for name in self._running if name in self._containers]
 
-    def host_image(self) -> Image:
-        """`Image.host()` for this store, made once."""
+    def host_image(self, paths: tuple[str, ...] = ()) -> Image:
+        """Return `Image.host()` for this store; without more paths it is made once."""
         with self._making:
-            if self._host_image is None:
+            if paths or self._host_image is None:
                 from pycontain._objects.image import host_image
 
-                self._host_image = host_image(self.roots.data)
+                image, lock = host_image(self.roots.data, paths)
+                if self._host_locks.setdefault(image.directories[0], lock) != lock:
+                    os.close(lock)
+                if paths:
+                    return image
+                self._host_image = image
             return self._host_image
 
     @property
@@ -252,9 +258,12 @@ class Engine:
         return [str(check) for check in examine(self) if not check.ok]
 
     def prune(self) -> int:
-        """Collect what dead processes left, whose number is returned, and content that no image names."""
+        """Remove what dead processes left, whose number is returned, and content that no image names."""
+        from pycontain._rootfs.host import prune as prune_host_images
+
         self.settle()
         collected = collect_dead(self.roots, self.cgroups.layout, self._make_janitor)
+        prune_host_images(os.path.join(self.roots.data, "host"))
         if os.path.exists(os.path.join(self.roots.data, "store.db")):
             self.holdings.drop_volumes()
             self.sweep()
@@ -304,6 +313,7 @@ class Engine:
             groups.collect(self.owner.name, self.cgroups.layout)
         with contextlib.suppress(OSError):
             self.owner.close()
+        self._unlock_host_images()
         _engines.discard(self)
 
     def __enter__(self) -> Engine:
@@ -331,6 +341,12 @@ class Engine:
         self.collector.forget()
         self.cgroups.forget()
         self.owner.forget()
+        self._unlock_host_images()
+
+    def _unlock_host_images(self) -> None:
+        """Let other engines prune the skeletons of the host image."""
+        while self._host_locks:
+            os.close(self._host_locks.popitem()[1])
 
     def claim(self, spec: ContainerSpec) -> None:
         """A container is about to start under its name.  Raises Conflict when another live one has it."""

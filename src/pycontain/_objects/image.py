@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import IO, TYPE_CHECKING, ClassVar, Literal
 
@@ -77,13 +77,24 @@ class Image:
     # ---- ways to an image ---------------------------------------------------------------------------------
 
     @classmethod
-    def host(cls, *, engine: Engine | None = None) -> Image:
-        """This machine's own programs and the running interpreter, and none of its data.
+    def host(cls, *, paths: Iterable[str | os.PathLike[str]] = (), engine: Engine | None = None) -> Image:
+        """Return this machine's own programs and the running interpreter, and none of its data.
 
-        /usr, /lib*, /bin and /sbin, the prefixes of the interpreter with its site-packages, and the
-        minimum of /etc; never /home, /root, /var, /srv, /run.  All of it is read-only.
+        It has /usr, /lib*, /bin and /sbin, the prefixes of the interpreter with its site-packages, and of
+        /etc the files that are as a package of the distribution shipped them; never /home, /root, /var,
+        /srv, /run.  All of it is read-only.  Commands start in /workspace, which every user can write, as
+        /home, the home of every user but root.
+
+        Args:
+            paths: More files and directories of the host, shown read-only at the same place, such as
+                '/etc/myapp' or '/opt/tool'.
+            engine: The engine to use; the default one without it.
+
+        Raises:
+            NotFound: A path does not exist.
+            ValueError: A path is not absolute, or is all of `/`, `/etc` or another directory of the system.
         """
-        return engine_of(engine).host_image()
+        return engine_of(engine).host_image(host.added(paths))
 
     @classmethod
     def pull(
@@ -453,11 +464,15 @@ def _single(found: Sequence[Image], name: str | None, source: object, engine: En
     return found[0]
 
 
-def host_image(store: str) -> Image:
-    """The value of `Image.host()` for a store directory."""
-    return Image(
+def host_image(store: str, paths: Sequence[str] = ()) -> tuple[Image, int]:
+    """Return the value of `Image.host()` for a store directory, and the lock of its skeleton."""
+    shown = host.with_added(host.trees(), paths)
+    directory, lock = host.skeleton(os.path.join(store, "host"), shown)
+    image = Image(
         name="host",
-        directories=(host.skeleton(os.path.join(store, "host")),),
-        trees=tuple(host.trees()),
+        directories=(directory,),
+        trees=tuple(shown),
         env={"PATH": host.search_path(), "LANG": "C.UTF-8"},
+        workdir="/workspace",
     )
+    return image, lock

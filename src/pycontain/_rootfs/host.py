@@ -6,13 +6,20 @@ A skeleton directory in the store holds the minimum of /etc, the links of a merg
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import sys
 import threading
+from collections.abc import Iterable, Sequence
 
-_VERSION = "1"
+from pycontain._rootfs import etc as packaged
+from pycontain._state.locks import is_same_file
+from pycontain.errors import NotFound
+
+_VERSION = "2"
 _TREES = ("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin")
 _DIRECTORIES = {
     "proc": 0o555,
@@ -23,31 +30,12 @@ _DIRECTORIES = {
     "var/tmp": 0o1777,
     "var/lib": 0o755,
     "root": 0o755,
-    "home": 0o755,
+    "home": 0o1777,
     "workspace": 0o777,
     "mnt": 0o755,
     "opt": 0o755,
     "srv": 0o755,
 }
-_COPIED = (
-    "ld.so.cache",
-    "ld.so.conf",
-    "ld.so.conf.d",
-    "alternatives",
-    "ssl/certs",
-    "ssl/openssl.cnf",
-    "localtime",
-    "timezone",
-    "protocols",
-    "services",
-    "mime.types",
-    "debian_version",
-    "os-release",
-    "python3",
-    "python3.11",
-    "python3.12",
-    "python3.13",
-)
 _WRITTEN = {
     "passwd": (
         "root:x:0:0:root:/root:/bin/sh\n"
@@ -60,6 +48,7 @@ _WRITTEN = {
     "shells": "/bin/sh\n/bin/bash\n",
 }
 _PRIVATE = {"/", "/root", "/home", "/var", "/srv", "/run", "/etc", "/tmp", "/opt", "/mnt", "/usr/local"}
+_WHOLE = {"/", "/etc", "/proc", "/sys", "/dev", "/run", "/tmp", "/var", "/home", "/root"}
 
 
 def trees() -> list[tuple[str, str]]:
@@ -106,12 +95,60 @@ def search_path() -> str:
     )
 
 
-def skeleton(parent: str) -> str:
-    """The skeleton directory below `parent`, made once per machine state.  Raises OSError."""
-    shown = trees()
+def added(paths: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
+    """Check the paths that a caller adds to the image.
+
+    Raises ValueError for one that is not absolute or would show all of the machine or of /etc, NotFound for
+    one that does not exist.
+    """
+    given = (paths,) if isinstance(paths, str | os.PathLike) else paths
+    found = []
+    for one in dict.fromkeys(os.fspath(each) for each in given):
+        path = os.path.normpath(one)
+        if not path.startswith("/") or "\0" in path:
+            raise ValueError(f"paths must be absolute, got {one!r}")
+        if path in _WHOLE or path.startswith(("/proc/", "/sys/", "/dev/")):
+            raise ValueError(f"paths must name a part of {path}, got {one!r}")
+        if not os.path.exists(path):
+            raise NotFound(f"{path} does not exist")
+        found.append(path)
+    return tuple(sorted(found))
+
+
+def with_added(shown: list[tuple[str, str]], paths: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the trees and the added paths, without those inside of others."""
+    more = list(shown)
+    for path in paths:
+        if not any(path == place or path.startswith(place + "/") for _, place in more):
+            more.append((os.path.realpath(path), path))
+    return more
+
+
+def skeleton(parent: str, shown: list[tuple[str, str]]) -> tuple[str, int]:
+    """Return the skeleton directory below `parent` and a descriptor that keeps it from being pruned.
+
+    It is made once per state of the machine.
+
+    Args:
+        parent: A directory of the store.
+        shown: The trees, as `with_added` returns them.
+
+    Raises:
+        OSError: The store or a file cannot be read or written.
+    """
     directory = os.path.join(parent, _key(shown))
-    if os.path.isdir(directory):
-        return directory
+    while True:
+        if not os.path.isdir(directory):
+            _make(parent, directory, shown)
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if is_same_file(lock, directory):
+                return directory, lock
+            os.close(lock)
+
+
+def _make(parent: str, directory: str, shown: list[tuple[str, str]]) -> None:
     os.makedirs(parent, mode=0o700, exist_ok=True)
     building = f"{directory}.{os.getpid()}-{threading.get_ident()}.new"
     shutil.rmtree(building, ignore_errors=True)
@@ -122,19 +159,45 @@ def skeleton(parent: str) -> str:
         shutil.rmtree(building)
         if not os.path.isdir(directory):
             raise
-    return directory
+    prune(parent, keep=directory)
+
+
+def prune(parent: str, keep: str = "") -> int:
+    """Remove the skeletons that no engine uses, and return their number."""
+    removed = 0
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(parent):
+            path = os.path.join(parent, name)
+            if path != keep and "." not in name:
+                removed += _remove_unused(path)
+    return removed
+
+
+def _remove_unused(path: str) -> bool:
+    """Remove a skeleton unless an engine holds its lock."""
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not is_same_file(lock, path):
+            return False
+        # Renamed first: an engine that opens the path now makes a new one.
+        aside = f"{path}.{os.getpid()}-{threading.get_ident()}.old"
+        os.rename(path, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+    except OSError:  # in use, or another process was faster
+        return False
+    finally:
+        os.close(lock)
+    return True
 
 
 def _key(shown: list[tuple[str, str]]) -> str:
-    """What the skeleton depends on, hashed: the trees, and the files of /etc that were copied."""
-    facts = [_VERSION, repr(shown)]
-    for name in _COPIED:
-        try:
-            found = os.stat(f"/etc/{name}")
-        except OSError:
-            continue
-        facts.append(f"{name} {found.st_mtime_ns} {found.st_size}")
-    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
+    """Return a hash of everything that the skeleton depends on."""
+    facts = [_VERSION, repr(shown), *packaged.facts()]
+    return hashlib.sha256("\n".join(facts).encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 
 def _build(top: str, shown: list[tuple[str, str]]) -> None:
@@ -146,18 +209,46 @@ def _build(top: str, shown: list[tuple[str, str]]) -> None:
     for path in _TREES:
         if os.path.islink(path):
             os.symlink(os.readlink(path), os.path.join(top, path.lstrip("/")))
-    for _, place in shown:
-        os.makedirs(os.path.join(top, place.lstrip("/")), exist_ok=True)
-    etc = os.path.join(top, "etc")
-    os.mkdir(etc)
-    for name in _COPIED:
-        _copy(f"/etc/{name}", os.path.join(etc, name))
-    for name, text in _WRITTEN.items():
-        with open(os.path.join(etc, name), "w", encoding="ascii") as file:
-            file.write(text)
+    _fill_etc(os.path.join(top, "etc"), [place for _, place in shown])
+    for source, place in shown:
+        _mount_point(os.path.join(top, place.lstrip("/")), is_directory=os.path.isdir(source))
     for directory, _, _ in os.walk(top):
         if os.path.relpath(directory, top) not in _DIRECTORIES:
             os.chmod(directory, 0o755)
+
+
+def _mount_point(path: str, *, is_directory: bool) -> None:
+    if is_directory:
+        os.makedirs(path, exist_ok=True)
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with contextlib.suppress(FileExistsError), open(path, "xb"):
+        pass
+
+
+def _fill_etc(etc: str, shown: list[str]) -> None:
+    os.makedirs(etc, exist_ok=True)
+    for name in packaged.GENERATED:
+        _copy(f"/etc/{name}", os.path.join(etc, name))
+    for entry in packaged.carried(shown):
+        target = os.path.join(etc, entry.path)
+        if os.path.lexists(target):
+            continue
+        if entry.target is None:
+            _copy_file(f"/etc/{entry.path}", target)
+        else:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.symlink(entry.target, target)
+    for name, text in _WRITTEN.items():
+        with open(os.path.join(etc, name), "w", encoding="ascii") as file:
+            file.write(text)
+
+
+def _copy_file(source: str, target: str) -> None:
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    with contextlib.suppress(FileExistsError, FileNotFoundError):
+        shutil.copyfile(source, target)
+        os.chmod(target, 0o644 | os.stat(source).st_mode & 0o111)
 
 
 def _copy(source: str, target: str) -> None:

@@ -232,7 +232,8 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
         # Not through the id map: of the host's own files a guest's root is nobody's owner, so that what only
         # root may read stays unread, and no lease of theirs keeps a program of the host waiting.
         template = attrs.evolve(layout.layer_source(idmap=False), flags=recursive)
-        trees.append(layout.MountSpec(target=place.lstrip("/"), source=len(sources)))
+        is_file = not os.path.isdir(path)
+        trees.append(layout.MountSpec(target=place.lstrip("/"), source=len(sources), is_file=is_file))
         sources.append((path, template))
     mounts = []
     for place, what in spec.mounts.items():

@@ -93,7 +93,8 @@ def resolve(running: Running, user: str) -> Identity:
     entry = _find(_lines(running, "/etc/passwd"), name, uid, 7)
     if entry is None and uid is None:
         raise NotFound(f"the image has no user {name!r}")
-    gid, home = 0, "/"
+    # The host's image has no user of this number, but a home that every user can write.
+    gid, home = 0, "/home" if running.spec.image.trees else "/"
     if entry is not None:
         uid, gid, home = int(entry[2]), int(entry[3]), entry[5] or "/"
     assert uid is not None
