@@ -127,14 +127,14 @@ def test_frames_of_nothing() -> None:
     assert unpacked(SKIPPABLE) == b""
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.sampled_from([b"", *(magic for magic, _ in inflate._MAGICS), SKIPPABLE]), st.binary(), st.data())
 def test_any_bytes_come_out_or_are_refused(magic: bytes, rest: bytes, data: st.DataObject) -> None:
     packed = magic + rest
     _same_however_cut(packed, data)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(KINDS, st.binary(max_size=200), st.data())
 def test_damage_is_refused_or_harmless(kind: str, content: bytes, data: st.DataObject) -> None:
     packed = bytearray(PACKERS[kind](content))
