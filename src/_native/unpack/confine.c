@@ -1,4 +1,4 @@
-/* Who reads what nobody has read yet keeps one directory, its fds, and the calls that it needs. */
+/* Sandbox for processes that read untrusted archives: one directory, its fds, and a filter of system calls. */
 #include "confine.h"
 #include "unpack.h"
 #include "identity.h"
@@ -83,7 +83,7 @@ lock_to_root (u64 handled, u64 allowed)
   return error < 0 ? error : raw2 (__NR_landlock_restrict_self, rules, 0);
 }
 
-/* Up to the filter, which is the last. */
+/* Apply every restriction but the filter, which comes last. */
 static word
 enclose (int top, const int *kept, u32 count, u64 capabilities)
 {
@@ -110,7 +110,7 @@ word
 pc_confine_to (int top, int socket, int stream, int writes, int landlock)
 {
   int kept[] = { socket, top, stream };
-  /* The lower layers are read by fds that come later: of a writer, all but reading is locked. */
+  /* The fds of the lower layers arrive later, so a writer keeps the right to read. */
   u64 handled = writes ? LANDLOCK_RIGHTS & ~LANDLOCK_READ : LANDLOCK_RIGHTS;
   u64 allowed = writes ? handled & ~(u64) LANDLOCK_EXECUTE : LANDLOCK_READ;
   word error = enclose (top, kept, COUNT (kept), writes ? TO_WRITE : BIT (CAP_DAC_READ_SEARCH));
@@ -139,7 +139,7 @@ pc_join_user (int pidfd)
 {
   word error = raw2 (__NR_setns, pidfd, 0x10000000 /* CLONE_NEWUSER */);
 
-  /* Denied for good where the id map was written without privilege: the guest keeps these groups too. */
+  /* setgroups stays denied where the id map was written without privilege; the guest keeps these groups too. */
   if (error == 0 && (error = raw2 (__NR_setgroups, 0, 0)) == -EPERM)
     error = 0;
   if (error == 0)
@@ -162,7 +162,7 @@ pc_is_of_kernel (int fd)
   };
   i64 found[15] = { 0 };
 
-  /* What cannot be told is none of a guest's files. */
+  /* A file system that cannot be identified is not one of the guest's. */
   if (raw2 (__NR_fstatfs, fd, found) < 0)
     return 1;
   for (u32 i = 0; i < COUNT (kinds); i++)

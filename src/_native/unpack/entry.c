@@ -1,4 +1,4 @@
-/* One entry of an archive becomes a file; what stood in its place goes first. */
+/* Extraction of one archive entry; a file in its place is removed first. */
 #include "unpack.h"
 
 #include <linux/errno.h>
@@ -28,7 +28,7 @@ set_attributes (struct pc_unpack *unpack, const struct pc_tar *tar, int fd, cons
   while (pc_tar_attribute (tar, &at, &key, &value, &size))
     {
       word error = -EOPNOTSUPP;
-      /* Capabilities of no bytes the kernel takes from anybody and gives to nobody. */
+      /* The kernel accepts an empty capability attribute from any user and grants nothing for it. */
       int is_empty = size == 0 && pc_streq (key, "security.capability");
       if (pc_attribute_is_content (key) && !is_empty && (!tame || pc_starts_with (key, "user.")))
         {
@@ -38,8 +38,8 @@ set_attributes (struct pc_unpack *unpack, const struct pc_tar *tar, int fd, cons
           error = fd >= 0 ? raw5 (__NR_fsetxattr, fd, key, value, size, 0)
                           : raw5 (__NR_lsetxattr, name, key, value, size, 0);
         }
-      /* Not kept by this file system, or by this kind of file, or not this user's to give: of ids that this
-         user's namespace does not have the kernel says EINVAL. */
+      /* The file system or kind of file has no such attribute, or this user may not set it; EINVAL stands for
+         ids that the user namespace does not map. */
       if (error == -EOPNOTSUPP || error == -EPERM || (error == -EINVAL && !pc_starts_with (key, "user.")))
         unpack->report.skipped++;
       else if (error < 0)
@@ -62,17 +62,17 @@ give (struct pc_unpack *unpack, int fd, const char *name, const struct pc_tar_en
                      pc_unpack_id (unpack, entry->gid), flags);
   if (error != -EINVAL)
     return error;
-  /* An id that this user's namespace does not have: nobody's. */
+  /* An id outside the user namespace becomes the overflow id. */
   u32 uid = entry->uid > 65535 ? 65534 : (u32) entry->uid;
   u32 gid = entry->gid > 65535 ? 65534 : (u32) entry->gid;
   error = raw5 (__NR_fchownat, dir, path, uid, gid, flags);
   if (error != -EINVAL)
     return error;
-  unpack->report.skipped++; /* a map that has not even nobody */
+  unpack->report.skipped++; /* a map without the overflow id */
   return 0;
 }
 
-/* Owner, attributes, mode, times: in this order, for a change of owner takes set-id bits and capabilities away. */
+/* Set owner, attributes, mode and times in this order: chown clears set-id bits and capabilities. */
 static int
 dress (struct pc_unpack *unpack, const struct pc_tar *tar, const struct pc_tar_entry *entry, int fd,
        const char *name, int set_mode)
@@ -170,7 +170,7 @@ make_file (struct pc_unpack *unpack, struct pc_tar *tar, const struct pc_tar_ent
   return done < 0 ? done : dress (unpack, tar, entry, fd, name, special != 0);
 }
 
-/* What an earlier entry of the same name said of attributes does not hold any more. */
+/* Remove the attributes that an earlier entry of the same name set. */
 static word
 forget_attributes (int parent, const char *name)
 {
@@ -201,7 +201,7 @@ make_directory (struct pc_unpack *unpack, const struct pc_tar *tar, const struct
       error = pc_tree_clear (unpack->parent, name);
       if (error < 0)
         return failed (unpack, PC_UNPACK_REPLACE, error);
-      /* What stood here, a file or a whiteout, had already taken the place of what is below. */
+      /* The removed file or whiteout hid the lower layers already. */
       hides = 1;
       error = sys_mkdirat (unpack->parent, name, 0700);
     }
@@ -215,7 +215,7 @@ make_directory (struct pc_unpack *unpack, const struct pc_tar *tar, const struct
       if (error < 0)
         return failed (unpack, PC_UNPACK_WHITEOUT, error);
     }
-  /* Where a guest looks on, the name may be a link by now. */
+  /* In a running container's tree the guest may have replaced the name by a link. */
   cleanup_fd int fd = -1;
   if (unpack->flags & PC_UNPACK_PLAIN)
     {
@@ -237,7 +237,7 @@ dress_root (struct pc_unpack *unpack, const struct pc_tar *tar, const struct pc_
     return failed (unpack, PC_UNPACK_NAME, 0);
   unpack->root_seen = 1;
   int done = dress (unpack, tar, entry, -1, ".", 1);
-  pc_tree_forget (unpack); /* it may hand its group on from now on */
+  pc_tree_forget (unpack); /* the directory may pass its group on from now on */
   if (done < 0)
     return done;
   word error = pc_tree_note (unpack, "", entry->seconds, entry->nanoseconds, PC_NOTED_NAMED);
@@ -271,12 +271,12 @@ make_other (struct pc_unpack *unpack, const struct pc_tar *tar, const struct pc_
     }
   if (error < 0)
     return failed (unpack, PC_UNPACK_CREATE, error);
-  /* A tree's are born with the mode that they keep: by name, a guest's link could be followed. */
+  /* In a live tree the node is created with its final mode: chmod by name could follow a guest's link. */
   int set_mode = entry->type != PC_TAR_SYMLINK && !(unpack->flags & PC_UNPACK_PLAIN);
   return dress (unpack, tar, entry, -1, name, set_mode);
 }
 
-/* The target as a path of the layer; its directory must be there, links on the way stay inside. */
+/* Resolve a link target within the layer; its directory must exist, links stay inside. */
 static int
 open_target (struct pc_unpack *unpack, const char *link, const char **last)
 {
@@ -329,7 +329,7 @@ make_hard_link (struct pc_unpack *unpack, const struct pc_tar_entry *entry, cons
   error = raw5 (__NR_linkat, dir, last, unpack->parent, name, 0);
   if (error == -EEXIST)
     {
-      /* A file that links to itself would be removed before it is found again. */
+      /* A link to itself would remove its own target. */
       struct statx from, to;
       if (raw5 (__NR_statx, dir, last, AT_SYMLINK_NOFOLLOW_, STATX_INO, &from) == 0
           && raw5 (__NR_statx, unpack->parent, name, AT_SYMLINK_NOFOLLOW_, STATX_INO, &to) == 0
@@ -342,7 +342,7 @@ make_hard_link (struct pc_unpack *unpack, const struct pc_tar_entry *entry, cons
   return error < 0 ? failed (unpack, PC_UNPACK_CREATE, error) : 0;
 }
 
-/* Also by way of a link. */
+/* Also when the path goes through a link. */
 static int
 is_root (const struct pc_unpack *unpack, int dir)
 {

@@ -1,4 +1,4 @@
-/* What an archive left to the layers below it, and what can be set only when everything is in place. */
+/* Completion of a layer against the layers below: implied directories, opaque markers, directory times. */
 #include "unpack.h"
 
 #include <linux/errno.h>
@@ -9,14 +9,14 @@
 
 struct walk
 {
-  int dir;    /* what was found, -ENOENT, or another negative errno */
-  int hidden; /* nothing further below can show through */
+  int dir;    /* an fd, -ENOENT, or another negative errno */
+  int hidden; /* no lower layer is visible through it */
   int hidden_above; /* by one of the directories on the way */
   int other;  /* a file or a link lies on the way */
 };
 
-/* Where the layers were left: what is noted comes in order, mostly one step below the one before.  A walk from
-   the top for each would make a path of 2000 parts a matter of minutes. */
+/* Open directories of the last path in each layer. Noted paths are sorted, mostly one step apart; a walk from the
+   top for each would take minutes for a path of 2000 parts. */
 struct cursor
 {
   char path[PC_TAR_NAME_MOST];
@@ -47,7 +47,7 @@ walk_end (struct walk *walk, int error)
   walk->dir = error;
 }
 
-/* Into the directory `part`. */
+/* Descend into the directory `part`. */
 static void
 walk_step (struct walk *walk, const char *part)
 {
@@ -74,7 +74,7 @@ walk_step (struct walk *walk, const char *part)
   walk->hidden |= next >= 0 && is_opaque (next);
 }
 
-/* The next part of a path, and what follows it. */
+/* Split the next part off a path. */
 static const char *
 cut_part (const char *path, char part[256])
 {
@@ -129,12 +129,12 @@ move_cursor (const struct pc_unpack *unpack, const int *lowers, u32 count, const
   cursor.ready = 1;
 }
 
-/* The directory that shows through at a path: its fd, of the cursor, -ENOENT, or -ELOOP where something else shows. */
+/* Find the visible lower directory at a path: a borrowed fd, -ENOENT, or -ELOOP for another kind of file. */
 static int
 find_below (const struct pc_unpack *unpack, const int *lowers, u32 count, const char *path)
 {
   move_cursor (unpack, lowers, count, path);
-  int hidden = cursor.walks[0].hidden_above; /* what the directory itself hides is below it */
+  int hidden = cursor.walks[0].hidden_above; /* an opaque directory hides its content, not itself */
   for (u32 i = 1; i <= count && !hidden; i++)
     {
       const struct walk *walk = &cursor.walks[i];
@@ -170,7 +170,7 @@ copy_attributes (int from, int to)
   return 0;
 }
 
-/* A directory that no entry named is the one below it, or a common one. */
+/* Copy a directory that no entry named from the layers below, or give it common attributes. */
 static int
 settle_directory (struct pc_unpack *unpack, const int *lowers, u32 count, int dir, const char *path,
                   struct pc_noted *noted)
@@ -195,14 +195,14 @@ settle_directory (struct pc_unpack *unpack, const int *lowers, u32 count, int di
   error = raw2 (__NR_fchmod, dir, found.mode & 07777);
   if (error < 0)
     return pc_unpack_failed (unpack, PC_UNPACK_MODE, error);
-  /* Nobody's time is the beginning of all: the same archive is the same tree, whenever it is unpacked. */
+  /* A fixed time for directories without one, so that equal archives give equal trees. */
   noted->seconds = found.seconds;
   noted->nanoseconds = found.nanoseconds;
   noted->kind = PC_NOTED_NAMED;
   return 0;
 }
 
-/* Whiteouts for all that the layers below have in a directory and this one has not. */
+/* Create whiteouts for names of the lower layers that this directory lacks. */
 static int
 spell_out (struct pc_unpack *unpack, const int *lowers, u32 count, int dir, const char *path)
 {
@@ -232,7 +232,7 @@ spell_out (struct pc_unpack *unpack, const int *lowers, u32 count, int dir, cons
   return 0;
 }
 
-/* The directory that was noted, if it is still one: its parent and last part, and itself opened. */
+/* Open a noted directory, if it still is one, and its parent. */
 static int
 open_noted (const struct pc_unpack *unpack, char *path, int *parent, const char **last)
 {
@@ -250,7 +250,7 @@ open_noted (const struct pc_unpack *unpack, char *path, int *parent, const char 
   return (int) sys_openat (*parent, *last, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
 }
 
-/* overlayfs shows whiteouts, as names of nothing, in directories that it has from one layer alone. */
+/* overlayfs shows whiteouts in directories that exist in one layer only, so they are removed there. */
 static int
 settle_whiteout (const struct pc_unpack *unpack, const int *lowers, u32 count, char *path)
 {
@@ -291,7 +291,7 @@ settle (struct pc_unpack *unpack, const int *lowers, u32 count, struct pc_noted 
   cleanup_fd int dir = open_noted (unpack, path, &parent, &last);
   if (dir < 0 || pc_tree_stat (dir, "", &found) < 0)
     {
-      /* Replaced by a later entry; what it had held may have been meant for where a lower layer's link leads. */
+      /* A later entry replaced the directory; its content may have been meant for the target of a lower link. */
       int strays = noted->kind == PC_NOTED_IMPLIED && find_below (unpack, lowers, count, path) == -ELOOP;
       return strays ? pc_unpack_failed (unpack, PC_UNPACK_BELOW, 0) : 0;
     }
@@ -340,7 +340,7 @@ pc_unpack_finish (struct pc_unpack *unpack, const int *lowers, u32 count)
   for (usize at = 0; error == 0 && (noted = next_noted (unpack, &at)) != NULL;)
     if (noted->kind != PC_NOTED_NAMED)
       error = settle (unpack, lowers, count, noted);
-  /* Of a tree that was not told about, its directory stays as it is. */
+  /* A plain tree without an entry for its root keeps the root's attributes. */
   int settles_root = !unpack->root_seen && !(unpack->flags & PC_UNPACK_PLAIN);
   if (error == 0 && settles_root)
     error = settle_directory (unpack, lowers, count, unpack->top, "", &root.noted);

@@ -1,4 +1,4 @@
-/* Headers of a tar stream, the same bytes for the same entry. */
+/* Writer of reproducible tar headers. */
 #include "header.h"
 #include "wire.h"
 
@@ -61,7 +61,7 @@ static void
 put_octal (u8 *field, u64 value, u32 digits)
 {
   if (!fits_octal (value, digits))
-    value = 0; /* said by an extended header */
+    value = 0; /* an extended header has the value */
   for (u32 i = digits; i-- > 0; value >>= 3)
     field[i] = (u8) ('0' + (value & 7));
 }
@@ -103,7 +103,7 @@ add_number (struct pc_writer *writer, const char *key, u64 value)
   return add_record (writer, "", key, text, pc_decimal (text, value));
 }
 
-/* "-1.5" has its fraction counted towards zero, the kernel's towards the past. */
+/* PAX counts the fraction of a negative time towards zero, the kernel towards the past. */
 static int
 add_time (struct pc_writer *writer, i64 seconds, u32 nanoseconds)
 {

@@ -1,4 +1,4 @@
-/* Write a tar stream: ustar, with PAX records for what that has no room for. */
+/* Writer of a tar stream: ustar, with PAX records for values that ustar cannot hold. */
 #ifndef PC_HEADER_H
 #define PC_HEADER_H
 
@@ -27,7 +27,7 @@ struct pc_writer
 int pc_writer_put (struct pc_writer *writer, const void *data, usize size);
 int pc_writer_pad (struct pc_writer *writer, u64 size);
 int pc_writer_flush (struct pc_writer *writer);
-/* The header of an entry, and before it what ustar cannot say. */
+/* Write an entry's header, preceded by PAX records where ustar cannot hold a value. */
 int pc_writer_entry (struct pc_writer *writer, const struct pc_tar_entry *entry,
                      const struct pc_attribute *attributes, u32 count);
 

@@ -1,4 +1,4 @@
-/* Names in one order, whatever the file system's. */
+/* Sorted directory listings, independent of the file system's order. */
 #include "names.h"
 #include "wire.h"
 
@@ -33,7 +33,7 @@ pc_compare_names (const char *a, const char *b)
   return (int) (u8) *a - (int) (u8) *b;
 }
 
-/* Heap sort: no depth, no memory. */
+/* Heap sort, which needs neither recursion nor memory. */
 static void
 sort_names (char **names, usize count)
 {

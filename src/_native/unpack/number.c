@@ -1,4 +1,4 @@
-/* Numbers of tar headers: each either means what it says or is refused. */
+/* Strict parser of the numbers in tar headers. */
 #include "number.h"
 
 #define MOST (1ull << 62)
@@ -24,7 +24,7 @@ parse_octal (const u8 *field, usize size, u64 *out)
   return 0;
 }
 
-/* Two's complement, the uppermost bit of the first byte set as a mark. */
+/* Two's complement; the top bit of the first byte marks the encoding. */
 static int
 parse_binary (const u8 *field, usize size, i64 *out)
 {

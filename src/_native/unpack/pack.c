@@ -1,4 +1,4 @@
-/* A tree becomes an archive: in one order, without following a link, whatever a guest does to it meanwhile. */
+/* Packer of a tree: sorted, without following links, safe against a guest that changes the tree meanwhile. */
 #include "header.h"
 #include "names.h"
 #include "confine.h"
@@ -19,7 +19,7 @@ struct linked
   u64 inode;
   u32 major;
   u32 minor;
-  u32 next; /* of the same bucket, 0 for none; an offset in the arena, as are the buckets */
+  u32 next; /* next in the bucket as an offset in the arena, 0 for none */
   u32 pad;
   char path[];
 };
@@ -45,7 +45,7 @@ struct pack
   u64 mount;
   u32 uid;
   u32 gid;
-  const char *left_out; /* paths, each with its NUL, an empty one at the end */
+  const char *left_out; /* NUL-terminated paths, an empty one at the end */
 };
 
 static struct pack pack;
@@ -75,7 +75,7 @@ own_id (u32 id)
   return pack.first_id != 0 && id >= pack.first_id && id - pack.first_id < IDS ? id - (u32) pack.first_id : id;
 }
 
-/* A capability set inside of a user namespace carries that namespace's root; what is packed belongs to any. */
+/* Strip the root id from a capability attribute of a user namespace: archives are independent of it. */
 static void
 plain_capability (struct pc_attribute *attribute)
 {
@@ -93,14 +93,14 @@ read_attribute (int fd, const char *key, usize *used)
   usize room = PC_HEADER_ATTRIBUTES - *used;
   word got = raw4 (__NR_fgetxattr, fd, key, value, room);
 
-  /* EINVAL: capabilities of no bytes, which any guest can set and nobody can read. */
+  /* EINVAL: an empty capability attribute, which any guest can set and no user can read. */
   if (got < 0)
     return got == -ENODATA || got == -EOPNOTSUPP || got == -EINVAL ? 0 : (int) got;
   *out = (struct pc_attribute){ key, value, (usize) got };
   if (pc_streq (key, "security.capability"))
     plain_capability (out);
   *used += ((usize) got + 7) / 8 * 8;
-  /* In the order of their names, for a file system may list them in any. */
+  /* Sort by name: file systems list attributes in any order. */
   for (u32 i = pack.attribute_count++; i > 0 && pc_compare_names (pack.attributes[i - 1].name, key) > 0; i--)
     {
       struct pc_attribute held = pack.attributes[i - 1];
@@ -110,7 +110,7 @@ read_attribute (int fd, const char *key, usize *used)
   return 0;
 }
 
-/* Of files and directories: nothing else has what is content. */
+/* Only files and directories have attributes that are content. */
 static int
 read_attributes (int fd)
 {
@@ -124,7 +124,7 @@ read_attributes (int fd)
   for (word at = 0; at < size; at += (word) pc_strlen (pack.attribute_names + at) + 1)
     {
       const char *key = pack.attribute_names + at;
-      /* The ids of an ACL are of this host. */
+      /* The ids in an ACL are host ids. */
       if (!pc_attribute_is_content (key) || pc_starts_with (key, "system.") || pack.attribute_count == ATTRIBUTES_MOST)
         continue;
       int error = read_attribute (fd, key, &used);
@@ -163,7 +163,7 @@ put_entry (const struct statx *found, char type, u64 size, char *link)
   return 0;
 }
 
-/* As many bytes as the header says, whatever becomes of the file. */
+/* Write as many bytes as the header announced, even if the file changes meanwhile. */
 static int
 put_content (int fd, u64 size)
 {
@@ -188,7 +188,7 @@ put_content (int fd, u64 size)
   return pc_writer_pad (&pack.writer, size) < 0 ? output_failed () : 0;
 }
 
-/* The name under which a file of several was packed first, or NULL and it is remembered. */
+/* Return the name under which a file with several links was packed first; NULL if this is the first. */
 static char *
 known_link (const struct statx *found)
 {
@@ -204,7 +204,7 @@ known_link (const struct statx *found)
   usize size = pc_strlen (pack.path) + 1;
   struct linked *fresh = pc_take (&pack.links, sizeof *fresh + size);
   if (fresh == NULL)
-    return NULL; /* packed as a file of its own */
+    return NULL; /* packed as a separate file */
   fresh->inode = found->stx_ino;
   fresh->major = found->stx_dev_major;
   fresh->minor = found->stx_dev_minor;
@@ -220,7 +220,7 @@ put_file (int dir, const char *name)
   struct statx found;
   cleanup_fd int fd = (int) sys_openat (dir, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0);
   if (fd == -ENOENT || fd == -ELOOP)
-    return 0; /* gone, or something else by now */
+    return 0; /* removed or replaced meanwhile */
   word error = fd < 0 ? fd : raw5 (__NR_statx, fd, "", AT_EMPTY_PATH_, STATX_BASIC_STATS, &found);
   if (error < 0)
     return failed (PC_UNPACK_TREE, error);
@@ -254,11 +254,11 @@ put_symlink (int dir, const char *name, const struct statx *found)
   return put_entry (found, PC_TAR_SYMLINK, 0, pack.link);
 }
 
-/* ".wh.name" in the place of name. */
+/* Write the whiteout ".wh.name". */
 static int
 put_whiteout (usize cut, const char *name)
 {
-  struct statx plain = { .stx_mode = S_IFREG | 0644 }; /* when a file went says nothing, and differs each time */
+  struct statx plain = { .stx_mode = S_IFREG | 0644 }; /* no time, for reproducibility */
   char kept[256];
   usize n = pc_strlen (name) + 1;
 
@@ -285,7 +285,7 @@ is_left_out (void)
 
 static int put_directory (int dir, const char *name, const struct statx *found, usize size);
 
-/* A directory that something is mounted on. */
+/* Pack a directory that is a mount point. */
 static int
 put_place (const struct statx *found, usize size)
 {
@@ -310,7 +310,7 @@ put_any (int dir, const char *name, usize cut)
     return failed (PC_UNPACK_TREE, error);
   if (is_left_out ())
     return 0;
-  /* A guest's own file of such a name would hide another from whoever unpacks it. */
+  /* A guest's file of this name would be a whiteout when the layer is unpacked. */
   if ((pack.flags & PC_PACK_WHITEOUTS) && pc_starts_with (name, ".wh."))
     {
       pack.report.skipped++;
@@ -336,7 +336,7 @@ put_any (int dir, const char *name, usize cut)
     case S_IFIFO:
       return put_entry (&found, PC_TAR_FIFO, 0, NULL);
     default:
-      pack.report.skipped++; /* sockets mean nothing without who listens */
+      pack.report.skipped++; /* a socket is useless without its listener */
       return 0;
     }
 }
@@ -372,7 +372,7 @@ put_opaque (int fd, usize size)
   return done;
 }
 
-/* A directory, then what it holds; its path ends at `size`. */
+/* Pack a directory and its content; its path ends at `size`. */
 static int
 put_directory (int dir, const char *name, const struct statx *found, usize size)
 {

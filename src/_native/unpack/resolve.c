@@ -1,5 +1,5 @@
-/* Where a path leads when links lie on it: what is remembered of a directory has to find it again, also once the
-   link is replaced, and has to ask the lower layers for the place itself. */
+/* Resolution of links in a path: a noted directory has to be found again after a link was replaced, and the lower
+   layers are asked for the real path. */
 #include "unpack.h"
 
 #include <linux/errno.h>
@@ -50,7 +50,7 @@ go_up (struct resolving *at)
   return move_to (at, pc_tree_open (at->top, at->size > 0 ? at->done : "."));
 }
 
-/* Put what the link says before the rest. */
+/* Prepend a link's target to the rest. */
 static int
 follow (struct resolving *at, const char *part)
 {
@@ -58,7 +58,7 @@ follow (struct resolving *at, const char *part)
   static char target[2 * PC_TAR_NAME_MOST];
   usize before = at->size;
   int error = append (at, part, pc_strlen (part));
-  /* A link to nothing, or to no directory, is no way. */
+  /* A link has to lead to a directory. */
   cleanup_fd int leads = error < 0 ? error : pc_tree_open (at->top, at->done);
 
   at->size = before;
@@ -82,7 +82,7 @@ follow (struct resolving *at, const char *part)
   return move_to (at, pc_tree_open (at->top, "."));
 }
 
-/* One part: 1 when nothing is there any more, so that no link can follow. */
+/* Resolve one part; return 1 when it does not exist, so that no link can follow. */
 static int
 step (struct resolving *at, const char *part, u32 *links)
 {

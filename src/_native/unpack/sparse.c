@@ -1,4 +1,4 @@
-/* Maps of sparse files: PAX's 0.0, 0.1 and 1.0, and GNU's own. */
+/* Maps of sparse files: PAX 0.0, 0.1 and 1.0, and GNU's old format. */
 #include "number.h"
 #include "stream.h"
 #include "wire.h"
@@ -12,7 +12,7 @@ pc_sparse_add (struct pc_tar *tar, struct pc_sparse *sparse, u64 offset, u64 siz
   return 1;
 }
 
-/* "offset,size,offset,size": PAX's 0.1. */
+/* PAX 0.1: "offset,size,offset,size". */
 static int
 read_listed_map (struct pc_tar *tar, struct pc_sparse *sparse)
 {
@@ -60,7 +60,7 @@ read_line_number (struct pc_tar *tar, u64 *value)
     }
 }
 
-/* Lines at the head of the data, padded to a block: PAX's 1.0. */
+/* PAX 1.0: lines at the head of the data, padded to a block. */
 static int
 read_leading_map (struct pc_tar *tar, struct pc_sparse *sparse)
 {
@@ -93,7 +93,7 @@ read_leading_map (struct pc_tar *tar, struct pc_sparse *sparse)
   return done;
 }
 
-/* Pairs in the header itself and in blocks that follow it: GNU's own. */
+/* Old GNU format: pairs in the header and in blocks after it. */
 int
 pc_sparse_read_header (struct pc_tar *tar, const u8 *block, struct pc_sparse *sparse)
 {
@@ -130,7 +130,7 @@ pc_sparse_read_header (struct pc_tar *tar, const u8 *block, struct pc_sparse *sp
     }
 }
 
-/* Regions in order, within the file, and as many bytes as the archive has. */
+/* Check that the regions are sorted, within the file, and match the bytes in the archive. */
 static int
 check_map (const struct pc_tar *tar, const struct pc_sparse *sparse, u64 stored)
 {

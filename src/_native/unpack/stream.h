@@ -1,10 +1,10 @@
-/* What the reader of headers and that of sparse maps share. */
+/* Interface between the reader of headers and the reader of sparse maps. */
 #ifndef PC_STREAM_H
 #define PC_STREAM_H
 
 #include "tar.h"
 
-/* What the records of an extended header say of sparse files. */
+/* The sparse-file records of an extended header. */
 struct pc_sparse
 {
   u32 major;
@@ -15,12 +15,12 @@ struct pc_sparse
   char *map;
 };
 
-/* Have `wanted` bytes at buffer + start: 1, 0 when the stream ends before the first, or a negated problem. */
+/* Fill the buffer to `wanted` bytes at start: 1, 0 at the end of the stream, or a negated problem. */
 int pc_tar_fill (struct pc_tar *tar, usize wanted);
 int pc_sparse_add (struct pc_tar *tar, struct pc_sparse *sparse, u64 offset, u64 size);
-/* The map that GNU's own header begins. */
+/* Read the map that begins in a header of the old GNU format. */
 int pc_sparse_read_header (struct pc_tar *tar, const u8 *block, struct pc_sparse *sparse);
-/* The map wherever else it stands, checked; the entry then says what the file is. */
+/* Read the map of the other formats, check it, and set the entry's size and regions. */
 int pc_sparse_read (struct pc_tar *tar, struct pc_tar_entry *entry, struct pc_sparse *sparse);
 
 #endif

@@ -1,4 +1,4 @@
-/* Headers and data of a tar stream.  Every number is checked, every buffer has an end; nothing is trusted. */
+/* Reader of untrusted tar streams: every number is checked and every buffer is bounded. */
 #include "tar.h"
 #include "number.h"
 #include "stream.h"
@@ -68,7 +68,7 @@ pc_tar_data (struct pc_tar *tar, u64 most, const u8 **data)
   return (word) there;
 }
 
-/* Pass over what is left of an entry's data, and its padding. */
+/* Skip the rest of an entry's data and its padding. */
 static int
 skip (struct pc_tar *tar)
 {
@@ -127,7 +127,7 @@ is_zero (const u8 *block)
   return 1;
 }
 
-/* The sum of the bytes with blanks for the sum itself; some programs took them as signed. */
+/* Checksum with blanks in its own field; some programs sum signed bytes. */
 static int
 sum_is_right (const u8 *block)
 {
@@ -151,7 +151,7 @@ begin_data (struct pc_tar *tar, u64 size)
   tar->skip = (size + PC_TAR_BLOCK - 1) / PC_TAR_BLOCK * PC_TAR_BLOCK;
 }
 
-/* The data of a header that extends the next one. */
+/* Read the data of an extended header. */
 static int
 read_extension (struct pc_tar *tar, u64 size, void *out, usize most, int problem)
 {
@@ -212,8 +212,8 @@ read_numbers (const u8 *block, struct pc_tar_entry *entry)
   return 1;
 }
 
-/* One "LENGTH KEY=VALUE\n" of an extended header.  Its newline is a NUL afterwards, which is why it reads
-   otherwise when it is read `again`. */
+/* One record "LENGTH KEY=VALUE\n" of an extended header. The first pass replaces its newline by a NUL, which a
+   second pass (`again`) has to expect. */
 struct record
 {
   char *key;
@@ -251,7 +251,7 @@ next_record (u8 *text, usize size, usize *at, struct record *record, int again)
 static int
 is_key (const struct record *record, const char *key, usize size)
 {
-  /* The key still ends with its '=': nothing was written over it. */
+  /* The key still ends with its '='. */
   usize n = (usize) (record->value - record->key) - 1;
   return n == size && memcmp (record->key, key, size) == 0;
 }
@@ -315,7 +315,7 @@ apply_record (struct pc_tar *tar, const struct record *record, struct pc_tar_ent
       return 1;
     }
   if (record->size == 0)
-    return 1; /* an empty value takes back what a global header said; none is kept here */
+    return 1; /* an empty value revokes a global header's; those are not kept */
   if (IS (record, "size"))
     return pc_parse_decimal (record->value, record->size, &entry->stored) < 0 ? -PC_UNPACK_NUMBER : 1;
   if (IS (record, "uid"))
@@ -351,7 +351,7 @@ apply_extended (struct pc_tar *tar, struct pc_tar_entry *entry, struct pc_sparse
       if (more < 0)
         return more;
     }
-  /* Of a file that is not sparse it would be a second name, which other readers do not see. */
+  /* On a file that is not sparse it would be a second name that other readers ignore. */
   if (more == 0 && sparse_name != NULL && sparse->is_sparse && has_data (entry->type))
     entry->name = sparse_name;
   return more < 0 ? more : sparse->pending ? -PC_UNPACK_SPARSE : 1;
@@ -377,7 +377,7 @@ pc_tar_attribute (const struct pc_tar *tar, usize *at, const char **name, const 
   return 0;
 }
 
-/* A header that stands for an entry, with what the headers before it said. */
+/* Parse an entry's header and apply the extended headers before it. */
 static int
 finish_entry (struct pc_tar *tar, const u8 *block, struct pc_tar_entry *entry)
 {
@@ -409,7 +409,7 @@ finish_entry (struct pc_tar *tar, const u8 *block, struct pc_tar_entry *entry)
   if (sparse.is_sparse && has_data (entry->type))
     done = pc_sparse_read (tar, entry, &sparse);
   usize n = pc_strlen (entry->name);
-  /* The mark of a directory before there was a type for it. */
+  /* A trailing slash marked directories before they had a type. */
   if (has_data (entry->type))
     entry->type = entry->type == '\0' && n > 0 && entry->name[n - 1] == '/' ? PC_TAR_DIRECTORY : PC_TAR_FILE;
   return done;
@@ -428,7 +428,7 @@ next_block (struct pc_tar *tar, u8 *block)
   return 1;
 }
 
-/* One block of zeros may end a stream, two do; what else follows one was hidden there. */
+/* Two zero blocks end a stream; data after a single one would be hidden from other readers. */
 static int
 at_end (struct pc_tar *tar, u8 *block)
 {
@@ -458,7 +458,7 @@ pc_tar_next (struct pc_tar *tar, struct pc_tar_entry *entry)
       got = read_numbers (block, entry);
       if (got < 0)
         return got;
-      /* A chain of extensions that extend nothing would be read for ever. */
+      /* Bounds an endless chain of extended headers. */
       if (++extensions > 64)
         return -PC_UNPACK_EXTENDED;
       switch (entry->type)
@@ -475,7 +475,7 @@ pc_tar_next (struct pc_tar *tar, struct pc_tar_entry *entry)
           break;
         case 'g': /* comments of git, names of volumes */
         case 'V':
-          /* Readers differ in whether what came before is for the entry after it. */
+          /* Readers disagree on whether earlier extended headers apply to the entry after it. */
           if (extensions > 1 + globals)
             return -PC_UNPACK_EXTENDED;
           globals++;

@@ -1,4 +1,4 @@
-/* The tar format as a stream: ustar, PAX, GNU, and the four kinds of sparse file. */
+/* Streaming reader of tar: ustar, PAX, GNU, and the four kinds of sparse file. */
 #ifndef PC_TAR_H
 #define PC_TAR_H
 
@@ -10,7 +10,7 @@
 #define PC_TAR_NAME_MOST 4096u
 #define PC_TAR_REGIONS_MOST 65536u
 
-/* Kinds of entries, by the letters of ustar; PC_TAR_FILE stands for all that hold data. */
+/* Entry types by their ustar letters; PC_TAR_FILE covers all types with data. */
 enum pc_tar_type
 {
   PC_TAR_FILE = '0',
@@ -55,8 +55,8 @@ struct pc_tar
   u8 *buffer;
   usize start;
   usize end;
-  u64 skip;  /* bytes of the last entry's data and padding that nobody asked for */
-  u64 left;  /* bytes of the entry's data that can be asked for */
+  u64 skip;  /* unread bytes of the last entry's data and padding */
+  u64 left;  /* unread bytes of the entry's data */
   u8 *extended;
   usize extended_size;
   struct pc_tar_region *regions;
@@ -70,13 +70,13 @@ struct pc_tar
 #define PC_TAR_MEMORY                                                                                         \
   ((usize) PC_TAR_BUFFER + PC_TAR_EXTENDED_MOST + 8 + PC_TAR_REGIONS_MOST * sizeof (struct pc_tar_region))
 void pc_tar_open (struct pc_tar *tar, int fd, void *memory);
-/* The next entry: 1, 0 at the archive's end, or a negated pc_unpack_problem. */
+/* Read the next entry: 1, 0 at the archive's end, or a negated pc_unpack_problem. */
 int pc_tar_next (struct pc_tar *tar, struct pc_tar_entry *entry);
-/* The next bytes of the entry's data, at most `most`: how many, 0 at their end, or a negated problem. */
+/* Read at most `most` bytes of the entry's data: their number, 0 at the end, or a negated problem. */
 word pc_tar_data (struct pc_tar *tar, u64 most, const u8 **data);
-/* Read what follows the archive's end, so that whoever writes it is not left hanging. */
+/* Read the rest of the stream after the archive's end, so that its writer does not block. */
 int pc_tar_drain (struct pc_tar *tar);
-/* The next extended attribute of the entry that was read last: 1 with its name and value, 0 after the last. */
+/* Return the next extended attribute of the last entry: 1 with name and value, 0 after the last. */
 int pc_tar_attribute (const struct pc_tar *tar, usize *at, const char **name, const u8 **value, usize *size);
 
 #endif

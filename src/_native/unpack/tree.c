@@ -1,4 +1,4 @@
-/* Paths of a layer: each is resolved beneath the layer's own directory, links inside of it included. */
+/* Path resolution beneath a layer's directory; links cannot lead out of it. */
 #include "unpack.h"
 #include "../launcher/launcher.h"
 #include "mountapi.h"
@@ -35,7 +35,7 @@ open_by (int top, const char *path, u64 resolve)
   };
   word fd;
   u32 tries = 0;
-  /* EAGAIN: something on this machine was renamed while ".." of a link was resolved. */
+  /* EAGAIN: a concurrent rename made the kernel's resolution of ".." unsafe. */
   do
     fd = sys_openat2 (top, path, &how);
   while (fd == -EAGAIN && ++tries < 100);
@@ -73,7 +73,7 @@ pc_tree_stat (int dir, const char *name, struct pc_stat *out)
   return 0;
 }
 
-/* "/a//./b/" to "a/b". */
+/* Normalize "/a//./b/" to "a/b". */
 static int
 clean (struct pc_unpack *unpack, const char *name)
 {
@@ -110,7 +110,7 @@ is_marker (const char *part)
   return part[0] == '.' && part[1] == 'w' && part[2] == 'h' && part[3] == '.';
 }
 
-/* One directory that no entry named yet, below one that is there. */
+/* Make one implied directory below an existing one. */
 static word
 make_implied (struct pc_unpack *unpack, int above, const char *path, const char *name)
 {
@@ -129,12 +129,12 @@ make_implied (struct pc_unpack *unpack, int above, const char *path, const char 
     error = sys_mkdirat (above, name, hides ? 0755 : PC_IMPLIED_MODE);
   if (error == 0 && hides)
     error = pc_tree_mark_opaque (unpack, above, name, path);
-  /* What stands for a directory that this layer removed takes nothing after it. */
+  /* A directory in the place of a whiteout of this layer hides the lower layers. */
   return error < 0 ? error : pc_tree_note (unpack, path, 0, 0, hides ? PC_NOTED_NAMED : PC_NOTED_IMPLIED);
 }
 
-/* Make what is missing on the way to a directory, one part after the other, each from the one above it: from
-   the top each time, long paths would cost the square of their length. */
+/* Make the missing directories of a path, each relative to the one above: starting at the top each time would make
+   the cost quadratic in the path's length. */
 static int
 make_way (struct pc_unpack *unpack, char *path)
 {
@@ -165,7 +165,7 @@ make_way (struct pc_unpack *unpack, char *path)
   return above < 0 ? pc_unpack_failed (unpack, PC_UNPACK_PARENT, above) : 0;
 }
 
-/* unpack->path from its directory's and its last part. */
+/* Set unpack->path to the directory's path and a last part. */
 static int
 join (struct pc_unpack *unpack, const char **last)
 {
@@ -184,7 +184,7 @@ join (struct pc_unpack *unpack, const char **last)
   return 0;
 }
 
-/* The directory at unpack->asked, made if need be. */
+/* Open the directory at unpack->asked, made if necessary. */
 static int
 open_parent (struct pc_unpack *unpack)
 {
@@ -268,13 +268,13 @@ pc_tree_mark_opaque (struct pc_unpack *unpack, int dir, const char *name, const 
   if (fd < 0)
     return fd;
   word error = raw5 (__NR_fsetxattr, fd, PC_OPAQUE, "y", 1, 0);
-  /* tmpfs before 6.6 keeps no user.*: what is hidden is spelled out, once the lower layers are known. */
+  /* tmpfs before 6.6 has no user.* attributes: whiteouts replace the opaque mark once the lower layers are known. */
   if (error == -EOPNOTSUPP)
     error = pc_tree_note (unpack, path, 0, 0, PC_NOTED_OPAQUE);
   return (int) error;
 }
 
-/* Nothing of the layer that stands there is left in a directory. */
+/* Remove the content that this layer has in a directory. */
 static int
 empty (int dir)
 {
@@ -329,7 +329,7 @@ pc_tree_whiteout (struct pc_unpack *unpack, int dir, const char *name)
     return pc_tree_note (unpack, path, 0, 0, PC_NOTED_WHITEOUT);
   if (error != -EEXIST)
     return (int) error;
-  /* What this layer has is not hidden by its own whiteout, but what lies below a directory of it is. */
+  /* A whiteout does not hide this layer's own entry, but it hides the lower content of its directory. */
   struct pc_stat found = { 0 };
   error = pc_tree_stat (dir, name, &found);
   if (error < 0 || (found.mode & S_IFMT) != S_IFDIR)

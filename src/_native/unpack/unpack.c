@@ -1,4 +1,4 @@
-/* A stream becomes a layer: read, write, report; then wait for the layers below, and finish. */
+/* Unpacking of a layer: read the stream, write the tree, report, then finish on the layers below. */
 #include "unpack.h"
 
 #include <linux/errno.h>
@@ -39,7 +39,7 @@ static int
 count (struct pc_unpack_report *report, const struct pc_tar_entry *entry)
 {
   report->entries++;
-  /* What it seems to be: whoever packs or copies a sparse file reads all of it. */
+  /* Apparent size: a program that copies a sparse file reads all of it. */
   report->bytes += entry->size > entry->stored ? entry->size : entry->stored;
   if (report->entries + report->implied > unpack.max_entries)
     return pc_unpack_failed (&unpack, PC_UNPACK_ENTRIES, 0);
@@ -107,7 +107,7 @@ pc_unpack (int socket, const struct pc_unpack_request *request, int top, int str
   unpack.first_id = request->first_id;
   int landlock = (request->flags & PC_UNPACK_LANDLOCK) != 0;
   word confined = pc_confine_to (top, socket, stream, 1, landlock);
-  /* As one that can be changed through its fd, which the caller may not be able to open. */
+  /* Reopened here, because the caller may lack the right to open it for changes. */
   if (confined == 0)
     confined = sys_openat (AT_FDCWD_, "/", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
   if (confined >= 0)

@@ -1,11 +1,11 @@
-/* What the files of the unpacker share. */
+/* Internal interface of the unpacker. */
 #ifndef PC_UNPACK_H
 #define PC_UNPACK_H
 
 #include "tar.h"
 #include "wire.h"
 
-/* Directories whose times are set last, and those that the archive left out. */
+/* A directory that is completed last: its times are set, or the archive did not name it. */
 struct pc_noted
 {
   i64 seconds;
@@ -30,13 +30,13 @@ struct pc_unpack
   u64 max_entries;
   u32 first_id;
   struct pc_unpack_report report;
-  /* The directory that the last entry went to: archives keep theirs together. */
+  /* The directory of the last entry, kept open because archives group entries by directory. */
   int parent;
-  int parent_shares; /* it hands its group on */
+  int parent_shares; /* set-group-ID directory */
   usize parent_size;
-  char parent_path[PC_TAR_NAME_MOST]; /* no link lies on it */
+  char parent_path[PC_TAR_NAME_MOST]; /* free of links */
   usize asked_size;
-  char asked[PC_TAR_NAME_MOST]; /* the same as the archive has it */
+  char asked[PC_TAR_NAME_MOST]; /* the same path as written in the archive */
   char path[PC_TAR_NAME_MOST];
   u32 root_seen;
   u8 *notes;
@@ -44,7 +44,7 @@ struct pc_unpack
   usize notes_room;
 };
 
-/* The mode of a directory that no entry has named yet. */
+/* The mode of a directory until an entry names it. */
 #define PC_IMPLIED_MODE 01001u
 #define PC_OPAQUE "user.overlay.opaque"
 
@@ -58,25 +58,25 @@ struct pc_stat
   u32 nanoseconds;
 };
 
-/* Remember what went wrong: returns the negated problem. */
+/* Record a problem in the report and return it negated. */
 int pc_unpack_failed (struct pc_unpack *unpack, u32 problem, word error);
 
-/* Make the name a path without links, in unpack->path, and open the directory that it goes to; *last is its last
-   part, "" for the root itself. */
+/* Resolve the name to a path without links in unpack->path and open its directory; *last is the last part, "" for
+   the root. */
 int pc_tree_enter (struct pc_unpack *unpack, const char *name, const char **last);
-/* Forget the directory kept open: it may not be where its name leads any more. */
+/* Close the directory that is kept open, because its name may have changed. */
 void pc_tree_forget (struct pc_unpack *unpack);
-/* An O_PATH fd of a directory below top, links followed inside of it; or a negative errno. */
+/* Open a directory beneath top as O_PATH, following links within it; an fd or a negative errno. */
 int pc_tree_open (int top, const char *path);
-/* The same where no link lies on the path: -ELOOP where one does. */
+/* The same without following links: -ELOOP when the path has one. */
 int pc_tree_open_plain (int top, const char *path);
-/* Replace what links stand for: path has room for PC_TAR_NAME_MOST bytes.  0 or a negative errno. */
+/* Resolve the links of a path in place; it has room for PC_TAR_NAME_MOST bytes. 0 or a negative errno. */
 int pc_tree_resolve (int top, char *path, usize *path_size);
 int pc_tree_stat (int dir, const char *name, struct pc_stat *out);
-/* Make way for something new at name. */
+/* Remove the entry `name`, if there is one. */
 int pc_tree_clear (int dir, const char *name);
-/* Nothing of the lower layers shows in the directory `name` of dir, which is `path` of the layer. */
-/* The directory that is open as the parent hides everything of the layers below. */
+/* Mark the directory `name` of dir, `path` in the layer, as opaque. */
+/* Mark the directory that is open as the parent as opaque. */
 int pc_tree_hide_all (struct pc_unpack *unpack);
 int pc_tree_mark_opaque (struct pc_unpack *unpack, int dir, const char *name, const char *path);
 int pc_tree_whiteout (struct pc_unpack *unpack, int dir, const char *name);
@@ -87,15 +87,15 @@ int pc_starts_with (const char *text, const char *prefix);
    overlayfs reads would change what a container sees. */
 int pc_attribute_is_content (const char *name);
 int pc_unpack_entry (struct pc_unpack *unpack, struct pc_tar *tar, const struct pc_tar_entry *entry);
-/* Directories left out take after those of the lower layers; then the times of all. */
+/* Complete implied directories from the lower layers, then set the times of all. */
 int pc_unpack_finish (struct pc_unpack *unpack, const int *lowers, u32 count);
-/* Keep nothing but these fds and the rights that the work takes; top becomes the root. */
+/* Drop everything but these fds and the rights that the work needs; top becomes the root. */
 word pc_confine_to (int top, int socket, int stream, int writes, int landlock);
 
 _Noreturn void pc_pack (int socket, const struct pc_pack_request *request, int top, int stream);
 _Noreturn void pc_unpack (int socket, const struct pc_unpack_request *request, int top, int stream);
 
-/* An id of the archive, or of a layer below, as it is on the disk. */
+/* Map an id of the archive, or of a lower layer, to its id on disk. */
 static inline u32
 pc_unpack_id (const struct pc_unpack *unpack, u64 id)
 {
