@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pycontain._model.mounts import Bind, Tmpfs
     from pycontain._model.process import CallResult, ExecResult, Usage
     from pycontain._networks.policy import Refused
+    from pycontain._objects.beneath import open_beneath
     from pycontain._objects.container import Container
     from pycontain._objects.egress import Egress
     from pycontain._objects.faults import Partition
@@ -108,6 +109,7 @@ __all__ = [
     "Volume",
     "WorkdirError",
     "Zygote",
+    "open_beneath",
     "run",
 ]
 
@@ -122,6 +124,7 @@ _HOMES = {
     "ExecResult": "_model.process",
     "Usage": "_model.process",
     "Change": "_model.change",
+    "open_beneath": "_objects.beneath",
     "Container": "_objects.container",
     "Egress": "_objects.egress",
     "Endpoint": "_objects.network",

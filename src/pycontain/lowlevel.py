@@ -15,6 +15,7 @@ from enum import IntFlag
 from attrs import frozen
 
 from pycontain._kernel import native
+from pycontain._kernel.hostpath import BENEATH, NO_MAGICLINKS, openat2
 from pycontain._kernel.launcher import Launcher
 from pycontain._kernel.plan import (
     NO_FD,
@@ -56,8 +57,6 @@ __all__ = [
     "steps",
     "unshare",
 ]
-
-_BENEATH, _NO_MAGICLINKS = 0x08, 0x02
 
 
 class Namespace(IntFlag):
@@ -137,7 +136,5 @@ def open_beneath(directory: int, path: str, flags: int = os.O_RDONLY) -> int:
 
     Returns an fd, close-on-exec.  Raises OSError; EXDEV for a way out, ELOOP for a magic link.
     """
-    resolve = _BENEATH | _NO_MAGICLINKS
-    return native.checked(
-        native.lib.pcx_openat2(directory, os.fsencode(path), flags | os.O_CLOEXEC, resolve), path
-    )
+    resolve = BENEATH | NO_MAGICLINKS
+    return openat2(directory, path, flags, resolve)

@@ -106,7 +106,7 @@ def test_spawn_runs_a_plan(launcher: Launcher, tmp_path: Path) -> None:
     (tmp_path / "busybox").chmod(0o755)
     tmp_path.chmod(0o755)
     ours, theirs = native.pair()
-    source = native.checked(native.lib.pcx_open_tree(os.fsencode(tmp_path), 0))
+    source = native.checked(native.lib.pcx_open_tree(-100, os.fsencode(tmp_path), 0))
     read, write = os.pipe2(os.O_CLOEXEC)
     command = lowlevel.encode_exec(
         flags=7,

@@ -125,6 +125,9 @@ CASES = {
     "A05": "modules and processes that an earlier call left answer for a later one",
     "A08": "a descriptor that left the container changes a snapshot afterwards",
     "A09": "an answer that takes many times its size in the caller",
+    "A34": "copies to a host directory in which a guest plants links and swaps names",
+    "A35": "host paths that lead over a link of an earlier guest",
+    "U24": "a caller that reads from a host directory where a guest planted a link",
 }
 
 ELSEWHERE: dict[str, str] = {}

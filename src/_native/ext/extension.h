@@ -72,10 +72,10 @@ void pcx_hear (int launcher, int control, const char *script, size_t script_size
                struct pcx_exchange *out);
 int pcx_shutdown (int socket);
 int pcx_sealed_memory (const char *name, const char *data, size_t size);
-int pcx_open_tree (const char *path, int recursive);
+int pcx_open_tree (int directory, const char *path, int recursive);
 int pcx_clone_mount (const char *type);
 int pcx_mount_device (const char *type, const char *device);
-int pcx_openat2 (int directory, const char *path, uint64_t flags, uint64_t resolve);
+int pcx_openat2 (int directory, const char *path, uint64_t flags, uint64_t resolve, uint64_t mode);
 int pcx_setns (int fd, int type);
 int pcx_unshare (int flags);
 int pcx_pivot_root (const char *new_root);

@@ -53,10 +53,11 @@ pcx_syncfs (int fd)
 }
 
 int
-pcx_open_tree (const char *path, int recursive)
+pcx_open_tree (int directory, const char *path, int recursive)
 {
-  return result_of (syscall (SYS_open_tree, AT_FDCWD, path,
-                             OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (recursive ? RECURSIVE : 0)));
+  return result_of (syscall (SYS_open_tree, directory, path,
+                             OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (recursive ? RECURSIVE : 0)
+                                 | (path[0] == '\0' ? AT_EMPTY_PATH : 0)));
 }
 
 int
@@ -89,9 +90,9 @@ pcx_mount_device (const char *type, const char *device)
 }
 
 int
-pcx_openat2 (int directory, const char *path, uint64_t flags, uint64_t resolve)
+pcx_openat2 (int directory, const char *path, uint64_t flags, uint64_t resolve, uint64_t mode)
 {
-  struct open_how how = { .flags = flags, .resolve = resolve };
+  struct open_how how = { .flags = flags, .mode = mode, .resolve = resolve };
   return result_of (syscall (SYS_openat2, directory, path, &how, sizeof how));
 }
 

@@ -10,14 +10,27 @@
 static char listing[32768] __attribute__ ((aligned (8)));
 static u64 moved;
 
+/* By way of /proc, for the name may be a link by now.  A confined process has no /proc, and no link leads out. */
+static void
+make_writable (int from, const char *name)
+{
+  char path[32] = "/proc/self/fd/";
+  cleanup_fd int fd = (int) sys_openat (from, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+  if (fd < 0)
+    return;
+  pc_decimal (path + 14, (u64) fd);
+  if (raw3 (__NR_fchmodat, AT_FDCWD_, path, 0700) == -ENOENT)
+    raw3 (__NR_fchmodat, from, name, 0700);
+}
+
 static int
 open_directory (int dir, const char *name)
 {
   int fd = (int) sys_openat (dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
   if (fd != -EACCES)
     return fd;
-  /* A guest may take its owner's rights away; a link in its place cannot be followed by NOFOLLOW above. */
-  raw3 (__NR_fchmodat, dir, name, 0700);
+  /* A guest may take its owner's rights away. */
+  make_writable (dir, name);
   return (int) sys_openat (dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
 }
 
@@ -36,7 +49,7 @@ flatten (int from, const char *name, int top)
   word error = raw5 (__NR_renameat2, from, name, top, fresh, 0);
   if (error == -EACCES)
     {
-      raw3 (__NR_fchmodat, from, name, 0700);
+      make_writable (from, name);
       error = raw5 (__NR_renameat2, from, name, top, fresh, 0);
     }
   return (int) error;

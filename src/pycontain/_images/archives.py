@@ -14,7 +14,8 @@ from pycontain._images.layers import LayerBuild
 from pycontain._images.layout import blob_name
 from pycontain._images.told import told_of_path
 from pycontain._images.write import source_date
-from pycontain.errors import DigestMismatch, ImageError, NotFound
+from pycontain._kernel import hostpath
+from pycontain.errors import DigestMismatch, ImageError, NotFound, PathError
 from pycontain.oci import Digest, Manifest, MediaType, Reference
 from pycontain.oci.document import compact
 
@@ -31,16 +32,21 @@ def opened_to_read(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[by
     Raises:
         NotFound: The file does not exist.
         ImageError: The file cannot be opened.
+        PathError: A guest may have made a symbolic link on the path.
     """
     if not isinstance(source, str | os.PathLike):
         yield source
         return
     try:
-        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        # Not to wait for a writer of a pipe that a guest left there.
+        fd = hostpath.open_path(os.fspath(source), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except PathError:
+        raise
     except OSError as error:
         kind = NotFound if isinstance(error, FileNotFoundError) else ImageError
         raise kind(f"cannot open the image archive {os.fspath(source)}: {error.strerror}") from error
     with open(fd, "rb") as file:
+        os.set_blocking(fd, True)
         yield file
 
 
@@ -55,18 +61,16 @@ def replacing(target: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[bytes]]
         yield target
         return
     path = os.fspath(target)
-    building = f"{path}.{os.urandom(4).hex()}.part"
-    try:
-        with told_of_path(path):
-            with open(building, "xb") as file:
+    parent, name = os.path.split(os.path.abspath(path))
+    with told_of_path(path):
+        directory = hostpath.open_directory(parent)
+        try:
+            with hostpath.replaced(directory, name, 0o666) as fd, open(fd, "wb", closefd=False) as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
-            os.replace(building, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(building)
-        raise
+                os.fsync(fd)
+        finally:
+            os.close(directory)
 
 
 @contextlib.contextmanager

@@ -100,7 +100,7 @@ def is_empty_place(directories: Sequence[str], place: str) -> bool:
     for directory in directories:
         top = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fd = int(native.lib.pcx_openat2(top, os.fsencode(place.lstrip("/")), flags, _BENEATH))
+            fd = int(native.lib.pcx_openat2(top, os.fsencode(place.lstrip("/")), flags, _BENEATH, 0))
         finally:
             os.close(top)
         if fd == -errno.ENOENT:

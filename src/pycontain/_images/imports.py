@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from pycontain._images.layers import opened
+from pycontain._images.archives import opened_to_read
 from pycontain._images.library import tag_name
 from pycontain._images.write import (
     Written,
@@ -15,6 +15,7 @@ from pycontain._images.write import (
     now,
     write_layer,
 )
+from pycontain._kernel import hostpath
 from pycontain.oci import Digest, History, ImageConfig, Platform
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def import_archive(store: Store, path: str, tag: str | None) -> Record:
         ImageError: The archive is damaged or exceeds a limit.
     """
     names = [tag_name(tag)] if tag is not None else []
-    with store.pinning() as pins, open(path, "rb") as file:
+    with store.pinning() as pins, opened_to_read(path) as file:
         written = adopt_archive(store, file.read, lambda digest: pins.add("blob", digest))
         return _compose(store, written, names, None)
 
@@ -40,8 +41,13 @@ def import_tree(store: Store, path: str, tag: str | None) -> Record:
     def pin(digest: Digest) -> None:
         pins.add("blob", digest)
 
-    with store.pinning() as pins, opened([path]) as fds:
-        return _compose(store, write_layer(store, archive(store, fds[0]), pin), names, os.path.basename(path))
+    top = hostpath.open_directory(path)
+    try:
+        with store.pinning() as pins:
+            written = write_layer(store, archive(store, top), pin)
+            return _compose(store, written, names, os.path.basename(path))
+    finally:
+        os.close(top)
 
 
 def _compose(store: Store, written: Written, names: list[str], source: str | None) -> Record:

@@ -14,9 +14,9 @@ from pycontain._images.assembly import assembling
 from pycontain._images.blobs import CHUNK, Partial, blob_problem, put_document
 from pycontain._images.inflate import HEAD, compression_of
 from pycontain._images.pull import unpack_blob
-from pycontain._kernel import native
+from pycontain._kernel import hostpath, native
 from pycontain._model.sizes import shown
-from pycontain.errors import DigestMismatch, ImageError, InvalidReference, NotFound
+from pycontain.errors import DigestMismatch, ImageError, InvalidReference, NotFound, PathError
 from pycontain.oci import (
     Descriptor,
     Digest,
@@ -69,7 +69,9 @@ class Layout:
         self._documents = 0
         self._layers: dict[tuple[int, int], Descriptor] = {}
         try:
-            self._top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._top = hostpath.open_directory(directory)
+        except PathError:
+            raise
         except OSError as error:
             raise NotFound(f"cannot open the image directory {directory}: {error.strerror}") from error
 
@@ -89,7 +91,7 @@ class Layout:
             name = os.fsencode(path)
         except UnicodeEncodeError:
             raise ImageError(f"not a file name: {shown(path)}") from None
-        fd = int(native.lib.pcx_openat2(self._top, name, _READ, _IN_ROOT))
+        fd = int(native.lib.pcx_openat2(self._top, name, _READ, _IN_ROOT, 0))
         if fd < 0:
             raise ImageError(f"the archive has no {shown(path)}: {os.strerror(-fd)}")
         if not stat.S_ISREG(os.fstat(fd).st_mode):

@@ -91,7 +91,7 @@ class Source:
     """A mount to hand over: an fd's index, or a path with the device and inode that it must be.
 
     first_id: what the container's 0 is on the disk.  image: what stands at the path is a file system's
-    image, which the caller mounts.
+    image, which the caller mounts.  bind: the path is the caller's, and opened by the rule of hostpath.
     """
 
     fd: int = NO_FD
@@ -102,6 +102,7 @@ class Source:
     attributes: int = 0
     first_id: int = 0
     image: bool = False
+    bind: bool = False
 
 
 @frozen

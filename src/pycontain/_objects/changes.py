@@ -129,9 +129,8 @@ def _forget_below(found: dict[str, Change], directory: str) -> None:
 
 
 def _is_there(lower: int, path: str) -> bool:
-    fd = int(
-        native.lib.pcx_openat2(lower, os.fsencode(path), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, _BENEATH)
-    )
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = int(native.lib.pcx_openat2(lower, os.fsencode(path), flags, _BENEATH, 0))
     if fd < 0:
         return False
     os.close(fd)

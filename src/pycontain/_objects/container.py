@@ -232,7 +232,7 @@ class Container(Lifecycle):
         max_entries: int = 2_000_000,
     ) -> None:
         """Copy a file or tree of the container to the host; how-to/files.md.  PathError, StateError."""
-        from pycontain._objects.copies import copy_out
+        from pycontain._objects.copy_out import copy_out
 
         copy_out(self, src, dst, max_bytes, max_entries)
 

@@ -1,64 +1,52 @@
-"""Files and trees copied into a container and out of it."""
+"""Files and trees copied into a container, and what both directions share."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import secrets
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from attrs import frozen
-
+from pycontain._kernel import hostpath
 from pycontain._kernel.filer import SET_MODE, SET_OWNER, SET_TIMES, Verb
-from pycontain._kernel.transfer import Way, into, out_of
+from pycontain._kernel.transfer import Way, into
 from pycontain._kernel.unpacker import Report
-from pycontain._model.sizes import parse_size
 from pycontain._objects.path import ContainerPath
 from pycontain._runtime.files import new_owner
-from pycontain.errors import LimitError, PathError, PycontainError, path_error
+from pycontain.errors import PathError, PycontainError, path_error
 
 if TYPE_CHECKING:
     from pycontain._objects.container import Container
 
 _CHUNK = 1 << 20
-_EIO, _EFBIG, _ENOTDIR, _EISDIR, _EEXIST = 5, 27, 20, 21, 17
 _HOST_BYTES, _HOST_ENTRIES = 1 << 62, 1 << 40
 """The host's own trees are as large as they are."""
-
-
-@frozen
-class _Bounds:
-    size: int
-    entries: int
 
 
 def _last_name(path: str) -> str:
     return os.path.basename(os.path.normpath(path))
 
 
-def _is_content(path: str) -> bool:
+def is_content(path: str) -> bool:
+    """Return whether the path ends with "/.", for the content of a directory without itself."""
     return path == "." or path.endswith("/.")
 
 
-def _new_name() -> str:
-    return f".pyc-{secrets.token_hex(8)}"
-
-
 @contextlib.contextmanager
-def _told(what: str, path: str = "") -> Iterator[None]:
-    """What the kernel says of the host's paths and of open files, as PathError."""
+def told(what: str, path: str = "") -> Iterator[None]:
+    """Raise OSErrors of the host's paths and of open files as PathError."""
     try:
         yield
     except PycontainError:
         raise
     except OSError as error:
-        raise path_error(what, str(error.filename or path), error.errno or _EIO) from error
+        raise path_error(what, path or str(error.filename or ""), error.errno or errno.EIO) from error
 
 
-def _check(what: str, path: str, report: Report) -> None:
+def check_report(what: str, path: str, report: Report) -> None:
+    """Raise the problem of a report as PathError."""
     if report.problem is None:
         return
     text = f"cannot {what} {path!r}: {report.problem}"
@@ -69,14 +57,15 @@ def _check(what: str, path: str, report: Report) -> None:
     hint = (
         "see max_bytes and max_entries" if "more" in report.problem and "allowed" in report.problem else None
     )
-    raise PathError(text, path=path, errno=report.errno or (_EFBIG if hint else _EIO), hint=hint)
+    raise PathError(text, path=path, errno=report.errno or (errno.EFBIG if hint else errno.EIO), hint=hint)
 
 
-def _carried(carry: Callable[[], Report]) -> Report:
+def carried(carry: Callable[[], Report]) -> Report:
+    """Return the report of a copy.  Raises PathError where one of its two processes died."""
     try:
         return carry()
     except ConnectionError as error:
-        raise PathError("the process at a tree died", errno=_EIO) from error
+        raise PathError("a process that copied the tree died", errno=errno.EIO) from error
 
 
 # ---- in ---------------------------------------------------------------------------------------------------
@@ -91,8 +80,8 @@ def copy_in(
     """See `Container.copy_in`."""
     text = os.fspath(source)
     ids = new_owner(container._awake(), owner)
-    with _told("cannot read"):
-        fd = os.open(text, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    with told("cannot read", text):
+        fd = hostpath.open_path(text, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         kind = stat.S_IFMT(os.fstat(fd).st_mode)
         if kind not in (stat.S_IFDIR, stat.S_IFREG):
@@ -115,27 +104,27 @@ def _place_inside(
     if there.container is not container:
         raise ValueError("the target is a path of another container")
     if there.is_dir():
-        if is_directory and _is_content(source):
+        if is_directory and is_content(source):
             return there
         there = there / (_last_name(os.path.abspath(source)) or "root")
     elif isinstance(target, str) and target.endswith("/") and not is_directory:
-        raise path_error("no directory", target, _ENOTDIR)
+        raise path_error("no directory", target, errno.ENOTDIR)
     if not there.parent.is_dir():
         there.parent.stat()
-        raise path_error("no directory", str(there.parent), _ENOTDIR)
+        raise path_error("no directory", str(there.parent), errno.ENOTDIR)
     if there.exists() and there.is_dir() != is_directory:
-        raise path_error("cannot replace", str(there), _EEXIST)
+        raise path_error("cannot replace", str(there), errno.EEXIST)
     return there
 
 
 def _file_in(fd: int, there: ContainerPath, ids: tuple[int, int]) -> None:
     found = os.fstat(fd)
-    fresh = there.parent / _new_name()
+    fresh = there.parent / hostpath.temporary_name()
     out = fresh._ask(Verb.OPEN, flags=os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=0o600)
     try:
         try:
-            with _told("cannot copy to", str(there)):
-                _copy_bytes(fd, out, _HOST_BYTES, str(there))
+            with told("cannot copy to", str(there)):
+                copy_bytes(fd, out, _HOST_BYTES, str(there))
             times = (*divmod(found.st_atime_ns, 10**9), *divmod(found.st_mtime_ns, 10**9))
             change = SET_OWNER | SET_MODE | SET_TIMES
             mode = stat.S_IMODE(found.st_mode)
@@ -150,7 +139,7 @@ def _file_in(fd: int, there: ContainerPath, ids: tuple[int, int]) -> None:
 
 def _tree_in(container: Container, fd: int, there: ContainerPath, ids: tuple[int, int]) -> None:
     merges = there.is_dir()
-    work = there if merges else there.parent / _new_name()
+    work = there if merges else there.parent / hostpath.temporary_name()
     if not merges:
         work._ask(Verb.MKDIR, mode=0o700)
     try:
@@ -165,8 +154,8 @@ def _tree_in(container: Container, fd: int, there: ContainerPath, ids: tuple[int
                 content=merges,
                 landlock=engine.features.landlock,
             )
-            report = _carried(lambda: into(way, engine._make_janitor, pidfd, ids))
-            _check("copy to", str(there), report)
+            report = carried(lambda: into(way, engine._make_janitor, pidfd, ids))
+            check_report("copy to", str(there), report)
         finally:
             os.close(top)
         if not merges:
@@ -191,154 +180,45 @@ def _forget_inside(path: ContainerPath) -> None:
         path.rmdir()
 
 
-# ---- out --------------------------------------------------------------------------------------------------
+def copy_bytes(fd: int, out: int, most: int, shown: str) -> None:
+    """Copy as many bytes as the file has now, and no more: a guest's may grow for ever.  Holes stay holes.
 
-
-def copy_out(
-    container: Container,
-    source: str | ContainerPath,
-    target: str | os.PathLike[str],
-    max_bytes: int | str,
-    max_entries: int,
-) -> None:
-    """See `Container.copy_out`."""
-    if isinstance(max_entries, bool) or not isinstance(max_entries, int) or max_entries < 1:
-        raise LimitError(f"max_entries is a number of at least 1, not {max_entries!r}")
-    bounds = _Bounds(parse_size(max_bytes), max_entries)
-    here = source if isinstance(source, ContainerPath) else ContainerPath(container, source)
-    if here.container is not container:
-        raise ValueError("the source is a path of another container")
-    fd = here._fd(os.O_RDONLY)
-    try:
-        is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
-        content = is_directory and isinstance(source, str) and _is_content(source)
-        with _told("cannot write", os.fspath(target)):
-            there = _place_outside(here, os.fspath(target), content=content, is_directory=is_directory)
-            if is_directory:
-                _tree_out(container, fd, there, bounds)
-            else:
-                _file_out(fd, there, bounds, str(here))
-    finally:
-        os.close(fd)
-
-
-def _place_outside(here: ContainerPath, target: str, *, content: bool, is_directory: bool) -> str:
-    if os.path.isdir(target):
-        if content:
-            return os.path.abspath(target)
-        name = here.name if here.name not in ("", "..") else "root"
-        target = os.path.join(target, name)
-    elif target.endswith("/") and not is_directory:
-        raise path_error("no directory", target, _ENOTDIR)
-    there = os.path.abspath(target)
-    parent = os.path.dirname(there)
-    if not os.path.isdir(parent):
-        os.stat(parent)
-        raise path_error("no directory", parent, _ENOTDIR)
-    if os.path.lexists(there) and os.path.isdir(there) != is_directory:
-        raise path_error("cannot replace", there, _EEXIST)
-    return there
-
-
-def _file_out(fd: int, there: str, bounds: _Bounds, what: str) -> None:
+    Raises PathError with EFBIG for more than `most` bytes, holes counted; OSError.
+    """
     found = os.fstat(fd)
-    fresh = os.path.join(os.path.dirname(there), _new_name())
-    out = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    if found.st_size > most:
+        raise path_error(f"more than {most} bytes in", shown, errno.EFBIG, "see max_bytes")
+    if found.st_blocks * 512 >= found.st_size:
+        _copy_range(fd, out, found.st_size)
+        return
+    at = 0
+    while (data := _next_data(fd, at, found.st_size)) is not None:
+        start, at = data
+        os.lseek(fd, start, os.SEEK_SET)
+        os.lseek(out, start, os.SEEK_SET)
+        _copy_range(fd, out, at - start)
+    os.ftruncate(out, found.st_size)
+
+
+def _next_data(fd: int, at: int, size: int) -> tuple[int, int] | None:
+    """Return the next range that is no hole; None after the last."""
+    if at >= size:
+        return None
     try:
-        try:
-            _copy_bytes(fd, out, bounds.size, what)
-            os.fchmod(out, found.st_mode & 0o1777)
-            os.utime(out, ns=(found.st_atime_ns, found.st_mtime_ns))
-        finally:
-            os.close(out)
-        os.replace(fresh, there)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(fresh)
+        start = os.lseek(fd, at, os.SEEK_DATA)
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return None
+        if error.errno == errno.EINVAL:  # a file system that does not know its holes
+            return at, size
         raise
+    return (start, min(end, size)) if start < size else None
 
 
-def _copy_bytes(fd: int, out: int, most: int, what: str) -> None:
-    """As many bytes as the file is now, and no more: a guest's may grow for ever."""
-    left = os.fstat(fd).st_size
-    if left > most:
-        raise path_error(f"more than {most} bytes in", what, _EFBIG, "see max_bytes")
-    while left > 0 and (chunk := os.read(fd, min(left, _CHUNK))):
-        left -= len(chunk)
+def _copy_range(fd: int, out: int, size: int) -> None:
+    while size > 0 and (chunk := os.read(fd, min(size, _CHUNK))):
+        size -= len(chunk)
         view = memoryview(chunk)
         while view:
             view = view[os.write(out, view) :]
-
-
-def _tree_out(container: Container, fd: int, there: str, bounds: _Bounds) -> None:
-    # Beside it, not in it: moved as a whole, or not at all.
-    merges = os.path.isdir(there)
-    parent, name = (there if merges else os.path.dirname(there)), _new_name()
-    fresh = os.path.join(parent, name)
-    engine, pidfd = container._engine, container._awake().pidfd
-    os.mkdir(fresh, 0o700)
-    try:
-        top = os.open(fresh, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            way = Way(
-                source=fd,
-                target=top,
-                size=bounds.size,
-                entries=bounds.entries,
-                content=merges,
-                landlock=engine.features.landlock,
-            )
-            report = _carried(lambda: out_of(way, engine._make_janitor, pidfd))
-            _check("copy to", there, report)
-        finally:
-            os.close(top)
-        if merges:
-            _merge(fresh, there)
-        else:
-            os.rename(fresh, there)
-    finally:
-        if os.path.lexists(fresh):
-            _forget_outside(container, parent, name)
-
-
-def _merge(fresh: str, there: str) -> None:
-    """Move what a fresh directory holds into one that is there."""
-    with os.scandir(fresh) as entries:
-        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    for name, is_directory in found:
-        old, new = os.path.join(fresh, name), os.path.join(there, name)
-        if os.path.isdir(new) and not os.path.islink(new) and is_directory:
-            _merge(old, new)
-        elif os.path.lexists(new) and (is_directory or (os.path.isdir(new) and not os.path.islink(new))):
-            raise path_error("cannot replace", new, _EEXIST)
-        else:
-            _move(old, new, is_directory)
-
-
-def _move(old: str, new: str, is_directory: bool) -> None:
-    """A directory that changes its parent is written to, whatever its mode says."""
-    mode = stat.S_IMODE(os.lstat(old).st_mode)
-    times = os.lstat(old)
-    if is_directory and not mode & 0o200:
-        os.chmod(old, mode | 0o200)
-    os.rename(old, new)
-    if is_directory and not mode & 0o200:
-        os.chmod(new, mode)
-    if is_directory:
-        os.utime(new, ns=(times.st_atime_ns, times.st_mtime_ns))
-
-
-def _forget_outside(container: Container, parent: str, name: str) -> None:
-    """With the rights of a launcher: a guest's directories may be of modes that keep their owner out."""
-    with contextlib.suppress(OSError, PycontainError):
-        fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            launcher = container._engine._make_janitor()
-            try:
-                launcher.remove(fd, name)
-            finally:
-                launcher.close()
-        finally:
-            os.close(fd)
-        return
-    shutil.rmtree(os.path.join(parent, name), ignore_errors=True)

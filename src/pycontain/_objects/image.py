@@ -13,7 +13,7 @@ from attrs import evolve, field, frozen
 from pycontain._model.arguments import check_flag, check_given, check_path
 from pycontain._model.sizes import shown
 from pycontain._rootfs import host
-from pycontain.errors import Conflict, ImageError, NotFound
+from pycontain.errors import Conflict, ImageError, NotFound, PathError
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
@@ -244,9 +244,7 @@ class Image:
 
         check_flag("copy", copy)
         check_given("tag", tag)
-        path = os.path.realpath(check_path("source", source))
-        if not os.path.lexists(path):
-            raise NotFound(f"no such image directory or archive: {os.fspath(source)}")
+        path = _real_path(check_path("source", source))
         name = os.path.basename(path) or "rootfs"
         if os.path.isdir(path) and not copy and tag is None:
             return cls(name=name, directories=(path,))
@@ -436,6 +434,20 @@ class Image:
             engine=engine,
             **defaults_of(config),
         )
+
+
+def _real_path(source: str) -> str:
+    """Return the path without links.  Raises NotFound; PathError for a link that a guest may have made."""
+    from pycontain._kernel import hostpath
+
+    try:
+        os.close(hostpath.open_path(source, os.O_PATH))
+    except PathError:
+        raise
+    except OSError as error:
+        raise NotFound(f"no such image directory or archive: {source}: {error.strerror}") from error
+    # From now on it is opened without following any link, whichever a guest puts there.
+    return os.path.realpath(source)
 
 
 def _familiar(names: Sequence[str], digest: Digest) -> str:

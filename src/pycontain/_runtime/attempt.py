@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pycontain._cgroups.group import Group
 from pycontain._cgroups.leaf import Leaf
-from pycontain._kernel import files, native
+from pycontain._kernel import files, hostpath, native
 from pycontain._kernel.plan import OpFlag, Source, request
 from pycontain._runtime.collect import Remains
 from pycontain._runtime.compile import Entrance, Template, template_of
@@ -36,15 +36,24 @@ _HINTS = {
 
 
 def mount_of(path: str, source: Source) -> int:
-    """A detached mount of what stands at a path, or in the image there.  Raises PathError."""
+    """Return a detached mount of the tree at a path, or of the file system image there.  Raises PathError."""
     if source.image:
         from pycontain._volumes.filesystem import mount
 
         return mount(path)
-    fd = int(native.lib.pcx_open_tree(os.fsencode(path), int(bool(source.flags & OpFlag.RECURSIVE))))
-    if fd < 0:
-        raise PathError(f"cannot open {path}: {os.strerror(-fd)}", path=path, errno=-fd)
-    return fd
+    recursive = int(bool(source.flags & OpFlag.RECURSIVE))
+    try:
+        if not source.bind:
+            return native.checked(native.lib.pcx_open_tree(hostpath.AT_FDCWD, os.fsencode(path), recursive))
+        found = hostpath.open_path(path, os.O_PATH)
+        try:
+            return native.checked(native.lib.pcx_open_tree(found, b"", recursive))
+        finally:
+            os.close(found)
+    except PathError:
+        raise
+    except OSError as error:
+        raise PathError(f"cannot open {path}: {error.strerror}", path=path, errno=error.errno or 0) from error
 
 
 class Attempt:

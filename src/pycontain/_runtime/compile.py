@@ -10,6 +10,7 @@ import attrs
 from attrs import field, frozen
 
 from pycontain._images.sealed import first_id_of
+from pycontain._kernel import hostpath
 from pycontain._kernel.native import SECURITY
 from pycontain._kernel.plan import NO_FD, MountAttr, Op, OpFlag, Plan, PlanFlag, Source, request
 from pycontain._model.mounts import Bind, Tmpfs, VolumeMount
@@ -165,13 +166,25 @@ class Template:
 
 
 def described(path: str, source: Source) -> Source:
-    """A source that the launcher opens, which must then be what stands there now."""
+    """Return a source that the launcher opens by its path and refuses unless it is what is there now."""
     try:
-        found = os.stat(path)
+        found = _seen_at(path, by_rule=source.bind)
+    except PathError:
+        raise
     except OSError as error:
         raise PathError(f"cannot open {path}: {error.strerror}", path=path, errno=error.errno or 0) from error
     device = os.major(found.st_dev) << 32 | os.minor(found.st_dev)
     return attrs.evolve(source, path=path, device=device, inode=found.st_ino)
+
+
+def _seen_at(path: str, *, by_rule: bool) -> os.stat_result:
+    if not by_rule:
+        return os.stat(path)
+    fd = hostpath.open_path(path, os.O_PATH)
+    try:
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
 
 
 def known_template(engine: Engine, spec: ContainerSpec) -> Template | None:
@@ -295,6 +308,8 @@ def layer_sources(image: Image, *, idmap: bool, block: int | None = None) -> lis
         if first_id:
             # Of anybody else's ids nothing could be read: rather fail than show it.
             source = attrs.evolve(source, first_id=first_id, flags=source.flags & ~int(OpFlag.IDMAP_OPTIONAL))
+        elif image.manifest is None and not image.trees:
+            source = attrs.evolve(source, bind=True)  # a directory of the caller's, used in place
         found.append((path, source))
     return found
 
@@ -312,7 +327,7 @@ def _bind_source(bind: Bind, recursive: int, privileged: bool) -> Source:
         if not privileged:
             raise UnsupportedError("idmap for a plain user", hint="leave it out: your files are yours inside")
         flags |= OpFlag.IDMAP
-    return Source(flags=int(flags), attributes=int(attributes))
+    return Source(flags=int(flags), attributes=int(attributes), bind=True)
 
 
 def _volume_source(engine: Engine, volume: VolumeMount) -> Source:

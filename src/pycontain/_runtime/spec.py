@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from attrs import evolve, field, fields, frozen
 
+from pycontain._kernel import hostpath
 from pycontain._model.labels import check_name
 from pycontain._model.limits import CgroupLimits
 from pycontain._model.mounts import Bind, Tmpfs, VolumeMount
@@ -20,7 +21,7 @@ from pycontain._model.user import check_user
 from pycontain._objects.image import Image
 from pycontain._runtime.network import Linkage
 from pycontain._security.policy import Rlimits, Security, rlimit_pairs
-from pycontain.errors import Args, LimitError, NotFound
+from pycontain.errors import Args, LimitError, NotFound, PathError, path_error
 
 DEFAULT_MEMORY = 512 << 20
 """Bytes, where neither the argument nor `limits` names them."""
@@ -101,8 +102,8 @@ def command(args: Args | None) -> tuple[str, ...] | None:
 def mount_points(mounts: Mounts | None, tmpfs: TmpfsOption | None) -> dict[str, Mount]:
     """Everything to mount by its place inside.
 
-    Raises NotFound for a missing source, ValueError for a bad place or two mounts at one, LimitError
-    for the size of a tmpfs.
+    Raises NotFound for a missing source, PathError for one behind a link that a guest may have made,
+    ValueError for a bad place or two mounts at one, LimitError for the size of a tmpfs.
     """
     result: dict[str, Mount] = {}
     for place, what in (mounts or {}).items():
@@ -114,9 +115,26 @@ def mount_points(mounts: Mounts | None, tmpfs: TmpfsOption | None) -> dict[str, 
         for place, size in pairs:
             result[_place(place, result)] = size if isinstance(size, Tmpfs) else Tmpfs(size)
     for place, what in result.items():
-        if isinstance(what, Bind) and not os.path.lexists(what.path):
-            raise NotFound(f"nothing to mount at {place}: {what.path} does not exist")
+        if isinstance(what, Bind):
+            _check_source(place, what)
     return result
+
+
+def _check_source(place: str, bind: Bind) -> None:
+    """Check that the source is there, and remember it where guests may write to it."""
+    try:
+        fd = hostpath.open_path(bind.path, os.O_PATH)
+    except PathError:
+        raise
+    except FileNotFoundError:
+        raise NotFound(f"nothing to mount at {place}: {bind.path} does not exist") from None
+    except OSError as error:
+        raise path_error(f"cannot mount at {place}:", bind.path, error.errno or 0) from error
+    try:
+        if not bind.read_only:
+            hostpath.share(fd)
+    finally:
+        os.close(fd)
 
 
 def _place(path: str, taken: Mapping[str, object]) -> str:
