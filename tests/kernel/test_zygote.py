@@ -180,11 +180,20 @@ def test_exception_that_cannot_be_formatted_is_told(zygote: Zygote) -> None:
         zygote.call(wrong)
 
 
-@pytest.mark.parametrize("what", ["object()", "[object]", "(i for i in ())", "type('S', (str,), {})('x')"])
-def test_what_is_no_plain_data_is_refused(zygote: Zygote, what: str) -> None:
-    with pytest.raises(CallError, match="plain data") as caught:
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("object()", "result is of type object: return plain data"),
+        ("{'a': [1, (2, object)]}", "result['a'][1][1] is of type type: return plain data"),
+        ("(i for i in ())", "result is of type generator: return list(value)"),
+        ("type('S', (str,), {})('x')", "result is of type __main__.S: return str(value)"),
+    ],
+)
+def test_result_that_is_no_data_is_refused_with_its_place(zygote: Zygote, what: str, said: str) -> None:
+    with pytest.raises(CallError) as caught:
         zygote.call(eval, what)
     assert caught.value.type_name == "NotPlain"
+    assert said in caught.value.message
 
 
 def test_endless_nesting_is_refused(zygote: Zygote) -> None:
@@ -391,7 +400,7 @@ def test_malformed_imports_are_refused(container: Container, imports: list[str])
 def test_what_cannot_be_sent_is_refused_before_anything_runs(zygote: Zygote) -> None:
     with pytest.raises(TypeError, match="cannot be sent"):
         zygote.call(len, threading.Lock())
-    with pytest.raises(TypeError, match="is a function"):
+    with pytest.raises(TypeError, match="must be callable"):
         zygote.call(3)  # type: ignore[arg-type]
     assert zygote.call(int) == 0
 

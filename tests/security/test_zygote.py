@@ -309,9 +309,9 @@ def hello():
     os.write(0, json.dumps(words).encode())
 {body}
 """
-    from pycontain._objects.zygote import prepare
+    from pycontain._objects.zygote import make
 
     with Container(Image.host()) as container:
         container.exec(["sh", "-c", "cat > /tmp/python; chmod +x /tmp/python"], input=text, check=True)
         with pytest.raises(PycontainError):
-            prepare(container, (), "/tmp/python", timeout=2).call(int)
+            make(container, (), "/tmp/python", timeout=2).call(int)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar, Unpack
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
 from pycontain._model.labels import checked_labels
 from pycontain._model.limits import CgroupLimits
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pycontain._model.change import Change
     from pycontain._objects.path import ContainerPath
     from pycontain._objects.snapshot import Snapshot
-    from pycontain._objects.zygote import CallOptions, Zygote
+    from pycontain._objects.zygote import Zygote
     from pycontain.oci import ContainerConfig
 
 T = TypeVar("T")
@@ -258,15 +258,35 @@ class Container(Lifecycle):
 
     def zygote(self, imports: Sequence[str] = (), *, python: str | None = None) -> Zygote:
         """An interpreter inside that imports these modules once and is forked for each call."""
-        from pycontain._objects.zygote import prepare
+        from pycontain._objects.zygote import make
 
-        return prepare(self, imports, python)
+        made = make(self, imports, python)
+        made.prepare()
+        return made
 
-    def call(self, function: Callable[..., T], *args: Any, **options: Unpack[CallOptions]) -> T:
-        """What the function returns, run in a fork of an interpreter inside: `Zygote.run` says how."""
+    def call(
+        self,
+        function: Callable[..., T],
+        /,
+        *args: Any,
+        timeout: float | timedelta | None = None,
+        limits: CgroupLimits | None = None,
+        max_output: int | str | None = "16M",
+        types: Sequence[type] = (),
+        **keywords: Any,
+    ) -> T:
+        """Return what the function returns, run in a fork of an interpreter inside; see `Zygote.run`."""
         from pycontain._objects.zygote import default
 
-        return default(self).call(function, *args, **options)
+        return default(self).call(
+            function,
+            *args,
+            timeout=timeout,
+            limits=limits,
+            max_output=max_output,
+            types=types,
+            **keywords,
+        )
 
     def diff(self) -> list[Change]:
         """What the guest has added, changed and deleted below its root, in the order of paths.

@@ -7,9 +7,11 @@ import keyword
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from attrs import frozen
 
 from pycontain._kernel import native
 from pycontain._model.process import CallResult, Usage
@@ -18,9 +20,10 @@ from pycontain._objects.call import Invocation
 from pycontain._objects.closing import Closing
 from pycontain._runtime import spec as specs
 from pycontain._runtime.exec import returncode_of
-from pycontain._runtime.fork import ANSWER_ROOM, HEADER, Child, NotBorn, Prepared
+from pycontain._runtime.fork import ANSWER_ROOM, HEADER, Child, Late, NotBorn, Prepared
 from pycontain._runtime.streams import Ending, Pump
-from pycontain._zygote import codec, ship
+from pycontain._zygote import classes, ship
+from pycontain._zygote.source import Malformed, Source, TooLarge, printable
 from pycontain.errors import CallError, CommandFailed, CommandTimeout, StateError
 
 if TYPE_CHECKING:
@@ -31,16 +34,34 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class CallOptions(TypedDict, total=False):
-    """The options of a call that `Container.call` passes on."""
-
-    timeout: float | timedelta | None
-    limits: CgroupLimits | None
-    max_output: int | str | None
-
-
 _TRIES = 3
 """Children for one call, where one is gone before it took it; a call that was taken is never repeated."""
+
+
+@frozen
+class CallOptions:
+    """The options of a call, checked: seconds, limits, bytes and classes."""
+
+    seconds: float | None
+    limits: CgroupLimits | None
+    cap: int | None
+    types: tuple[type, ...]
+
+    @classmethod
+    def of(
+        cls,
+        timeout: float | timedelta | None,
+        limits: CgroupLimits | None,
+        max_output: int | str | None,
+        types: Sequence[type],
+    ) -> CallOptions:
+        """Check the options of a call.  Raises ValueError, TypeError, LimitError."""
+        return cls(
+            None if timeout is None else parse_duration(timeout),
+            specs.checked_limits(limits),
+            parse_cap(max_output),
+            tuple(types),
+        )
 
 
 class Zygote(Closing):
@@ -67,43 +88,80 @@ class Zygote(Closing):
         self._lock = threading.RLock()
         # Where no cgroup tells two calls apart, ending one ends what runs beside it: nothing does.
         self._alone = threading.RLock()
-        self._get()
 
     def call(
         self,
         function: Callable[..., T],
+        /,
         *args: Any,
         timeout: float | timedelta | None = None,
         limits: CgroupLimits | None = None,
         max_output: int | str | None = "16M",
+        types: Sequence[type] = (),
+        **keywords: Any,
     ) -> T:
-        """What the function returns; `run` says what it takes and raises."""
-        return self.run(function, *args, timeout=timeout, limits=limits, max_output=max_output).value
+        """Return what the function returns; see `run`."""
+        options = CallOptions.of(timeout, limits, max_output, types)
+        return self._run(function, args, keywords, options).value
 
     def run(
         self,
         function: Callable[..., T],
+        /,
         *args: Any,
         timeout: float | timedelta | None = None,
         limits: CgroupLimits | None = None,
         max_output: int | str | None = "16M",
+        types: Sequence[type] = (),
+        **keywords: Any,
     ) -> CallResult[T]:
-        """Call the function inside, with what it wrote and used.
+        """Call the function inside, and return its result with what it wrote and used.
 
-        function, args: anything that cloudpickle takes; the function's own module goes along where it is no
-        installed one.  What it returns is plain data: None, bool, int, float, complex, str, bytes,
-        bytearray, and list, tuple, dict, set, frozenset of these.  timeout: seconds until every process of
-        the call is killed.  limits: for this call alone.  max_output: bytes of stdout, stderr and the
-        encoded result each.
+        The result is data, never unpickled: numbers, texts, bytes, containers, dates and times, Decimal,
+        Fraction, UUID, paths, exceptions, arrays and scalars of numpy, Series, DataFrame and Index of pandas,
+        and namedtuples, dataclasses, attrs classes and enumerations of this process (see `types`).
 
-        Raises CallError for what the function raised and for a result that is no plain data, CommandTimeout,
-        CommandFailed with its `reason` where the process died, TypeError for what cannot be sent, StateError.
+        Args:
+            function: Anything that cloudpickle takes; its module is sent with it unless that is installed.
+            *args: Positional arguments of the function.
+            timeout: Seconds until every process of the call is killed; starting the interpreter counts.
+            limits: Limits of this call only.
+            max_output: Bytes of stdout, of stderr and of the encoded result.  In memory the result takes ten
+                times as many at most.
+            types: Further classes that the result may have objects of.  Those of the function's module and
+                those of the arguments and their modules are known without.
+            **keywords: Keyword arguments of the function.  One that has the name of an option is passed by
+                functools.partial.
+
+        Raises:
+            CallError: The function raised, or its result is no data.
+            CommandTimeout: The time is over.
+            CommandFailed: The process died; `reason` says why.
+            TypeError: The call cannot be sent.
+            StateError: The container or the zygote has ended.
         """
-        seconds = None if timeout is None else parse_duration(timeout)
-        cap = parse_cap(max_output)
-        checked = specs.checked_limits(limits)
-        call = ship.payload(function, args)
-        return _Run(self, _name(function), call, seconds, cap).go(checked)
+        options = CallOptions.of(timeout, limits, max_output, types)
+        return self._run(function, args, keywords, options)
+
+    def prepare(self) -> None:
+        """Start the interpreter and wait until it has imported.  Idempotent.
+
+        Raises:
+            CallError: An import raised, or the interpreter was not ready within the zygote's timeout.
+        """
+        self._get(_Clock("zygote", None))
+
+    def _run(
+        self,
+        function: Callable[..., T],
+        args: tuple[Any, ...],
+        keywords: dict[str, Any],
+        options: CallOptions,
+    ) -> CallResult[T]:
+        clock = _Clock(_name(function), options.seconds)
+        known = classes.collect(function, (*args, *keywords.values()), options.types)
+        call = ship.payload(function, args, keywords, [one.name for one in known])
+        return _Run(self, clock, call, options.cap, known).go(options.limits)
 
     def close(self) -> None:
         """End the interpreter; calls under way end with it.  Idempotent."""
@@ -113,9 +171,9 @@ class Zygote(Closing):
         if prepared is not None:
             prepared.discard()
 
-    def _get(self) -> Prepared:
-        """The interpreter, prepared anew where it is gone.  Raises StateError."""
-        with self._lock:
+    def _get(self, clock: _Clock) -> Prepared:
+        """Return the interpreter, prepared anew where it is gone.  Raises StateError, CommandTimeout."""
+        with clock.holding(self._lock):
             running = self._awake()
             if self._closed:
                 raise StateError("the zygote is closed")
@@ -124,33 +182,87 @@ class Zygote(Closing):
                 if prepared is not None:
                     prepared.discard()
                 self._prepared = None
-                command = self._what.resolve(running)
-                self._prepared = prepared = Prepared.start(running, command, self._imports, self._seconds)
+                self._prepared = prepared = self._start(running, clock)
             return prepared
+
+    def _start(self, running: Running, clock: _Clock) -> Prepared:
+        """Start the interpreter, before the end of the call and of the zygote's own time for it."""
+        command = self._what.resolve(running)
+        own = None if self._seconds is None else time.monotonic() + self._seconds
+        ends = [one for one in (own, clock.deadline) if one is not None]
+        try:
+            return Prepared.start(running, command, self._imports, min(ends, default=None))
+        except Late as error:
+            if clock.is_over():
+                raise clock.timed_out() from None
+            raise CallError(
+                "TimeoutError",
+                "the interpreter was not prepared in time",
+                str(error),
+                hint="pass a longer timeout= to zygote()",
+            ) from None
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
         return f"<Zygote {state} imports={list(self._imports)!r}>"
 
 
+class _Clock:
+    """The time of one call, from before its interpreter is there."""
+
+    def __init__(self, name: str, seconds: float | None) -> None:
+        self.name = name
+        self.seconds = seconds
+        self.begun = time.perf_counter()
+        self.deadline = None if seconds is None else time.monotonic() + seconds
+
+    def left(self) -> float | None:
+        """Seconds that are left, 0.001 at least; None without a timeout."""
+        return None if self.deadline is None else max(0.001, self.deadline - time.monotonic())
+
+    def is_over(self) -> bool:
+        """Tell whether the time has passed."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def timed_out(self) -> CommandTimeout:
+        """The error of a call that never ran."""
+        assert self.seconds is not None
+        usage = Usage(wall=time.perf_counter() - self.begun, cpu_user=0.0, cpu_system=0.0)
+        return CommandTimeout(self.name, self.seconds, "", "", usage=usage)
+
+    @contextlib.contextmanager
+    def holding(self, lock: threading.RLock) -> Iterator[None]:
+        """Hold a lock that another call may hold for longer than this one has.  Raises CommandTimeout."""
+        left = self.left()
+        # A wait of a lock is bounded: longer ones are no timeout that any test of a caller can meet.
+        if not lock.acquire(timeout=-1 if left is None else min(left, threading.TIMEOUT_MAX)):
+            raise self.timed_out()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
 class _Run:
-    """One call, from a child that takes it to what became of it."""
+    """One call, from a child that takes it to its result."""
 
     def __init__(
-        self, zygote: Zygote, name: str, call: bytes, seconds: float | None, cap: int | None
+        self, zygote: Zygote, clock: _Clock, call: bytes, cap: int | None, known: tuple[classes.Known, ...]
     ) -> None:
         self._zygote = zygote
-        self._name = name
+        self._clock = clock
+        self._name = clock.name
         self._most = ANSWER_ROOM if cap is None else min(cap, ANSWER_ROOM)
         self._data = HEADER.pack(self._most, len(call)) + call
-        self._seconds = seconds
+        self._seconds = clock.seconds
         self._cap = cap
-        self._begun = time.perf_counter()
+        self._known = known
+        self._begun = clock.begun
 
     def go(self, limits: CgroupLimits | None) -> CallResult[Any]:
         for _ in range(_TRIES):
-            prepared = self._zygote._get()
-            guard = contextlib.nullcontext() if prepared.apart else self._zygote._alone
+            prepared = self._zygote._get(self._clock)
+            guard = contextlib.nullcontext() if prepared.apart else self._clock.holding(self._zygote._alone)
             with guard:
                 try:
                     return self._in(prepared, prepared.take(limits))
@@ -159,12 +271,10 @@ class _Run:
                         prepared.discard()
                 except BrokenPipeError:
                     pass  # the zygote is gone, as the next look tells
-        raise StateError(f"the call of {self._name} was not taken: something inside kills what waits for it")
-
-    def _left(self) -> float | None:
-        if self._seconds is None:
-            return None
-        return max(0.001, self._seconds - (time.perf_counter() - self._begun))
+        raise StateError(
+            f"the call of {self._name} was not taken",
+            hint="end the processes inside that kill the ones that wait for calls",
+        )
 
     def _in(self, prepared: Prepared, child: Child) -> CallResult[Any]:
         execution = child.execution
@@ -174,38 +284,35 @@ class _Run:
             execution.begun = self._begun
             execution.timings = {"fork": time.perf_counter() - self._begun}
             try:
-                with Pump(execution, child.plumbing, self._data, self._left(), self._cap) as pump:
+                with Pump(execution, child.plumbing, self._data, self._clock.left(), self._cap) as pump:
                     ending = pump.run()
                     outputs = [pump.output(at).decode("utf-8", "replace") for at in (1, 2)]
                     record = pump.record
             except StateError:
-                if child.read_answer(0)[0] and not prepared.running.dead:
+                if child.is_taken() and not prepared.running.dead:
                     raise StateError(f"the zygote was ended while it ran {self._name}") from None
                 if prepared.running.dead:
                     raise
                 raise NotBorn("gone") from None
-            taken, answer = child.read_answer(self._most)
-            if ending == "exit" and not taken:
+            if ending == "exit" and not child.is_taken():
                 raise NotBorn("gone")
             if record is None and ending != "exit":
-                prepared.discard()  # nobody told of the end of what was killed
-            return self._result(child, ending, record, outputs, answer)
+                prepared.discard()  # nothing reported the end of what was killed
+            return self._result(child, ending, record, outputs)
         finally:
             child.abandon()
             prepared.fork_ahead()
 
     def _wait(self, child: Child) -> None:
-        left = self._left()
         try:
-            child.wait_started(left)
+            child.wait_started(self._clock.left())
         except NotBorn as error:
-            if self._seconds is not None and self._left() == 0.001 and str(error) == "late":
-                usage = Usage(wall=time.perf_counter() - self._begun, cpu_user=0.0, cpu_system=0.0)
-                raise CommandTimeout(self._name, self._seconds, "", "", usage=usage) from None
+            if self._clock.is_over() and str(error) == "late":
+                raise self._clock.timed_out() from None
             raise
 
     def _result(
-        self, child: Child, ending: Ending, record: native.Record | None, outputs: list[str], answer: bytes
+        self, child: Child, ending: Ending, record: native.Record | None, outputs: list[str]
     ) -> CallResult[Any]:
         execution = child.execution
         counters = execution.finish()
@@ -217,9 +324,10 @@ class _Run:
             raise CommandTimeout(self._name, self._seconds, out, err, usage=usage)
         returncode = returncode_of(record.value) if record is not None else -9
         reason = "output" if ending == "output" else execution.reason(returncode, counters)
-        if ending == "output" or returncode < 0 or (returncode and not answer):
+        answer = child.read_answer(self._most)  # after the cgroup's last process is gone
+        if ending == "output" or returncode < 0 or (returncode and not answer.size):
             raise CommandFailed(self._name, returncode, out, err, reason=reason, usage=usage)
-        kind, *parts = _read(answer)
+        kind, *parts = self._read(answer)
         if kind != "=":
             type_name, message, trace = parts
             hint = _HINTS.get(type_name)
@@ -230,6 +338,20 @@ class _Run:
             value=parts[0], stdout=out, stderr=err, reason=reason, usage=usage, timings=execution.timings
         )
 
+    def _read(self, answer: Source) -> list[Any]:
+        """Return the answer's parts, the guest's words made fit for a terminal."""
+        if not answer.size:
+            return ["!", "EOFError", "the process ended before its function returned", ""]
+        from pycontain._zygote import codec  # with a dozen modules of the standard library, on first use
+
+        try:
+            parts = codec.decode(answer, max(self._most * codec.BUDGET, codec.LEAST_BUDGET), self._known)
+        except TooLarge as error:
+            return ["!", "OverflowError", f"{error}: raise max_output, or return an array", ""]
+        except Malformed as error:
+            return ["!", "Malformed", f"the answer cannot be read: {error}", ""]
+        return parts if parts[0] == "=" else ["!", *map(printable, parts[1:])]
+
 
 _HINTS = {
     "ModuleNotFoundError": "the image lacks it; own modules beside the function's are sent after "
@@ -237,22 +359,11 @@ _HINTS = {
 }
 
 
-def _read(answer: bytes) -> list[Any]:
-    """The answer's parts, the guest's words made fit for a terminal."""
-    if not answer:
-        return ["!", "EOFError", "the process ended before its function returned", ""]
-    try:
-        parts = codec.decode(answer)
-    except codec.Malformed as error:
-        return ["!", "Malformed", f"the answer cannot be read: {error}", ""]
-    return parts if parts[0] == "=" else ["!", *map(codec.printable, parts[1:])]
-
-
 def _name(function: Callable[..., Any]) -> str:
     return str(getattr(function, "__qualname__", None) or type(function).__qualname__)
 
 
-def prepare(
+def make(
     container: Container,
     imports: Sequence[str],
     python: str | None,
@@ -261,7 +372,12 @@ def prepare(
     workdir: str | None = None,
     timeout: float | timedelta | None = None,
 ) -> Zygote:
-    """What `Container.zygote` does."""
+    """Return a zygote whose interpreter is started by its first call or by `Zygote.prepare`.
+
+    Raises:
+        TypeError: `imports` is no sequence of names.
+        ValueError: A name is none of a module.
+    """
     if isinstance(imports, str):
         raise TypeError(f"imports are names of modules in a sequence, not {imports!r}")
     for name in imports:
@@ -270,21 +386,21 @@ def prepare(
         ):
             raise ValueError(f"no name of a module: {name!r}")
     own = sys.executable if container.spec.image.name == "host" else "python3"
-    argv = (python or own, "-c", ship.program())
+    # Isolated: nothing that a guest writes to is a module before the program adds the packages to its path.
+    argv = (python or own, "-I", "-S", "-c", ship.program())
     what = Invocation.of(argv, False, env, workdir, user, None)
     seconds = None if timeout is None else parse_duration(timeout)
     return Zygote(container._awake, imports, what, seconds)
 
 
-_DEFAULTS = threading.Lock()
-
-
 def default(container: Container) -> Zygote:
     """The zygote of `Container.call`: no imports, made on first use, the same until the container ends."""
     running = container._awake()
-    with _DEFAULTS:
-        if running.zygote is None:
-            running.zygote = prepare(container, (), None)
-        found = running.zygote
+    if running.zygote is None:
+        made = make(container, (), None)
+        with running.lock:
+            if running.zygote is None:
+                running.zygote = made
+    found = running.zygote
     assert isinstance(found, Zygote)
     return found

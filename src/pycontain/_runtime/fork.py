@@ -19,7 +19,7 @@ from pycontain._kernel import native
 from pycontain._runtime.exec import Command, Execution, start_failure
 from pycontain._runtime.streams import PIPE, Plumbing
 from pycontain._zygote import ship
-from pycontain._zygote.codec import printable
+from pycontain._zygote.source import Source, printable
 from pycontain.errors import CallError, StartError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -36,8 +36,15 @@ ANSWER_ROOM = 1 << 28
 _START_PATIENCE = 30.0
 """Seconds in which a fork has to be there: a zygote that is stopped is replaced."""
 
+_HELLO_PATIENCE = 10.0
+"""Seconds in which an interpreter without a deadline has to say its version.  Imports may take any time."""
+
 _LONGEST_MESSAGE = 1 << 20
 _SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+
+
+class Late(Exception):
+    """An interpreter that was not prepared in time; its message is what it wrote meanwhile."""
 
 
 class NotBorn(Exception):
@@ -98,10 +105,14 @@ class Child:
                 raise NotBorn("not in its cgroup")
         self.started = True
 
-    def read_answer(self, most: int) -> tuple[bool, bytes]:
-        """Did it take its call, and what it answered: nothing where that is more than `most` bytes."""
-        taken, size = HEADER.unpack(os.pread(self.answer, HEADER.size, 0))
-        return bool(taken), os.pread(self.answer, size, HEADER.size) if size <= most else b""
+    def is_taken(self) -> bool:
+        """Tell whether it took its call."""
+        return bool(HEADER.unpack(os.pread(self.answer, HEADER.size, 0))[0])
+
+    def read_answer(self, most: int) -> Source:
+        """Return its answer; nothing where it has none, or one of more than `most` bytes."""
+        _, size = HEADER.unpack(os.pread(self.answer, HEADER.size, 0))
+        return Source(self.answer, HEADER.size, size if size <= most else 0)
 
     def close(self) -> None:
         """Our ends; a child that waits ends by that.  Idempotent."""
@@ -140,14 +151,23 @@ class Prepared:
 
     @classmethod
     def start(
-        cls, running: Running, command: Command, imports: Sequence[str], seconds: float | None
+        cls, running: Running, command: Command, imports: Sequence[str], deadline: float | None
     ) -> Prepared:
         """Start it and wait until it has imported.
 
-        Raises CallError for what an import raised and for the deadline, UnsupportedError for an interpreter
-        of another version, StartError, StateError.
+        Args:
+            running: The container.
+            command: The interpreter and its arguments.
+            imports: Modules to import.
+            deadline: The moment of time.monotonic() by which it is ready, None without one.
+
+        Raises:
+            CallError: An import raised, or the interpreter ended.
+            Late: The deadline has passed, or nothing was said for 10 seconds without one.
+            UnsupportedError: The interpreter is of another version.
+            StartError: It cannot be started.
+            StateError: The container has ended.
         """
-        deadline = None if seconds is None else time.monotonic() + seconds
         code = ship.reader()
         ours, theirs = native.pair()
         errors, errors_inside = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -293,15 +313,16 @@ def _answer_file() -> int:
 def _converse(
     prepared: Prepared, imports: Sequence[str], code: bytes, errors: int, deadline: float | None
 ) -> None:
-    """Hear who it is, tell it what to import, hear that it did."""
-    hello = _hear(prepared, errors, deadline)
+    """Receive its version, send it what to import, and wait until it did."""
+    soon = time.monotonic() + _HELLO_PATIENCE if deadline is None else deadline
+    hello = _receive(prepared, errors, soon)
     _check_version(hello)
     shipped = native.sealed("pycontain-reader", code)
     try:
         native.send(prepared.control, json.dumps({"imports": list(imports)}).encode(), [shipped])
     finally:
         os.close(shipped)
-    answer = _hear(prepared, errors, deadline)
+    answer = _receive(prepared, errors, deadline)
     error = answer.get("error")
     if isinstance(error, list) and len(error) == 3 and all(isinstance(part, str) for part in error):
         kind, message, trace = map(printable, error)
@@ -310,13 +331,13 @@ def _converse(
         raise CallError("ProtocolError", "the interpreter inside said something unexpected")
 
 
-def _hear(prepared: Prepared, errors: int, deadline: float | None) -> dict[str, Any]:
-    """The next message of a guest.  Raises CallError where none comes, and what the start failed with."""
+def _receive(prepared: Prepared, errors: int, deadline: float | None) -> dict[str, Any]:
+    """Return the next message of a guest.  Raises Late, CallError, and what the start failed with."""
     patience = None if deadline is None else max(0.0, deadline - time.monotonic())
     poll = select.poll()
     poll.register(prepared.control, select.POLLIN)
     if not poll.poll(None if patience is None else patience * 1000):
-        raise CallError("TimeoutError", "the interpreter was not prepared in time", _words(errors))
+        raise Late(_words(errors))
     try:
         text = os.read(prepared.control, _LONGEST_MESSAGE)
     except ConnectionResetError:
@@ -325,7 +346,7 @@ def _hear(prepared: Prepared, errors: int, deadline: float | None) -> dict[str, 
         _raise_end(prepared, errors)
     try:
         message = json.loads(text)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, MemoryError):
         message = None
     return message if isinstance(message, dict) else {}
 

@@ -14,7 +14,6 @@ import importlib.util
 import io
 import json
 import marshal
-import math
 import os
 import pickle
 import select
@@ -36,47 +35,9 @@ FAILED, STARTED, EXITED = 2, 3, 4
 RECORD = struct.Struct("<IIiiiI3Q")
 HEADER = struct.Struct("<QQ")
 TAKEN = 1
-TAGS: dict[type, str] = {list: "l", tuple: "t", set: "s", frozenset: "f"}
-DEEPEST = 100
-WIDEST_INTEGER = 1 << 20
 LONGEST_TEXT = 1 << 18
-EXACT = 1 << 63
-
-
-class NotPlain(TypeError):
-    """A result that is no plain data."""
-
-
-def packed(value: Any, depth: int = 0) -> Any:
-    """A value as JSON of scalars and tagged arrays; codec.py of pycontain is its reader."""
-    kind = type(value)
-    if value is None or kind is bool or kind is str:
-        return value
-    if kind is int:
-        return _integer(value)
-    if kind is float:
-        return value if math.isfinite(value) else ["n", repr(value)]
-    if kind is complex:
-        return ["c", packed(value.real), packed(value.imag)]
-    if kind is bytes or kind is bytearray:
-        return ["b" if kind is bytes else "a", value.hex()]
-    if depth >= DEEPEST:
-        raise NotPlain(f"the result is nested deeper than {DEEPEST}")
-    tag = TAGS.get(kind)
-    if tag is not None:
-        return [tag, *[packed(one, depth + 1) for one in value]]
-    if kind is dict:
-        return ["d", *[packed(one, depth + 1) for pair in value.items() for one in pair]]
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    raise NotPlain(f"the result holds a {name}: return plain data (numpy arrays by .tolist())")
-
-
-def _integer(value: int) -> Any:
-    if -EXACT <= value < EXACT:
-        return value
-    if value.bit_length() > WIDEST_INTEGER:
-        raise NotPlain(f"the result holds an integer of {value.bit_length()} bits")
-    return ["i", f"{value:x}"]
+PARTS = "_pycontain_call"
+"""The package as which the writer of answers is installed (ship.py)."""
 
 
 def told(error: BaseException) -> list[str]:
@@ -135,6 +96,7 @@ class Zygote:
             with open(fds[0], "rb") as shipped:
                 shipped.seek(0)
                 install(marshal.load(shipped))
+            complete_path()
             for name in request["imports"]:
                 importlib.import_module(name)
         except BaseException as error:  # noqa: BLE001  the caller gets it
@@ -260,17 +222,19 @@ class Child:
         # From here on it may be hostile: it holds nothing but what is its own.
         os.pwrite(self.result, HEADER.pack(TAKEN, 0), 0)
         os.close(self.end)
-        answer, status = self.answer(payload)
+        answer, status = self.answer(payload, cap)
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
             except (OSError, ValueError, AttributeError):
                 pass
-        if len(answer) > cap:
-            text = f"the result takes {len(answer)} bytes, more than max_output ({cap})"
-            answer, status = json.dumps(["!", "OverflowError", text, ""]).encode(), 1
-        os.pwrite(self.result, answer, HEADER.size)
-        os.pwrite(self.result, HEADER.pack(TAKEN, len(answer)), 0)
+        size = 0
+        for part in answer:
+            view = memoryview(part)
+            while view:
+                done = os.pwrite(self.result, view, HEADER.size + size)
+                size, view = size + done, view[done:]
+        os.pwrite(self.result, HEADER.pack(TAKEN, size), 0)
         return status
 
     def confine(self) -> None:
@@ -281,17 +245,22 @@ class Child:
             self.libc.syscall(LANDLOCK_RESTRICT_SELF, fd, 0)
             os.close(fd)
 
-    def answer(self, payload: bytes) -> tuple[bytes, int]:
-        """What the function gave, encoded, and the exit status that says so."""
+    def answer(self, payload: bytes, most: int) -> tuple[list[Any], int]:
+        """Return the parts of the encoded result, of `most` bytes at most, and the exit status."""
+        writer = sys.modules[f"{PARTS}.writer"]
         try:
-            function, arguments = pickle.loads(payload)
-            value = function(*arguments)
+            function, arguments, keywords, names = pickle.loads(payload)
+            value = function(*arguments, **keywords)
         except BaseException as error:  # noqa: BLE001  the caller gets it
-            return json.dumps(["!", *told(error)]).encode(), 1
+            return writer.encode_error(*told(error)), 1
         try:
-            return json.dumps(["=", packed(value)]).encode(), 0
-        except (NotPlain, RecursionError, MemoryError) as error:
-            return json.dumps(["!", "NotPlain", str(error), ""]).encode(), 1
+            return writer.encode(value, names, most), 0
+        except writer.TooLong as error:
+            return writer.encode_error("OverflowError", str(error), ""), 1
+        except (writer.NotPlain, RecursionError, MemoryError) as error:
+            return writer.encode_error("NotPlain", str(error), ""), 1
+        except Exception as error:  # noqa: BLE001  a method of the caller's class, as its fields are read
+            return writer.encode_error(*told(error)), 1
 
 
 def reseed() -> None:
@@ -317,9 +286,41 @@ def install(sources: list[tuple[str, bool, Any]]) -> None:
         exec(code, sys.modules[name].__dict__)
 
 
+def complete_path() -> None:
+    """Add the packages' directories to sys.path, which begins with nothing but the standard library.
+
+    The interpreter starts with -I -S: until here, nothing is imported from a directory that a guest without
+    privileges writes to.  PYTHONPATH is the image's or the caller's.  Lines of .pth files count as paths
+    only; code in them, sitecustomize and usercustomize are not run.
+    """
+    import site
+
+    site.addpackage = add_paths  # type: ignore[assignment]
+    known: Any = site.venv(site.removeduppaths())
+    site.addsitepackages(known)
+    for name in ("setquit", "setcopyright", "sethelper"):
+        getattr(site, name)()
+    chosen = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = [one for one in chosen if os.path.isabs(one)]
+
+
+def add_paths(directory: str, name: str, known: Any) -> Any:
+    """Add the directories that a .pth file names; in place of site.addpackage."""
+    try:
+        with open(os.path.join(directory, name), encoding="utf-8") as file:
+            lines = file.read(1 << 20).splitlines()
+    except (OSError, ValueError):
+        return known
+    for line in map(str.rstrip, lines):
+        if line and not line.startswith(("#", "import ", "import\t")):
+            path = os.path.abspath(os.path.join(directory, line))
+            if path not in sys.path and os.path.isdir(path):
+                sys.path.append(path)
+    return known
+
+
 def main() -> None:
     """Take the control socket from standard input, prepare, serve."""
-    sys.path[:] = [one for one in sys.path if one]  # what a call leaves in the working directory is no module
     control = socket.socket(fileno=os.dup(0))
     zygote = Zygote(control)
     os.dup2(zygote.null, 0)

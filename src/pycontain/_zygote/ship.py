@@ -8,12 +8,20 @@ import marshal
 import sys
 import sysconfig
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pycontain.errors import UnsupportedError
 
-_PARTS = (("cloudpickle", True), ("cloudpickle.cloudpickle", False))
+_PARTS = (
+    ("cloudpickle", "cloudpickle", True),
+    ("cloudpickle.cloudpickle", "cloudpickle.cloudpickle", False),
+    ("pycontain._zygote", "_pycontain_call", True),
+    ("pycontain._zygote.arrays", "_pycontain_call.arrays", False),
+    ("pycontain._zygote.writer", "_pycontain_call.writer", False),
+)
+"""Modules that are sent: the name here, the name inside, and whether it is a package.
+The last runs first."""
 _REGISTRY = threading.RLock()
 
 
@@ -29,19 +37,20 @@ def _cloudpickle() -> Any:
 
 @functools.cache
 def reader() -> bytes:
-    """This process's cloudpickle as marshalled code: (name, is a package, code) of each module.
+    """Return the modules that are sent, as marshalled code: (name inside, is a package, code) of each.
 
-    Raises UnsupportedError where there is none.
+    Raises:
+        UnsupportedError: This process has no cloudpickle.
     """
     _cloudpickle()
     parts = []
-    for name, is_package in _PARTS:
+    for name, inside, is_package in _PARTS:
         spec = importlib.util.find_spec(name)
         get_code = getattr(spec and spec.loader, "get_code", None)
         code = get_code(name) if get_code is not None else None
         if code is None:
-            raise UnsupportedError(f"calls with a cloudpickle that has no module {name}")
-        parts.append((name, is_package, code))
+            raise UnsupportedError(f"calls without the code of the module {name}")
+        parts.append((inside, is_package, code))
     return marshal.dumps(parts)
 
 
@@ -55,24 +64,37 @@ def program() -> str:
     return source
 
 
-def payload(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
-    """The call, pickled; the function's module goes along unless it is an installed one.
+def payload(
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    keywords: Mapping[str, Any],
+    names: Sequence[tuple[str, str]],
+) -> bytes:
+    """Pickle a call; the function's module goes along unless it is an installed one.
 
-    Raises TypeError for what cannot be pickled.
+    Args:
+        function: What is called.
+        arguments: Its positional arguments.
+        keywords: Its keyword arguments.
+        names: The classes that the result may have objects of, by module and qualified name.
+
+    Raises:
+        TypeError: It cannot be pickled.
     """
     if not callable(function):
-        raise TypeError(f"what is called is a function, not {function!r}")
+        raise TypeError(f"function must be callable, got {function!r}")
+    call = (function, arguments, dict(keywords), list(names))
     cloudpickle = _cloudpickle()
     module = _own_module(function)
     try:
         if module is None:
-            return bytes(cloudpickle.dumps((function, arguments)))
+            return bytes(cloudpickle.dumps(call))
         with _REGISTRY:
             known = module.__name__ in cloudpickle.list_registry_pickle_by_value()
             if not known:
                 cloudpickle.register_pickle_by_value(module)
             try:
-                return bytes(cloudpickle.dumps((function, arguments)))
+                return bytes(cloudpickle.dumps(call))
             finally:
                 if not known:
                     cloudpickle.unregister_pickle_by_value(module)
