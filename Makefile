@@ -11,10 +11,15 @@ NATIVE := $(shell find src/_native -name '*.[ch]' -o -name '*.cdef' -o -name 'bu
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-$(STAMP): pyproject.toml setup.py $(NATIVE)
+$(VENV)/.packages: pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade 'setuptools>=77' 'cffi>=1.17'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[dev]'
+	touch $@
+
+# A change of C builds the extension in place, in a fifth of the time that pip takes.
+$(STAMP): $(VENV)/.packages $(NATIVE)
+	$(BIN)/python -W ignore setup.py -q build_ext --inplace
 	touch $@
 
 demo: ## sandbox untrusted Python with a memory limit, as root or not
