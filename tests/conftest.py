@@ -6,6 +6,7 @@ import collections
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -124,6 +125,10 @@ def leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
 
     with Container() as container:  # launcher, janitor and first leaf exist before the count
         container.exec(["true"])
+        # So does the process that watches for Ctrl-C, made by the first command of another thread.
+        thread = threading.Thread(target=container.exec, args=(["true"],))
+        thread.start()
+        thread.join()
     before = _snapshot()
     yield
     after = _snapshot()

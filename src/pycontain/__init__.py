@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from pycontain._objects.snapshot import Snapshot
     from pycontain._objects.volume import Volume
     from pycontain._objects.zygote import Zygote
+    from pycontain._runtime.cancel import CancelToken
     from pycontain._runtime.isolation import Isolation
     from pycontain._runtime.stats import Stats
-    from pycontain._runtime.streams import DEVNULL, PIPE, STDOUT
+    from pycontain._runtime.streams import BUFFER, DEVNULL, PIPE, STDOUT
     from pycontain._security.policy import Security
     from pycontain.errors import (
         AuthError,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         CommandNotFound,
         CommandTimeout,
         Conflict,
+        ContainerEnded,
         DigestMismatch,
         ImageError,
         InvalidReference,
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BUFFER",
     "DEVNULL",
     "PIPE",
     "STDOUT",
@@ -68,6 +71,7 @@ __all__ = [
     "BuildError",
     "CallError",
     "CallResult",
+    "CancelToken",
     "CgroupLimits",
     "Change",
     "CommandFailed",
@@ -76,6 +80,7 @@ __all__ = [
     "CommandTimeout",
     "Conflict",
     "Container",
+    "ContainerEnded",
     "ContainerPath",
     "DigestMismatch",
     "Egress",
@@ -140,6 +145,8 @@ _HOMES = {
     "Zygote": "_objects.zygote",
     "Isolation": "_runtime.isolation",
     "Stats": "_runtime.stats",
+    "CancelToken": "_runtime.cancel",
+    "BUFFER": "_runtime.streams",
     "DEVNULL": "_runtime.streams",
     "PIPE": "_runtime.streams",
     "STDOUT": "_runtime.streams",
@@ -152,6 +159,7 @@ _HOMES = {
     "CommandNotFound": "errors",
     "CommandTimeout": "errors",
     "Conflict": "errors",
+    "ContainerEnded": "errors",
     "DigestMismatch": "errors",
     "ImageError": "errors",
     "InvalidReference": "errors",

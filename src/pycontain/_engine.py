@@ -17,9 +17,11 @@ from pycontain._kernel.features import Features, features
 from pycontain._kernel.launcher import Launcher, LauncherPool, sub_id_maps
 from pycontain._model.limits import CgroupLimits
 from pycontain._runtime.ahead import Ahead
+from pycontain._runtime.cancel import Interrupts
 from pycontain._runtime.collect import Collector
 from pycontain._runtime.dead import collect_dead
 from pycontain._runtime.holdings import Holdings
+from pycontain._runtime.running import Cause
 from pycontain._security import policy
 from pycontain._state.owner import Owner
 from pycontain._state.paths import Roots
@@ -96,6 +98,7 @@ class Engine:
         self._store: Store | None = None
         self._fabric: Fabric | None = None
         self._hub: LauncherPool | None = None
+        self.interrupts = Interrupts(self._list_running)
         self._held: dict[object, CgroupLimits] = {}
         self.templates: dict[object, Template] = {}
         self._collected = collect_dead(self.roots, self.cgroups.layout, self._make_janitor)
@@ -280,6 +283,25 @@ class Engine:
         """Wait until the remains of every ended container are removed."""
         self.collector.settle()
 
+    def kill_all(self) -> None:
+        """End every container of this engine at once; the engine goes on.
+
+        Commands that run in them raise ContainerEnded in their threads.  The containers are 'exited' then.
+        """
+        self._end_all(Cause("cancelled", "Engine.kill_all ended it"))
+
+    def _end_all(self, cause: Cause) -> None:
+        running = self._list_running()
+        # All are killed first, so that each wait below is for a process that is dying already.
+        for one in running:
+            one.kill(cause)
+        for one in running:
+            one.end(cause)
+
+    def _list_running(self) -> list[Running]:
+        with self._lock:
+            return list(self._running.values())
+
     def close(self) -> None:
         """End every container of this engine and remove its state.  Idempotent."""
         if self.closed:
@@ -288,10 +310,8 @@ class Engine:
         store = self._store
         if store is not None:
             store.closing.set()
-        with self._lock:
-            running = list(self._running.values())
-        for one in running:
-            one.end()
+        self.interrupts.close()
+        self._end_all(Cause("cancelled", "its engine was closed"))
         self.ahead.discard()
         if self._fabric is not None:
             self._fabric.close()
@@ -332,6 +352,7 @@ class Engine:
         for one in self._running.values():
             one.forget()
         self.ahead.forget()
+        self.interrupts.forget()
         if self._fabric is not None:
             self._fabric.forget()
         if self._hub is not None:

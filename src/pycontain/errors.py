@@ -22,6 +22,7 @@
     ├── NotFound                       also LookupError
     ├── Conflict
     ├── StateError                     the object is not in a state that allows this
+    │   └── ContainerEnded             the container ended while a command ran: reason
     └── PathError                      also OSError: errno, strerror, filename
         ├── PathNotFound               also FileNotFoundError
         ├── PathExists                 also FileExistsError
@@ -167,6 +168,19 @@ class Conflict(PycontainError):
 
 class StateError(PycontainError):
     """The object's state does not allow this: not started, already removed, paused."""
+
+
+class ContainerEnded(StateError):
+    """The container ended while a command ran in it.
+
+    reason: why it ended: 'timeout' when its lifetime passed, 'oom' when the kernel killed its PID 1 at the
+    memory limit, 'cancelled' when the caller stopped or removed it or closed its engine, 'signal' when it
+    was killed, 'exit' when its PID 1 ended by itself.
+    """
+
+    def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
 
 
 class PathError(PycontainError, OSError):

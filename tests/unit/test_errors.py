@@ -66,6 +66,7 @@ MAKERS: dict[str, Callable[[], PycontainError]] = {
     "CallError": lambda: errors.CallError(
         "KeyError", "'x'", "Traceback", stdout="out", stderr="err", reason="exit", usage=USAGE, hint="wait"
     ),
+    "ContainerEnded": lambda: errors.ContainerEnded("it ended", reason="oom", hint="give it more memory"),
     "CommandTimeout": lambda: errors.CommandTimeout("sleep 9", 0.5, b"out", None, usage=USAGE),
 }
 """One of each; a class without an entry here fails the first test below."""

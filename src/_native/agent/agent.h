@@ -7,6 +7,7 @@
 #include "wire.h"
 
 #define PC_MAX_EXECS 4096
+#define PC_MAX_DRAINED 512
 
 struct pc_process
 {
@@ -25,6 +26,8 @@ struct pc_agent
   struct pc_process processes[PC_MAX_EXECS];
   u32 count;
   i32 *commands; /* shared with the supervisors */
+  int drained[PC_MAX_DRAINED]; /* read ends of pipes whose output is discarded */
+  u32 drained_count;
 };
 
 /* Take the end of every child that has ended, and tell of it; with 0 for flags, wait for the last. */

@@ -14,6 +14,7 @@
 #define SIGKILL_ 9
 
 static struct pc_agent agent;
+static struct pollfd polled[2 + PC_MAX_DRAINED];
 static u8 buffer[PC_MAX_MESSAGE] __attribute__ ((aligned (16)));
 static u8 security_copy[64 * 1024] __attribute__ ((aligned (16)));
 
@@ -26,6 +27,8 @@ pc_exited_record (struct pc_record *record, i32 status, const struct pc_kernel_u
   record->cpu_user = (u64) (usage->user_seconds * 1000000 + usage->user_micros);
   record->cpu_system = (u64) (usage->system_seconds * 1000000 + usage->system_micros);
   record->peak_rss = (u64) usage->peak_kib * 1024;
+  record->read = (u64) usage->read_blocks * 512;
+  record->written = (u64) usage->written_blocks * 512;
 }
 
 static void
@@ -197,6 +200,34 @@ serve_signal (const struct pc_request *request)
     raw2 (__NR_kill, pid, request->value);
 }
 
+/* Further pipes are closed instead, so the table stays bounded: their writers get SIGPIPE. */
+static void
+serve_drain (struct pc_fds *fds)
+{
+  for (u32 i = 0; i < fds->count && agent.drained_count < PC_MAX_DRAINED; i++)
+    {
+      /* A guest may open its own end of the pipe for reading and take what poll saw. */
+      if (raw3 (__NR_fcntl, fds->fd[i], F_SETFL, O_NONBLOCK) == 0)
+        agent.drained[agent.drained_count++] = pc_steal_fd (&fds->fd[i]);
+    }
+}
+
+/* One read per turn, so that a chatty process delays no request. */
+static void
+drain (const struct pollfd *ready, u32 count)
+{
+  for (u32 i = count; i-- > 0;)
+    {
+      if (ready[i].revents == 0)
+        continue;
+      word got = sys_read (agent.drained[i], buffer, sizeof buffer);
+      if (got > 0 || got == -EAGAIN || got == -EINTR)
+        continue;
+      pc_close_fd (&agent.drained[i]);
+      agent.drained[i] = agent.drained[--agent.drained_count];
+    }
+}
+
 static void
 serve (void)
 {
@@ -228,6 +259,9 @@ serve (void)
       case PC_REQUEST_OPEN:
         serve_open (&fds, (const char *) buffer + sizeof *request, request->value);
         break;
+      case PC_REQUEST_DRAIN:
+        serve_drain (&fds);
+        break;
       default:
         break;
       }
@@ -253,11 +287,14 @@ pc_main (word *stack)
 
   for (;;)
     {
-      struct pollfd polled[2] = {
-        { .fd = PC_AGENT_CONTROL_FD, .events = POLLIN },
-        { .fd = agent.signals, .events = POLLIN },
-      };
-      raw5 (__NR_ppoll, polled, 2, 0, 0, 8);
+      u32 drained = agent.drained_count;
+      polled[0] = (struct pollfd){ .fd = PC_AGENT_CONTROL_FD, .events = POLLIN };
+      polled[1] = (struct pollfd){ .fd = agent.signals, .events = POLLIN };
+      for (u32 i = 0; i < drained; i++)
+        polled[2 + i] = (struct pollfd){ .fd = agent.drained[i], .events = POLLIN };
+      raw5 (__NR_ppoll, polled, 2 + drained, 0, 0, 8);
+      if (drained > 0)
+        drain (polled + 2, drained);
       if (polled[1].revents != 0)
         {
           while (sys_read (agent.signals, info, sizeof info) > 0)

@@ -28,6 +28,7 @@ struct pcx_pump
   int64_t deadline; /* CLOCK_MONOTONIC in ns, or 0 */
   struct pc_record record;
   int ended;
+  int writers; /* after the end: processes that the command left hold an output open */
 };
 
 /* What a batch of file operations opened and read. */

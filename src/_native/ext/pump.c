@@ -104,6 +104,22 @@ hear_channel (struct pcx_pump *pump)
   return 0;
 }
 
+/* Close the outputs that have no writer any more; whether one is still open. */
+static int
+has_writers (struct pcx_pump *pump)
+{
+  struct pollfd polled[2] = { { .fd = pump->fds[1] }, { .fd = pump->fds[2] } };
+
+  if (pump->fds[1] < 0 && pump->fds[2] < 0)
+    return 0;
+  if (poll (polled, 2, 0) < 0)
+    return 1;
+  for (int at = 0; at < 2; at++)
+    if (polled[at].revents != 0)
+      close_stream (pump, at + 1);
+  return pump->fds[1] >= 0 || pump->fds[2] >= 0;
+}
+
 /* What the command wrote is in the pipes now; what its orphans go on to write is not waited for. */
 static int
 drain (struct pcx_pump *pump)
@@ -178,7 +194,9 @@ pcx_pump (struct pcx_pump *pump)
       if (!pump->ended && timeout == 0)
         return -ETIMEDOUT;
     }
-  return drain (pump);
+  int error = drain (pump);
+  pump->writers = error == 0 && has_writers (pump);
+  return error;
 }
 
 void

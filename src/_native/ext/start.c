@@ -92,6 +92,8 @@ opened (const char *path)
   return fd < 0 ? -errno : fd;
 }
 
+#define SENTINEL 4
+
 _Noreturn static void
 become_launcher (const struct start_fds *fds, int kind)
 {
@@ -99,11 +101,14 @@ become_launcher (const struct start_fds *fds, int kind)
   char plain[] = "plain";
   char files[] = "files";
   char hub[] = "hub";
-  char *kinds[] = { NULL, plain, files, hub };
-  char *argv[] = { name, kind >= 0 && kind < 4 ? kinds[kind] : NULL, NULL };
+  char sentinel[] = "sentinel";
+  char *kinds[] = { NULL, plain, files, hub, sentinel };
+  char *argv[] = { name, kind >= 0 && kind <= SENTINEL ? kinds[kind] : NULL, NULL };
   char *env[] = { NULL };
 
-  syscall (SYS_setsid);
+  /* A sentinel stays in the caller's process group, for that is what a terminal's Ctrl-C signals. */
+  if (kind != SENTINEL)
+    syscall (SYS_setsid);
   for (int i = 0; i < 3; i++)
     if (syscall (SYS_dup3, fds->null, i, 0) < 0)
       _exit (127);

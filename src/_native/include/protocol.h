@@ -48,6 +48,9 @@ struct pc_request
 #define PC_REQUEST_FILES 14u /* files.h */
 #define PC_REQUEST_FILE 15u
 #define PC_REQUEST_NETWORK 17u /* network.h */
+/* PC_REQUEST_DRAIN, caller to agent: read ends of pipes that a finished exec's processes may still write to.
+   The agent reads and discards until their last writer is gone.  Nothing is answered. */
+#define PC_REQUEST_DRAIN 19u
 
 #define PC_REQUEST_IN_MEMFD 1u
 #define PC_REQUEST_AFTER 2u /* PC_REQUEST_REMOVE: the first fd is a pidfd whose end to wait for */
@@ -74,6 +77,8 @@ struct pc_record
   u64 cpu_user;   /* microseconds */
   u64 cpu_system; /* microseconds */
   u64 peak_rss;   /* bytes */
+  u64 read;       /* bytes, from block devices */
+  u64 written;    /* bytes, to block devices */
 };
 
 #endif

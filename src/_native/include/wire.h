@@ -35,7 +35,10 @@ struct pc_kernel_usage
   i64 system_seconds;
   i64 system_micros;
   i64 peak_kib;
-  i64 rest[13];
+  i64 more[6];
+  i64 read_blocks; /* of 512 bytes */
+  i64 written_blocks;
+  i64 rest[5];
 };
 
 static inline void

@@ -58,6 +58,8 @@ report_exit (i32 pid, i32 status, const struct pc_kernel_usage *usage)
         .cpu_user = (u64) (usage->user_seconds * 1000000 + usage->user_micros),
         .cpu_system = (u64) (usage->system_seconds * 1000000 + usage->system_micros),
         .peak_rss = (u64) usage->peak_kib * 1024,
+        .read = (u64) usage->read_blocks * 512,
+        .written = (u64) usage->written_blocks * 512,
       };
       (void) pc_send (children[i].exit_fd, &record, sizeof record, NULL, 0, 0x40 /* MSG_DONTWAIT */);
       sys_close (children[i].exit_fd);
@@ -366,6 +368,21 @@ raise_descriptor_limit (void)
     }
 }
 
+/* Live in the caller's process group until the caller is gone or SIGINT ends this: either closes the socket,
+   by which the caller learns of a Ctrl-C without a handler of its own.  Other signals stay blocked. */
+_Noreturn static void
+wait_for_interrupt (void)
+{
+  u64 mask = ~(1ull << (2 /* SIGINT */ - 1));
+  u8 byte;
+
+  sys_close (PC_AGENT_IMAGE_FD);
+  if (raw4 (__NR_rt_sigprocmask, 2, &mask, 0, 8) == 0)
+    while (sys_read (PC_LAUNCHER_FD, &byte, 1) == -4 /* EINTR */)
+      continue;
+  sys_exit (0);
+}
+
 _Noreturn void
 pc_main (word *stack)
 {
@@ -379,6 +396,9 @@ pc_main (word *stack)
     .spare = { 0, -1, -1 },
   };
   struct pc_record ready = { .kind = PC_RECORD_READY };
+  if (stack[0] > 1 && pc_streq (argv[1], "sentinel"))
+    wait_for_interrupt ();
+
   int signals = prepare_signals ();
 
   raise_descriptor_limit ();

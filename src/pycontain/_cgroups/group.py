@@ -10,7 +10,7 @@ import threading
 from pycontain._cgroups import translate
 from pycontain._cgroups.blueprint import NAME, OWNER, Blueprint
 from pycontain._cgroups.detect import BASE, Layout, detect, write
-from pycontain._cgroups.leaf import Leaf, remove_group, remove_subtree, wait_empty
+from pycontain._cgroups.leaf import Leaf, keyed, remove_group, remove_subtree, wait_empty
 from pycontain._cgroups.steps import Steps
 from pycontain._kernel import files
 from pycontain._model.limits import CgroupLimits
@@ -426,6 +426,16 @@ class Group:
         if self._unified is not None:
             with contextlib.suppress(FileNotFoundError):
                 write(f"{self._unified}/cgroup.kill", "1")
+
+    def init_oom_killed(self) -> bool:
+        """True if the kernel killed a process at the memory limit in the group of PID 1."""
+        if (memory := self._legacy.get("memory")) is not None:
+            path = f"{memory}/memory.oom_control"
+        elif "memory" in self._passed:
+            path = f"{self._unified}/init/memory.events"
+        else:
+            return False
+        return bool(keyed(files.run(files.read(path)).texts[0], b"oom_kill"))
 
     def paths(self) -> dict[str, str]:
         """`{controller: directory}`; the v2 group under 'unified'."""

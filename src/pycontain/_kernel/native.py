@@ -22,6 +22,9 @@ SPAWN, MAPS, REMOVE, SECURITY, EXEC, SIGNAL, KILL_TREE, KILL_ALL, OPEN = range(1
 PREPARE, RESTACK, NETWORK, RELAY = 10, 16, 17, 18
 """Requests to the launcher (protocol.h)."""
 
+DRAIN = 19
+"""Request to the agent (protocol.h)."""
+
 IN_MEMFD, AFTER = 1, 2
 """Flags of requests (protocol.h)."""
 
@@ -43,6 +46,8 @@ class Record:
     cpu_user: int
     cpu_system: int
     peak_rss: int
+    read: int
+    written: int
     fd: int = -1
 
     @property
@@ -102,6 +107,8 @@ def record_of(raw: Any, fd: int = -1) -> Record:
         raw.cpu_user,
         raw.cpu_system,
         raw.peak_rss,
+        raw.read,
+        raw.written,
         fd,
     )
 

@@ -23,7 +23,10 @@ class Usage:
     """What a command used, from the kernel's own counters.
 
     wall, cpu_user, cpu_system: seconds.  memory_peak, read_bytes, written_bytes: bytes.
-    processes: the most tasks alive at once.  None where the host does not count it.
+    processes: the most tasks alive at once.  oom_kills: processes that the kernel killed at the memory limit,
+    also where the command went on and ended with 0.  None where the host does not count it: cgroup v1 counts
+    processes only for a command with a `pids` limit of its own (Linux 6.11).  Without the io controller of
+    cgroup v2, read_bytes and written_bytes are those of the command and the children that it waited for.
     """
 
     wall: float
@@ -33,6 +36,7 @@ class Usage:
     read_bytes: int | None = None
     written_bytes: int | None = None
     processes: int | None = None
+    oom_kills: int | None = None
 
 
 class ExecResult(subprocess.CompletedProcess):  # type: ignore[type-arg]

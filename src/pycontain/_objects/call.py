@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -10,13 +11,14 @@ from attrs import frozen
 
 from pycontain._kernel import native
 from pycontain._model.limits import CgroupLimits
-from pycontain._model.process import ExecResult
+from pycontain._model.process import ExecResult, Reason
 from pycontain._model.sizes import parse_cap, parse_duration
 from pycontain._model.user import asked_user
 from pycontain._runtime import spec as specs
+from pycontain._runtime.cancel import CancelToken
 from pycontain._runtime.exec import Command, Execution, command_of, returncode_of, start_failure
 from pycontain._runtime.running import Running
-from pycontain._runtime.streams import DEVNULL, PIPE, Plumbing, Pump, Stream, decoder
+from pycontain._runtime.streams import BUFFER, DEVNULL, PIPE, Ending, Plumbing, Pump, Stream, decoder
 from pycontain.errors import Args, CommandFailed, CommandTimeout
 
 
@@ -86,9 +88,20 @@ class Call:
         data: str | bytes | None,
         timeout: float | timedelta | None,
         max_output: int | str | None,
+        *,
+        stdin: Stream = DEVNULL,
+        kill_orphans: bool = False,
+        cancel: CancelToken | None = None,
     ) -> None:
+        if data is not None and stdin != DEVNULL:
+            raise ValueError("stdin and input cannot both be given: leave one out")
+        if BUFFER in (stdout, stderr):
+            raise ValueError("BUFFER is for popen: exec captures with PIPE")
         self._args = args
+        self._stdin = PIPE if data is not None else stdin
         self._streams = stdout, stderr
+        self._kill_orphans = kill_orphans
+        self._cancel = cancel
         self._seconds = None if timeout is None else parse_duration(timeout)
         self._cap = parse_cap(max_output)
         self._data = _input_bytes(data, encoding)
@@ -97,13 +110,14 @@ class Call:
     def run(self, running: Running, what: Invocation, *, check: bool) -> ExecResult:
         """Start it, carry its streams, wait for its end and say what became of it."""
         command = what.resolve(running)
-        plumbing = Plumbing(DEVNULL if self._data is None else PIPE, *self._streams)
+        plumbing = Plumbing(self._stdin, *self._streams)
         try:
             plumbing.give_to(running, command.identity)
             execution = Execution.launch(running, command, plumbing.guest, what.limits, quiet=True)
             plumbing.close_guest()
-            with Pump(execution, plumbing, self._data or b"", self._seconds, self._cap) as pump:
-                ending = pump.run()
+            covered = contextlib.nullcontext() if self._cancel is None else self._cancel.covering(execution)
+            with Pump(execution, plumbing, self._data or b"", self._seconds, self._cap) as pump, covered:
+                ending = pump.run(kill_orphans=self._kill_orphans)
                 outputs = [
                     pump.output(at) if stream == PIPE else None for at, stream in enumerate(self._streams, 1)
                 ]
@@ -116,7 +130,7 @@ class Call:
         self,
         execution: Execution,
         command: Command,
-        ending: str | None,
+        ending: Ending,
         record: native.Record | None,
         outputs: Sequence[bytes | None],
         check: bool,
@@ -130,9 +144,12 @@ class Call:
         if record is not None and record.kind == native.FAILED:
             raise start_failure(command, record)
         returncode = returncode_of(record.value) if record is not None else -signal.SIGKILL
-        reason = "output" if ending == "output" else execution.reason(returncode, counters)
+        # Killed by the engine, which says for what; an exit status of its own is not to be had any more.
+        reason: Reason = execution.reason(returncode, counters)
+        if ending == "output" or ending == "cancelled":
+            reason = ending
         execution.timings["total"] = usage.wall
-        if check and (returncode != 0 or ending == "output"):
+        if check and (returncode != 0 or ending != "exit"):
             raise CommandFailed(self._args, returncode, out, err, reason=reason, usage=usage)
         return ExecResult(
             self._args,
@@ -149,7 +166,7 @@ class Call:
 def _argv(args: Args, shell: bool) -> tuple[str, ...]:
     if shell:
         if not isinstance(args, str):
-            raise ValueError("shell=True wants one string")
+            raise ValueError("args must be one string with shell=True, got a sequence")
         return ("/bin/sh", "-c", *(specs.command(args) or ()))
     argv = specs.command(args)
     assert argv is not None

@@ -15,6 +15,7 @@ from pycontain._model.options import explains_options
 from pycontain._model.ports import Ports, port_of
 from pycontain._model.ports import published as parse_ports
 from pycontain._model.process import ExecResult
+from pycontain._model.sizes import parse_cap, parse_duration
 from pycontain._model.user import asked_user
 from pycontain._objects.call import Call, Invocation
 from pycontain._objects.image import Default, Image, engine_of
@@ -31,7 +32,8 @@ from pycontain._objects.options import (
 )
 from pycontain._objects.process import Process, check_terminal, check_text
 from pycontain._runtime import spec as specs
-from pycontain._runtime.streams import DEVNULL, PIPE, Stream
+from pycontain._runtime.cancel import cancel_all
+from pycontain._runtime.streams import BUFFER, DEVNULL, PIPE, Stream
 from pycontain._security.policy import Rlimits, Security
 from pycontain.errors import Args, NotFound, UnsupportedError
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from pycontain._objects.path import ContainerPath
     from pycontain._objects.snapshot import Snapshot
     from pycontain._objects.zygote import Zygote
+    from pycontain._runtime.cancel import CancelToken
     from pycontain.oci import ContainerConfig
 
 T = TypeVar("T")
@@ -147,6 +150,7 @@ class Container(Lifecycle):
         args: Args,
         *,
         input: str | bytes | None = None,
+        stdin: Stream = DEVNULL,
         timeout: float | timedelta | None = None,
         check: bool = False,
         text: bool = True,
@@ -160,18 +164,51 @@ class Container(Lifecycle):
         max_output: int | str | None = "16M",
         limits: CgroupLimits | None = None,
         shell: bool = False,
+        kill_orphans: bool = False,
+        cancel: CancelToken | None = None,
     ) -> ExecResult:
-        """Run a command to its end and say what became of it, as subprocess.run does.
+        """Run a command to its end and return what became of it, as subprocess.run does.
 
-        timeout: seconds until every process of the command is killed.  max_output: bytes per
-        stream after which it is killed, with reason 'output'; None lifts the cap.  limits: for this
-        command alone.  user: 'name', 'uid', 'name:group' or 'uid:gid'.
+        It returns when the command itself ends.  Processes that the command left running go on; what they
+        write to its pipes is discarded.
 
-        Returns when the command itself ends; what it left running goes on.  Raises CommandTimeout,
-        CommandFailed with check=True, CommandNotFound (127), CommandNotExecutable (126),
-        WorkdirError, NotFound for a user, ValueError for malformed input, StateError.
+        Args:
+            args: the command; one string with shell=True.
+            input: text or bytes for its standard input.
+            stdin: its standard input instead of `input`: a file, a descriptor, or DEVNULL.
+            timeout: seconds until every process of the command is killed.
+            max_output: bytes per stream after which it is killed, with reason 'output'; None lifts the cap.
+            limits: for this command only.
+            user: 'name', 'uid', 'name:group' or 'uid:gid'.
+            kill_orphans: kill the processes that it left running when it ends.
+            cancel: a token by which another thread ends it, with reason 'cancelled'.
+
+        In a thread that an asyncio task waits for (`asyncio.to_thread`), the command is cancelled with the
+        task.  In a thread other than the main one, it is cancelled by a Ctrl-C that nothing handles.
+
+        Raises:
+            CommandTimeout: `timeout` passed.
+            CommandFailed: with check=True, for every end but status 0.
+            CommandNotFound, CommandNotExecutable: it could not be executed (127, 126).
+            WorkdirError, NotFound: for a working directory, for a user.
+            ContainerEnded: the container ended meanwhile, for the reason that it carries.
+            StateError: the container does not run.
+            ValueError: for malformed input.
         """
-        call = Call(args, stdout, stderr, text, encoding, errors, input, timeout, max_output)
+        call = Call(
+            args,
+            stdout,
+            stderr,
+            text,
+            encoding,
+            errors,
+            input,
+            timeout,
+            max_output,
+            stdin=stdin,
+            kill_orphans=kill_orphans,
+            cancel=cancel,
+        )
         what = Invocation.of(args, shell, env, workdir, user, limits)
         return call.run(self._awake(), what, check=check)
 
@@ -181,8 +218,8 @@ class Container(Lifecycle):
         args: Args,
         *,
         stdin: Stream = DEVNULL,
-        stdout: Stream = PIPE,
-        stderr: Stream = PIPE,
+        stdout: Stream = BUFFER,
+        stderr: Stream = BUFFER,
         pty: bool = False,
         text: bool = True,
         encoding: str = "utf-8",
@@ -194,11 +231,26 @@ class Container(Lifecycle):
         shell: bool = False,
         rows: int = 24,
         columns: int = 80,
+        timeout: float | timedelta | None = None,
+        max_output: int | str | None = "16M",
     ) -> Process:
-        """Start a command and go on; a `Process` with Popen's verbs.
+        """Start a command and return a `Process` with Popen's verbs.
 
-        pty: a terminal of its own instead of pipes, `rows` by `columns`.  Raises as `exec` does.
+        With the default BUFFER, `process.stdout` and `process.stderr` can be read, and a command whose output
+        is not read never waits for a reader: the last `max_output` bytes of each stream are kept, and
+        `process.dropped` counts the rest.  With PIPE nothing is dropped, the command waits for its reader
+        when the pipe is full, and the streams have descriptors to wait for.
+
+        Args:
+            pty: a terminal of its own instead of pipes, `rows` by `columns`.
+            timeout: seconds until every process of the command is killed; `reason` is 'timeout' then.
+            max_output: bytes per stream that are kept, and after which `communicate` kills the command with
+                reason 'output'; None lifts the cap.
+
+        Raises as `exec` does.
         """
+        seconds = None if timeout is None else parse_duration(timeout)
+        cap = parse_cap(max_output)
         what = Invocation.of(args, shell, env, workdir, user, limits)
         if text:
             check_text(encoding, errors)
@@ -207,7 +259,26 @@ class Container(Lifecycle):
         terminal = (rows, columns) if pty else None
         streams = (DEVNULL, DEVNULL, DEVNULL) if pty else (stdin, stdout, stderr)
         execution, ours = what.launch(self._awake(), streams, terminal)
-        return Process(args, execution, ours, text=text, encoding=encoding, errors=errors)
+        buffered = [not pty and stream == BUFFER for stream in streams]
+        return Process(
+            args,
+            execution,
+            ours,
+            text=text,
+            encoding=encoding,
+            errors=errors,
+            buffered=buffered,
+            timeout=seconds,
+            max_output=cap,
+        )
+
+    def cancel(self) -> None:
+        """End every command and call that runs in it, with reason 'cancelled'; the container goes on.
+
+        Callable from any thread.  Returns at once; `exec` returns in its own thread when all processes of its
+        command are gone.
+        """
+        cancel_all(self._live())
 
     def path(self, path: str) -> ContainerPath:
         """An absolute path inside, with pathlib's verbs.  Raises ValueError for a relative one."""

@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import IO, Any
 
 from pycontain._model.sizes import parse_duration
+from pycontain._objects.buffered import BufferedOutput
 
 _CHUNK = 65536
 _LONGEST = 86400.0
@@ -71,11 +72,20 @@ class Output(io.RawIOBase):
         warnings.warn(f"unclosed {source!r}", ResourceWarning, source=source, stacklevel=2)
 
 
+class OutputExceeded(Exception):
+    """A stream carried more than the cap."""
+
+
 def open_stream(fd: int, reading: bool, codec: tuple[str, str] | None) -> IO[Any]:
     """A file object over our end of a stream; text with (encoding, errors), else bytes."""
     # Unbuffered or written through: a line sent to a prompt must not wait in a buffer of ours.
     buffering = 0 if codec is None else -1
     binary: Any = io.BufferedReader(Output(fd)) if reading else open(fd, "wb", buffering)  # noqa: SIM115
+    return text_or_bytes(binary, codec)
+
+
+def text_or_bytes(binary: Any, codec: tuple[str, str] | None) -> IO[Any]:
+    """Return the binary stream, or one of text over it with (encoding, errors)."""
     return binary if codec is None else io.TextIOWrapper(binary, *codec, None, True, True)
 
 
@@ -90,7 +100,9 @@ def read_ahead(stream: IO[Any]) -> list[bytes]:
     if stream.closed:
         return []
     buffered: Any = getattr(stream, "buffer", stream)
-    raw: Output = buffered.raw
+    raw: Output | BufferedOutput = buffered.raw
+    if isinstance(raw, BufferedOutput):
+        raw.claim()
     raw.idle = True
     try:
         held = stream.read()
@@ -108,17 +120,24 @@ class Exchange:
     """
 
     def __init__(
-        self, stdin: IO[Any] | None, outputs: Iterable[IO[Any] | None], terminal: bool, data: Any
+        self,
+        stdin: IO[Any] | None,
+        outputs: Iterable[IO[Any] | None],
+        terminal: bool,
+        data: Any,
+        cap: int | None,
     ) -> None:
         self._stdin = stdin
+        self._cap = cap
         self._terminal = terminal
         self._data = memoryview(data).cast("B")
         self._sent = [0]
         self._parts = {one: read_ahead(one) for one in outputs if one is not None}
+        self._sizes = {one: sum(map(len, parts)) for one, parts in self._parts.items()}
 
     def read(self, stream: IO[Any] | None) -> bytes | None:
         """What came from a stream so far, None without one."""
-        return None if stream is None else b"".join(self._parts[stream])
+        return None if stream is None else b"".join(self._parts[stream])[: self._cap]
 
     def run(self, deadline: float | None) -> bool:
         """Carry both ways until every stream is at its end; False at the deadline."""
@@ -142,7 +161,7 @@ class Exchange:
         if self._stdin is not None and not self._stdin.closed:
             work[self._stdin] = self._feed
         for stream in self._parts:
-            if not stream.closed:
+            if not stream.closed and stream.fileno() >= 0:
                 work[stream] = functools.partial(self._fetch, stream)
         try:
             for stream in work:
@@ -182,4 +201,7 @@ class Exchange:
             if error.errno != errno.EIO:
                 raise
             return True
+        self._sizes[stream] += len(parts[-1])
+        if self._cap is not None and self._sizes[stream] > self._cap:
+            raise OutputExceeded
         return not parts[-1]

@@ -16,7 +16,7 @@ from pycontain._runtime import spec as specs
 from pycontain._runtime.collect import shielded
 from pycontain._runtime.isolation import Isolation, isolation_of
 from pycontain._runtime.network import LINKED, attach
-from pycontain._runtime.running import Running
+from pycontain._runtime.running import KILLED, REMOVED, STOPPED, Cause, Running
 from pycontain._runtime.start import start
 from pycontain._runtime.stats import Stats, stats_of
 from pycontain.errors import StateError, UnsupportedError
@@ -159,11 +159,12 @@ class Lifecycle:
         if self.spec.init and self.spec.command is not None:
             self._main = MainCommand.beside_agent(self._running, self.spec.command)
         if self.spec.lifetime is not None:
-            self._timer = threading.Timer(self.spec.lifetime, self.kill)
+            cause = Cause("timeout", f"its lifetime of {self.spec.lifetime:g} s passed")
+            self._timer = threading.Timer(self.spec.lifetime, self._end, (cause,))
             self._timer.daemon = True
             self._timer.start()
 
-    def _end(self) -> None:
+    def _end(self, cause: Cause = REMOVED) -> None:
         with self._lock:
             timer, self._timer = self._timer, None
             if timer is not None:
@@ -171,7 +172,7 @@ class Lifecycle:
             # Under the lock: whoever comes second returns when it is over, not while it goes on.
             running = self._running or self._engine.find(self.id)
             if running is not None:
-                running.end()
+                running.end(cause)
             self._running = None
             self._engine.release(self.spec)
 
@@ -199,14 +200,14 @@ class Lifecycle:
         if main is not None and main.poll() is None:
             main.signal(self.spec.image.stop_signal or signals.SIGTERM)
             main.join(parse_duration(timeout))
-        self._end()
+        self._end(STOPPED)
         if main is not None:
             self._returncode = main.close()
 
     def kill(self, signal: int = signals.SIGKILL) -> None:
         """Send a signal to the command; SIGKILL ends the whole container."""
         if signal == signals.SIGKILL:
-            self._end()
+            self._end(KILLED)
             if self._main is not None:
                 self._main.join(10)
             return

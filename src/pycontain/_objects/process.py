@@ -17,12 +17,22 @@ import subprocess
 import termios
 import threading
 import warnings
+from collections.abc import Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from pycontain._kernel import native
-from pycontain._objects.exchange import Exchange, deadline_of, left, open_stream, shut
+from pycontain._objects.buffered import BufferedOutput, Kept, empty_in_background
+from pycontain._objects.exchange import (
+    Exchange,
+    OutputExceeded,
+    deadline_of,
+    left,
+    open_stream,
+    shut,
+    text_or_bytes,
+)
 from pycontain._runtime.exec import Execution, returncode_of, start_failure
 from pycontain._runtime.streams import decoder
 from pycontain.errors import Args, StateError
@@ -113,7 +123,7 @@ def _give_leaves_back() -> None:
 class Process:
     """A running command, with the verbs and streams of subprocess.Popen.
 
-    stdin, stdout, stderr are file objects where PIPE was asked for; with `pty=True` stdin and
+    stdin, stdout, stderr are file objects where PIPE or BUFFER was asked for; with `pty=True` stdin and
     stdout are both the terminal.  pid is the number inside the container.  After `wait`,
     `reason` and `usage` explain the end as on ExecResult.
     """
@@ -129,6 +139,9 @@ class Process:
         text: bool,
         encoding: str,
         errors: str,
+        buffered: Sequence[bool] = (False, False, False),
+        timeout: float | None = None,
+        max_output: int | None = None,
     ) -> None:
         self.args = args
         self.returncode: int | None = None
@@ -139,7 +152,13 @@ class Process:
         self.stdout: IO[Any] | None = None
         self.stderr: IO[Any] | None = None
         self._execution = execution
+        self.thread = threading.get_ident()
         self._codec = (encoding, errors) if text else None
+        self._buffered = tuple(buffered)
+        self._kept: list[Kept] = []
+        self._cap = max_output
+        self._timer: threading.Timer | None = None
+        self._killed_for: Reason | None = None
         self._terminal = -1
         self._exchange: Exchange | None = None
         self._heard = native.ffi.new("struct pc_record_fd *")
@@ -163,6 +182,11 @@ class Process:
                     os.close(fd)
             raise
         self._whole = True
+        execution.running.processes.add(self)
+        if timeout is not None:
+            self._timer = threading.Timer(timeout, self._kill_for, ("timeout",))
+            self._timer.daemon = True
+            self._timer.start()
 
     def _open_streams(self, ours: list[int]) -> None:
         if self._terminal >= 0:
@@ -171,9 +195,24 @@ class Process:
         opened: list[IO[Any] | None] = [None, None, None]
         for number, fd in enumerate(ours):
             if fd >= 0:
-                opened[number] = open_stream(fd, number > 0, self._codec)
+                opened[number] = self._open_stream(fd, number)
                 ours[number] = -1
+        if self._kept:
+            # Of its own: the container's is closed when others find it dead.
+            empty_in_background(self._kept, self._execution.running.share_pidfd())
         self.stdin, self.stdout, self.stderr = opened
+
+    def _open_stream(self, fd: int, number: int) -> IO[Any]:
+        if not self._buffered[number]:
+            return open_stream(fd, number > 0, self._codec)
+        kept = Kept(fd, self._cap)
+        self._kept.append(kept)
+        return text_or_bytes(io.BufferedReader(BufferedOutput(kept)), self._codec)
+
+    @property
+    def dropped(self) -> int:
+        """Bytes of buffered streams that were dropped, because they were not read in time."""
+        return sum(one.dropped for one in self._kept)
 
     def _listen(self, seconds: float | None) -> None:
         """Hear the end if it comes within `seconds`."""
@@ -204,6 +243,13 @@ class Process:
                 self.reason = execution.reason(returncode, counters)
             except (OSError, StateError):  # the container ended, and tells nothing more
                 self.reason = "signal" if returncode < 0 else "exit"
+            if record is None and not execution.cancelled:
+                self.reason = execution.running.why_ended().reason
+            if self._killed_for is not None and returncode < 0:
+                self.reason = self._killed_for
+            if self._timer is not None:
+                self._timer.cancel()
+            execution.running.processes.discard(self)
             self.returncode = returncode
 
     def _join(self, deadline: float | None) -> bool:
@@ -241,17 +287,22 @@ class Process:
     ) -> tuple[Any, Any]:
         """Send input, read both streams to their end, wait, and close the streams.
 
-        Raises subprocess.TimeoutExpired with the bytes that came so far; called again it goes on from
-        there, and nothing is lost.  Raises TypeError for input that is not what the streams carry.
+        Where a stream exceeds `max_output`, the command is killed with reason 'output', and its first bytes
+        are returned.  Raises subprocess.TimeoutExpired with the bytes that came so far; called again it goes
+        on from there, and nothing is lost.  Raises TypeError for input that is not what the streams carry.
         """
         seconds, deadline = deadline_of(timeout)
         data = self._encoded(input)
         if self._exchange is None:
             outputs = self.stdout, self.stderr
-            self._exchange = Exchange(self.stdin, outputs, self._terminal >= 0, data)
+            self._exchange = Exchange(self.stdin, outputs, self._terminal >= 0, data, self._cap)
         elif input:
             raise ValueError("input was sent already: communicate goes on with that")
-        done = self._exchange.run(deadline) and self._join(deadline)
+        try:
+            done = self._exchange.run(deadline) and self._join(deadline)
+        except OutputExceeded:
+            self._kill_for("output")
+            done = self._join(deadline)
         out, err = self._exchange.read(self.stdout), self._exchange.read(self.stderr)
         if not done:
             raise subprocess.TimeoutExpired(self.args, seconds, out or None, err or None)
@@ -281,6 +332,16 @@ class Process:
             with self._ending:
                 if not self._execution.ended:
                     self._execution.kill()
+
+    def cancel(self) -> None:
+        """SIGKILL for the command and every process that it started, with reason 'cancelled'."""
+        self._kill_for("cancelled")
+
+    def _kill_for(self, reason: Reason) -> None:
+        with contextlib.suppress(StateError), self._ending:
+            if not self._execution.ended:
+                self._killed_for = self._killed_for or reason
+                self._execution.kill()
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell the terminal its size (TIOCSWINSZ).  Raises StateError without a terminal, ValueError."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from pycontain._model.options import check_options
 from pycontain._objects.container import Container
+from pycontain._runtime.streams import DEVNULL, PIPE, Stream
 from pycontain.errors import Args
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pycontain._model.process import ExecResult
     from pycontain._objects.image import Image
     from pycontain._objects.linkage import Networks
+    from pycontain._runtime.cancel import CancelToken
     from pycontain._runtime.spec import Mounts, TmpfsOption
     from pycontain._security.policy import Rlimits, Security
 
@@ -55,12 +57,40 @@ def run(
     timeout: float | timedelta | None = None,
     check: bool = False,
     input: str | bytes | None = None,
+    stdin: Stream = DEVNULL,
+    stdout: Stream = PIPE,
+    stderr: Stream = PIPE,
+    text: bool = True,
+    encoding: str = "utf-8",
+    errors: str = "replace",
+    max_output: int | str | None = "16M",
+    shell: bool = False,
+    cancel: CancelToken | None = None,
     **options: Unpack[ContainerOptions],
 ) -> ExecResult:
-    """Start a container, run one command in it, remove it: what `Container` and its `exec` do.
+    """Start a container, run one command in it and remove the container.
 
-    image: None for `Image.host()`.  Raises what both raise.
+    Args:
+        image: the image, its name, or None for `Image.host()`.
+        args: the command, and the options up to `cancel`: as `Container.exec` has them.
+        options: as `Container` has them.
+
+    Raises what `Container`, its `start` and its `exec` raise.
     """
     check_options("run", options, ContainerOptions)
     with Container(image, **options) as container:
-        return container.exec(args, timeout=timeout, check=check, input=input)
+        return container.exec(
+            args,
+            timeout=timeout,
+            check=check,
+            input=input,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            text=text,
+            encoding=encoding,
+            errors=errors,
+            max_output=max_output,
+            shell=shell,
+            cancel=cancel,
+        )

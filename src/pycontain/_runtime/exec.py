@@ -14,6 +14,7 @@ from pycontain._cgroups.leaf import Counters, Leaf
 from pycontain._kernel import native
 from pycontain._kernel.plan import ExecFlag, encode_exec, request
 from pycontain._model.process import Reason, Usage
+from pycontain._runtime.running import Cause
 from pycontain._runtime.users import ROOT, Identity, resolve
 from pycontain.errors import CommandNotExecutable, CommandNotFound, StartError, StateError, WorkdirError
 
@@ -117,6 +118,9 @@ class Execution:
     timings: dict[str, float] = field(factory=dict)
     ended: bool = False
     alone: bool = False
+    cancelled: bool = False
+    thread: int = 0
+    last: Counters | None = None
 
     @classmethod
     def launch(
@@ -174,7 +178,14 @@ class Execution:
             except FileNotFoundError:
                 told = True  # removed, so empty
         if not told:
-            self.running.end()
+            self.running.end(Cause("cancelled", "a command in it could not be ended otherwise"))
+
+    def cancel(self) -> None:
+        """Make the thread that waits for this command end it, with reason 'cancelled'.  Does not wait."""
+        with self.running.lock:  # once it ended, the number of its channel belongs to something else
+            if not self.ended:
+                self.cancelled = True
+                native.lib.pcx_shutdown(self.channel)
 
     def _kill_by_agent(self) -> bool:
         patience = _AGENT_PATIENCE if self.leaf is not None and self.leaf.killable else _KILL_PATIENCE
@@ -208,13 +219,16 @@ class Execution:
     def finish(self) -> Counters:
         """Read the counters and give the leaf back.  Idempotent."""
         counters = Counters()
-        if self.ended:
-            return counters
-        self.ended = True
+        with self.running.lock:
+            if self.ended:
+                return counters
+            self.ended = True
         os.close(self.channel)
         if self.leaf is not None:
             if not self.running.ended:
                 counters = self.leaf.counters()
+            elif self.last is not None:
+                counters = self.last
             group = self.running.group
             assert group is not None
             # Only then are the container's own counters this command's.
@@ -226,17 +240,19 @@ class Execution:
     def usage(self, record: native.Record | Any | None, counters: Counters) -> Usage:
         """What the command used: the cgroup's counters, else those of the waited-for tree."""
         user = system = 0.0
-        peak = None
+        peak = read = written = None
         if record is not None:
             user, system, peak = record.cpu_user / 1e6, record.cpu_system / 1e6, record.peak_rss
+            read, written = record.read, record.written
         return Usage(
             wall=time.perf_counter() - self.begun,
             cpu_user=user if counters.cpu_user is None else counters.cpu_user,
             cpu_system=system if counters.cpu_system is None else counters.cpu_system,
             memory_peak=peak if counters.memory_peak is None else counters.memory_peak,
-            read_bytes=counters.read_bytes,
-            written_bytes=counters.written_bytes,
+            read_bytes=read if counters.read_bytes is None else counters.read_bytes,
+            written_bytes=written if counters.written_bytes is None else counters.written_bytes,
             processes=counters.processes,
+            oom_kills=counters.oom_kills,
         )
 
     def reason(self, returncode: int, counters: Counters) -> Reason:

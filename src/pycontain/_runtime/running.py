@@ -12,19 +12,21 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from pycontain._kernel import native
-from pycontain._kernel.pidfd import wait_dead
+from pycontain._kernel.pidfd import exit_status, wait_dead
 from pycontain._kernel.plan import request
 from pycontain._runtime.collect import Remains
-from pycontain.errors import StateError
+from pycontain.errors import ContainerEnded, StateError
 
 if TYPE_CHECKING:
     from pycontain._cgroups.group import Group
     from pycontain._engine import Engine
     from pycontain._kernel.filer import Filer
+    from pycontain._model.process import Reason
     from pycontain._networks.attached import Attached
+    from pycontain._runtime.cancel import Cancellable
     from pycontain._runtime.compile import Template
     from pycontain._runtime.spec import ContainerSpec
 
@@ -35,6 +37,23 @@ _IDLE_WITHIN = 1000
 """Milliseconds in which an agent that nobody asks begins the last command, or is taken for busy."""
 _END_PATIENCE = 10.0
 """Seconds in which a killed PID 1 has to be gone; what is stuck in the kernel longer is the collector's."""
+
+
+_STATUS_WITHIN = 1.0
+"""Seconds in which PID 1 is dead once its sockets are closed."""
+
+
+@frozen
+class Cause:
+    """The reason that a container ended for, and a clause that says it."""
+
+    reason: Reason
+    text: str
+
+
+REMOVED = Cause("cancelled", "it was removed")
+STOPPED = Cause("cancelled", "it was stopped")
+KILLED = Cause("signal", "it was killed")
 
 
 class Dependent(Protocol):
@@ -78,6 +97,10 @@ class Running:
     filer: Filer | None = None
     attached: Attached | None = None
     shared: bool = False
+    active: set[Cancellable] = field(factory=set)
+    processes: weakref.WeakSet[Cancellable] = field(factory=weakref.WeakSet)
+    cause: Cause | None = None
+    before_cleanup: Callable[[], None] | None = None
 
     @still.default
     def _still(self) -> threading.Condition:
@@ -163,6 +186,13 @@ class Running:
             self.shared = True
             return os.dup(self.pidfd)
 
+    def share_pidfd(self) -> int:
+        """Return a pidfd of PID 1 for the caller to close.  Raises StateError when the container ended."""
+        with self.lock:
+            if self.ended:
+                raise StateError(f"container {self.spec.name} is not running")
+            return os.dup(self.pidfd)
+
     def attach(self, make: Callable[[int], Attached]) -> Attached:
         """Its networks, made with a pidfd of their own the first time.  Raises StateError."""
         with self.lock:
@@ -180,13 +210,51 @@ class Running:
         with self.lock:
             return self.ended or wait_dead(self.pidfd, 0)
 
-    def end(self) -> None:
+    def why_ended(self) -> Cause:
+        """Return why it ended, for a command that lost its agent."""
+        with self.lock:
+            if self.cause is None and not self.ended:
+                self.cause = self._died()
+            return self.cause or REMOVED
+
+    def ended_error(self) -> ContainerEnded:
+        """Return the error of a command that ran when the container ended."""
+        cause = self.why_ended()
+        text = f"container {self.spec.name} ended while a command ran: {cause.text}"
+        return ContainerEnded(text, reason=cause.reason)
+
+    def _died(self) -> Cause:
+        """Why PID 1 ended by itself.  With the lock held, and before the pidfd is closed."""
+        if not wait_dead(self.pidfd, _STATUS_WITHIN):
+            return Cause("signal", "its init does not answer")
+        if self.group is not None and self.group.init_oom_killed():
+            return Cause("oom", "the kernel killed its init at the memory limit")
+        if not self.spec.init:
+            return Cause("exit", "its command is its init, and ended")
+        status = exit_status(self.pidfd)
+        if status is None:
+            return Cause("signal", "its init died")
+        code = os.waitstatus_to_exitcode(status)
+        if code < 0:
+            return Cause("signal", f"its init was killed by signal {-code}")
+        return Cause("exit", f"its init ended with status {code}")
+
+    def kill(self, cause: Cause) -> None:
+        """Kill PID 1 and do not wait; `end` comes after."""
+        with self.lock:
+            if not self.ended and self.cause is None:
+                self.cause = self._died() if wait_dead(self.pidfd, 0) else cause
+                kill_by(self.pidfd)
+
+    def end(self, cause: Cause = REMOVED) -> None:
         """Kill everything inside, wait until PID 1 is dead, and leave the rest to the collector.
 
-        Idempotent, also where an interrupt ended it half-way.
+        Idempotent, also where an interrupt ended it half-way.  The first cause is kept.
         """
         with self.lock:
             if not self.ended:
+                if self.cause is None:
+                    self.cause = self._died() if wait_dead(self.pidfd, 0) else cause
                 self.ended = True
                 native.lib.pcx_shutdown(self.control)
                 if self.users == 0:
@@ -199,6 +267,12 @@ class Running:
         if exit_socket >= 0:
             os.close(exit_socket)
         self.drop_filer()
+        self._kill_and_clean(remains)
+        for one in list(self.dependents):
+            one.let_go()
+        self.engine.unregister(self)
+
+    def _kill_and_clean(self, remains: Remains) -> None:
         if not remains.taken:
             if remains.mounts < 0:  # else this is the second time, after an interrupt
                 remains.mounts = mounts_of(self.pidfd)
@@ -206,10 +280,9 @@ class Running:
             self.engine.ahead.ended()  # while it dies
             if not wait_dead(self.pidfd, _END_PATIENCE) and self.group is not None:
                 self.group.kill()
+            if self.before_cleanup is not None:
+                self.before_cleanup()
             self.engine.collector.put(remains)
-        for one in list(self.dependents):
-            one.let_go()
-        self.engine.unregister(self)
 
     def drop_filer(self, which: Filer | None = None) -> None:
         """End the files server, or this one if it still is; the next use starts one on the root of then."""
@@ -225,6 +298,7 @@ class Running:
         self.ended, self.control, self.pidfd, self.exit_socket = True, -1, -1, -1
         self.lock, self.users, self.alone = threading.Lock(), 0, False
         self.still = threading.Condition(self.lock)
+        self.active, self.processes = set(), weakref.WeakSet()
         filer, self.filer, self.filing = self.filer, None, threading.Lock()
         if filer is not None:
             filer.forget()

@@ -6,12 +6,15 @@ import codecs
 import contextlib
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pycontain._kernel import native
+from pycontain._kernel.plan import request
+from pycontain._runtime.cancel import TaskWatch
 from pycontain._runtime.collect import shielded
 from pycontain.errors import StateError
 
@@ -21,12 +24,17 @@ if TYPE_CHECKING:
     from pycontain._runtime.users import Identity
 
 PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
+BUFFER = -4
+"""For `popen`: a pipe that a thread empties into bounded memory, so a command never waits for its reader."""
+
 Stream: TypeAlias = int | IO[Any] | None
-Ending: TypeAlias = Literal["exit", "timeout", "output"]
+Ending: TypeAlias = Literal["exit", "timeout", "output", "cancelled"]
 
 _READ = os.O_CLOEXEC
 _EINTR, _ETIMEDOUT, _EMSGSIZE = 4, 110, 90
 _UNLIMITED = (1 << 63) - 1
+_ATTACHED_WITHIN = 20_000_000
+"""Nanoseconds in which an event loop has attached its future to the work that it submitted."""
 _LAST_WORDS = 5_000_000_000
 """Nanoseconds within which the exit record of a killed tree must come."""
 
@@ -50,7 +58,7 @@ class Plumbing:
             raise
 
     def _connect(self, number: int, stream: Stream) -> None:
-        if stream == PIPE:
+        if stream == PIPE or (stream == BUFFER and number > 0):
             read, write = os.pipe2(os.O_CLOEXEC)
             ours, guest = (write, read) if number == 0 else (read, write)
             self.ours[number], self.guest[number] = ours, guest
@@ -58,7 +66,9 @@ class Plumbing:
         elif stream == DEVNULL:
             return
         elif stream == STDOUT:
-            raise ValueError("STDOUT is for stderr alone")
+            raise ValueError("STDOUT is for stderr only")
+        elif stream == BUFFER:
+            raise ValueError("BUFFER is for the stdout and stderr of popen")
         elif stream is None:
             self.guest[number] = number
         else:
@@ -97,34 +107,85 @@ class Pump:
         self._execution = execution
         self._data = native.ffi.from_buffer(data)
         self._raw = native.ffi.new("struct pcx_pump *")
+        self._watch: TaskWatch | None = None
         raw = self._raw
         raw.channel = execution.channel
         raw.fds, plumbing.ours = plumbing.ours, [-1, -1, -1]
-        # Outputs are read when poll says so, and by what FIONREAD counts; a write can block all the same.
-        if raw.fds[0] >= 0:
-            os.set_blocking(raw.fds[0], False)
+        # A command may open its output for reading too and take what poll saw: then a read would block, and
+        # no deadline would be kept.
+        for fd in raw.fds:
+            if fd >= 0:
+                os.set_blocking(fd, False)
         raw.input, raw.input_size = self._data, len(data)
         raw.limit = _UNLIMITED if cap is None else cap
         if timeout is not None:
             raw.deadline = time.monotonic_ns() + max(1, int(timeout * 1e9))
 
-    def run(self) -> Ending:
-        """Until the end, however it comes; then no process of the command is left that was not let go."""
-        result = self._turn()
+    def run(self, *, kill_orphans: bool = False) -> Ending:
+        """Carry the streams until the command ends.
+
+        Processes that it left running go on, and the agent discards what they write to its pipes, unless
+        `kill_orphans`.  After every other end none is left.
+        """
+        result = self._first_turn()
+        execution = self._execution
         if result == 0:
+            if kill_orphans:
+                execution.kill()
+            elif self._raw.writers:
+                self._hand_over()
             return "exit"
         if result not in (-_ETIMEDOUT, -_EMSGSIZE):
-            raise StateError(f"container {self._execution.running.spec.name} ended while a command ran")
-        self._execution.kill()
+            if not execution.cancelled:
+                raise execution.running.ended_error()
+            execution.kill()
+            self._raw.ended = 1  # its channel brings no record any more
+            self._turn()
+            return "cancelled"
+        execution.kill()
         self._raw.deadline = time.monotonic_ns() + _LAST_WORDS
         if result == -_EMSGSIZE:
             self._close_outputs()
-        if not self._execution.running.frozen:  # its agent has no last words then
+        if not execution.running.frozen:  # its agent has no last words then
             self._turn()
         return "timeout" if result == -_ETIMEDOUT else "output"
 
     def __enter__(self) -> Pump:
+        execution = self._execution
+        execution.thread = threading.get_ident()
+        execution.running.active.add(execution)
+        if execution.thread != threading.main_thread().ident:
+            # Without it a Ctrl-C still ends the main thread; this thread's command then runs to its end.
+            with contextlib.suppress(OSError):
+                execution.running.engine.interrupts.watch()
+            self._watch = TaskWatch(execution)
+            self._watch.attach()
         return self
+
+    def _first_turn(self) -> int:
+        """As `_turn`, and look once more for an asyncio task that waits for this thread."""
+        if self._watch is None or not self._watch.pending:
+            return self._turn()
+        deadline, soon = self._raw.deadline, time.monotonic_ns() + _ATTACHED_WITHIN
+        if 0 < deadline <= soon:
+            return self._turn()
+        self._raw.deadline = soon
+        result = self._turn()
+        self._raw.deadline = deadline
+        if result != -_ETIMEDOUT:
+            return result
+        self._watch.attach()
+        return self._turn()
+
+    def _hand_over(self) -> None:
+        fds = [fd for fd in self._raw.fds[1:3] if fd >= 0]
+        running = self._execution.running
+        with contextlib.suppress(OSError, StateError):  # the container ends, and its processes with it
+            control = running.hold()
+            try:
+                native.send(control, request(native.DRAIN), fds)
+            finally:
+                running.let_go()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -134,6 +195,7 @@ class Pump:
             if kind is not None:
                 shielded(self._abandon)
         finally:
+            self._execution.running.active.discard(self._execution)
             native.lib.pcx_pump_free(self._raw)
 
     def _abandon(self) -> None:

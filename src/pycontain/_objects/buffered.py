@@ -1,0 +1,219 @@
+"""Output of a command that a thread keeps in bounded memory, so that the command never waits for a reader."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import io
+import os
+import select
+import threading
+import time
+from typing import Any
+
+_CHUNK = 65536
+_PAUSE = 0.002
+"""Seconds between two chunks that are only dropped, so that a chatty command gets little processor time."""
+
+
+class Kept:
+    """The bytes of one stream that were not read yet, at most `limit`; the oldest are dropped first.
+
+    Args:
+        fd: our end of the pipe; closed by the reader's thread.
+        limit: bytes, or None for no limit.
+    """
+
+    def __init__(self, fd: int, limit: int | None) -> None:
+        self.fd = fd
+        self.dropped = 0
+        self.claimed = False
+        self.closed = False
+        self.discarding = False
+        self.over = False
+        self._limit = limit
+        self._chunks: collections.deque[bytes] = collections.deque()
+        self._size = 0
+        self._mutex = threading.Lock()
+        self._changed = threading.Condition(self._mutex)
+        os.set_blocking(fd, False)
+
+    @property
+    def wanted(self) -> bool:
+        """False once the reader's thread must not read any more."""
+        return not (self.claimed or self.closed)
+
+    def fetch(self) -> bool:
+        """Read what is there; False at the end.  By the reader's thread only."""
+        with self._mutex:
+            if not self.wanted:
+                return False
+            try:
+                chunk = os.read(self.fd, _CHUNK)
+            except BlockingIOError:
+                return True
+            if chunk:
+                self._keep(chunk)
+            return bool(chunk)
+
+    def _keep(self, chunk: bytes) -> None:
+        if not self.discarding:
+            self._chunks.append(chunk)
+            self._size += len(chunk)
+        else:
+            self.dropped += len(chunk)
+        while self._limit is not None and self._size > self._limit:
+            over = self._size - self._limit
+            first = self._chunks.popleft()
+            if over < len(first):
+                self._chunks.appendleft(first[over:])
+            cut = min(over, len(first))
+            self._size -= cut
+            self.dropped += cut
+        self._changed.notify_all()
+
+    @property
+    def full(self) -> bool:
+        """True when the next chunk is dropped, or an older one for it."""
+        return self.discarding or (self._limit is not None and self._size >= self._limit)
+
+    def finish(self) -> None:
+        """Close the descriptor: the last writer is gone, or the bytes have another reader."""
+        with self._mutex:
+            fd, self.fd = self.fd, -1
+            self.over = True
+            self._changed.notify_all()
+        if fd >= 0:
+            os.close(fd)
+
+    def take(self, most: int, *, wait: bool) -> bytes:
+        """Return up to `most` bytes; b'' at the end, or where nothing is there and `wait` is False."""
+        with self._mutex:
+            while wait and not self._chunks and not self.over and not self.closed:
+                self._changed.wait()
+            if not self._chunks:
+                return b""
+            first = self._chunks.popleft()
+            if len(first) > most:
+                self._chunks.appendleft(first[most:])
+                first = first[:most]
+            self._size -= len(first)
+            return first
+
+    def claim(self) -> int:
+        """Take the pipe over from the thread; a descriptor of the caller's own, or -1 at the end."""
+        with self._mutex:
+            self.claimed = True
+            # The thread may be waiting on the other, and its number must not be reused under it.
+            return os.dup(self.fd) if self.fd >= 0 else -1
+
+    def close(self) -> None:
+        """Let the command get SIGPIPE at its next write but one; the thread closes the descriptor then."""
+        self.closed = True
+        with self._mutex:
+            self._changed.notify_all()
+
+
+class BufferedOutput(io.RawIOBase):
+    """A stream over what is kept.
+
+    It has no descriptor to wait for: pass PIPE to `popen` for one.  While `idle` it is at its end when
+    nothing is kept.
+    """
+
+    def __init__(self, kept: Kept) -> None:
+        self.kept = kept
+        self.idle = False
+        self._claimed: int | None = None
+        self._dropped = False
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def claim(self) -> None:
+        """Read from the pipe itself from now on, as `communicate` does."""
+        if self._claimed is None and not self.closed:
+            self._claimed = self.kept.claim()
+
+    def fileno(self) -> int:
+        """Return the descriptor of a claimed stream.  Raises io.UnsupportedOperation before."""
+        if self._claimed is None:
+            raise io.UnsupportedOperation("a buffered stream has no descriptor: pass stdout=PIPE to popen")
+        return self._claimed
+
+    def readinto(self, buffer: Any) -> int:
+        """Copy what is kept, and wait for it where nothing is."""
+        claimed = self._claimed
+        data = self.kept.take(len(buffer), wait=not self.idle and claimed is None)
+        if not data and claimed is not None and claimed >= 0 and not self.idle:
+            return os.readv(claimed, [buffer])
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """Give the stream up.  Idempotent.
+
+        Closed by the caller, the command gets SIGPIPE at a later write.  Dropped by the caller, its output
+        is discarded from then on: a server whose handle is not kept goes on.
+        """
+        if not self.closed:
+            if self._dropped:
+                self.kept.discarding = True  # takes no lock: a finalizer may run while any is held
+            else:
+                self.kept.close()
+            claimed, self._claimed = self._claimed, -1
+            if claimed is not None and claimed >= 0:
+                os.close(claimed)
+        super().close()
+
+    def _dealloc_warn(self, source: object) -> None:
+        self._dropped = True
+
+
+def empty_in_background(kept: list[Kept], ended: int) -> None:
+    """Start the thread that empties these streams until their last writer is gone or the container ended.
+
+    Args:
+        ended: a pidfd of PID 1, closed by the thread.
+    """
+    try:
+        threading.Thread(
+            target=_empty, args=(tuple(kept), ended), name="pycontain-output", daemon=True
+        ).start()
+    except BaseException:
+        os.close(ended)
+        raise
+
+
+def _empty(kept: tuple[Kept, ...], ended: int) -> None:
+    poll = select.poll()
+    left = {one.fd: one for one in kept}
+    for fd in (*left, ended):
+        poll.register(fd, select.POLLIN)
+    try:
+        while left:
+            ready = [fd for fd, _ in poll.poll()]
+            over = ended in ready
+            for fd in list(left) if over else ready:
+                one = left[fd]
+                # A forked child of the caller may hold a pipe open: PID 1's end is the end of all of them.
+                while (alive := one.fetch()) and over and _has_data(fd):
+                    continue
+                if over or not alive:
+                    poll.unregister(fd)
+                    one.finish()
+                    del left[fd]
+            if any(one.full for one in left.values()):
+                time.sleep(_PAUSE)
+    finally:
+        for one in left.values():
+            one.finish()
+        with contextlib.suppress(OSError):
+            os.close(ended)
+
+
+def _has_data(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return any(event & select.POLLIN for _, event in poll.poll(0))
