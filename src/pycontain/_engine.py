@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from pycontain._cgroups import group as groups
+from pycontain._cgroups import view
 from pycontain._cgroups.group import Cgroups, Group
 from pycontain._kernel.features import Features, features
 from pycontain._kernel.launcher import Launcher, LauncherPool, sub_id_maps
@@ -84,7 +85,7 @@ class Engine:
 
     def _open(self, ahead: int) -> None:
         self.cgroups = Cgroups(self.owner.name)
-        self.launchers = LauncherPool(plain=not self.features.privileged, maps=self._maps)
+        self.launchers = LauncherPool(plain=not self.features.privileged, maps=self._maps, views=self._views)
         self.collector = Collector(self.owner, self._make_janitor)
         self.holdings = Holdings(self.owner.name, lambda: self.store, self.collector)
         self.ahead = Ahead(self, ahead)
@@ -102,6 +103,10 @@ class Engine:
         self._held: dict[object, CgroupLimits] = {}
         self.templates: dict[object, Template] = {}
         self._collected = collect_dead(self.roots, self.cgroups.layout, self._make_janitor)
+
+    def _views(self) -> list[tuple[str, bytes]]:
+        """Return the entries of the /sys that containers see."""
+        return [(entry.path, entry.encode()) for entry in view.entries(self.cgroups)]
 
     def _make_janitor(self) -> Launcher:
         return Launcher(plain=not self.features.privileged, maps=self._maps)
@@ -194,7 +199,7 @@ class Engine:
         """A launcher for networks: root's so that it waits for no start, a plain user's to be in one."""
         if self._hub is None:
             plain = not self.features.privileged
-            self._hub = LauncherPool(plain=plain, maps=self._maps, size=1, hub=plain)
+            self._hub = LauncherPool(plain=plain, maps=self._maps, size=1, hub=plain, views=self._views)
         return self._hub
 
     def birthplace(self, linkage: Linkage) -> LauncherPool:

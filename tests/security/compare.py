@@ -93,9 +93,21 @@ AXES = (
 )
 
 
+_SIZES = ("/sys/devices/system/cpu/", "/sys/devices/system/node/", "/sys/fs/cgroup/")
+
+
 def surplus(one: Reach, other: Reach) -> dict[str, frozenset[str]]:
-    """Axis to what `one` has of it and `other` has not; axes without any are left out."""
-    more = {axis.name: axis.reached(one) - axis.reached(other) for axis in AXES}
+    """Return, by axis, the keys that `one` reaches and `other` does not; axes without any are left out.
+
+    The files by which runtimes size themselves are left out: bubblewrap has no /sys unless it is asked for,
+    and Docker and Podman show all of it.
+    """
+    more = {
+        axis.name: frozenset(
+            key for key in axis.reached(one) - axis.reached(other) if not str(key).startswith(_SIZES)
+        )
+        for axis in AXES
+    }
     return {name: keys for name, keys in more.items() if keys}
 
 

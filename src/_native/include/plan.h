@@ -36,6 +36,8 @@ enum pc_op_kind
   PC_OP_READONLY,  /* make target read-only, if it exists */
   PC_OP_SEAL,      /* make the root mount read-only */
   PC_OP_MOVE,      /* PC_REQUEST_RESTACK: take along what is mounted at target, if anything is */
+  PC_OP_SYS,       /* attach the launcher's copy of /sys at target; data: pairs "c/CONTROLLER/GROUP\0place\0" of
+                      cgroups of this container and their places below it */
   PC_OP_KIND_COUNT
 };
 

@@ -45,6 +45,8 @@ struct pc_request
 /* PC_REQUEST_RELAY, caller to launcher: one fd, the SEQPACKET socket of a child that relays connections
    (relay.h).  Answered by PC_RECORD_STARTED with its pid, or PC_RECORD_FAILED. */
 #define PC_REQUEST_RELAY 18u
+/* PC_REQUEST_SYS, caller to launcher: what the /sys of its containers has, once (sysview.c) */
+#define PC_REQUEST_SYS 19u
 #define PC_REQUEST_FILES 14u /* files.h */
 #define PC_REQUEST_FILE 15u
 #define PC_REQUEST_NETWORK 17u /* network.h */

@@ -56,7 +56,7 @@ void
 pc_receive_sources (int control, int sync, struct pc_child_fds *out)
 {
   struct pc_fds fds;
-  u32 head[2] = { 0, 0 };
+  u32 head[3] = { 0, 0, 0 };
   word got = pc_receive (sync, head, sizeof head, &fds, 0);
 
   if (got != (word) sizeof head)
@@ -66,6 +66,7 @@ pc_receive_sources (int control, int sync, struct pc_child_fds *out)
   u32 next = 0;
   out->store = head[0] && next < fds.count ? fds.fd[next++] : -1;
   out->dev = head[1] && next < fds.count ? fds.fd[next++] : -1;
+  out->sys = head[2] && next < fds.count ? fds.fd[next++] : -1;
   out->source_count = fds.count - next;
   for (u32 i = 0; i < out->source_count; i++)
     out->sources[i] = fds.fd[next + i];

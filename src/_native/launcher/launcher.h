@@ -22,6 +22,8 @@ struct pc_launcher
   int host_mounts; /* namespace in which paths of a plain user's caller resolve, or -1 */
   int own_mounts;
   int dev;         /* detached /dev template, or -1 when it stays attached at /dev */
+  int sys;         /* detached /sys template, or -1 when it stays attached at /sys */
+  int has_sys;
   struct pc_born spare;
   int old_layers;  /* overlay takes no detached mounts here: attach, then name by path */
 };
@@ -39,10 +41,13 @@ struct pc_child_fds
   int sync;
   int store;
   int dev;
+  int sys;
   int sources[COUNT (((struct pc_fds *) 0)->fd)];
   u32 source_count;
 };
 
+/* Make the /sys of this launcher's containers, once; 0 or a negative errno. */
+int pc_make_sys (struct pc_launcher *launcher, const char *entries, usize size, const struct pc_fds *fds);
 int pc_prepare_namespace (struct pc_launcher *launcher, int plain_user, struct pc_record *failure);
 /* Start what the plan says; the reply names the pid, or the step that failed. */
 int pc_spawn (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fds *fds,

@@ -177,6 +177,18 @@ serve_relay (struct pc_launcher *launcher, const struct pc_fds *fds)
 }
 
 static void
+serve_sys (struct pc_launcher *launcher, const struct pc_request *request, usize received, const struct pc_fds *fds)
+{
+  struct pc_record reply = { .kind = PC_RECORD_READY };
+  int error = received == sizeof *request + request->size && !fds->truncated
+                  ? pc_make_sys (launcher, (const char *) buffer + sizeof *request, request->size, fds)
+                  : -EINVAL;
+  if (error < 0)
+    reply = (struct pc_record){ .kind = PC_RECORD_FAILED, .step = PC_STEP_LAUNCHER, .error = -error, .op = -1 };
+  answer (launcher, &reply, -1);
+}
+
+static void
 serve_prepare (struct pc_launcher *launcher, const struct pc_request *request, usize received,
                struct pc_fds *fds)
 {
@@ -293,6 +305,8 @@ serve (struct pc_launcher *launcher)
         serve_prepare (launcher, request, (usize) received, &fds);
       else if (request->kind == PC_REQUEST_RESTACK)
         serve_restack (launcher, request, (usize) received, &fds);
+      else if (request->kind == PC_REQUEST_SYS)
+        serve_sys (launcher, request, (usize) received, &fds);
       else if (request->kind == PC_REQUEST_RELAY)
         serve_relay (launcher, &fds);
       else if (request->kind == PC_REQUEST_REMOVE)
@@ -393,6 +407,7 @@ pc_main (word *stack)
     .host_mounts = -1,
     .own_mounts = -1,
     .dev = -1,
+    .sys = -1,
     .spare = { 0, -1, -1 },
   };
   struct pc_record ready = { .kind = PC_RECORD_READY };

@@ -86,8 +86,9 @@ is_engines (const struct builder *b, int fd, const struct statx *seen)
   word error = raw2 (__NR_fstatfs, fd, &fs);
   if (error < 0)
     return (int) error;
-  return fs.type == PROC_SUPER_MAGIC || fs.type == DEVPTS_SUPER_MAGIC
-         || (b->dev != 0 && seen->stx_mnt_id == b->dev);
+  return fs.type == PROC_SUPER_MAGIC || fs.type == DEVPTS_SUPER_MAGIC || fs.type == SYSFS_MAGIC
+         || fs.type == CGROUP_SUPER_MAGIC || fs.type == CGROUP2_SUPER_MAGIC
+         || (b->dev != 0 && seen->stx_mnt_id == b->dev) || (b->sys != 0 && seen->stx_mnt_id == b->sys);
 }
 
 static int
@@ -260,6 +261,8 @@ do_op (struct builder *b, const struct pc_op *op)
       return do_filesystem (b, op);
     case PC_OP_DEV:
       return attach_dev (b, op);
+    case PC_OP_SYS:
+      return pc_do_sys (b, op);
     case PC_OP_MASK:
     case PC_OP_READONLY:
       return b->root < 0 ? -EINVAL : do_cover (b, op);

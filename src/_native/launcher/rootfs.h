@@ -14,7 +14,8 @@ struct builder
   int root;         /* the new root once an overlay or source stands at / */
   int upper;        /* the upper directory being prepared, or -1 */
   int work;
-  u64 dev;          /* mount id of /dev */
+  u64 dev;          /* mount ids of /dev and /sys */
+  u64 sys;
   u32 uppers;       /* how many were made: their directories are numbered */
   char upper_path[48];
   char work_path[48];
@@ -29,6 +30,7 @@ const char *pc_place_of_root (const struct builder *b);
 int pc_attach (struct builder *b, const struct pc_op *op, int mount);
 int pc_do_upper (struct builder *b, const struct pc_op *op);
 int pc_do_file (struct builder *b, const struct pc_op *op);
+int pc_do_sys (struct builder *b, const struct pc_op *op);
 int pc_do_overlay (struct builder *b, const struct pc_op *op);
 
 #endif

@@ -171,6 +171,15 @@ set_attributes (const struct pc_plan *plan, int fd, const struct pc_source *sour
   return (int) error;
 }
 
+/* A copy of what the launcher made: it is detached, or attached at path where such trees cannot be cloned. */
+static int
+copy_tree (int detached, const char *path)
+{
+  if (detached >= 0)
+    return (int) sys_open_tree (detached, "", CLONE_TREE | AT_RECURSIVE_ | AT_EMPTY_PATH);
+  return (int) sys_open_tree (AT_FDCWD_, path, CLONE_TREE | AT_RECURSIVE_);
+}
+
 int
 pc_send_sources (const struct pc_launcher *launcher, const struct pc_plan *plan,
               const struct pc_fds *fds, word pid, int sync, struct pc_record *reply)
@@ -178,7 +187,7 @@ pc_send_sources (const struct pc_launcher *launcher, const struct pc_plan *plan,
   struct pc_fds out = { .count = 0 };
   const struct pc_source *sources = pc_at (plan, plan->sources);
   u32 count = plan->sources.size / sizeof *sources;
-  u32 head[2] = { 0, 0 };
+  u32 head[3] = { 0, 0, 0 };
   char path[64] = "/proc/";
   usize n = 6 + pc_decimal (path + 6, (u64) pid);
   memcpy (path + n, "/ns/user", 9);
@@ -207,13 +216,17 @@ pc_send_sources (const struct pc_launcher *launcher, const struct pc_plan *plan,
           goto out;
         }
     }
-  int dev = (int) sys_open_tree (launcher->dev >= 0 ? launcher->dev : AT_FDCWD_,
-                                 launcher->dev >= 0 ? "" : "/dev",
-                                 CLONE_TREE | AT_RECURSIVE_ | (launcher->dev >= 0 ? AT_EMPTY_PATH : 0));
+  int dev = copy_tree (launcher->dev, "/dev");
   if (dev >= 0)
     {
       out.fd[out.count++] = dev;
       head[1] = 1;
+    }
+  int sys = launcher->has_sys ? copy_tree (launcher->sys, "/sys") : -1;
+  if (sys >= 0)
+    {
+      out.fd[out.count++] = sys;
+      head[2] = 1;
     }
   for (u32 i = 0; i < count; i++)
     {

@@ -11,7 +11,7 @@ from attrs import field, frozen
 from pycontain._kernel import native
 
 BASE = "pycontain"
-V1_CONTROLLERS = ("memory", "pids", "cpu", "cpuset", "blkio", "hugetlb")
+V1_CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "cpuset", "blkio", "hugetlb")
 V2_CONTROLLERS = ("memory", "pids", "cpu", "cpuset", "io", "hugetlb")
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 

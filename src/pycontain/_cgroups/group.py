@@ -60,6 +60,13 @@ class Cgroups:
                 self._made.add(directory)
         return directory
 
+    def note(self, directory: str) -> bool:
+        """Record a directory to remove at the end, and return whether it was not recorded before."""
+        with self._lock:
+            new = directory not in self._made
+            self._made.add(directory)
+            return new
+
     @property
     def kills(self) -> bool:
         """Does a v2 tree end and freeze whole trees here?"""
@@ -123,7 +130,7 @@ class Cgroups:
     def remove(self) -> bool:
         """Remove this owner's directories everywhere; False while something lives below."""
         self.forget()
-        return all([remove_group(path) for path in self._made])
+        return all([remove_group(path) for path in sorted(self._made, reverse=True)])
 
     def forget(self) -> None:
         """Close the fds alone."""
@@ -171,6 +178,7 @@ class Group:
         self._spare: list[Leaf] = []
         self._busy: list[Leaf] = []
         self._number = 0
+        self._memory: int | None = None
         self._lock = threading.Lock()
         self.birth = -1
         self.tasks: tuple[int, ...] = ()
@@ -191,6 +199,7 @@ class Group:
         Its parents' fds stand from `first` on among those sent.  It opens the group of birth, if there is
         one, and the `tasks` files, in this order.
         """
+        self._memory = limits.memory
         plan = self._cgroups.blueprint(limits, first, self._block is not None)
         self._unified = plan.unified.replace(NAME, self.name) if plan.unified is not None else None
         self._legacy = {one: path.replace(NAME, self.name) for one, path in plan.legacy.items()}
@@ -218,8 +227,20 @@ class Group:
     def claim(self, limits: CgroupLimits, first: int) -> bytes:
         """How a launcher writes the limits of a group made ahead; its parents' fds stand from `first` on."""
         steps = Steps()
+        self._memory = limits.memory
         self._limit(steps, limits)
+        for leaf in self._spare:
+            self._limit_leaf(steps, leaf.directory, leaf.legacy)
         return steps.below(self._above(), first)
+
+    def _limit_leaf(self, steps: Steps, directory: str | None, legacy: dict[str, str]) -> None:
+        """Repeat the container's limit of memory, for runtimes that read only their own group."""
+        if self._memory is None:
+            return
+        if directory is not None and "memory" in self._passed:
+            steps.limit(directory, {"memory.max": [str(self._memory)]})
+        if "memory" in legacy:
+            steps.limit(legacy["memory"], {"memory.limit_in_bytes": [str(self._memory)]})
 
     def _limit(self, steps: Steps, limits: CgroupLimits) -> None:
         for controller, wanted in translate.v2(limits).items():
@@ -254,6 +275,7 @@ class Group:
             steps.make(controller, directory)
             steps.finally_do(files.open_to_write(f"{directory}/tasks"))
         self._leaf_controllers = ("memory",) if "memory" in self._legacy else ()
+        self._memory = limits.memory
         self._limit(steps, limits)
         return steps
 
@@ -351,6 +373,8 @@ class Group:
             legacy[controller] = f"{parent}/{name}"
             steps.make(controller, legacy[controller])
             steps.limit(legacy[controller], old.get(controller, {}))
+        if limits is None:
+            self._limit_leaf(steps, directory, legacy)
         # v1 counts there because the leaf has no pids group; v2, from 6.11 on, where the limit stands.
         above = self._legacy.get("pids") if "pids" not in legacy else None
         if "pids" in self._passed:

@@ -14,10 +14,12 @@ import shutil
 import signal
 import subprocess
 import threading
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
 from pycontain._kernel import native
+from pycontain._kernel.hostpath import AT_FDCWD
 from pycontain._kernel.plan import request
 from pycontain.errors import StartError
 
@@ -34,6 +36,7 @@ class Launcher:
     maps: for plain users, the id maps to write with newuidmap and newgidmap, or None for the single-id map.
     files: it makes no namespace, but joins the user namespace of the container whose files it works on.
     hub: a plain one in a network namespace of its own, in which networks can be made.
+    views: of the /sys of its containers, each path of the host to show and its entry for sysview.c.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Launcher:
         maps: tuple[list[str], list[str]] | None = None,
         files: bool = False,
         hub: bool = False,
+        views: Sequence[tuple[str, bytes]] = (),
     ) -> None:
         socket, pidfd = native.ffi.new("int *"), native.ffi.new("int *")
         kind = _FILES if files else _HUB if hub else _PLAIN if plain else 0
@@ -56,6 +60,8 @@ class Launcher:
         self.listening = threading.Lock()
         try:
             self.old_layers = self._hear_ready(maps)
+            if views:
+                self._show(views, plain=plain)
         except BaseException:
             self.close()
             raise
@@ -77,6 +83,29 @@ class Launcher:
                 hint="user namespaces may be disabled: see `Engine().doctor()`",
             )
         return bool(record.flags)
+
+    def _show(self, views: Sequence[tuple[str, bytes]], *, plain: bool) -> None:
+        """Let its containers have a /sys; an unprivileged user's launcher opens the mounts itself."""
+        fds: list[int] = []
+        try:
+            for path, entry in () if plain else views:
+                if entry.startswith(b"t"):
+                    fds.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+                elif path:
+                    fd = native.lib.pcx_open_tree(AT_FDCWD, os.fsencode(path), 1)
+                    fds.append(native.checked(fd, "launcher"))
+            native.send(self.socket, request(native.SYS, b"".join(entry for _, entry in views)), fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        record = native.receive(self.socket)
+        if record is None or record.errno:
+            raise StartError(
+                "the launcher could not make the containers' /sys",
+                step="launcher",
+                errno=record.errno if record else 0,
+                hint="check that /sys is mounted on the host",
+            )
 
     def hear_owed(self) -> None:
         """Hear of every start that was asked for, with `listening` held: the next answer is another one's."""
@@ -191,8 +220,10 @@ class LauncherPool:
         maps: tuple[list[str], list[str]] | None,
         size: int | None = None,
         hub: bool = False,
+        views: Callable[[], Sequence[tuple[str, bytes]]] = tuple,
     ) -> None:
         self._plain = plain
+        self._views = views
         self._hub = hub
         self._maps = maps
         self._size = size or max(2, os.cpu_count() or 1)
@@ -236,7 +267,7 @@ class LauncherPool:
                 return
             self._count += 1
         try:
-            to.launcher = Launcher(plain=self._plain, maps=self._maps, hub=self._hub)
+            to.launcher = Launcher(plain=self._plain, maps=self._maps, hub=self._hub, views=self._views())
         except BaseException:
             with self._mutex:
                 self._count -= 1

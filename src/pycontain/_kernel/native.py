@@ -19,7 +19,7 @@ READY, FAILED, STARTED, EXITED, GONE, OPENED = range(1, 7)
 SPAWN, MAPS, REMOVE, SECURITY, EXEC, SIGNAL, KILL_TREE, KILL_ALL, OPEN = range(1, 10)
 """Kinds of requests (protocol.h)."""
 
-PREPARE, RESTACK, NETWORK, RELAY = 10, 16, 17, 18
+PREPARE, RESTACK, NETWORK, RELAY, SYS = 10, 16, 17, 18, 19
 """Requests to the launcher (protocol.h)."""
 
 DRAIN = 19

@@ -35,6 +35,7 @@ class OpKind(IntEnum):
     READONLY = 8
     SEAL = 9
     MOVE = 10
+    SYS = 11
 
 
 class OpFlag(IntFlag):

@@ -64,11 +64,13 @@ def compose(
     scratch_size: int,
     masked: Sequence[str],
     readonly: Sequence[str],
+    groups: Sequence[tuple[str, str]] = (),
     resolv: bytes = RESOLV_CONF,
     own_name: bool = True,
 ) -> list[Op]:
     """Every op of a root, in order: overlay, kernel file systems, mounts outer before inner, covers, seal.
 
+    groups: the container's cgroups beside the launcher's root, and their places below /sys.
     own_name: its host name stands in /etc/hosts, as one of the loopback; else the name service knows it.
     """
     upper = b"" if disk is None else tmpfs_options(disk, 0o755, max(1024, disk // 4096))
@@ -77,6 +79,8 @@ def compose(
     guarded = int(OpFlag.NOFOLLOW)
     everything = _GUARDED | MountAttr.NOEXEC
     ops.append(_filesystem("proc", "proc", b"", everything, guarded))
+    shown = "".join(f"{group}\0{place}\0" for group, place in groups)
+    ops.append(Op(OpKind.SYS, "sys", shown.encode(), flags=guarded))
     ops.append(Op(OpKind.DEV, "dev", flags=guarded))
     ops.append(
         _filesystem(

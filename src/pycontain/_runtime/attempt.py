@@ -159,7 +159,13 @@ class Attempt:
             self._outgoing.append(self._fds[-1])
         self._outgoing += self._streams
         plan = self.template.fill(
-            self.spec, self._block, entrance, self._command, spare=self._spare is not None, join=join
+            self.spec,
+            self._block,
+            entrance,
+            self._command,
+            spare=self._spare is not None,
+            join=join,
+            group=group.name if group is not None else "",
         )
         if by_launcher:
             self._asked = request(native.SPAWN, plan + script, value=len(plan))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import attrs
 from attrs import field, frozen
 
+from pycontain._cgroups import view
 from pycontain._images.sealed import first_id_of
 from pycontain._kernel import hostpath
 from pycontain._kernel.native import SECURITY
@@ -40,6 +41,8 @@ _RESOLVER_MOST = 65536
 
 
 _NAME = "\x02" * 12
+_GROUP = "\x03" * 32
+"""The place of the name of the container's cgroups, which may have been made ahead for another name."""
 _BLOCK = "0 1111111111 65536\n"
 
 
@@ -88,17 +91,20 @@ class Template:
         *,
         spare: bool = False,
         join: int | None = None,
+        group: str = _GROUP,
     ) -> bytes:
         """The plan of one container; with `spare`, for the child that waits.
 
-        join: the fd, by index, of the process whose network namespace it shares.
+        join: the fd, by index, of the process whose network namespace it shares.  group: the name of its
+        cgroups.
         """
         if command or not self.privileged or len(spec.hostname) != len(_NAME) or join is not None:
-            return self._encode(spec, spec.hostname, block, entrance, command, spare, join)
+            return self._encode(spec, spec.hostname, block, entrance, command, spare, join, group)
         ready = self._encoded.get((entrance, spare))
         if ready is None:
             ready = self._encoded[entrance, spare] = self._encode(spec, _NAME, None, entrance, b"", spare)
         name, ids = spec.hostname.encode(), f"0 {block} 65536\n".encode()
+        ready = ready.replace(_GROUP.encode(), group.encode())
         return ready.replace(_NAME.encode(), name).replace(_BLOCK.encode(), ids)
 
     def spare(self, block: int, entrance: Entrance) -> bytes:
@@ -130,6 +136,7 @@ class Template:
         command: bytes,
         spare: bool,
         join: int | None = None,
+        group: str = _GROUP,
     ) -> bytes:
         """fds in the order sent: control, exit, container's directory, sources, skipped, group's, streams."""
         first = 1 if self.init else 2
@@ -142,7 +149,7 @@ class Template:
         id_map = self.id_map
         if self.privileged:
             id_map = _BLOCK if block is None else f"0 {block} 65536\n"
-        files = [attrs.evolve(op, data=op.data.replace(_NAME.encode(), hostname.encode())) for op in self.ops]
+        files = [attrs.evolve(op, data=_filled(op.data, hostname, group)) for op in self.ops]
         return Plan(
             control_fd=0,
             exit_fd=NO_FD if self.init else 1,
@@ -163,6 +170,10 @@ class Template:
             joins=() if join is None else ((join, NEWNET),),
             command=command,
         ).encode()
+
+
+def _filled(data: bytes, hostname: str, group: str) -> bytes:
+    return data.replace(_NAME.encode(), hostname.encode()).replace(_GROUP.encode(), group.encode())
 
 
 def described(path: str, source: Source) -> Source:
@@ -260,6 +271,7 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
         is_file = not os.path.isdir(what.path)
         mounts.append(layout.MountSpec(target=place.lstrip("/"), source=len(sources), is_file=is_file))
         sources.append((what.path, _bind_source(what, recursive, idmap)))
+    held = engine.enforceable(spec.limits, spec.asked, spec.security.optional)
     memory = spec.limits.memory or _SCRATCH_MOST * 2
     ops = layout.compose(
         layers=len(spec.image.directories),
@@ -272,6 +284,7 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
         scratch_size=max(65536, min(_SCRATCH_MOST, memory // 2)),
         masked=spec.security.masked_paths,
         readonly=spec.security.readonly_paths,
+        groups=view.groups(engine.cgroups, held, _GROUP) if engine.cgroups.usable else (),
         resolv=_resolver(spec),
         own_name=spec.linkage.kind in (NONE, HOST),
     )
