@@ -88,7 +88,7 @@ def test_forged_array_is_refused(value: Any, old: bytes, new: bytes) -> None:
 
 def test_array_without_bytes_is_no_way_to_a_large_one() -> None:
     with pytest.raises(Malformed, match="another size"):
-        codec.decode(_altered(np.zeros((3, 3, 3), "V0"), b"\3\3\3", b"\xff\xff\xff"))
+        codec.decode(_altered(np.zeros((3,) * 4, "V0"), b"\3" * 4, b"\xff" * 4))
 
 
 def test_numpy_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

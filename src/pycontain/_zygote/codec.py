@@ -99,6 +99,7 @@ class Reader:
         self.source = source
         self.left = self.budget = budget
         self.known = known
+        self.shapes: list[list[Any]] = []
 
     def finish(self) -> None:
         """Raise Malformed where something is left."""
@@ -284,6 +285,23 @@ def _dict(reader: Reader, depth: int) -> dict[Hashable, Any]:
     return dict(reader.pairs(depth))
 
 
+def _shape(reader: Reader, depth: int) -> dict[Hashable, Any]:
+    """A dict whose keys are texts, which later ones have too."""
+    keys = reader.body(depth)
+    if len(reader.shapes) >= writer.MOST_SHAPES or not all(type(one) is str for one in keys):
+        raise Malformed("it holds a shape of no texts")
+    reader.shapes.append(keys)
+    return _shaped(reader, keys, depth)
+
+
+def _shaped(reader: Reader, keys: list[Any], depth: int) -> dict[Hashable, Any]:
+    reader.charge(64 + 104 * len(keys))
+    values = reader.body(depth)
+    if len(values) != len(keys):
+        raise Malformed("it holds a key without a value")
+    return dict(zip(keys, values, strict=True))
+
+
 def _counter(reader: Reader, depth: int) -> collections.Counter[Hashable]:
     counter: collections.Counter[Hashable] = collections.Counter()
     dict.update(counter, reader.pairs(depth))
@@ -435,6 +453,8 @@ _READERS: dict[int, Callable[[Reader, int], Any]] = {
         "e": _set,
         "z": lambda reader, depth: frozenset(_set(reader, depth)),
         "d": _dict,
+        "o": _shape,
+        "S": lambda reader, depth: _shaped(reader, reader.shapes[reader.count()], depth),
         "O": lambda reader, depth: collections.OrderedDict(reader.pairs(depth)),
         "C": _counter,
         "D": _defaultdict,

@@ -28,6 +28,9 @@ WIDEST_INTEGER = 1 << 20
 """Bits."""
 WIDEST_FRACTION = 1 << 14
 """Bits of a numerator or denominator: the reader reduces the fraction."""
+SHORTEST_VECTOR = 4
+MOST_SHAPES, WIDEST_SHAPE = 1 << 12, 64
+"""Dicts whose keys are written once: how many sorts, and of how many keys."""
 INLINE = 1 << 12
 """Bytes of the largest buffer that is in the head itself."""
 COUNT, LONG, SIZE = struct.Struct("<I"), struct.Struct("<q"), struct.Struct("<Q")
@@ -91,6 +94,7 @@ class Writer:
         self.buffers: list[Any] = []
         self.outside = 0
         self.handlers: dict[type, Callable[..., None]] = dict(HANDLERS)
+        self.shapes: dict[tuple[str, ...], int] = {}
 
     def parts(self, kind: bytes) -> list[Any]:
         """What is written one after the other."""
@@ -149,7 +153,7 @@ class Writer:
 
     def body(self, values: Sequence[Any], depth: int, step: Callable[[int], str]) -> None:
         """Append a count of values and the values; those of one simple type as a vector."""
-        kinds = set(map(type, values)) if len(values) > 1 else ()
+        kinds = set(map(type, values)) if len(values) >= SHORTEST_VECTOR else ()
         vector = VECTORS.get(next(iter(kinds))) if len(kinds) == 1 else None
         if vector is not None and vector(self, values):
             self.check()
@@ -306,8 +310,23 @@ def put_mapping(writer: Writer, value: Any, depth: int) -> None:
 
 
 def put_dict(writer: Writer, value: dict[Any, Any], depth: int) -> None:
-    writer.head += b"d"
-    put_mapping(writer, value, depth)
+    """Append a dict.  Records have the same texts as keys over and over: those are written once."""
+    if not 0 < len(value) <= WIDEST_SHAPE or set(map(type, value)) != {str}:
+        writer.head += b"d"
+        put_mapping(writer, value, depth)
+        return
+    keys = tuple(value)
+    number = writer.shapes.get(keys)
+    if number is not None:
+        writer.head += b"S" + COUNT.pack(number)
+    elif len(writer.shapes) < MOST_SHAPES:
+        writer.shapes[keys] = len(writer.shapes)
+        writer.head += b"o"
+        writer.body(keys, depth, at_index)
+    else:
+        writer.head += b"d"
+        writer.body(keys, depth, at_index)
+    writer.body(list(value.values()), depth, lambda at: f"[{shown(keys[at])}]")
 
 
 def put_ordered(writer: Writer, value: Any, depth: int) -> None:
