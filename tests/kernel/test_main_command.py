@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -208,3 +209,11 @@ def test_a_command_may_open_its_streams_by_name() -> None:
         with Container(command=["sh", "-c", script], init=init, user="0:0") as container:
             container.wait(SOON)
             assert b"".join(container.logs()) == b"a\nb\n"
+
+
+def test_output_of_single_bytes_is_kept_in_few_pieces() -> None:
+    code = "import os, time\nfor at in range(2000): os.write(1, b'%d' % (at % 10)); time.sleep(0.0005)"
+    expected = b"".join(b"%d" % (at % 10) for at in range(2000))
+    with Container(command=[sys.executable, "-c", code]) as container:
+        assert b"".join(container.logs(follow=True)) == expected
+        assert list(container.logs()) == [expected]

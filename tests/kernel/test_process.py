@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -467,3 +468,10 @@ def test_close_twice_and_wait_after(container: Container) -> None:
     process.close()
     process.close()
     assert process.wait(SOON) == -signal.SIGHUP
+
+
+def test_output_of_single_bytes_is_joined(container: Container) -> None:
+    code = "import os\nfor at in range(20000): os.write(1, b'%d' % (at % 10))"
+    with container.popen([sys.executable, "-c", code]) as process:
+        out, _ = process.communicate()
+    assert out == "".join(str(at % 10) for at in range(20000))

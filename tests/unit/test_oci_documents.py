@@ -348,3 +348,10 @@ def test_chain_ids() -> None:
     assert chain[0] == first
     assert chain[1] == Digest.of(f"{first} {second}".encode())
     assert chain[2] == Digest.of(f"{chain[1]} {first}".encode())
+
+
+@pytest.mark.parametrize("unit", ["{}", "[]", "1"])
+def test_document_that_takes_many_times_its_size_is_refused(unit: str) -> None:
+    raw = ('{"a":[' + ",".join([unit] * ((6 << 20) // (len(unit) + 1))) + "]}").encode()
+    with pytest.raises(ImageError, match="more than 100000 lists and objects"):
+        ImageConfig.parse(raw)

@@ -12,6 +12,8 @@ import time
 from typing import Any
 
 _CHUNK = 65536
+_SMALL = 4096
+"""Bytes of a chunk below which the next one is added to it."""
 _PAUSE = 0.002
 """Seconds between two chunks that are only dropped, so that a chatty command gets little processor time."""
 
@@ -58,7 +60,10 @@ class Kept:
 
     def _keep(self, chunk: bytes) -> None:
         if not self.discarding:
-            self._chunks.append(chunk)
+            if self._chunks and len(self._chunks[-1]) < _SMALL:
+                self._chunks[-1] += chunk  # an object for each byte takes fifty
+            else:
+                self._chunks.append(chunk)
             self._size += len(chunk)
         else:
             self.dropped += len(chunk)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import os
 import tarfile
@@ -90,7 +91,7 @@ def diff(container: Container) -> list[Change]:
                 chunks = archive(
                     store, fds[0], first_id=first_id, whiteouts=True, headers=True, left_out=left_out
                 )
-                _take(found, chunks, lowers)
+                _take(found, sorted(found), chunks, lowers)
     return sorted(found.values(), key=lambda change: change.path)
 
 
@@ -100,21 +101,24 @@ def sealed_layers(image: Image) -> list[tuple[str, int]]:
     return [(path, first_id_of(layer)) for path, layer in zip(paths, image.sealed, strict=True)][::-1]
 
 
-def _take(found: dict[str, Change], chunks: Iterator[bytes], lowers: Sequence[int]) -> None:
+def _take(
+    found: dict[str, Change], before: Sequence[str], chunks: Iterator[bytes], lowers: Sequence[int]
+) -> None:
     """What one more layer, above those before, has changed."""
     # Our own packer's archive: what is read here was written by C of ours, not by the guest.
     with tarfile.open(fileobj=_Reader(chunks), mode="r|") as entries:  # type: ignore[call-overload]
         for entry in entries:
+            entries.members.clear()  # each takes a kilobyte, and the guest chooses how many there are
             path = entry.name.strip("/")
             directory, _, name = path.rpartition("/")
             if path in ("", "."):
                 continue
             if name == _OPAQUE:
-                _forget_below(found, directory)
+                _forget_below(found, before, directory)
                 continue
             if name.startswith(_WHITEOUT):
                 hidden = f"{directory}/{name.removeprefix(_WHITEOUT)}".lstrip("/")
-                _forget_below(found, hidden)
+                _forget_below(found, before, hidden)
                 found.pop(hidden, None)
                 if any(_is_there(lower, hidden) for lower in lowers):
                     found[hidden] = Change("/" + hidden, "deleted")
@@ -123,9 +127,13 @@ def _take(found: dict[str, Change], chunks: Iterator[bytes], lowers: Sequence[in
             found[path] = Change("/" + path, "changed" if there else "added")
 
 
-def _forget_below(found: dict[str, Change], directory: str) -> None:
-    for path in [path for path in found if path.startswith(directory + "/")]:
-        del found[path]
+def _forget_below(found: dict[str, Change], before: Sequence[str], directory: str) -> None:
+    """Drop what earlier layers (`before`, sorted) have below a directory; a guest may hide many of them."""
+    prefix = directory + "/"
+    at = bisect.bisect_left(before, prefix)
+    while at < len(before) and before[at].startswith(prefix):
+        found.pop(before[at], None)
+        at += 1
 
 
 def _is_there(lower: int, path: str) -> bool:

@@ -18,6 +18,8 @@ from pycontain._model.sizes import parse_duration
 from pycontain._objects.buffered import BufferedOutput
 
 _CHUNK = 65536
+_MANY = 1000
+"""Parts of an output that are joined to one."""
 _LONGEST = 86400.0
 """Seconds of one wait: what poll(2) and locks take is bounded, so that a longer one is several."""
 
@@ -134,6 +136,7 @@ class Exchange:
         self._sent = [0]
         self._parts = {one: read_ahead(one) for one in outputs if one is not None}
         self._sizes = {one: sum(map(len, parts)) for one, parts in self._parts.items()}
+        self._whole = dict.fromkeys(self._parts, 0)  # how many parts are joined ones
 
     def read(self, stream: IO[Any] | None) -> bytes | None:
         """What came from a stream so far, None without one."""
@@ -204,4 +207,11 @@ class Exchange:
         self._sizes[stream] += len(parts[-1])
         if self._cap is not None and self._sizes[stream] > self._cap:
             raise OutputExceeded
-        return not parts[-1]
+        if not parts[-1]:
+            return True
+        whole = self._whole[stream]
+        if len(parts) - whole >= _MANY:
+            # Commands that write byte by byte: an object for each takes fifty bytes.
+            parts[whole:] = [b"".join(parts[whole:])]
+            self._whole[stream] = whole + 1
+        return False

@@ -6,6 +6,7 @@ import array
 import collections
 import contextlib
 import fcntl
+import itertools
 import os
 import select
 import signal
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 _KEPT = 16 << 20
 _CHUNK = 65536
+_SMALL = 4096
+"""Bytes of a chunk below which the next one is added to it."""
 _LAST_ID = (1 << 32) - 2
 _LAST_WORDS = 10_000
 """Milliseconds within which the end of the command must be told once PID 1 is dead."""
@@ -148,7 +151,10 @@ class MainCommand:
         chunk = os.read(self._output, most)
         if chunk:
             with self._mutex:
-                self._chunks.append(chunk)
+                if self._chunks and len(self._chunks[-1]) < _SMALL:
+                    self._chunks[-1] += chunk  # an object for each byte takes fifty
+                else:
+                    self._chunks.append(chunk)
                 self._kept += len(chunk)
                 while self._kept > _KEPT:
                     self._kept -= len(self._chunks.popleft())
@@ -220,19 +226,25 @@ class MainCommand:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.running.pidfd, checked)
 
+    def _is_beyond(self, at: int, done: int) -> bool:
+        """Tell whether there is more than `done` bytes of the chunk of this number; the mutex is held."""
+        last = self._first + len(self._chunks) - 1
+        return at < last or (at == last and len(self._chunks[-1]) > done)
+
     def logs(self, follow: bool) -> Iterator[bytes]:
         """Chunks that are kept; with follow, those that come until the end."""
-        at = 0
+        at = done = 0
         while True:
             with self._mutex:
-                while follow and not self._over and self._first + len(self._chunks) <= at:
+                while follow and not self._over and not self._is_beyond(at, done):
                     self._changed.wait()
-                at = max(at, self._first)
-                ready = [
-                    self._chunks[index - self._first] for index in range(at, self._first + len(self._chunks))
-                ]
-                at += len(ready)
+                if at < self._first:
+                    at, done = self._first, 0
+                ready = list(itertools.islice(self._chunks, at - self._first, None))
                 over = self._over
+            if ready:
+                ready[0], at, done = ready[0][done:], at + len(ready) - 1, len(ready[-1])
+                ready = [one for one in ready if one]
             yield from ready
             if not follow or (over and not ready):
                 return

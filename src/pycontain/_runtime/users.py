@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -54,11 +55,20 @@ def open_inside(running: Running, path: str, flags: int) -> int:
     return record.fd
 
 
-def _lines(running: Running, path: str) -> list[list[str]]:
+def _lines(running: Running, path: str) -> Iterator[list[str]]:
+    """Yield the fields of each line of a file of the image; no lines where it cannot be opened.
+
+    They are split one by one: a megabyte of newlines would take ninety as lists.
+    """
+    for line in _text(running, path).splitlines():
+        yield line.split(":")
+
+
+def _text(running: Running, path: str) -> str:
     try:
         fd = open_inside(running, path, os.O_RDONLY)
     except PathError:
-        return []
+        return ""
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST:
@@ -74,7 +84,7 @@ def _lines(running: Running, path: str) -> list[list[str]]:
         os.close(fd)
     if len(text) > _MOST:
         raise PathError(f"{path} of the image grew while it was read", path=path)
-    return [line.split(":") for line in text.decode("utf-8", "replace").splitlines()]
+    return text.decode("utf-8", "replace")
 
 
 def _number(text: str) -> int | None:
@@ -110,7 +120,7 @@ def resolve(running: Running, user: str) -> Identity:
     return Identity(uid, gid, groups[:64], home)
 
 
-def _find(lines: list[list[str]], name: str, number: int | None, fields: int) -> list[str] | None:
+def _find(lines: Iterable[list[str]], name: str, number: int | None, fields: int) -> list[str] | None:
     for line in lines:
         if len(line) != fields or not _is_id(line[2]) or (fields == 7 and not _is_id(line[3])):
             continue
