@@ -114,6 +114,7 @@ CASES = {
     "F18": "damaged files of the store",
     "U21": "programs with rights left in binds, volumes and copies",
     "A12": "an Egress with so many addresses that revoking fails",
+    "A13": "a flood of the name service",
     "X01": "a control that the host cannot give",
     "X02": "reach beside Docker, Podman and bwrap",
     "X03": "odd text in arguments and names",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import dns.message
 import pytest
 
 from pycontain import Container, Engine, Network
-from pycontain._networks import serving
+from pycontain._networks import budget
 from pycontain._networks.attached import RESOLVER
 from tests.kernel.networks import _fabric, _nothing_is_left, net
 from tests.support.inside import open_in, resolve
@@ -17,7 +20,7 @@ from tests.support.inside import open_in, resolve
 __all__ = ["_fabric", "_nothing_is_left", "net"]
 
 _SILENCE = 0.5
-_MOST = 100
+_MANY = 200
 
 
 def _answered(container: Container, name: str, kind: int, wanted: int) -> int:
@@ -52,24 +55,109 @@ def _answered(container: Container, name: str, kind: int, wanted: int) -> int:
 def test_who_asks_too_much_waits(
     engine: Engine, kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For the end of the window, which here never comes; others do not.  Without the bound: the control."""
-    monkeypatch.setattr(serving, "WINDOW", 3600.0)
-    monkeypatch.setattr(serving, "MOST_IN_WINDOW", _MOST)
+    """Until its budget is refilled, which here never happens; others do not.  Without a budget: the control."""
+    monkeypatch.setattr(budget, "SHARE", 0.0)
+    monkeypatch.setattr(budget, "BURST", 0.001)
     with (
         Engine(tmp_path) as own,
         Network("pyc-own", internal=True, engine=own) as network,
         Container(network=network, engine=own) as one,
         Container(network=network, engine=own, name="pyc-other") as other,
     ):
-        assert _answered(one, "pyc-other", kind, 2 * _MOST) == _MOST
+        assert _answered(one, "pyc-other", kind, _MANY) < _MANY
         assert resolve(other, "pyc-other") == {other.address}
-        monkeypatch.setattr(serving, "MOST_IN_WINDOW", 1 << 30)
-        assert _answered(other, "pyc-other", kind, 2 * _MOST) == 2 * _MOST
+        monkeypatch.setattr(budget, "BURST", 3600.0)
+        with Container(network=network, engine=own) as third:
+            assert _answered(third, "pyc-other", kind, _MANY) == _MANY
 
 
 @pytest.mark.case("L10")
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
 def test_whoever_waits_is_answered_then(net: Network, kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "MOST_IN_WINDOW", _MOST)
+    monkeypatch.setattr(budget, "BURST", 0.002)
     with Container(network=net, name="pyc-other") as one:
         assert _answered(one, "pyc-other", kind, 150) == 150
+
+
+_FLOOD = """
+import socket, struct, sys
+size = int(sys.argv[1])
+records = b"".join(b"\\0" + struct.pack(">HHIH", at % 60000 + 300, 1, 0, 0) for at in range(size))
+wire = struct.pack(">HHHHHH", 1, 0x100, 1, 0, 0, size) + b"\\1a\\0" + struct.pack(">HH", 1, 1) + records
+mine = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+mine.setblocking(False)
+print(flush=True)
+while True:
+    try:
+        mine.sendto(wire, ("127.0.0.11", 53))
+    except OSError:
+        pass
+"""
+_CONNECT = """
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+print(flush=True)
+while True:
+    try:
+        socket.create_connection(("127.0.0.11", 53), 1)
+    except OSError:
+        pass
+"""
+_FLOODS = {"queries": (_FLOOD, "0"), "records": (_FLOOD, "5900"), "connections": (_CONNECT,)}
+
+
+@contextlib.contextmanager
+def _flooding(container: Container, flood: str) -> Iterator[None]:
+    with container.popen(["python3", "-c", *_FLOODS[flood]]) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.5)
+        yield
+        process.kill()
+
+
+def _processor_time(engine: Engine, seconds: float) -> float:
+    """Processor time of the name service's thread meanwhile."""
+    thread = engine.fabric.names._thread
+    assert thread is not None
+    clock = time.pthread_getcpuclockid(thread.ident or 0)
+    before = time.clock_gettime(clock)
+    time.sleep(seconds)
+    return time.clock_gettime(clock) - before
+
+
+@pytest.mark.case("A13")
+@pytest.mark.parametrize("flood", list(_FLOODS))
+def test_flood_of_one_container_leaves_the_others_their_names(
+    engine: Engine, net: Network, flood: str
+) -> None:
+    with Container(network=net, name="pyc-flooder") as one, Container(network=net) as other:
+        assert resolve(other, "pyc-flooder") == {one.address}
+        with _flooding(one, flood):
+            used = _processor_time(engine, 1.0)
+            for _ in range(5):
+                assert resolve(other, "pyc-flooder") == {one.address}
+        print(f"\n{flood}: {used:.1%} of a processor")
+        assert used < 0.5
+
+
+@pytest.mark.control("A13")
+def test_flood_without_a_budget_takes_a_processor(
+    engine: Engine, net: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "BURST", 3600.0)
+    with Container(network=net) as one, _flooding(one, "queries"):
+        assert _processor_time(engine, 1.0) > 3 * budget.SHARE
+
+
+@pytest.mark.case("A13")
+def test_flooders_share_what_one_of_them_has(engine: Engine, net: Network) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(_flooding(stack.enter_context(Container(network=net)), "queries"))
+        used = _processor_time(engine, 1.0)
+        print(f"\nfour flooders: {used:.1%} of a processor")
+        assert used < 0.5

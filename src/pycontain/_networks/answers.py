@@ -24,6 +24,12 @@ TTL = 1
 """Seconds: containers come and go."""
 
 HEADER = 12
+MOST_QUERY = 4096
+"""Bytes of a query: with one question and a few options it is never longer."""
+_MOST_ADDITIONAL = 4
+"""Records beside the question: EDNS, and signatures."""
+_MOST_FILTERED = 16384
+"""Bytes of an answer that a policy judges: about a thousand addresses."""
 _PLAIN = 512
 """Bytes of a datagram for who says nothing about it (RFC 1035)."""
 _LARGEST_DATAGRAM = 65507
@@ -63,7 +69,9 @@ def parse(wire: bytes, *, stream: bool) -> Query | bytes | None:
     if wire[2] & _OPCODE != _QUERY:
         return _bare(wire, dns.rcode.NOTIMP)
     end = _question_end(wire)
-    if wire[4:6] != b"\0\1" or end is None:
+    # To parse records takes long, and a query has none but those of its sender's making.
+    is_bare = wire[4:10] == b"\0\1\0\0\0\0" and int.from_bytes(wire[10:12], "big") <= _MOST_ADDITIONAL
+    if not is_bare or len(wire) > MOST_QUERY or end is None:
         return _bare(wire, dns.rcode.FORMERR)
     try:
         # Without keys: a signature is between the client and whom it is forwarded to.
@@ -83,21 +91,47 @@ def parse(wire: bytes, *, stream: bool) -> Query | bytes | None:
     return query
 
 
-def known(client: Client, query: Query, turn: Callable[[Query], int]) -> bytes | None:
-    """What the client's networks say, or None; turn: which of the addresses is first."""
-    question = query.message.question[0]
-    if question.rdclass not in (dns.rdataclass.IN, dns.rdataclass.ANY):
+@frozen
+class Shape:
+    """All that an answer with addresses depends on, but for the query's id."""
+
+    wire: bytes
+    addresses: tuple[str, ...]
+    begin: int
+
+
+def shape(client: Client, query: Query, turn: Callable[[Query], int]) -> Shape | None:
+    """Return the answer that the client's networks have for a name, or None; turn: which address is first."""
+    if not _is_asked(query):
         return None
     addresses = client.addresses(query.name)
-    if addresses is not None:
-        return _render(query, _address_sets(query, addresses, turn))
-    name = _reverse(client, query.name)
+    if addresses is None:
+        return None
+    begin = 0
+    if len(addresses) > 1:
+        of_ipv6 = sum(":" in one for one in addresses)
+        begin = turn(query) % (max(of_ipv6, 1) * max(len(addresses) - of_ipv6, 1))
+    return Shape(query.wire[2:], addresses, begin)
+
+
+def rendered(query: Query, shape: Shape) -> bytes:
+    """Return the bytes of an answer."""
+    return _render(query, _address_sets(query, shape))
+
+
+def known_otherwise(client: Client, query: Query) -> bytes | None:
+    """Return the answer to a question for the name of an address, or None."""
+    name = _reverse(client, query.name) if _is_asked(query) else None
     if name is None:
         return None
     if query.rdtype not in (dns.rdatatype.PTR, dns.rdatatype.ANY):
         return _render(query, [])
-    target = dns.name.from_text(name)
+    question, target = query.message.question[0], dns.name.from_text(name)
     return _render(query, [dns.rrset.from_text(question.name, TTL, "IN", "PTR", target.to_text())])
+
+
+def _is_asked(query: Query) -> bool:
+    return query.message.question[0].rdclass in (dns.rdataclass.IN, dns.rdataclass.ANY)
 
 
 def error(query: Query, code: dns.rcode.Rcode) -> bytes:
@@ -154,6 +188,8 @@ def handed_on(query: Query, wire: bytes, policy: Policy | None) -> bytes:
 
 
 def _filtered(query: Query, wire: bytes, policy: Policy) -> bytes:
+    if len(wire) > _MOST_FILTERED:
+        raise ValueError(f"an answer of {len(wire)} bytes is too long to be judged")
     try:
         message = dns.message.from_wire(wire, keyring=False)
     except dns.exception.DNSException:
@@ -196,15 +232,13 @@ def _address_text(address: str) -> str:
     return str(ipaddress.ip_address(address))
 
 
-def _address_sets(
-    query: Query, addresses: Sequence[str], turn: Callable[[Query], int]
-) -> list[dns.rrset.RRset]:
+def _address_sets(query: Query, shape: Shape) -> list[dns.rrset.RRset]:
     name = query.message.question[0].name
     sets = []
     for version, kind in _ADDRESSES.items():
-        fitting = [one for one in addresses if (":" in one) == (version == 6)]
+        fitting = [one for one in shape.addresses if (":" in one) == (version == 6)]
         if fitting and query.rdtype in (kind, dns.rdatatype.ANY):
-            begin = turn(query) % len(fitting) if len(fitting) > 1 else 0
+            begin = shape.begin % len(fitting)
             sets.append(dns.rrset.from_text(name, TTL, "IN", kind, *fitting[begin:], *fitting[:begin]))
     return sets
 

@@ -29,6 +29,10 @@ class _Wake:
 
     fd: int = field(factory=lambda: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
 
+    @property
+    def payer(self) -> None:
+        """None: it is the service's own."""
+
     def put(self) -> None:
         os.eventfd_write(self.fd, 1)
 

@@ -9,10 +9,11 @@ import functools
 import resource
 import selectors
 import socket
+import time
 from collections import deque
 from typing import Any, Protocol
 
-from pycontain._networks import answers
+from pycontain._networks import answers, budget
 from pycontain._networks.deadlines import Deadlines
 from pycontain._networks.streams import Connection, Listener, Reply
 from pycontain._networks.upstream import Forward, Forwarder, OpenSocket, Servers
@@ -24,11 +25,13 @@ IDLE = 10.0
 """Seconds of a connection without query or answer."""
 _PAUSE = 0.5
 """Seconds in which nobody is accepted who could not be: the listener stays ready, and would be for ever."""
-WINDOW, MOST_IN_WINDOW = 0.25, 500
-"""Seconds, and queries of one client in them before it waits for the next: the time is not the guest's."""
-_MOST_AT_ONCE = 32
+_MOST_AT_ONCE = 8
 """Of a client's datagrams before others have their turn."""
 _MOST_TURNS = 4096
+_MOST_KNOWN = 256
+"""Queries of one client that are parsed once, and answers that are rendered once."""
+_KEPT = 1232
+"""Bytes of the largest answer that is kept."""
 _SHARE = 4
 """A part of the process's fds so small may be of connections, and as small a part of forwarded queries."""
 
@@ -37,13 +40,29 @@ Ready = list[tuple[selectors.SelectorKey, int]]
 
 
 class Source(Protocol):
-    """What the selector watches."""
+    """A socket that the selector watches.
+
+    payer: the client that the processor time is charged to.
+    """
+
+    @property
+    def payer(self) -> Payer | None: ...
 
     def ready(self, mask: int) -> None:
         """Something can be done."""
 
     def fail(self) -> None:
         """It went wrong in a way that nobody thought of."""
+
+
+class Payer(Protocol):
+    """A client with a budget."""
+
+    def begin(self) -> None:
+        """Note that from now on the thread works for it."""
+
+    def settle(self) -> None:
+        """Charge the processor time since `begin` or the last `settle`."""
 
 
 class Loop:
@@ -54,7 +73,7 @@ class Loop:
         self.forwarder = Forwarder(self.selector, open_socket, Servers(resolv_conf), self.note)
         self.idle: Deadlines[Connection] = Deadlines(IDLE)
         self.paused: Deadlines[Listener] = Deadlines(_PAUSE)
-        self.windows: Deadlines[Seat] = Deadlines(WINDOW)
+        self.resting: dict[Seat, float] = {}
         self.errors = errors
         self._seats: dict[Client, Seat] = {}
         self._share = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE, 1)
@@ -71,10 +90,17 @@ class Loop:
             connection.close()
         for listener in self.paused.due():
             listener.listen()
-        for seat in self.windows.due():
-            seat.renew()
-        waits = [one.ahead() for one in (self.forwarder.deadlines, self.idle, self.paused, self.windows)]
+        now = time.monotonic()
+        for seat in [seat for seat, until in self.resting.items() if until <= now]:
+            seat.go_on()
+        waits = [one.ahead() for one in (self.forwarder.deadlines, self.idle, self.paused)]
+        waits += [max(until - now, 0) for until in self.resting.values()]
         return min((one for one in waits if one is not None), default=None)
+
+    @property
+    def share(self) -> float:
+        """Of a processor, for one of the clients that have spent their budgets."""
+        return budget.SHARE / (len(self.resting) + 1)
 
     def admit(self, client: Client, udp: socket.socket, tcp: socket.socket) -> None:
         """Answer a client.  Raises OSError; it is as before then."""
@@ -128,11 +154,16 @@ class Loop:
         self.errors.append(f"{type(error).__name__}: {error}")
 
     def _do(self, source: Source, mask: int) -> None:
+        payer = source.payer
+        if payer is not None:
+            payer.begin()
         try:
             source.ready(mask)
         except Exception as error:  # noqa: BLE001  one client's bytes must not end the service of others
             self.note(error)
             source.fail()
+        if payer is not None:
+            payer.settle()
 
 
 class Seat:
@@ -142,19 +173,26 @@ class Seat:
         self.loop, self.client, self.udp = loop, client, udp
         self.connections: set[Connection] = set()
         self.forwards: dict[Forward, None] = {}
+        self.is_resting = self._closed = False
         self.listener = Listener(self, tcp)
-        self.is_spent = False
-        self._asked = 0
+        self._budget, self._begun = budget.Budget(), 0.0
         self._turns: dict[tuple[str, int], int] = {}
+        self._parsed: dict[tuple[bytes, bool], answers.Query] = {}
+        self._rendered: dict[answers.Shape, bytes] = {}
         loop.selector.register(udp, selectors.EVENT_READ, self)
+
+    @property
+    def payer(self) -> Seat:
+        """It pays for its own datagrams."""
+        return self
 
     def ready(self, mask: int) -> None:
         """Answer datagrams."""
         for _ in range(_MOST_AT_ONCE):
-            if self.is_spent:
+            if self.is_resting:
                 return
             try:
-                wire, address = self.udp.recvfrom(65535)
+                wire, address = self.udp.recvfrom(answers.MOST_QUERY + 1)
             except OSError:
                 return  # none is left, or it is closed
             self.answer(wire, functools.partial(self._send, address), stream=False)
@@ -164,15 +202,21 @@ class Seat:
 
     def answer(self, wire: bytes, reply: Reply, *, stream: bool) -> bool:
         """Answer now or later; whether it does at all."""
-        self._spend()
-        query = answers.parse(wire, stream=stream)
+        try:
+            return self._answer(wire, reply, stream=stream)
+        finally:
+            self.settle()
+
+    def _answer(self, wire: bytes, reply: Reply, *, stream: bool) -> bool:
+        query = self._parse(wire, stream=stream)
         if query is None:
             return False
         if isinstance(query, bytes):
             reply(query)
             return True
+        reply = functools.partial(_identified, wire[:2], reply)
         try:
-            answer = answers.known(self.client, query, self._turn) or self._denied(query)
+            answer = self._known(query) or self._denied(query)
         except Exception as error:  # noqa: BLE001  a policy is not ours
             self.loop.note(error)
             answer = answers.failed(query)
@@ -182,22 +226,64 @@ class Seat:
             reply(answer)
         return True
 
-    def _spend(self) -> None:
-        if self._asked == 0:
-            self.loop.windows.set(self)
-        self._asked += 1
-        if self._asked == MOST_IN_WINDOW:
-            self.is_spent = True
-            self.loop.selector.unregister(self.udp)
+    def _parse(self, wire: bytes, *, stream: bool) -> answers.Query | bytes | None:
+        """Parse a query, or find one that differs in its id only: programs ask for the same names."""
+        key = wire[2:], stream
+        query: answers.Query | bytes | None = self._parsed.get(key)
+        if query is None:
+            query = answers.parse(wire, stream=stream)
+            if isinstance(query, answers.Query):
+                if len(self._parsed) >= _MOST_KNOWN:
+                    self._parsed.clear()
+                self._parsed[key] = query
+        return query
 
-    def renew(self) -> None:
-        """A window has ended: go on where too much was asked in it."""
-        self._asked = 0
-        if self.is_spent:
-            self.is_spent = False
-            self.loop.selector.register(self.udp, selectors.EVENT_READ, self)
+    def _known(self, query: answers.Query) -> bytes | None:
+        shape = answers.shape(self.client, query, self._turn)
+        if shape is None:
+            return answers.known_otherwise(self.client, query)
+        answer = self._rendered.get(shape)
+        if answer is None:
+            answer = answers.rendered(query, shape)
+            if len(answer) <= _KEPT:
+                if len(self._rendered) >= _MOST_KNOWN:
+                    self._rendered.clear()
+                self._rendered[shape] = answer
+        return answer
+
+    def begin(self) -> None:
+        """Note that from now on the thread works for it."""
+        self._begun = time.thread_time()
+
+    def settle(self) -> None:
+        """Charge the time since then, and read nothing more of it while its budget is overdrawn.
+
+        Its datagrams are dropped by the kernel then, at the sender's expense, and its connections wait.
+        """
+        now = time.thread_time()
+        wait = self._budget.spend(now - self._begun, self.loop.share)
+        self._begun = now
+        if not wait or self._closed:
+            return
+        self.loop.resting[self] = time.monotonic() + wait
+        if not self.is_resting:
+            self.is_resting = True
+            self.loop.unwatch(self.udp)
+            self.listener.rest()
             for connection in list(self.connections):
-                connection.go_on()
+                connection.rest()
+
+    def go_on(self) -> None:
+        """Read from it again."""
+        self.begin()
+        self.loop.resting.pop(self, None)
+        self.is_resting = False
+        self.loop.selector.register(self.udp, selectors.EVENT_READ, self)
+        self.listener.listen()
+        for connection in list(self.connections):
+            connection.go_on()
+            if self.is_resting:
+                return
 
     def drop_oldest(self) -> None:
         """Let the oldest of its forwarded queries fail."""
@@ -207,13 +293,14 @@ class Seat:
 
     def close(self) -> None:
         """Its sockets, and all that was of them.  Idempotent, also where an interrupt ended it half-way."""
+        self._closed = True
         for forward in list(self.forwards):
             forward.cancel()
         self.forwards.clear()
         for connection in list(self.connections):
             connection.close()
         self.listener.close()
-        self.loop.windows.drop(self)
+        self.loop.resting.pop(self, None)
         self.loop.unwatch(self.udp)
         self.udp.close()
 
@@ -249,7 +336,7 @@ class Seat:
         if len(self.forwards) >= MOST_FORWARDS:
             self.drop_oldest()
         self.loop.make_room()
-        forward = Forward(self.loop.forwarder, query, stream=stream, done=done)
+        forward = Forward(self.loop.forwarder, query, stream=stream, done=done, payer=self)
         self.forwards[forward] = None
         forward.go_on()
 
@@ -258,3 +345,8 @@ class Seat:
             self.udp.sendto(reply, address)
         except OSError:
             pass  # a datagram may be lost: the client asks again
+
+
+def _identified(ident: bytes, reply: Reply, answer: bytes) -> None:
+    """Reply with the id of this query, for the parsed one may have come with another."""
+    reply(ident + answer[2:])

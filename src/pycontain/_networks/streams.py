@@ -26,12 +26,24 @@ class Listener:
 
     def __init__(self, seat: Seat, tcp: socket.socket) -> None:
         self._seat, self._socket = seat, tcp
-        self._closed = False
+        self._closed = self._watched = False
         self.listen()
 
+    @property
+    def payer(self) -> Seat:
+        """The client that connects."""
+        return self._seat
+
     def listen(self) -> None:
-        """From now on."""
-        self._seat.loop.selector.register(self._socket, selectors.EVENT_READ, self)
+        """From now on, unless its client rests."""
+        if not self._closed and not self._watched and not self._seat.is_resting:
+            self._seat.loop.selector.register(self._socket, selectors.EVENT_READ, self)
+            self._watched = True
+
+    def rest(self) -> None:
+        """Accept nothing until `listen`; the kernel keeps as many as the backlog has."""
+        self._seat.loop.paused.drop(self)
+        self._unwatch()
 
     def ready(self, mask: int) -> None:
         """Accept; those above the bounds are closed at once."""
@@ -62,6 +74,7 @@ class Listener:
         self._socket.close()
 
     def _unwatch(self) -> None:
+        self._watched = False
         try:
             self._seat.loop.selector.unregister(self._socket)
         except (KeyError, ValueError):
@@ -80,6 +93,15 @@ class Connection:
         seat.connections.add(self)
         connected.setblocking(False)
         seat.loop.idle.set(self)
+        self._watch()
+
+    @property
+    def payer(self) -> Seat:
+        """The client that asks."""
+        return self._seat
+
+    def rest(self) -> None:
+        """Read nothing until `go_on`."""
         self._watch()
 
     def ready(self, mask: int) -> None:
@@ -116,7 +138,7 @@ class Connection:
     @property
     def _is_full(self) -> bool:
         full = self._pending >= _MOST_PENDING or len(self._out) >= _MOST_UNREAD
-        return full or self._seat.is_spent
+        return full or self._seat.is_resting
 
     def go_on(self) -> None:
         """Answer what has come, as far as there is room for answers."""

@@ -11,12 +11,15 @@ import secrets
 import selectors
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
 from pycontain._networks.answers import HEADER, Query, answers, not_able
 from pycontain._networks.deadlines import Deadlines
+
+if TYPE_CHECKING:
+    from pycontain._networks.serving import Payer
 
 PATIENCE = 2.0
 """Seconds until the next server is asked."""
@@ -105,9 +108,15 @@ class Forward:
     """One query on its way.  done: called once, with the answer as it came, or with None."""
 
     def __init__(
-        self, forwarder: Forwarder, query: Query, *, stream: bool, done: Callable[[bytes | None], None]
+        self,
+        forwarder: Forwarder,
+        query: Query,
+        *,
+        stream: bool,
+        done: Callable[[bytes | None], None],
+        payer: Payer | None = None,
     ) -> None:
-        self.forwarder, self.query = forwarder, query
+        self.forwarder, self.query, self.payer = forwarder, query, payer
         self._stream = stream
         self._done: Callable[[bytes | None], None] | None = done
         servers = forwarder.servers.now()
@@ -182,6 +191,11 @@ class _Attempt:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def payer(self) -> Payer | None:
+        """The client that asked."""
+        return self.forward.payer
 
     @property
     def wire(self) -> bytes:
