@@ -278,3 +278,32 @@ def test_egress_goes_alone(engine: Engine) -> None:
                 Container(network=[egress, Endpoint(inner)])
         except UnsupportedError as refused:
             pytest.skip(f"no way out for this user: {refused.hint}")
+
+
+def test_restart_and_rollback_keep_ports_and_addresses(outside: Network, net: Network) -> None:
+    free = ("127.0.0.1", None)
+    with Container(network=outside, ports={5432: free, "53/udp": free}) as one:
+        net.connect(one, aliases=["pyc-alias"])
+        snapshot = one.snapshot()
+        before = one.port(5432), one.port("53/udp"), dict(one.addresses)
+        assert set(one.addresses) == {outside.name, net.name}
+        for again in ("rollback", "restart", "restart"):
+            one.rollback(snapshot) if again == "rollback" else one.restart()
+            assert (one.port(5432), one.port("53/udp"), dict(one.addresses)) == before
+        one.kill()
+        one.start()
+        assert (one.port(5432), one.port("53/udp"), dict(one.addresses)) == before
+        with one.fork()[0] as other:
+            assert other.port(5432) != before[0]
+            assert other.address not in before[2].values()
+        snapshot.remove()
+
+
+def test_a_port_that_is_taken_meanwhile_is_another_one(outside: Network) -> None:
+    with Container(network=outside, ports={80: ("127.0.0.1", None)}) as one:
+        port, address = one.port(80), one.address
+        one.stop()
+        with socket.create_server(("127.0.0.1", port)), Container(network=outside) as other:
+            one.start()
+            assert one.port(80) != port
+            assert one.address == address != other.address

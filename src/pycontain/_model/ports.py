@@ -28,6 +28,8 @@ class Published:
     protocol: str
     address: str
     port: int | None
+    preferred: int | None = None
+    """A port that is taken again where it is free, when `port` is None."""
 
 
 def published(ports: Ports | None) -> tuple[Published, ...]:

@@ -41,6 +41,8 @@ class Place:
     bridge: Bridge
     aliases: tuple[str, ...] = ()
     address: str | None = None
+    preferred: str | None = None
+    """An address that is taken again where it is free, when `address` is None."""
 
 
 @frozen(kw_only=True)
@@ -69,10 +71,13 @@ class Attached:
         self._who = who
         self._inner: Netlink | None = None
         self._ended = self._over = False
+        self._used: tuple[tuple[Place, ...], tuple[Published, ...]] = (), ()
         self._lock = threading.RLock()
         self.members: dict[Bridge, Member] = {}
         self.bound: list[Bound] = []
-        self.client = Client(own=Entry(names=(who.hostname,), addresses=()), upstream=False)
+        self.client = Client(
+            own=Entry(names=(who.hostname,), addresses=()), upstream=False, servers=who.servers
+        )
 
     def connect(self, place: Place) -> Member:
         """Put it on a network; it is reached and finds others when this returns.
@@ -83,9 +88,7 @@ class Attached:
         with self._lock:
             if self._ended:
                 raise StateError(f"container {self._who.name} is not running")
-            member = bridge.admit(
-                self._who.container, self._who.name, self._fabric.link_name(), place.aliases, place.address
-            )
+            member = bridge.admit(self._who.container, self._who.name, self._fabric.link_name(), place)
             try:
                 self._link(bridge, member)
             except BaseException as error:
@@ -243,12 +246,24 @@ class Attached:
         with self._lock:
             return {bridge.name: str(member.address) for bridge, member in self.members.items()}
 
+    def used(self) -> tuple[tuple[Place, ...], tuple[Published, ...]]:
+        """Return its networks and published ports, as they are or were last, to have the same again."""
+        with self._lock:
+            if not self._ended:
+                places = (
+                    Place(bridge, member.aliases, preferred=str(member.address))
+                    for bridge, member in self.members.items()
+                )
+                self._used = tuple(places), tuple(one.again for one in self.bound)
+            return self._used
+
     def let_go(self) -> None:
         """The container has ended: its interfaces go with its namespace, or now where others are in that.
 
         Idempotent, also where an interrupt ended it half-way.
         """
         with self._lock:
+            self.used()
             self._ended = True
             if self._over:
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 import time
@@ -18,6 +19,7 @@ from pycontain._networks.subnets import Addresses
 from pycontain.errors import Conflict, StateError, UnsupportedError
 
 if TYPE_CHECKING:
+    from pycontain._networks.attached import Place
     from pycontain._networks.domain import Domain
     from pycontain._networks.policy import Guide
     from pycontain._networks.zone import Zone
@@ -162,19 +164,25 @@ class Bridge:
     def _remove_link(self) -> None:
         self.domain.route.do([links.remove(self.link)])
 
-    def admit(
-        self, container: str, name: str, port: str, aliases: tuple[str, ...], address: str | None
-    ) -> Member:
+    def admit(self, container: str, name: str, port: str, place: Place) -> Member:
         """A place on it for a container.  Raises Conflict, StateError, LimitError, ValueError."""
         with self.lock:
             if self.gone:
                 raise StateError(f"the network {self.name} is removed")
             if container in self.members:
                 raise Conflict(f"container {name} is on the network {self.name} already")
-            chosen = self.addresses.acquire() if address is None else self.addresses.take(address)
+            chosen = self._chosen(place)
             six = self.addresses.address6(chosen) if self.addresses.subnet6 is not None else None
-            member = self.members[container] = Member(container, name, chosen, six, aliases, port)
+            member = self.members[container] = Member(container, name, chosen, six, place.aliases, port)
             return member
+
+    def _chosen(self, place: Place) -> IPv4Address:
+        if place.address is not None:
+            return self.addresses.take(place.address)
+        if place.preferred is not None:
+            with contextlib.suppress(Conflict, ValueError):
+                return self.addresses.take(place.preferred)
+        return self.addresses.acquire()
 
     def dismiss(self, member: Member) -> None:
         """Its place is free."""

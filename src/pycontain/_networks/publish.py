@@ -39,8 +39,8 @@ class Bound:
 
     @property
     def again(self) -> Published:
-        """The same port of the host, wherever it leads to."""
-        return evolve(self.wanted, port=self.port)
+        """The same port of the host: certainly where it was asked for, else where it is free."""
+        return evolve(self.wanted, preferred=self.port)
 
 
 class Publisher:
@@ -105,10 +105,11 @@ class Publisher:
 
 def _sockets(wanted: Published, kind: int) -> tuple[list[socket.socket], int]:
     """Bound sockets, of both families where no address was given, and their port."""
-    for _ in range(_TRIES):
+    for attempt in range(_TRIES):
         opened: list[socket.socket] = []
+        asked = wanted.port or (wanted.preferred if attempt == 0 else None) or 0
         try:
-            first = _bound(wanted.address or "0.0.0.0", wanted.port or 0, kind)
+            first = _bound(wanted.address or "0.0.0.0", asked, kind)
             opened.append(first)
             port = int(first.getsockname()[1])
             if not wanted.address and (second := _second(port, kind)) is not None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, Self, cast
 
+from attrs import evolve
+
 from pycontain._model.sizes import parse_duration
 from pycontain._objects.main import MainCommand
 from pycontain._objects.options import volume_names
@@ -172,7 +174,11 @@ class Lifecycle:
             # Under the lock: whoever comes second returns when it is over, not while it goes on.
             running = self._running or self._engine.find(self.id)
             if running is not None:
+                attached = running.attached
                 running.end(cause)
+                if attached is not None and self.spec.linkage.kind == LINKED:
+                    linkage = self.spec.linkage.kept(*attached.used())
+                    self.spec = evolve(self.spec, linkage=linkage)
             self._running = None
             self._engine.release(self.spec)
 

@@ -32,8 +32,20 @@ class Linkage:
 
     def for_another(self) -> Linkage:
         """The same for a copy: what one container alone can have is chosen anew."""
-        places = tuple(evolve(place, address=None) for place in self.places)
-        return evolve(self, places=places, ports=tuple(evolve(one, port=None) for one in self.ports))
+        places = tuple(evolve(place, address=None, preferred=None) for place in self.places)
+        ports = tuple(evolve(one, port=None, preferred=None) for one in self.ports)
+        return evolve(self, places=places, ports=ports)
+
+    def kept(self, used: Sequence[Place], ports: Sequence[Published]) -> Linkage:
+        """Return the same with the addresses and ports that the container had, as far as they are free.
+
+        Networks that it was connected to later are among them.
+        """
+        had = {place.bridge: place for place in used if not place.bridge.gone}
+        places = [evolve(place, preferred=had.pop(place.bridge, place).preferred) for place in self.places]
+        bound = {(one.inner, one.protocol, one.address, one.port): one for one in ports}
+        again = (bound.get((one.inner, one.protocol, one.address, one.port), one) for one in self.ports)
+        return evolve(self, places=(*places, *had.values()), ports=tuple(again))
 
     @property
     def in_hub(self) -> bool:
