@@ -654,6 +654,16 @@ def test_resolv_conf_is_read_as_others_read_it(tmp_path: Path) -> None:
     assert len(upstream.Servers(str(path)).now()) == 3
 
 
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+def test_a_client_has_nameservers_of_its_own(bench: Bench, transport: str) -> None:
+    first, second = bench.nameservers(ADDRESS, ADDRESS)
+    bench.write(SERVERS[0])
+    own = Client(Entry(("own",), ("10.0.0.4",)), servers=(SERVERS[1],))
+    for client, asked in ((own, second), (None, first)):
+        assert told(getattr(bench.asker(client), transport)("example.com"))
+        assert asked.asked.qsize() == 1
+
+
 def test_who_has_no_way_out_asks_nobody(bench: Bench, zone: Zone) -> None:
     (server,) = bench.nameservers(ADDRESS)
     client = Client(Entry(("own",), ("10.0.0.4",)), upstream=False)

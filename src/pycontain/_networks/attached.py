@@ -49,8 +49,8 @@ class Place:
 class Identity:
     """Who is to be linked.
 
-    pidfd: taken over.  groups: how many group ids it has.  raw: may it send what it likes?  is_shared: does
-    anybody else live in its network namespace?
+    servers: nameservers in place of the host's. pidfd: taken over. groups: how many group ids it has.
+    raw: may it send what it likes? is_shared: does anybody else live in its network namespace?
     """
 
     container: str
@@ -61,6 +61,7 @@ class Identity:
     groups: int
     raw: bool
     is_shared: Callable[[], bool]
+    servers: tuple[str, ...] = ()
 
 
 class Attached:
@@ -222,6 +223,9 @@ class Attached:
         addresses = [address for one in self.members.values() for address in self._entry(one).addresses]
         self.client.own = Entry(names=(self._who.hostname,), addresses=tuple(addresses))
         self.client.upstream = any(not one.options.internal for one in bridges)
+        # Rootless networks are in a namespace of their own, whose gateway is not this host.
+        hosts = [] if self._fabric.domain.hub else [one for one in bridges if one.options.host]
+        self.client.host = tuple(str(one.addresses.gateway) for one in hosts)
         policies = [one.policy.of(self._who.container) for one in bridges if one.policy is not None]
         self.client.policy = policies[0] if policies else None
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from pycontain._networks import answers, budget
 from pycontain._networks.deadlines import Deadlines
 from pycontain._networks.streams import Connection, Listener, Reply
-from pycontain._networks.upstream import Forward, Forwarder, OpenSocket, Servers
+from pycontain._networks.upstream import Forward, Forwarder, OpenSocket, Server, Servers
 from pycontain._networks.zone import Client
 
 MOST_FORWARDS = 256
@@ -175,6 +175,7 @@ class Seat:
         self.forwards: dict[Forward, None] = {}
         self.is_resting = self._closed = False
         self.listener = Listener(self, tcp)
+        self._servers = tuple(one for one in map(Server.parse, client.servers) if one is not None)
         self._budget, self._begun = budget.Budget(), 0.0
         self._turns: dict[tuple[str, int], int] = {}
         self._parsed: dict[tuple[bytes, bool], answers.Query] = {}
@@ -336,7 +337,9 @@ class Seat:
         if len(self.forwards) >= MOST_FORWARDS:
             self.drop_oldest()
         self.loop.make_room()
-        forward = Forward(self.loop.forwarder, query, stream=stream, done=done, payer=self)
+        forward = Forward(
+            self.loop.forwarder, query, stream=stream, done=done, payer=self, servers=self._servers
+        )
         self.forwards[forward] = None
         forward.go_on()
 

@@ -115,11 +115,12 @@ class Forward:
         stream: bool,
         done: Callable[[bytes | None], None],
         payer: Payer | None = None,
+        servers: tuple[Server, ...] = (),
     ) -> None:
         self.forwarder, self.query, self.payer = forwarder, query, payer
         self._stream = stream
         self._done: Callable[[bytes | None], None] | None = done
-        servers = forwarder.servers.now()
+        servers = servers or forwarder.servers.now()
         self._left = [servers[at % len(servers)] for at in range(TRIES)] if servers else []
         self._attempts: dict[Server, _Attempt] = {}
         self._poor: bytes | None = None

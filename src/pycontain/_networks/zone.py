@@ -13,6 +13,8 @@ from typing import Protocol
 
 from attrs import define, evolve, field, frozen
 
+from pycontain._model.names import HOST_NAMES
+
 
 def _without_dots(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name.rstrip(".") for name in names)
@@ -123,12 +125,15 @@ class Client:
     """A container that asks.
 
     own: its own names, answered on networks without names too.  upstream: whether what no network knows is
-    asked of the host's nameservers.  Whatever is set counts from the next query on.
+    asked of other nameservers.  servers: those, in place of the host's.  host: addresses of this host, by
+    which its services are reached.  A value that is set counts from the next query on, but for servers.
     """
 
     own: Entry
     upstream: bool = True
     policy: Policy | None = None
+    servers: tuple[str, ...] = ()
+    host: tuple[str, ...] = ()
     _zones: tuple[Zone, ...] = field(default=(), converter=tuple)
     _lock: threading.Lock = field(factory=threading.Lock, init=False, repr=False)
 
@@ -148,6 +153,8 @@ class Client:
         found = [one for zone in self._zones if (one := zone.addresses(name)) is not None]
         if found:
             return tuple(dict.fromkeys(address for one in found for address in one))
+        if name in HOST_NAMES and self.host:
+            return self.host
         return self.own.addresses if name in _lowered(self.own) else None
 
     def name_of(self, address: str) -> str | None:

@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 from pycontain._model.labels import checked_labels
 from pycontain._model.limits import CgroupLimits
 from pycontain._model.mounts import Tmpfs
+from pycontain._model.names import ExtraHosts, NameOptions
 from pycontain._model.options import explains_options
 from pycontain._model.ports import Ports, port_of
 from pycontain._model.ports import published as parse_ports
@@ -61,9 +62,10 @@ class Container(Lifecycle):
     out of memory first.
     rlimits: name to value or (soft, hard).  network: 'none', 'host', 'bridge', a `Network` or its name, an
     `Endpoint`, an `Egress`, several of these, or 'container:NAME'.  ports: a port inside, or '53/udp', to one
-    of the host, None for a free one.  volumes, mounts: place inside to `Volume`,
-    `Bind`, `Tmpfs` or a path.  tmpfs: places, or place to size.  read_only: no writes but to tmpfs.
-    init: False makes the command PID 1 itself.  lifetime: seconds after which it is ended.
+    of the host, None for a free one.  extra_hosts: names to addresses, or to 'host-gateway', for /etc/hosts.
+    dns, dns_search: nameservers and search domains in place of the host's.  volumes, mounts: place inside
+    to `Volume`, `Bind`, `Tmpfs` or a path.  tmpfs: places, or place to size.  read_only: no writes but to
+    tmpfs.  init: False makes the command PID 1 itself.  lifetime: seconds after which it is ended.
 
     Used as a context manager it starts at the top and is removed at the end; `start` and `remove`
     do the same.  Everything is checked here, before anything is created: ValueError, LimitError,
@@ -89,6 +91,9 @@ class Container(Lifecycle):
         rlimits: Rlimits | None = None,
         network: Networks = "none",
         ports: Ports | None = None,
+        extra_hosts: ExtraHosts | None = None,
+        dns: str | Sequence[str] | None = None,
+        dns_search: str | Sequence[str] | None = None,
         volumes: Mounts | None = None,
         mounts: Mounts | None = None,
         tmpfs: specs.TmpfsOption | None = None,
@@ -110,8 +115,9 @@ class Container(Lifecycle):
         chosen, asked = specs.limits_of(limits, memory, cpus, pids, disk)
         new = specs.new_id()
         published = parse_ports(ports)
+        names = NameOptions.of(extra_hosts, dns, dns_search)
         self._adopt(engine_of(engine))
-        linkage, shown_network = linkage_of(self._engine, network, published)
+        linkage, shown_network = linkage_of(self._engine, network, published, names)
         points = specs.mount_points(mounts_of(self._engine, volumes, mounts), tmpfs)
         base = image_of(self._engine, image)
         self._engine.holdings.hold(base, self)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
+from attrs import evolve
+
+from pycontain._model.names import GATEWAY, HOST_NAMES, NameOptions
 from pycontain._model.ports import Published
 from pycontain._model.sizes import shown
 from pycontain._runtime.network import HOST, JOINED, LINKED, NONE, Linkage
@@ -23,7 +26,52 @@ Networks: TypeAlias = "One | Container | Iterable[One]"
 _SHARED = "container:"
 
 
-def linkage_of(engine: Engine, network: Networks, ports: Sequence[Published]) -> tuple[Linkage, str]:
+def linkage_of(
+    engine: Engine, network: Networks, ports: Sequence[Published], names: NameOptions
+) -> tuple[Linkage, str]:
+    """Return what a container's network options come to, and the network's name for people.
+
+    Raises ValueError for options that do not go together, TypeError, NotFound, StateError, UnsupportedError.
+    """
+    linkage, shown_network = _linkage_of(engine, network, ports)
+    return evolve(linkage, names=_checked(engine, linkage, names)), shown_network
+
+
+def _checked(engine: Engine, linkage: Linkage, names: NameOptions) -> NameOptions:
+    """Return the names with the host's address filled in.  Raises ValueError for one without an effect."""
+    if linkage.kind == NONE and (names.servers or names.search):
+        raise ValueError("dns and dns_search need a network, got network='none'")
+    if names.servers and not linkage.of_host:
+        if linkage.kind == JOINED:
+            raise ValueError("dns is an option of the container whose network is shared: give it there")
+        if all(place.bridge.options.internal for place in linkage.places):
+            raise ValueError(
+                "dns needs a network that leads outside: on an internal one only containers have names"
+            )
+    hosts = names.hosts
+    if linkage.kind == HOST:
+        known = {name for name, _ in hosts}
+        hosts += tuple((name, "127.0.0.1") for name in HOST_NAMES if name not in known)
+    if any(address == GATEWAY for _, address in hosts):
+        there = _host_address(engine, linkage)
+        hosts = tuple((name, there if address == GATEWAY else address) for name, address in hosts)
+    return evolve(names, hosts=hosts)
+
+
+def _host_address(engine: Engine, linkage: Linkage) -> str:
+    if linkage.of_host:
+        return "127.0.0.1"
+    if engine.features.privileged:
+        for place in linkage.places:
+            if place.bridge.options.host:
+                return str(place.bridge.addresses.gateway)
+    raise ValueError(
+        "extra_hosts must have addresses, got 'host-gateway' without a network that reaches this host; "
+        "use Network(host_access=True) as root, or network='host'"
+    )
+
+
+def _linkage_of(engine: Engine, network: Networks, ports: Sequence[Published]) -> tuple[Linkage, str]:
     """What it comes to, and its name for people.
 
     Raises ValueError for networks that do not go together, or ports without one that leads outside,

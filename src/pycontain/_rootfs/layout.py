@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from attrs import frozen
 
@@ -40,11 +40,11 @@ def _filesystem(kind: str, target: str, options: bytes, attributes: int, flags: 
     return Op(OpKind.FILESYSTEM, target, data, flags, attributes=attributes)
 
 
-def _files(hostname: str, hosts: Mapping[str, str], resolv: bytes, own_name: bool) -> list[Op]:
+def _files(hostname: str, hosts: Sequence[tuple[str, str]], resolv: bytes, own_name: bool) -> list[Op]:
     lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
     if own_name:
         lines.append(f"127.0.1.1 {hostname}")
-    lines += [f"{address} {name}" for name, address in hosts.items()]
+    lines += [f"{address} {name}" for name, address in hosts]
     return [
         Op(OpKind.FILE, "etc/hostname", hostname.encode() + b"\n", mode=0o644),
         Op(OpKind.FILE, "etc/hosts", "\n".join(lines).encode() + b"\n", mode=0o644),
@@ -67,6 +67,7 @@ def compose(
     groups: Sequence[tuple[str, str]] = (),
     resolv: bytes = RESOLV_CONF,
     own_name: bool = True,
+    hosts: Sequence[tuple[str, str]] = (),
 ) -> list[Op]:
     """Every op of a root, in order: overlay, kernel file systems, mounts outer before inner, covers, seal.
 
@@ -74,7 +75,7 @@ def compose(
     own_name: its host name stands in /etc/hosts, as one of the loopback; else the name service knows it.
     """
     upper = b"" if disk is None else tmpfs_options(disk, 0o755, max(1024, disk // 4096))
-    ops = [Op(OpKind.UPPER, data=upper), *_files(hostname, {}, resolv, own_name)]
+    ops = [Op(OpKind.UPPER, data=upper), *_files(hostname, hosts, resolv, own_name)]
     ops.append(Op(OpKind.OVERLAY, source=first_layer, count=layers, attributes=_GUARDED))
     guarded = int(OpFlag.NOFOLLOW)
     everything = _GUARDED | MountAttr.NOEXEC

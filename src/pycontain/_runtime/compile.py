@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from typing import TYPE_CHECKING
 
 import attrs
@@ -15,6 +16,7 @@ from pycontain._kernel import hostpath
 from pycontain._kernel.native import SECURITY
 from pycontain._kernel.plan import NO_FD, MountAttr, Op, OpFlag, Plan, PlanFlag, Source, request
 from pycontain._model.mounts import Bind, Tmpfs, VolumeMount
+from pycontain._model.names import search_domains
 from pycontain._rootfs import layout
 from pycontain._runtime.network import HOST, JOINED, LINKED, NONE
 from pycontain._state.owner import STORE_BLOCK
@@ -38,6 +40,7 @@ NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
 _SCRATCH_MOST = 256 << 20
 _TEMPLATES = 256
 _RESOLVER_MOST = 65536
+_SERVER = re.compile(r"\s*nameserver\s+\S")
 
 
 _NAME = "\x02" * 12
@@ -231,14 +234,32 @@ def _key(spec: ContainerSpec) -> tuple[object, ...]:
         tuple(spec.rlimits.items()),
         spec.linkage.kind,
         spec.linkage.other,
+        spec.linkage.names.hosts,
         _resolver(spec),
     )
 
 
 def _resolver(spec: ContainerSpec) -> bytes:
-    """resolv.conf(5): where the namespace is the host's, the host's."""
-    if not spec.linkage.of_host:
+    """resolv.conf(5): the name service, with this host's search domains where the network leads outside.
+
+    Where the namespace is the host's, it is the host's, but for the options that were given.
+    """
+    linkage = spec.linkage
+    names = linkage.names
+    if linkage.of_host and not names.servers and names.search is None:
+        return _of_host()
+    if linkage.of_host:
+        hosts = _of_host()
+        lines = hosts.decode("utf-8", "replace").splitlines()
+        own = [line.split()[1] for line in lines if _SERVER.match(line)]
+        return names.resolv_conf(names.servers or own, search_domains(hosts))
+    if names.search is None and not linkage.searches:
         return layout.RESOLV_CONF
+    search = () if names.search is not None else search_domains(_of_host())
+    return layout.RESOLV_CONF + names.resolv_conf((), search)
+
+
+def _of_host() -> bytes:
     try:
         with open("/etc/resolv.conf", "rb") as file:
             return file.read(_RESOLVER_MOST)
@@ -287,6 +308,7 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
         groups=view.groups(engine.cgroups, held, _GROUP) if engine.cgroups.usable else (),
         resolv=_resolver(spec),
         own_name=spec.linkage.kind in (NONE, HOST),
+        hosts=spec.linkage.names.hosts,
     )
     security = engine.encode_security(spec)
     flags = PlanFlag.LOOPBACK if spec.linkage.kind in (NONE, LINKED) else PlanFlag(0)

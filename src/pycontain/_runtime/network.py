@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
 
+from pycontain._model.names import NameOptions
 from pycontain._model.ports import Published
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 _RAW = frozenset({"NET_RAW", "NET_ADMIN"})
 NONE, HOST, LINKED, JOINED = "none", "host", "linked", "joined"
 """Kinds of network namespaces: an empty one, the host's, one on networks, another container's."""
+
+_NO_NAMES = NameOptions()
 
 
 @frozen
@@ -29,6 +32,7 @@ class Linkage:
     of_host: bool = False
     """Is the namespace the host's in the end?"""
     joins_hub: bool = False
+    names: NameOptions = _NO_NAMES
 
     def for_another(self) -> Linkage:
         """The same for a copy: what one container alone can have is chosen anew."""
@@ -46,6 +50,11 @@ class Linkage:
         bound = {(one.inner, one.protocol, one.address, one.port): one for one in ports}
         again = (bound.get((one.inner, one.protocol, one.address, one.port), one) for one in self.ports)
         return evolve(self, places=(*places, *had.values()), ports=tuple(again))
+
+    @property
+    def searches(self) -> bool:
+        """Whether this host's search domains are used: where names of the outside are looked up freely."""
+        return any(not (one.bridge.options.internal or one.bridge.options.guided) for one in self.places)
 
     @property
     def in_hub(self) -> bool:
@@ -75,6 +84,7 @@ def attach(running: Running, places: Sequence[Place], ports: Sequence[Published]
                 groups=groups,
                 raw=bool(spec.security.capabilities & _RAW),
                 is_shared=lambda: running.shared,
+                servers=spec.linkage.names.servers,
             )
         )
     )
