@@ -329,7 +329,7 @@ def test_sixteen_megabytes_both_ways(container: Container) -> None:
 
 
 def test_output_that_never_ends_does_not_outlast_the_timeout(container: Container) -> None:
-    with container.popen(["yes"], text=False) as process:
+    with container.popen(["yes"], text=False, max_output=None) as process:
         with pytest.raises(subprocess.TimeoutExpired) as expired:
             process.communicate(timeout=0.1)
         assert set(expired.value.stdout or b"") == set(b"y\n")

@@ -94,6 +94,7 @@ int pcx_run_files (const char *script, size_t size, struct pcx_files *files);
 
 /* 0 when the command ended and what it wrote is here; -ETIMEDOUT, -EMSGSIZE past the limit,
    -EINTR on a signal (call again), -ECONNRESET when the agent is gone. */
+int64_t pcx_clock (void);
 int pcx_pump (struct pcx_pump *pump);
 void pcx_pump_free (struct pcx_pump *pump);
 /* Wait until no process lives in the cgroup whose cgroup.events this is: 0, or -EAGAIN at the timeout. */

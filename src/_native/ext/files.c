@@ -62,13 +62,38 @@ read_text (struct pcx_files *files, const char *path)
   return 0;
 }
 
+enum umask_state
+{
+  UMASK_UNKNOWN,
+  UMASK_HARMLESS,
+  UMASK_STRICT
+};
+
+/* The umask is the process's, and other threads may need it as it is: the first directory of a script shows
+   whether it takes bits away, and only then is each mode set. */
 static int
-operate (struct pcx_files *files, char kind, const char *path, const char *text)
+make_directory (const char *path, mode_t mode, enum umask_state *mask)
+{
+  struct stat seen;
+
+  if (mkdir (path, mode) < 0)
+    return -errno;
+  if (*mask == UMASK_UNKNOWN)
+    {
+      if (stat (path, &seen) < 0)
+        return -errno;
+      *mask = (seen.st_mode & 0777) == mode ? UMASK_HARMLESS : UMASK_STRICT;
+    }
+  return *mask == UMASK_STRICT && chmod (path, mode) < 0 ? -errno : 0;
+}
+
+static int
+operate (struct pcx_files *files, char kind, const char *path, const char *text, enum umask_state *mask)
 {
   switch (kind)
     {
     case 'm':
-      return mkdir (path, 0755) < 0 ? -errno : 0;
+      return make_directory (path, 0755, mask);
     case 'p':
       return mkdir (path, 0700) < 0 ? -errno : 0;
     case 'c':
@@ -93,6 +118,7 @@ int
 pcx_run_files (const char *script, size_t size, struct pcx_files *files)
 {
   const char *end = script + size;
+  enum umask_state mask = UMASK_UNKNOWN;
   int result = 0;
 
   files->done = files->fd_count = 0;
@@ -102,7 +128,7 @@ pcx_run_files (const char *script, size_t size, struct pcx_files *files)
       char kind = *script++;
       const char *path = next_string (&script, end);
       const char *text = kind == 'w' || kind == 'c' ? next_string (&script, end) : "";
-      result = path == NULL || text == NULL ? -EINVAL : operate (files, kind, path, text);
+      result = path == NULL || text == NULL ? -EINVAL : operate (files, kind, path, text, &mask);
       files->done += result == 0;
     }
   if (result < 0)

@@ -142,15 +142,22 @@ drain (struct pcx_pump *pump)
   return 0;
 }
 
-static int
-milliseconds_left (int64_t deadline)
+/* Nanoseconds of CLOCK_MONOTONIC: tests that freeze Python's clock do not freeze this one. */
+int64_t
+pcx_clock (void)
 {
   struct timespec now;
 
+  clock_gettime (CLOCK_MONOTONIC, &now);
+  return (int64_t) now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static int
+milliseconds_left (int64_t deadline)
+{
   if (deadline == 0)
     return -1;
-  clock_gettime (CLOCK_MONOTONIC, &now);
-  int64_t left = deadline - ((int64_t) now.tv_sec * 1000000000 + now.tv_nsec);
+  int64_t left = deadline - pcx_clock ();
   return left <= 0 ? 0 : left > 86400000000000 ? 86400000 : (int) ((left + 999999) / 1000000);
 }
 

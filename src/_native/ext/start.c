@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -21,6 +22,58 @@
 #define ABOVE_STDIO 16
 
 static int
+write_all (int fd, const char *data, size_t size)
+{
+  for (size_t done = 0; done < size;)
+    {
+      ssize_t n = write (fd, data + done, size - done);
+      if (n < 0 && errno != EINTR)
+        return -errno;
+      done += n > 0 ? (size_t) n : 0;
+    }
+  return 0;
+}
+
+/* Memory counts against RLIMIT_FSIZE, which is the caller's for its own files: a child lifts its own limit, up to
+   the hard one, and writes. */
+static int
+write_by_child (int fd, const char *data, size_t size)
+{
+  sigset_t all, before;
+  struct rlimit limit;
+  volatile int result = 0;
+
+  sigfillset (&all);
+  pthread_sigmask (SIG_SETMASK, &all, &before);
+  pid_t child = vfork ();
+  if (child == 0)
+    {
+      if (syscall (SYS_prlimit64, 0, RLIMIT_FSIZE, NULL, &limit) == 0)
+        {
+          limit.rlim_cur = limit.rlim_max;
+          syscall (SYS_prlimit64, 0, RLIMIT_FSIZE, &limit, NULL);
+        }
+      result = write_all (fd, data, size);
+      _exit (0);
+    }
+  int error = child < 0 ? -errno : 0;
+  while (child > 0 && waitpid (child, NULL, 0) < 0 && errno == EINTR)
+    continue;
+  pthread_sigmask (SIG_SETMASK, &before, NULL);
+  return error < 0 ? error : result;
+}
+
+static int
+write_memory (int fd, const char *data, size_t size)
+{
+  struct rlimit limit;
+
+  if (getrlimit (RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur < size)
+    return write_by_child (fd, data, size);
+  return write_all (fd, data, size);
+}
+
+static int
 sealed (const char *name, const char *data, size_t size, unsigned int exec_flag, mode_t mode)
 {
   int fd = memfd_create (name, MFD_CLOEXEC | MFD_ALLOW_SEALING | exec_flag);
@@ -28,24 +81,19 @@ sealed (const char *name, const char *data, size_t size, unsigned int exec_flag,
     fd = memfd_create (name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd < 0)
     return -errno;
-  for (size_t done = 0; done < size;)
+  int error = write_memory (fd, data, size);
+  if (error < 0)
     {
-      ssize_t n = write (fd, data + done, size - done);
-      if (n < 0)
-        {
-          int error = errno;
-          close (fd);
-          return -error;
-        }
-      done += (size_t) n;
+      close (fd);
+      return error;
     }
   /* What root alone may read belongs to the host's user namespace once it runs, not to the container's
      (execve(2), "would_dump" in the kernel): a guest's root does not own its PID 1's files in /proc then. */
   if ((mode != 0 && fchmod (fd, mode) < 0) || fcntl (fd, F_ADD_SEALS, SEALS) < 0)
     {
-      int error = errno;
+      error = -errno;
       close (fd);
-      return -error;
+      return error;
     }
   return fd;
 }

@@ -100,6 +100,8 @@ int pc_raise_loopback (void);
 /* Sockets of a network namespace, sent as they come; 0, or -1 and the reply. */
 int pc_network (int socket, const struct pc_network_request *request, usize received, const struct pc_fds *fds,
                 struct pc_record *reply);
+/* Give what is inherited defined values, whatever the caller's are. */
+void pc_reset_ambient (void);
 void pc_watch_child (i32 pid, int exit_fd);
 void pc_reap_children (struct pc_launcher *launcher);
 /* A child was reaped: if it is the one that waits, nobody waits any more. */

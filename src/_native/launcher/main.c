@@ -349,39 +349,6 @@ prepare_signals (void)
   return (int) raw4 (__NR_signalfd4, -1, &child, 8, 0x80000 | 0x800 /* CLOEXEC, NONBLOCK */);
 }
 
-/* What a caller has in the scheduler and before the OOM killer is not its guests'.  Best effort: a caller of
-   less than the common rank keeps it. */
-static void
-take_common_rank (void)
-{
-  struct
-  {
-    i32 priority;
-  } normal = { 0 };
-  if (raw2 (__NR_getpriority, 0, 0) > 20)
-    raw3 (__NR_setpriority, 0, 0, 0);
-  word policy = raw1 (__NR_sched_getscheduler, 0) & 0xff;
-  if (policy == 1 /* SCHED_FIFO */ || policy == 2 /* SCHED_RR */)
-    raw3 (__NR_sched_setscheduler, 0, 0 /* SCHED_OTHER */, &normal);
-  raw3 (__NR_ioprio_set, 1, 0, 0);
-  raw1 (__NR_personality, 0);
-  char text[8] = { 0 };
-  cleanup_fd int fd = (int) sys_openat (AT_FDCWD_, "/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC, 0);
-  if (fd >= 0 && sys_read (fd, text, sizeof text - 1) > 0 && text[0] == '-')
-    (void) sys_write (fd, "0", 1);
-}
-
-static void
-raise_descriptor_limit (void)
-{
-  u64 limit[2];
-  if (raw4 (__NR_prlimit64, 0, 7 /* RLIMIT_NOFILE */, 0, limit) == 0)
-    {
-      limit[0] = limit[1];
-      raw4 (__NR_prlimit64, 0, 7, limit, 0);
-    }
-}
-
 /* Live in the caller's process group until the caller is gone or SIGINT ends this: either closes the socket,
    by which the caller learns of a Ctrl-C without a handler of its own.  Other signals stay blocked. */
 _Noreturn static void
@@ -416,8 +383,7 @@ pc_main (word *stack)
 
   int signals = prepare_signals ();
 
-  raise_descriptor_limit ();
-  take_common_rank ();
+  pc_reset_ambient ();
   raw3 (__NR_fcntl, PC_LAUNCHER_FD, F_SETFD, FD_CLOEXEC);
   raw3 (__NR_fcntl, PC_AGENT_IMAGE_FD, F_SETFD, FD_CLOEXEC);
   if (signals < 0)

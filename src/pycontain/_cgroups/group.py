@@ -13,6 +13,7 @@ from pycontain._cgroups.detect import BASE, Layout, detect, write
 from pycontain._cgroups.leaf import Leaf, keyed, remove_group, remove_subtree, wait_empty
 from pycontain._cgroups.steps import Steps
 from pycontain._kernel import files
+from pycontain._kernel.waiting import PRIORITY, ready
 from pycontain._model.limits import CgroupLimits
 from pycontain.errors import UnsupportedError
 
@@ -435,12 +436,8 @@ class Group:
         wanted = f"frozen {int(frozen)}"
         events = os.open(f"{self._unified}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            import select
-
-            poll = select.poll()
-            poll.register(events, select.POLLPRI)
             while wanted not in os.pread(events, 256, 0).decode():
-                if not poll.poll(10_000):
+                if not ready({events: PRIORITY}, 10.0):
                     raise TimeoutError(f"the container did not become {wanted}")
         finally:
             os.close(events)

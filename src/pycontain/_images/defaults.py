@@ -100,7 +100,8 @@ def is_empty_place(directories: Sequence[str], place: str) -> bool:
     for directory in directories:
         top = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fd = int(native.lib.pcx_openat2(top, os.fsencode(place.lstrip("/")), flags, _BENEATH, 0))
+            below = place.lstrip("/").encode("utf-8", "surrogateescape")
+            fd = int(native.lib.pcx_openat2(top, below, flags, _BENEATH, 0))
         finally:
             os.close(top)
         if fd == -errno.ENOENT:

@@ -11,7 +11,7 @@ from pycontain._kernel import native
 
 
 def mkdir(path: str) -> bytes:
-    """Make a directory, mode 0755 less the umask."""
+    """Make a directory, mode 0755 whatever the umask is."""
     return b"m" + os.fsencode(path) + b"\0"
 
 

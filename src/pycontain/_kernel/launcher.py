@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -21,12 +20,14 @@ from typing import Any
 from pycontain._kernel import native
 from pycontain._kernel.hostpath import AT_FDCWD
 from pycontain._kernel.plan import request
+from pycontain._kernel.waiting import is_ready
 from pycontain.errors import StartError
 
+_EFBIG = 27
 _FIRST_TABLE_SLOT = 255
 _PLAIN, _FILES, _HUB = 1, 2, 3
-_PATIENCE = 10_000
-"""Milliseconds for a killed launcher to be gone."""
+_PATIENCE = 10.0
+"""Seconds for a killed launcher to be gone."""
 
 
 class Launcher:
@@ -50,7 +51,15 @@ class Launcher:
     ) -> None:
         socket, pidfd = native.ffi.new("int *"), native.ffi.new("int *")
         kind = _FILES if files else _HUB if hub else _PLAIN if plain else 0
-        native.checked(native.lib.pcx_start_launcher(kind, socket, pidfd), "launcher")
+        result = native.lib.pcx_start_launcher(kind, socket, pidfd)
+        if result == -_EFBIG:
+            raise StartError(
+                "the launcher could not start: its program is larger than RLIMIT_FSIZE of this process",
+                step="launcher",
+                errno=_EFBIG,
+                hint="raise the hard limit (`ulimit -Hf` in a shell, LimitFSIZE= in systemd)",
+            )
+        native.checked(result, "launcher")
         self.socket: int = socket[0]
         self.pidfd: int = pidfd[0]
         self.spare: Any = None
@@ -125,9 +134,7 @@ class Launcher:
         if self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-            poll = select.poll()
-            poll.register(self.pidfd, select.POLLIN)
-            poll.poll(_PATIENCE)
+            is_ready(self.pidfd, _PATIENCE)
 
     def remove(self, directory: int, name: str) -> None:
         """Remove the tree `name` below the directory fd, as the launcher's user.  Raises OSError."""

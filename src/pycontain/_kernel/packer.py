@@ -68,7 +68,7 @@ class Packer:
             try:
                 widen(theirs)
                 options = _OPTIONS.pack(first_id, clamp or 0, flags, *(owner or (0, 0)), 0)
-                options += b"".join(os.fsencode(path) + b"\0" for path in left_out)
+                options += b"".join(path.encode("utf-8", "surrogateescape") + b"\0" for path in left_out)
                 fds = [directory, theirs, *([join] if join >= 0 else [])]
                 native.send(self._launcher.socket, request(_PACK, options), fds)
             finally:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import fcntl
-import select
 import struct
 import time
 
-_LONGEST_POLL = 2_000_000
-"""Seconds: poll(2) takes an int of milliseconds."""
+from pycontain._kernel.waiting import is_ready
 
 _INFO = struct.Struct("=QQ11Ii")
 """struct pidfd_info: a mask, a cgroup, ids, the wait status (linux/pidfd.h)."""
@@ -21,11 +19,7 @@ _REAPED_WITHIN = 100
 
 def wait_dead(pidfd: int, timeout: float | None = None) -> bool:
     """Wait for the end of the process behind pidfd; False at the timeout (seconds)."""
-    if pidfd < 0:
-        return True
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(None if timeout is None else min(timeout, _LONGEST_POLL) * 1000))
+    return pidfd < 0 or is_ready(pidfd, timeout)
 
 
 def pid_of(pidfd: int) -> int:

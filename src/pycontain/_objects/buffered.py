@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import contextlib
+import fcntl
 import io
 import os
-import select
+import termios
 import threading
 import time
 from typing import Any
+
+from pycontain._kernel.waiting import IN, ready
 
 _CHUNK = 65536
 _SMALL = 4096
@@ -192,21 +196,17 @@ def empty_in_background(kept: list[Kept], ended: int) -> None:
 
 
 def _empty(kept: tuple[Kept, ...], ended: int) -> None:
-    poll = select.poll()
     left = {one.fd: one for one in kept}
-    for fd in (*left, ended):
-        poll.register(fd, select.POLLIN)
     try:
         while left:
-            ready = [fd for fd, _ in poll.poll()]
-            over = ended in ready
-            for fd in list(left) if over else ready:
+            found = ready(dict.fromkeys((*left, ended), IN))
+            over = ended in found
+            for fd in list(left) if over else found:
                 one = left[fd]
                 # A forked child of the caller may hold a pipe open: PID 1's end is the end of all of them.
                 while (alive := one.fetch()) and over and _has_data(fd):
                     continue
                 if over or not alive:
-                    poll.unregister(fd)
                     one.finish()
                     del left[fd]
             if any(one.full for one in left.values()):
@@ -219,6 +219,8 @@ def _empty(kept: tuple[Kept, ...], ended: int) -> None:
 
 
 def _has_data(fd: int) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return any(event & select.POLLIN for _, event in poll.poll(0))
+    with contextlib.suppress(OSError):
+        there = array.array("i", [0])
+        fcntl.ioctl(fd, termios.FIONREAD, there)
+        return there[0] > 0
+    return False

@@ -138,7 +138,7 @@ def _forget_below(found: dict[str, Change], before: Sequence[str], directory: st
 
 def _is_there(lower: int, path: str) -> bool:
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = int(native.lib.pcx_openat2(lower, os.fsencode(path), flags, _BENEATH, 0))
+    fd = int(native.lib.pcx_openat2(lower, path.encode("utf-8", "surrogateescape"), flags, _BENEATH, 0))
     if fd < 0:
         return False
     os.close(fd)

@@ -7,13 +7,12 @@ import errno
 import functools
 import io
 import os
-import selectors
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import IO, Any
 
+from pycontain._kernel.waiting import IN, OUT, cooperative, now, ready
 from pycontain._model.sizes import parse_duration
 from pycontain._objects.buffered import BufferedOutput
 
@@ -25,16 +24,16 @@ _LONGEST = 86400.0
 
 
 def deadline_of(timeout: float | timedelta | None) -> tuple[float, float | None]:
-    """Seconds, and the moment of time.monotonic that they end at; None without."""
+    """Seconds, and the moment of CLOCK_MONOTONIC that they end at; None without."""
     if timeout is None:
         return 0.0, None
     seconds = parse_duration(timeout)
-    return seconds, time.monotonic() + seconds
+    return seconds, now() + seconds
 
 
 def left(deadline: float | None) -> float | None:
     """Seconds until the deadline, of one wait at most; None without."""
-    return None if deadline is None else min(max(0.0, deadline - time.monotonic()), _LONGEST)
+    return None if deadline is None else min(max(0.0, deadline - now()), _LONGEST)
 
 
 class Output(io.RawIOBase):
@@ -58,6 +57,8 @@ class Output(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """As io.RawIOBase has it; EIO says that nobody holds the other side of a terminal."""
         try:
+            if not self.idle and (wait := cooperative()) is not None:
+                wait({self._fd: IN}, None)
             return 0 if self.idle else os.readv(self._fd, [buffer])
         except OSError as error:
             if error.errno == errno.EIO:
@@ -144,16 +145,14 @@ class Exchange:
 
     def run(self, deadline: float | None) -> bool:
         """Carry both ways until every stream is at its end; False at the deadline."""
-        with self._open_streams() as work, selectors.PollSelector() as selector:
-            for stream, carry in work.items():
-                event = selectors.EVENT_READ if stream in self._parts else selectors.EVENT_WRITE
-                selector.register(stream, event, carry)
-            while selector.get_map():
-                for key, _ in selector.select(left(deadline)):
-                    if key.data():
-                        selector.unregister(key.fileobj)
-                        shut(key.fileobj)  # type: ignore[arg-type]
-                if selector.get_map() and left(deadline) == 0:
+        with self._open_streams() as work:
+            waiting = {stream.fileno(): stream for stream in work}
+            while waiting:
+                wanted = {fd: IN if stream in self._parts else OUT for fd, stream in waiting.items()}
+                for fd in ready(wanted, left(deadline)):
+                    if work[waiting[fd]]():
+                        shut(waiting.pop(fd))
+                if waiting and left(deadline) == 0:
                     return False
         return True
 

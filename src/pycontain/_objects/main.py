@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import itertools
 import os
-import select
 import signal
 import termios
 import threading
@@ -16,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pycontain._kernel import native
+from pycontain._kernel.waiting import IN, ready
 from pycontain._objects.process import abandon, deliver, hear_started, signal_number
 from pycontain._runtime.exec import (
     Command,
@@ -41,7 +41,7 @@ _CHUNK = 65536
 _SMALL = 4096
 """Bytes of a chunk below which the next one is added to it."""
 _LAST_ID = (1 << 32) - 2
-_LAST_WORDS = 10_000
+_LAST_WORDS = 10.0
 """Milliseconds within which the end of the command must be told once PID 1 is dead."""
 
 
@@ -123,24 +123,21 @@ class MainCommand:
         A command may close its output before it ends, and leave processes that go on to write; a
         child that the caller forked may hold the output open, so that it ends with PID 1 at the latest.
         """
-        poll = select.poll()
         waiting = {self._channel, self._output, self._alive}
-        for fd in waiting:
-            poll.register(fd, select.POLLIN)
         try:
             while waiting - {self._alive}:
-                ready = {fd for fd, _ in poll.poll(None if self._alive in waiting else _LAST_WORDS)}
-                if not ready:
+                found = set(
+                    ready(dict.fromkeys(waiting, IN), None if self._alive in waiting else _LAST_WORDS)
+                )
+                if not found:
                     break
                 # First what poll saw in the pipe: the others take what is there, and it would block then.
-                done = {self._output} if self._output in ready and not self._read(_CHUNK) else set()
-                if self._channel in ready and self._hear():
+                done = {self._output} if self._output in found and not self._read(_CHUNK) else set()
+                if self._channel in found and self._hear():
                     done.add(self._channel)
-                if self._alive in ready:
+                if self._alive in found:
                     self._drain()
                     done |= {self._alive, self._output}
-                for fd in done & waiting:
-                    poll.unregister(fd)
                 waiting -= done
         finally:
             self._end(-signal.SIGKILL)

@@ -12,7 +12,7 @@ from pycontain._kernel.filer import SET_MODE, SET_TIMES, UTIME_NOW, Verb
 from pycontain._model.sizes import parse_size
 from pycontain._objects.naming import NamedInside, Other, pure_path
 from pycontain._objects.pattern import matching
-from pycontain._runtime.files import ask, new_owner, seen_inside
+from pycontain._runtime.files import ask, decoded, encoded, new_owner, seen_inside
 from pycontain.errors import PathError, PathExists, PathNotFound, path_error
 
 if TYPE_CHECKING:
@@ -55,7 +55,13 @@ class ContainerPath(NamedInside):
         running = self._container._awake()
         with running.held():
             file = builtins.open(  # noqa: SIM115  the caller closes it
-                str(self), mode, buffering, encoding, errors, newline, opener=self._opener
+                os.fsdecode(encoded(str(self))),
+                mode,
+                buffering,
+                encoding,
+                errors,
+                newline,
+                opener=self._opener,
             )
             if file.writable():
                 running.writers.add(file)
@@ -132,7 +138,7 @@ class ContainerPath(NamedInside):
             with os.scandir(fd) as entries:
                 for entry in entries:
                     try:
-                        yield entry.name, entry.is_dir(follow_symlinks=False)
+                        yield decoded(entry.name), entry.is_dir(follow_symlinks=False)
                     except OSError:
                         continue  # gone by now
         finally:
@@ -144,7 +150,7 @@ class ContainerPath(NamedInside):
         try:
             if not stat.S_ISLNK(os.fstat(fd).st_mode):
                 raise path_error("cannot read the link", str(self), _EINVAL)
-            text = pure_path(os.readlink("", dir_fd=fd))
+            text = pure_path(decoded(os.readlink("", dir_fd=fd)))
         finally:
             os.close(fd)
         return self._with(text) if text.is_absolute() else text

@@ -10,7 +10,6 @@ import fcntl
 import io
 import operator
 import os
-import select
 import signal
 import struct
 import subprocess
@@ -23,6 +22,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from pycontain._kernel import native
+from pycontain._kernel.waiting import is_ready
 from pycontain._objects.buffered import BufferedOutput, Kept, empty_in_background
 from pycontain._objects.exchange import (
     Exchange,
@@ -221,9 +221,7 @@ class Process:
         channel, heard = self._execution.channel, self._heard
         # A record stands in C's memory at once: what a signal handler raises does not lose it.
         if heard.record.kind != native.EXITED:
-            poll = select.poll()
-            poll.register(channel, select.POLLIN)
-            if not poll.poll(None if seconds is None else seconds * 1000):
+            if not is_ready(channel, seconds):
                 return
             result = native.lib.pcx_receive(channel, heard, 0)
             if result == 0:

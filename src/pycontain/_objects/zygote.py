@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from attrs import frozen
 
 from pycontain._kernel import native
+from pycontain._kernel.waiting import now
 from pycontain._model.process import CallResult, Usage
 from pycontain._model.sizes import parse_cap, parse_duration
 from pycontain._objects.call import Invocation
@@ -188,7 +189,7 @@ class Zygote(Closing):
     def _start(self, running: Running, clock: _Clock) -> Prepared:
         """Start the interpreter, before the end of the call and of the zygote's own time for it."""
         command = self._what.resolve(running)
-        own = None if self._seconds is None else time.monotonic() + self._seconds
+        own = None if self._seconds is None else now() + self._seconds
         ends = [one for one in (own, clock.deadline) if one is not None]
         try:
             return Prepared.start(running, command, self._imports, min(ends, default=None))
@@ -214,15 +215,15 @@ class _Clock:
         self.name = name
         self.seconds = seconds
         self.begun = time.perf_counter()
-        self.deadline = None if seconds is None else time.monotonic() + seconds
+        self.deadline = None if seconds is None else now() + seconds
 
     def left(self) -> float | None:
         """Seconds that are left, 0.001 at least; None without a timeout."""
-        return None if self.deadline is None else max(0.001, self.deadline - time.monotonic())
+        return None if self.deadline is None else max(0.001, self.deadline - now())
 
     def is_over(self) -> bool:
         """Tell whether the time has passed."""
-        return self.deadline is not None and time.monotonic() >= self.deadline
+        return self.deadline is not None and now() >= self.deadline
 
     def timed_out(self) -> CommandTimeout:
         """The error of a call that never ran."""

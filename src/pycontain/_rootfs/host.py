@@ -7,6 +7,7 @@ A skeleton directory in the store holds the minimum of /etc, the links of a merg
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -17,9 +18,9 @@ from collections.abc import Iterable, Sequence
 
 from pycontain._rootfs import etc as packaged
 from pycontain._state.locks import is_same_file
-from pycontain.errors import NotFound
+from pycontain.errors import NotFound, PathError
 
-_VERSION = "2"
+_VERSION = "3"
 _TREES = ("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin")
 _DIRECTORIES = {
     "proc": 0o555,
@@ -134,7 +135,8 @@ def skeleton(parent: str, shown: list[tuple[str, str]]) -> tuple[str, int]:
         shown: The trees, as `with_added` returns them.
 
     Raises:
-        OSError: The store or a file cannot be read or written.
+        PathError: The skeleton cannot be written.
+        OSError: The store cannot be read.
     """
     directory = os.path.join(parent, _key(shown))
     while True:
@@ -152,7 +154,16 @@ def _make(parent: str, directory: str, shown: list[tuple[str, str]]) -> None:
     os.makedirs(parent, mode=0o700, exist_ok=True)
     building = f"{directory}.{os.getpid()}-{threading.get_ident()}.new"
     shutil.rmtree(building, ignore_errors=True)
-    _build(building, shown)
+    try:
+        _build(building, shown)
+    except OSError as error:
+        shutil.rmtree(building, ignore_errors=True)
+        raise PathError(
+            f"host image in {parent} cannot be made: {error.strerror or error}",
+            path=parent,
+            errno=error.errno or 0,
+            hint="raise RLIMIT_FSIZE of this process (`ulimit -f`)" if error.errno == errno.EFBIG else None,
+        ) from error
     try:
         os.rename(building, directory)
     except OSError:  # another process was faster with the same content
@@ -212,9 +223,17 @@ def _build(top: str, shown: list[tuple[str, str]]) -> None:
     _fill_etc(os.path.join(top, "etc"), [place for _, place in shown])
     for source, place in shown:
         _mount_point(os.path.join(top, place.lstrip("/")), is_directory=os.path.isdir(source))
-    for directory, _, _ in os.walk(top):
+    _show_to_all(top)
+
+
+def _show_to_all(top: str) -> None:
+    """Give back what the caller's umask took away: a guest's user is another one."""
+    for directory, _, names in os.walk(top):
         if os.path.relpath(directory, top) not in _DIRECTORIES:
             os.chmod(directory, 0o755)
+        for path in (os.path.join(directory, name) for name in names):
+            if not os.path.islink(path):
+                os.chmod(path, 0o755 if os.stat(path).st_mode & 0o100 else 0o644)
 
 
 def _mount_point(path: str, *, is_directory: bool) -> None:

@@ -67,7 +67,7 @@ class Command:
             uid=self.identity.uid,
             gid=self.identity.gid,
             groups=self.identity.groups,
-            argv=[os.fsencode(part) for part in self.argv],
+            argv=[part.encode("utf-8", "surrogateescape") for part in self.argv],
             env=self.env.encoded,
             env_count=self.env.count,
             workdir=self.workdir,

@@ -24,12 +24,17 @@ _HINTS = {
 
 def encoded(path: str) -> bytes:
     """A path as the kernel takes it.  Raises ValueError for a NUL, PathError for one that is too long."""
-    raw = os.fsencode(path)
+    raw = path.encode("utf-8", "surrogateescape")
     if b"\0" in raw:
         raise ValueError(f"a path without NUL bytes, not {path[:80]!r}")
     if len(raw) >= _LONGEST:
         raise path_error("cannot use", path[:80] + "...", _ENAMETOOLONG)
     return raw
+
+
+def decoded(name: str) -> str:
+    """A name inside, of what `os` read in the encoding of the caller's locale."""
+    return name if name.isascii() else os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
 def ask(running: Running, verb: Verb, path: str, second: str = "", **options: Any) -> int:

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import os
-import select
 import struct
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, field
 
 from pycontain._kernel import native
+from pycontain._kernel.waiting import is_ready, now
 from pycontain._runtime.exec import Command, Execution, start_failure
 from pycontain._runtime.streams import PIPE, Plumbing
 from pycontain._zygote import ship
@@ -159,7 +159,7 @@ class Prepared:
             running: The container.
             command: The interpreter and its arguments.
             imports: Modules to import.
-            deadline: The moment of time.monotonic() by which it is ready, None without one.
+            deadline: The moment of `waiting.now` by which it is ready, None without one.
 
         Raises:
             CallError: An import raised, or the interpreter ended.
@@ -202,9 +202,7 @@ class Prepared:
         with self.lock:
             if self.closed:
                 return False
-            poll = select.poll()
-            poll.register(self.control, select.POLLIN)
-            return not poll.poll(0)
+            return not is_ready(self.control, 0)
 
     @property
     def apart(self) -> bool:
@@ -314,7 +312,7 @@ def _converse(
     prepared: Prepared, imports: Sequence[str], code: bytes, errors: int, deadline: float | None
 ) -> None:
     """Receive its version, send it what to import, and wait until it did."""
-    soon = time.monotonic() + _HELLO_PATIENCE if deadline is None else deadline
+    soon = now() + _HELLO_PATIENCE if deadline is None else deadline
     hello = _receive(prepared, errors, soon)
     _check_version(hello)
     shipped = native.sealed("pycontain-reader", code)
@@ -333,10 +331,7 @@ def _converse(
 
 def _receive(prepared: Prepared, errors: int, deadline: float | None) -> dict[str, Any]:
     """Return the next message of a guest.  Raises Late, CallError, and what the start failed with."""
-    patience = None if deadline is None else max(0.0, deadline - time.monotonic())
-    poll = select.poll()
-    poll.register(prepared.control, select.POLLIN)
-    if not poll.poll(None if patience is None else patience * 1000):
+    if not is_ready(prepared.control, None if deadline is None else max(0.0, deadline - now())):
         raise Late(_words(errors))
     try:
         text = os.read(prepared.control, _LONGEST_MESSAGE)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from attrs import asdict, frozen
 
+from pycontain._kernel.features import kept_rlimits
 from pycontain._runtime.compile import NEWTIME
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def isolation_of(running: Running) -> Isolation:
     for name in ("memory", "pids"):
         if getattr(held, name) is None and getattr(spec.limits, name) is not None:
             missing.append(f"{name} limit")
+    missing += [f"{name} rlimit of its own" for name in kept_rlimits()]
     identity = "block" if running.block is not None else "sub-ids" if engine.sub_ids else "single"
     limits = {name: value for name, value in asdict(held, recurse=False).items() if value is not None}
     return Isolation(

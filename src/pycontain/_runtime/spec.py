@@ -95,7 +95,7 @@ def command(args: Args | None) -> tuple[str, ...] | None:
     for part in result:
         if "\0" in part:
             raise ValueError(f"NUL byte in the argument {shown(part)}")
-        os.fsencode(part)
+        part.encode("utf-8", "surrogateescape")  # the guest's encoding, whatever the caller's locale is
     return result
 
 

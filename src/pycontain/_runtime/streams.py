@@ -7,13 +7,13 @@ import contextlib
 import os
 import subprocess
 import threading
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pycontain._kernel import native
 from pycontain._kernel.plan import request
+from pycontain._kernel.waiting import IN, OUT, Wait, cooperative, now_ns
 from pycontain._runtime.cancel import TaskWatch
 from pycontain._runtime.collect import shielded
 from pycontain.errors import StateError
@@ -119,7 +119,7 @@ class Pump:
         raw.input, raw.input_size = self._data, len(data)
         raw.limit = _UNLIMITED if cap is None else cap
         if timeout is not None:
-            raw.deadline = time.monotonic_ns() + max(1, int(timeout * 1e9))
+            raw.deadline = now_ns() + max(1, int(timeout * 1e9))
 
     def run(self, *, kill_orphans: bool = False) -> Ending:
         """Carry the streams until the command ends.
@@ -143,7 +143,7 @@ class Pump:
             self._turn()
             return "cancelled"
         execution.kill()
-        self._raw.deadline = time.monotonic_ns() + _LAST_WORDS
+        self._raw.deadline = now_ns() + _LAST_WORDS
         if result == -_EMSGSIZE:
             self._close_outputs()
         if not execution.running.frozen:  # its agent has no last words then
@@ -154,7 +154,8 @@ class Pump:
         execution = self._execution
         execution.thread = threading.get_ident()
         execution.running.active.add(execution)
-        if execution.thread != threading.main_thread().ident:
+        # A greenlet is cancelled by its own library, in the wait, and no thread may be started for it.
+        if execution.thread != threading.main_thread().ident and cooperative() is None:
             # Without it a Ctrl-C still ends the main thread; this thread's command then runs to its end.
             with contextlib.suppress(OSError):
                 execution.running.engine.interrupts.watch()
@@ -166,7 +167,7 @@ class Pump:
         """As `_turn`, and look once more for an asyncio task that waits for this thread."""
         if self._watch is None or not self._watch.pending:
             return self._turn()
-        deadline, soon = self._raw.deadline, time.monotonic_ns() + _ATTACHED_WITHIN
+        deadline, soon = self._raw.deadline, now_ns() + _ATTACHED_WITHIN
         if 0 < deadline <= soon:
             return self._turn()
         self._raw.deadline = soon
@@ -203,10 +204,27 @@ class Pump:
         self._execution.finish()
 
     def _turn(self) -> int:
+        if (wait := cooperative()) is not None:
+            return self._turn_with(wait)
         while True:
             result = int(native.lib.pcx_pump(self._raw))
             if result != -_EINTR:
                 return result
+
+    def _turn_with(self, wait: Wait) -> int:
+        """Carry what is there, and let the hub wait for more."""
+        raw, deadline = self._raw, self._raw.deadline
+        while True:
+            raw.deadline = 1  # long ago: C does not wait
+            result = int(native.lib.pcx_pump(raw))
+            raw.deadline = deadline
+            left = None if deadline == 0 else (deadline - now_ns()) / 1e9
+            if result not in (-_EINTR, -_ETIMEDOUT) or (left is not None and left <= 0):
+                return result
+            wanted = {fd: IN for fd in (raw.fds[1], raw.fds[2], raw.channel) if fd >= 0}
+            if raw.fds[0] >= 0:
+                wanted[raw.fds[0]] = OUT
+            wait(wanted, left)
 
     def _close_outputs(self) -> None:
         for number in (1, 2):

@@ -40,7 +40,7 @@ def open_inside(running: Running, path: str, flags: int) -> int:
     ours, theirs = native.pair()
     try:
         try:
-            message = request(native.OPEN, os.fsencode(path) + b"\0", value=flags)
+            message = request(native.OPEN, path.encode("utf-8", "surrogateescape") + b"\0", value=flags)
             native.send(control, message, [theirs])
         finally:
             os.close(theirs)
