@@ -90,6 +90,7 @@ class Engine:
         self.holdings = Holdings(self.owner.name, lambda: self.store, self.collector)
         self.ahead = Ahead(self, ahead)
         self._lock = threading.Lock()
+        self._viewing = threading.Lock()
         self._making = threading.Lock()
         self._running: dict[str, Running] = {}
         self._containers: dict[str, Container] = {}
@@ -106,7 +107,8 @@ class Engine:
 
     def _views(self) -> list[tuple[str, bytes]]:
         """Return the entries of the /sys that containers see."""
-        return [(entry.path, entry.encode()) for entry in view.entries(self.cgroups)]
+        with self._viewing:
+            return [(entry.path, entry.encode()) for entry in view.entries(self.cgroups)]
 
     def _make_janitor(self) -> Launcher:
         return Launcher(plain=not self.features.privileged, maps=self._maps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 CASES = {
+    "A04": "locks, leases and watches on the host's programs",
     "E01": "a process is looked into before its execve",
     "E02": "the engine's programs are overwritten through /proc/PID/exe",
     "E03": "a working directory in /proc/self/fd",

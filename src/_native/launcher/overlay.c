@@ -138,6 +138,27 @@ append (usize at, const char *text, usize size)
 
 #define APPEND(at, text) append (at, text, pc_strlen (text))
 
+/* The string is short: fsconfig takes 255 bytes, and below the root are two layers. */
+static int
+add_layers_by_name (struct builder *b, int fs, const struct pc_op *op)
+{
+  char place[32] = "l/";
+  usize used = 0;
+  for (u32 i = 0; i < op->count; i++)
+    {
+      pc_decimal (place + 2, op->source + i);
+      int error = attach_aside (b->fds->sources[op->source + i], place);
+      if (error < 0)
+        return error;
+      if (i > 0)
+        used = APPEND (used, ":");
+      used = APPEND (used, place);
+    }
+  if (used >= sizeof scratch || b->upper >= 0)
+    return -EINVAL;
+  return (int) sys_fsconfig (fs, FSCONFIG_SET_STRING, "lowerdir", scratch, 0);
+}
+
 /* Before lowerdir+ the layers are one string, of which fsconfig takes 255 bytes but mount(2) a page. */
 static int
 mount_by_path (struct builder *b, const struct pc_op *op)
@@ -182,12 +203,12 @@ pc_do_overlay (struct builder *b, const struct pc_op *op)
 {
   if (op->count > b->fds->source_count || op->source > b->fds->source_count - op->count)
     return -EBADF;
-  if (b->launcher->old_layers)
-    return op->target.size == 0 ? mount_by_path (b, op) : -EOPNOTSUPP;
+  if (b->launcher->old_layers && op->target.size == 0)
+    return mount_by_path (b, op);
   cleanup_fd int fs = (int) sys_fsopen ("overlay");
   if (fs < 0)
     return fs;
-  word error = add_layers_by_fd (b, fs, op);
+  word error = b->launcher->old_layers ? add_layers_by_name (b, fs, op) : add_layers_by_fd (b, fs, op);
   if (error == 0)
     error = sys_fsconfig (fs, FSCONFIG_SET_FLAG, "userxattr", NULL, 0);
   /* An upper directory is used by one container alone, which is gone after a crash: nothing to sync. */
@@ -195,6 +216,9 @@ pc_do_overlay (struct builder *b, const struct pc_op *op)
     error = sys_fsconfig (fs, FSCONFIG_SET_FLAG, "volatile", NULL, 0);
   if (error == 0)
     error = sys_fsconfig (fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0);
+  /* The host's trees may lie on as many overlays as the kernel stacks: they are shown as they are then. */
+  if (error == -EINVAL && op->target.size > 0)
+    return pc_attach (b, op, b->fds->sources[op->source]);
   if (error < 0)
     return (int) error;
   cleanup_fd int mount = (int) sys_fsmount (fs, op->attributes);

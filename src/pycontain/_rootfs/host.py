@@ -125,6 +125,11 @@ def with_added(shown: list[tuple[str, str]], paths: Sequence[str]) -> list[tuple
     return more
 
 
+def empty_directory(skeleton_: str) -> str:
+    """Return an empty directory of a skeleton: overlay takes no single layer without an upper directory."""
+    return os.path.join(skeleton_, "mnt")
+
+
 def skeleton(parent: str, shown: list[tuple[str, str]]) -> tuple[str, int]:
     """Return the skeleton directory below `parent` and a descriptor that keeps it from being pruned.
 

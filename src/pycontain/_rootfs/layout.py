@@ -17,12 +17,17 @@ RESOLV_CONF = b"nameserver 127.0.0.11\noptions ndots:0\n"
 
 @frozen(kw_only=True)
 class MountSpec:
-    """One mount asked for: a source of the plan (by index), or a tmpfs."""
+    """One mount asked for: a source of the plan (by index), or a tmpfs.
+
+    layered: the source and the next one are layers of a read-only overlay, whose inodes are the container's
+    own: locks, leases and watches on the host's inodes would be shared with the host and other containers.
+    """
 
     target: str
     source: int = -1
     is_file: bool = False
     tmpfs: Tmpfs | None = None
+    layered: bool = False
 
 
 def tmpfs_options(size: int | None, mode: int, inodes: int | None = None) -> bytes:
@@ -120,6 +125,9 @@ def _mount(mount: MountSpec) -> Op:
     if mount.tmpfs is not None:
         options = tmpfs_options(mount.tmpfs.size, mount.tmpfs.mode)
         return _filesystem("tmpfs", mount.target, options, int(_GUARDED))
+    if mount.layered:
+        attributes = _GUARDED | MountAttr.RDONLY
+        return Op(OpKind.OVERLAY, mount.target, source=mount.source, count=2, attributes=int(attributes))
     return Op(
         OpKind.MOUNT,
         mount.target,

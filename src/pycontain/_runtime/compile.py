@@ -17,7 +17,7 @@ from pycontain._kernel.native import SECURITY
 from pycontain._kernel.plan import NO_FD, MountAttr, Op, OpFlag, Plan, PlanFlag, Source, request
 from pycontain._model.mounts import Bind, Tmpfs, VolumeMount
 from pycontain._model.names import search_domains
-from pycontain._rootfs import layout
+from pycontain._rootfs import host, layout
 from pycontain._runtime.network import HOST, JOINED, LINKED, NONE
 from pycontain._state.owner import STORE_BLOCK
 from pycontain.errors import PathError, UnsupportedError
@@ -277,9 +277,14 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
         # Not through the id map: of the host's own files a guest's root is nobody's owner, so that what only
         # root may read stays unread, and no lease of theirs keeps a program of the host waiting.
         template = attrs.evolve(layout.layer_source(idmap=False), flags=recursive)
-        is_file = not os.path.isdir(path)
-        trees.append(layout.MountSpec(target=place.lstrip("/"), source=len(sources), is_file=is_file))
+        layered = os.path.isdir(path)
+        target = place.lstrip("/")
+        trees.append(
+            layout.MountSpec(target=target, source=len(sources), is_file=not layered, layered=layered)
+        )
         sources.append((path, template))
+        if layered:
+            sources.append((host.empty_directory(spec.image.directories[-1]), template))
     mounts = []
     for place, what in spec.mounts.items():
         if isinstance(what, Tmpfs):

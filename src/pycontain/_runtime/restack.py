@@ -76,7 +76,7 @@ def _plan(running: Running, places: list[Source]) -> bytes:
     for op in template.ops:
         if op.kind == OpKind.SEAL:
             ops.append(op)
-        elif op.kind not in _MADE:
+        elif op.kind not in _MADE or (op.kind == OpKind.OVERLAY and op.target):
             guarded = op.kind in (OpKind.MASK, OpKind.READONLY)
             flags = op.flags & (OpFlag.NOFOLLOW | OpFlag.IS_FILE) | (OpFlag.NOFOLLOW if guarded else 0)
             ops.append(Op(OpKind.MOVE, op.target, flags=int(flags)))
