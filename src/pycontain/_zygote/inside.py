@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 PR_SET_DUMPABLE = 4
 LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF, LANDLOCK_SCOPE_SIGNAL = 444, 446, 2
 FAILED, STARTED, EXITED = 2, 3, 4
-RECORD = struct.Struct("<IIiiiI3Q")
+RECORD = struct.Struct("<IIiiiI5Q")
 HEADER = struct.Struct("<QQ")
 TAKEN = 1
 LONGEST_TEXT = 1 << 18
@@ -56,10 +56,11 @@ def told(error: BaseException) -> list[str]:
 
 def record(kind: int, value: int = 0, error: int = 0, usage: Any = None) -> bytes:
     """struct pc_record of protocol.h."""
-    times = (0, 0, 0)
+    used = (0, 0, 0, 0, 0)
     if usage is not None:
-        times = (int(usage.ru_utime * 1e6), int(usage.ru_stime * 1e6), usage.ru_maxrss * 1024)
-    return RECORD.pack(kind, 0, error, -1, value, 0, *times)
+        cpu = (int(usage.ru_utime * 1e6), int(usage.ru_stime * 1e6))
+        used = (*cpu, usage.ru_maxrss * 1024, usage.ru_inblock * 512, usage.ru_oublock * 512)
+    return RECORD.pack(kind, 0, error, -1, value, 0, *used)
 
 
 class Zygote:
