@@ -298,6 +298,9 @@ def test_words_of_a_guest_are_fit_for_a_terminal(zygote: Zygote) -> None:
         "hello(); os.read(0, 99999); os.write(0, b'{\"ready\": true}'); time.sleep(100)",
         "hello(); os.read(0, 99999); os.write(0, b'{\"ready\": true}'); os.write(0, b'x'); time.sleep(100)",
         "time.sleep(100)",
+        "hello(); os.read(0, 99999); os.write(0, b'{\"ready\": true}'); answer(b'x'); time.sleep(100)",
+        "hello(); os.read(0, 99999); os.write(0, b'{\"ready\": true}'); answer(bytes(64)); time.sleep(100)",
+        "hello(); os.read(0, 99999); os.write(0, b'{\"ready\": true}'); started(); time.sleep(100)",
     ],
 )
 def test_interpreter_that_lies_is_refused(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,6 +310,15 @@ import importlib.util, json, os, sys, time
 def hello():
     words = dict(implementation="cpython", version="3", magic=importlib.util.MAGIC_NUMBER.hex())
     os.write(0, json.dumps(words).encode())
+def answer(*records):
+    import socket
+    fds = socket.recv_fds(socket.socket(fileno=os.dup(0)), 64, 32)[1]
+    for record in records:
+        os.write(fds[4], record)
+    return fds
+def started():
+    import struct
+    answer(struct.pack("<IIiiiI5Q", 3, 0, 0, -1, 1, 0, 0, 0, 0, 0, 0), b'x')
 {body}
 """
     from pycontain._objects.zygote import make

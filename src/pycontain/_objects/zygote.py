@@ -25,7 +25,7 @@ from pycontain._runtime.fork import ANSWER_ROOM, HEADER, Child, Late, NotBorn, P
 from pycontain._runtime.streams import Ending, Pump
 from pycontain._zygote import classes, ship
 from pycontain._zygote.source import Malformed, Source, TooLarge, printable
-from pycontain.errors import CallError, CommandFailed, CommandTimeout, StateError
+from pycontain.errors import CallError, CommandFailed, CommandTimeout, StartError, StateError
 
 if TYPE_CHECKING:
     from pycontain._model.limits import CgroupLimits
@@ -272,6 +272,10 @@ class _Run:
                         prepared.discard()
                 except BrokenPipeError:
                     pass  # the zygote is gone, as the next look tells
+                except OSError as error:
+                    raise StartError(
+                        f"cannot call {self._name}", step="call", errno=error.errno or 0
+                    ) from error
         raise StateError(
             f"the call of {self._name} was not taken",
             hint="end the processes inside that kill the ones that wait for calls",

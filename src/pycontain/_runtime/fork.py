@@ -90,6 +90,8 @@ class Child:
             record = native.receive(self.execution.channel, int(patience * 1000))
         except TimeoutError:
             raise NotBorn("late") from None
+        except OSError as error:  # the guest's end of it sent what is no record
+            raise NotBorn("gone") from error
         if record is None or record.kind == native.EXITED:
             raise NotBorn("gone")
         if record.fd >= 0:
