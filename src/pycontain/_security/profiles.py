@@ -5,9 +5,9 @@ above all one that is newer than the lists, fails with ENOSYS, so that a libc ta
 io_uring fails with ENOSYS as well: its users then fall back to epoll.
 
 SANDBOX_FILTER passes what language runtimes, compilers, package managers and databases use every day and
-refuses what opens more of the kernel: namespaces, mounts, keyrings, other processes' memory, tracing, raw
-handles, and every socket but AF_UNIX, AF_INET, AF_INET6 and AF_NETLINK's NETLINK_ROUTE.  Whatever it passes,
-the filter in Docker's shape passes too.  Calls that the filters of Docker and Podman have learned only
+refuses what opens more of the kernel: namespaces, mounts, keyrings, raw handles, and every socket but
+AF_UNIX, AF_INET, AF_INET6 and AF_NETLINK's NETLINK_ROUTE.  Whatever it passes, the filter in Docker's shape
+passes too.  Calls that the filters of Docker and Podman have learned only
 lately (fchmodat2, mseal, pkey_alloc and its like) are left to the older way as well.
 """
 
@@ -109,7 +109,7 @@ _FORBIDDEN = Rule(
         get_mempolicy init_module ioperm iopl kcmp kexec_file_load kexec_load keyctl lookup_dcookie mbind
         migrate_pages modify_ldt mount mount_setattr move_mount move_pages name_to_handle_at nfsservctl
         open_by_handle_at open_tree open_tree_attr perf_event_open pidfd_getfd pivot_root process_madvise
-        process_vm_readv process_vm_writev ptrace query_module quotactl quotactl_fd reboot request_key
+        process_vm_readv process_vm_writev query_module quotactl quotactl_fd reboot request_key
         set_mempolicy set_mempolicy_home_node setdomainname sethostname setns settimeofday swapoff swapon
         syslog umount2 unshare userfaultfd uselib vhangup vmsplice
     """,
@@ -198,9 +198,28 @@ _SANDBOX_MKNOD = (
     _refused("mknod mknodat", errno.EPERM),
 )
 
+_PTRACE_REQUESTS = ((0, 33), (0x4200, 0x420B), (0x420E, 0x420E))
+"""TRACEME to SINGLEBLOCK, SETOPTIONS to SETSIGMASK and GET_SYSCALL_INFO: all that debuggers and sanitizers
+use, without SECCOMP_GET_FILTER."""
+
+_SANDBOX_PTRACE = (
+    # The kernel asks the filter after the tracer (since 4.8), and /proc/PID/mem gives the same rights over
+    # the same processes: those of the user that can be dumped, which the agent and its children cannot.
+    *(
+        Rule(
+            names="ptrace",
+            action=ALLOW,
+            conditions=[Condition(arg=0, op=">=", value=first), Condition(arg=0, op="<=", value=last)],
+        )
+        for first, last in _PTRACE_REQUESTS
+    ),
+    _refused("ptrace", errno.EPERM),
+)
+
 SANDBOX_FILTER = Filter(
     rules=(
         _EVERYDAY,
+        *_SANDBOX_PTRACE,
         *_CLONE,
         *_PERSONALITY,
         *_SANDBOX_SOCKET,

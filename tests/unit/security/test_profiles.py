@@ -56,7 +56,7 @@ def test_sandbox_refuses_what_opens_the_kernel() -> None:
         move_mount mount_setattr bpf perf_event_open userfaultfd kexec_load kexec_file_load init_module
         finit_module delete_module create_module get_kernel_syms query_module open_by_handle_at
         name_to_handle_at fanotify_init fanotify_mark quotactl quotactl_fd swapon swapoff syslog kcmp vmsplice
-        keyctl add_key request_key ptrace process_vm_readv process_vm_writev pidfd_getfd process_madvise
+        keyctl add_key request_key process_vm_readv process_vm_writev pidfd_getfd process_madvise
         reboot acct iopl ioperm modify_ldt settimeofday clock_settime adjtimex clock_adjtime sethostname
         setdomainname mbind get_mempolicy set_mempolicy set_mempolicy_home_node move_pages migrate_pages
         vhangup lookup_dcookie nfsservctl uselib
@@ -250,3 +250,13 @@ def test_restricted_filter_ignores_modes_that_the_kernel_ignores() -> None:
     assert verdict(filter_, "open", 0, 0o200000, 0o7777) == ALLOW
     assert verdict(filter_, "openat", 0, 0, 0o2, 0o7777) == ALLOW
     assert {ENOSYS} == {verdict(filter_, name) for name in ("openat2", "io_uring_setup")}
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("machine", sorted(ARCH))
+def test_ptrace_passes_for_debuggers_only(machine: str) -> None:
+    """B11: no request that reads filters, that is newer than the list, or that has high bits set."""
+    passed = {nr for nr in range(0x5000) if verdict(SANDBOX_FILTER, "ptrace", nr, machine=machine) == ALLOW}
+    assert passed == {*range(34), *range(0x4200, 0x420C), 0x420E}
+    for nr in (HIGH, HIGH | 16, 1 << 63, 0xFFFFFFFFFFFFFFFF):
+        assert verdict(SANDBOX_FILTER, "ptrace", nr, machine=machine) == EPERM
