@@ -30,6 +30,7 @@ HERE = "127.0.0.1"
 PATIENCE = 20.0
 MANY = 200
 SESSIONS_MOST = 1024
+FLOWS_MOST = 4096
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -484,6 +485,40 @@ def test_a_listener_that_its_caller_keeps_and_shuts_down_is_left(relay: Relay) -
         relay.serve(1, TCP, [listener.fileno()], HERE, service.port)
         listener.shutdown(socket.SHUT_RDWR)
         assert rests(relay.pid)
+
+
+@pytest.mark.case("A13")
+def test_one_port_takes_at_most_half_of_the_flows(launcher: Launcher) -> None:
+    """Silent connections to one port: another port is served beside them."""
+    _, hard = resource.prlimit(pid_of(launcher.pidfd), resource.RLIMIT_NOFILE)
+    if hard < 3 * FLOWS_MOST or resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 2 * FLOWS_MOST:
+        pytest.skip(f"a hard limit of {hard} open files is below what the flows take")
+    soft, own = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(own, 3 * FLOWS_MOST)), own))
+    relay = Relay.start(launcher)
+    with contextlib.closing(relay), Service(echo) as service, contextlib.ExitStack() as stack:
+        silent = stack.enter_context(socket.create_server((HERE, 0), backlog=4096))
+        busy = publish(relay, silent.getsockname()[1], number=1)
+        port = publish(relay, service.port, number=2)
+        flood = [stack.enter_context(socket.socket()) for _ in range(FLOWS_MOST // 2 + 200)]
+        for one in flood:
+            one.connect((HERE, busy))
+        with connect(port) as client:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+        poll = select.poll()
+        for one in flood:
+            poll.register(one, select.POLLHUP | select.POLLERR | select.POLLRDHUP)
+        deadline = time.monotonic() + PATIENCE
+        while len(found := poll.poll(100)) < 200 and time.monotonic() < deadline:
+            pass
+        assert len(found) == 200
+        relay.drop(1)
+        again = publish(relay, service.port, number=3)
+        with connect(again) as client:
+            client.sendall(b"y")
+            assert client.recv(1) == b"y"
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, own))
 
 
 @pytest.mark.parametrize("limit", [40, 41, 42, 43])

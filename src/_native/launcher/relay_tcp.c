@@ -12,6 +12,7 @@ struct flow
 {
   struct pc_half half[2]; /* client, upstream */
   u32 listener;        /* the id */
+  u32 place;           /* of the listener, for its share */
   u32 generation;
   u32 next; /* that is free, or that has a turn */
   u8 used;
@@ -21,6 +22,8 @@ struct flow
 
 static struct flow flows[PC_FLOWS_MOST];
 static u32 flows_end; /* of the places that were ever used */
+static u32 flows_used;
+static u32 held[PC_LISTENERS_MOST]; /* flows by the place of their listener */
 static u32 first_free = NOWHERE;
 static u32 first_turn = NOWHERE;
 static u32 last_turn = NOWHERE;
@@ -83,6 +86,11 @@ end_flow (struct flow *flow, int reset)
       pc_close_fd (&half->fd);
       pc_leave_pipe (half);
     }
+  if (flow->used)
+    {
+      flows_used--;
+      held[flow->place]--;
+    }
   flow->used = 0;
   flow->generation++;
   if (!flow->listed)
@@ -97,11 +105,20 @@ set_options (int fd)
   raw5 (__NR_setsockopt, fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
 }
 
+/* A listener may have as many flows as are free then: half of all for one that takes what it gets, and the
+   others always find some. One published port cannot take the relay from the ports of other containers. */
+static int
+has_share (u32 place)
+{
+  return held[place] < PC_FLOWS_MOST - flows_used;
+}
+
 /* The client is this function's to close, whatever comes of it. */
 static void
 start_flow (const struct pc_listener *listener, int client)
 {
-  struct flow *flow = take_place ();
+  u32 place = pc_place_of (listener);
+  struct flow *flow = has_share (place) ? take_place () : NULL;
   if (flow == NULL)
     {
       prefer_reset (client);
@@ -112,7 +129,10 @@ start_flow (const struct pc_listener *listener, int client)
   flow->half[0].fd = client;
   flow->half[1].fd = pc_dial (listener, SOCK_STREAM_);
   flow->listener = listener->id;
+  flow->place = place;
   flow->used = flow->connecting = 1;
+  flows_used++;
+  held[place]++;
   int error = flow->half[1].fd < 0 ? flow->half[1].fd : 0;
   for (u32 i = 0; error == 0 && i < 2; i++)
     {
