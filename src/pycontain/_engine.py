@@ -21,6 +21,7 @@ from pycontain._runtime.ahead import Ahead
 from pycontain._runtime.cancel import Interrupts
 from pycontain._runtime.collect import Collector
 from pycontain._runtime.dead import collect_dead
+from pycontain._runtime.disk import DiskWatch
 from pycontain._runtime.holdings import Holdings
 from pycontain._runtime.running import Cause
 from pycontain._security import policy
@@ -43,8 +44,7 @@ if TYPE_CHECKING:
     from pycontain._runtime.running import Running
     from pycontain._runtime.spec import ContainerSpec
 
-_RLIMIT_NPROC = "nproc"
-_RLIMIT_DATA = "data"
+_RLIMIT_NPROC, _RLIMIT_DATA = "nproc", "data"
 
 
 class Engine:
@@ -89,6 +89,7 @@ class Engine:
         self.collector = Collector(self.owner, self._make_janitor)
         self.holdings = Holdings(self.owner.name, lambda: self.store, self.collector)
         self.ahead = Ahead(self, ahead)
+        self.disk = DiskWatch(self)
         self._lock = threading.Lock()
         self._viewing = threading.Lock()
         self._making = threading.Lock()
@@ -319,6 +320,7 @@ class Engine:
             store.closing.set()
         self.interrupts.close()
         self._end_all(Cause("cancelled", "its engine was closed"))
+        self.disk.close()
         self.ahead.discard()
         if self._fabric is not None:
             self._fabric.close()
@@ -358,12 +360,9 @@ class Engine:
         self.holdings.forget()
         for one in self._running.values():
             one.forget()
-        self.ahead.forget()
-        self.interrupts.forget()
-        if self._fabric is not None:
-            self._fabric.forget()
-        if self._hub is not None:
-            self._hub.forget()
+        for part in (self.ahead, self.interrupts, self.disk, self._fabric, self._hub):
+            if part is not None:
+                part.forget()
         self._fabric = self._hub = None
         self.launchers.forget()
         self.collector.forget()

@@ -60,7 +60,6 @@ def test_what_waits_is_no_container_yet(busy: Engine) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"disk": "8M"},
         {"rlimits": {"nofile": 64}},
         {"read_only": True},
         {"tmpfs": ["/scratch"]},

@@ -12,7 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from pycontain import Conflict, Container, Engine, Image, ImageError, InvalidReference, NotFound
+from pycontain import (
+    Conflict,
+    Container,
+    Engine,
+    Image,
+    ImageError,
+    InvalidReference,
+    NotFound,
+    Volume,
+    WorkdirError,
+)
 from pycontain.oci import ContainerConfig
 from tests.support.trees import difference, listing
 
@@ -146,6 +156,51 @@ def test_declared_volumes_are_writable_in_a_read_only_container(image: Image) ->
     with Container(made, read_only=True) as container:
         assert container.exec("echo x > /data/f && cat /data/f", shell=True).stdout == "x\n"
         assert container.exec("echo x > /etc/f", shell=True).returncode != 0
+
+
+def test_missing_working_directory_of_an_image_is_made(image: Image) -> None:
+    """For the container's user, as podman has it; the way to it is root's."""
+    made = _configured(image, ContainerConfig(env=("PATH=/bin",), workdir="/srv/app", user="1000:1000"))
+    for options in ({}, {"read_only": True}, {"workdir": "/elsewhere/deep"}):
+        with Container(made, user=0 if _single() else None, **options) as one:
+            place = options.get("workdir", "/srv/app")
+            shown = one.exec(["sh", "-c", f"pwd; stat -c '%a %u %g' {place} /srv 2>/dev/null"]).stdout
+            ids = "0 0" if _single() else "1000 1000"
+            assert shown.splitlines()[:2] == [place, f"755 {ids}"]
+    with Container(made, user=0) as one, pytest.raises(WorkdirError):
+        one.exec(["true"], workdir="/absent")
+
+
+def test_working_directory_that_is_there_keeps_owner_and_mode(image: Image) -> None:
+    with Container(image, workdir="/etc") as one:
+        assert one.exec(["sh", "-c", "pwd; stat -c '%a %u' ."]).stdout == "/etc\n755 0\n"
+
+
+def test_working_directory_of_pid_1_is_made(image: Image) -> None:
+    with Container(image, ["sh", "-c", "pwd"], init=False, workdir="/made", env={"PATH": "/bin"}) as one:
+        assert one.wait(20) == 0
+        assert b"".join(one.logs()) == b"/made\n"
+
+
+def test_declared_volumes_are_there_with_their_content(image: Image) -> None:
+    """Writable below a read-only root, and not the image's for the next container."""
+    made = _configured(image, ContainerConfig(env=("PATH=/bin",), volumes=("/fresh/deep", "/etc")))
+    with Container(made) as one:
+        assert one.exec(["sh", "-c", "test -d /fresh/deep && cat /etc/passwd"]).returncode == 0
+    for _ in range(2):
+        with Container(made, read_only=True) as one:
+            held = len(Volume.list())
+            done = one.exec(["sh", "-c", "cat /etc/passwd && test ! -e /etc/x && touch /etc/x /fresh/deep/x"])
+            assert done.returncode == 0, done
+            assert one.exec(["touch", "/y"]).returncode != 0
+        assert len(Volume.list()) == held - 1
+
+
+def _single() -> bool:
+    """Has a container of this user only the id 0?"""
+    from pycontain._engine import default_engine
+
+    return not (default_engine().features.privileged or default_engine().sub_ids)
 
 
 def test_changes_are_told(needs_idmap: None, image: Image) -> None:

@@ -26,7 +26,6 @@ from pycontain import (
     Snapshot,
     StateError,
     Tmpfs,
-    UnsupportedError,
 )
 from pycontain._images import sealed
 
@@ -316,9 +315,14 @@ def test_diff_and_commit_tell_of_all_steps(root: Path, engine: Engine) -> None:
         engine.sweep()
 
 
-def test_a_root_in_memory_has_no_snapshot() -> None:
-    with Container(disk="16M") as one, pytest.raises(UnsupportedError, match="in memory"):
-        one.snapshot()
+def test_snapshot_of_a_container_with_a_disk_limit() -> None:
+    with Container(disk="16M") as one:
+        one.exec("echo x > /file", shell=True)
+        made = one.snapshot()
+        assert [str(change.path) for change in one.diff()].count("/file") == 1
+    with Container(made, disk="16M") as other:
+        assert other.exec(["cat", "/file"]).stdout == "x\n"
+    made.remove()
 
 
 def test_a_seal_that_fails_leaves_it_as_it_was(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:

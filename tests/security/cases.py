@@ -50,6 +50,7 @@ CASES = {
     "L06": "swap",
     "L07": "disk",
     "L08": "inodes",
+    "U26": "disk of the host filled by a default container",
     "L09": "descriptors",
     "L10": "processor time",
     "L11": "timeouts",

@@ -47,6 +47,9 @@ struct pc_request
 #define PC_REQUEST_RELAY 18u
 /* PC_REQUEST_SYS, caller to launcher: what the /sys of its containers has, once (sysview.c) */
 #define PC_REQUEST_SYS 19u
+/* PC_REQUEST_MEASURE, caller to launcher: two u64, the most bytes and inodes to count, and the name of a tree below
+   the directory sent.  Answered by PC_RECORD_GONE with bytes in cpu_user and inodes in cpu_system. */
+#define PC_REQUEST_MEASURE 28u
 #define PC_REQUEST_FILES 14u /* files.h */
 #define PC_REQUEST_FILE 15u
 #define PC_REQUEST_NETWORK 17u /* network.h */

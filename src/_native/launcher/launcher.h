@@ -90,6 +90,16 @@ int pc_failed (struct pc_record *reply, u32 step, word error, i32 op);
 
 /* Remove what stands at name below dir, whatever its depth; 0 or a negative errno. */
 int pc_remove_tree (int dir, const char *name);
+#define PC_MEASURE_DEPTH 256u
+
+struct pc_measured
+{
+  u64 bytes;
+  u64 inodes;
+};
+
+/* What the tree at name below dir takes, until it is more than either bound; 0 or a negative errno. */
+int pc_measure_tree (int dir, const char *name, u64 most_bytes, u64 most_inodes, struct pc_measured *out);
 /* Remove the cgroup name below dir and every one in it; 0 or a negative errno. */
 int pc_remove_group (int dir, const char *name);
 /* Serve a container's files from now on. */

@@ -253,6 +253,24 @@ serve_remove (struct pc_launcher *launcher, const struct pc_request *request, us
   answer (launcher, &reply, -1);
 }
 
+static void
+serve_measure (struct pc_launcher *launcher, usize received, const struct pc_fds *fds)
+{
+  struct pc_record reply = { .kind = PC_RECORD_GONE, .error = EINVAL };
+  const u64 *most = (const u64 *) (const void *) (buffer + sizeof (struct pc_request));
+  usize head = sizeof (struct pc_request) + 2 * sizeof *most;
+  struct pc_measured found;
+
+  if (received > head && received < sizeof buffer && fds->count == 1)
+    {
+      buffer[received] = '\0';
+      reply.error = -pc_measure_tree (fds->fd[0], (const char *) buffer + head, most[0], most[1], &found);
+      reply.cpu_user = found.bytes;
+      reply.cpu_system = found.inodes;
+    }
+  answer (launcher, &reply, -1);
+}
+
 /* A launcher that unpacks or packs does nothing else and ends with it: what it has read by then is not to be
    trusted. */
 static void
@@ -311,6 +329,8 @@ serve (struct pc_launcher *launcher)
         serve_relay (launcher, &fds);
       else if (request->kind == PC_REQUEST_REMOVE)
         serve_remove (launcher, request, (usize) received, &fds);
+      else if (request->kind == PC_REQUEST_MEASURE)
+        serve_measure (launcher, (usize) received, &fds);
       else if (request->kind == PC_REQUEST_NETWORK)
         serve_network (launcher, (usize) received, &fds);
       else if (request->kind == PC_REQUEST_FILES && received == sizeof *request && fds.count == 2

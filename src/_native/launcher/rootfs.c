@@ -240,6 +240,25 @@ do_move (struct builder *b, const struct pc_op *op)
   return to < 0 ? to : (int) sys_move_mount (from, to);
 }
 
+/* A place that the image's configuration names and no layer holds.  Below what is mounted read-only, or of another
+   owner, it stays missing: the command that wants it says so. */
+static int
+do_directory (struct builder *b, const struct pc_op *op)
+{
+  const char *path = pc_at (b->plan, op->target);
+  cleanup_fd int there = resolve (b->root, path, 0, O_PATH);
+  if (there != -ENOENT)
+    return 0;
+  cleanup_fd int made = pc_make_path (b->root, path, 0, 0);
+  if (made == -EROFS || made == -EACCES || made == -EPERM || made == -EOVERFLOW)
+    return 0;
+  if (made < 0)
+    return made;
+  u32 uid = (u32) op->attributes, gid = (u32) (op->attributes >> 32);
+  word error = uid != 0 || gid != 0 ? raw5 (__NR_fchownat, made, "", uid, gid, AT_EMPTY_PATH) : 0;
+  return (int) error;
+}
+
 static int
 do_op (struct builder *b, const struct pc_op *op)
 {
@@ -266,6 +285,8 @@ do_op (struct builder *b, const struct pc_op *op)
     case PC_OP_MASK:
     case PC_OP_READONLY:
       return b->root < 0 ? -EINVAL : do_cover (b, op);
+    case PC_OP_DIRECTORY:
+      return b->root < 0 ? -EINVAL : do_directory (b, op);
     case PC_OP_MOVE:
       return b->root < 0 || b->made->old < 0 ? -EINVAL : do_move (b, op);
     case PC_OP_SEAL:

@@ -25,6 +25,9 @@ PREPARE, RESTACK, NETWORK, RELAY, SYS = 10, 16, 17, 18, 19
 DRAIN = 19
 """Request to the agent (protocol.h)."""
 
+MEASURE = 28
+"""Request to the launcher (protocol.h)."""
+
 IN_MEMFD, AFTER = 1, 2
 """Flags of requests (protocol.h)."""
 

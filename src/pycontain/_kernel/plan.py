@@ -36,6 +36,7 @@ class OpKind(IntEnum):
     SEAL = 9
     MOVE = 10
     SYS = 11
+    DIRECTORY = 12
 
 
 class OpFlag(IntFlag):

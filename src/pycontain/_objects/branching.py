@@ -18,7 +18,7 @@ from pycontain._objects import snapshot as snapshots
 from pycontain._objects.changes import sealed_layers, still
 from pycontain._runtime.restack import SEAL, restack
 from pycontain._runtime.spec import default_name, new_id
-from pycontain.errors import PathError, StartError, StateError, UnsupportedError
+from pycontain.errors import PathError, StartError, StateError
 
 if TYPE_CHECKING:
     from pycontain._images.store import Store
@@ -35,8 +35,6 @@ _SYS_ADMIN = "SYS_ADMIN"
 def snapshot(container: Container) -> Snapshot:
     """See `Container.snapshot`."""
     engine, running = container._engine, container._live()
-    if container.spec.disk is not None:
-        raise UnsupportedError("a snapshot of a root file system in memory", hint="leave out disk=")
     store = engine.store
     with told(store.roots.data), container._lock, store.pinning() as pins:
         image = container.spec.image

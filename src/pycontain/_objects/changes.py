@@ -22,7 +22,7 @@ from pycontain._kernel import native
 from pycontain._model.change import Change
 from pycontain._objects.image import Image
 from pycontain._runtime.users import open_inside
-from pycontain.errors import ImageError, UnsupportedError
+from pycontain.errors import ImageError
 from pycontain.oci import ContainerConfig, Digest, History, ImageConfig, Manifest, Platform
 
 if TYPE_CHECKING:
@@ -36,10 +36,8 @@ _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 
 
 def _upper(container: Container) -> str:
-    """The directory that the guest writes to.  Raises UnsupportedError where it is not on disk."""
+    """The directory that the guest writes to."""
     running = container._live()
-    if container.spec.disk is not None:
-        raise UnsupportedError("the changes of a root file system in memory", hint="leave out disk=")
     return running.upper_path
 
 

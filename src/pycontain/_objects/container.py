@@ -8,9 +8,10 @@ from datetime import timedelta
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
+from attrs import evolve
+
 from pycontain._model.labels import checked_labels
 from pycontain._model.limits import CgroupLimits
-from pycontain._model.mounts import Tmpfs
 from pycontain._model.names import ExtraHosts, NameOptions
 from pycontain._model.options import explains_options
 from pycontain._model.ports import Ports, port_of
@@ -26,7 +27,7 @@ from pycontain._objects.options import (
     Mounts,
     check_layer,
     check_values,
-    empty_volumes,
+    declared_volumes,
     image_of,
     mounts_of,
     whole_command,
@@ -57,9 +58,8 @@ class Container(Lifecycle):
     image: an `Image`, a `Snapshot`, or the name of an image, which is pulled where the store has none;
     `Image.host()` without one.  command: what it runs, after the image's entrypoint; `Image.DEFAULT` for
     what the image itself runs; without one it idles until `exec`.  memory, cpus, pids: short for fields
-    of `limits`; 512M and 128 where none is given.  disk: bytes that may be written to the root file system,
-    kept in memory then: the default of memory grows by it, and below one that is given the container runs
-    out of memory first.
+    of `limits`; 512M and 128 where none is given.  disk: bytes that the root file
+    system may take of the disk, 2G without one, 'unlimited' for none; beyond it every process is killed.
     rlimits: name to value or (soft, hard).  network: 'none', 'host', 'bridge', a `Network` or its name, an
     `Endpoint`, an `Egress`, several of these, or 'container:NAME'.  ports: a port inside, or '53/udp', to one
     of the host, None for a free one.  extra_hosts: names to addresses, or to 'host-gateway', for /etc/hosts.
@@ -112,7 +112,7 @@ class Container(Lifecycle):
         check_values(name=name, workdir=workdir, hostname=hostname, rlimits=rlimits, security=security)
         check_values(read_only=read_only, init=init)
         who = None if user is None else asked_user(user)
-        chosen, asked = specs.limits_of(limits, memory, cpus, pids, disk)
+        chosen, asked = specs.limits_of(limits, memory, cpus, pids)
         new = specs.new_id()
         published = parse_ports(ports)
         names = NameOptions.of(extra_hosts, dns, dns_search)
@@ -123,8 +123,6 @@ class Container(Lifecycle):
         self._engine.holdings.hold(base, self)
         for layer in base.directories:
             check_layer(layer)
-        if read_only:
-            points = {**{place: Tmpfs() for place in empty_volumes(base, points)}, **points}
         spec = specs.ContainerSpec(
             id=new,
             image=base,
@@ -137,7 +135,7 @@ class Container(Lifecycle):
             limits=chosen,
             asked=asked,
             rlimits=rlimits or {},
-            disk=disk,
+            disk=specs.disk_of(disk),
             mounts=points,
             read_only=read_only,
             init=init,
@@ -148,6 +146,9 @@ class Container(Lifecycle):
             labels={**base.labels, **checked_labels(labels)},
         )
         self._engine.enforceable(chosen, asked, security.optional)
+        if read_only and base.volumes:
+            declared, self._anonymous = declared_volumes(self._engine, base, points)
+            spec = evolve(spec, mounts={**declared, **points})
         self._begin(spec)
 
     @explains_options("exec")
@@ -369,7 +370,7 @@ class Container(Lifecycle):
         """What the guest has added, changed and deleted below its root, in the order of paths.
 
         What is mounted does not count, nor do /etc/hosts, hostname and resolv.conf, which are the
-        engine's.  Raises StateError when it does not run, UnsupportedError with `disk`.
+        engine's.  Raises StateError when it does not run.
         """
         from pycontain._objects.changes import diff
 
@@ -386,7 +387,7 @@ class Container(Lifecycle):
         """The image's layers and one of what `diff` tells, as an image of the store, named if asked.
 
         The processes are paused meanwhile, where this host can.  config: in place of the image's own.
-        Raises StateError when it does not run, UnsupportedError with `disk`, InvalidReference.
+        Raises StateError when it does not run, InvalidReference.
         """
         from pycontain._objects.changes import Made, commit
 
@@ -399,7 +400,7 @@ class Container(Lifecycle):
         goes on above it, in a time that does not depend on the size.  Else it is copied, while everything
         is paused; `Snapshot.kind` says which.  What is mounted, tmpfs too, is no part of it.
 
-        Raises StateError when it does not run, UnsupportedError with `disk`, StartError with the step
+        Raises StateError when it does not run, StartError with the step
         that failed.
         """
         from pycontain._objects.branching import snapshot

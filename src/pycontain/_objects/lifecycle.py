@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal as signals
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, Self, cast
 
@@ -21,11 +22,12 @@ from pycontain._runtime.network import LINKED, attach
 from pycontain._runtime.running import KILLED, REMOVED, STOPPED, Cause, Running
 from pycontain._runtime.start import start
 from pycontain._runtime.stats import Stats, stats_of
-from pycontain.errors import StateError, UnsupportedError
+from pycontain.errors import Conflict, NotFound, StateError, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
     from pycontain._objects.container import Container
+    from pycontain._objects.volume import Volume
 
 Status = Literal["created", "running", "paused", "exited", "removed"]
 
@@ -37,6 +39,7 @@ class Lifecycle:
     spec: specs.ContainerSpec
     _engine: Engine
     _removed: bool
+    _anonymous: Sequence[Volume] = ()
 
     def _adopt(self, engine: Engine) -> None:
         self._engine, self._removed = engine, False
@@ -195,6 +198,9 @@ class Lifecycle:
         self._removed = True
         if self._volumes and not self._engine.closed:
             self._engine.holdings.let_go_volumes(self.id)
+            for one in self._anonymous:
+                with contextlib.suppress(Conflict, NotFound):  # a fork has it
+                    one.remove()
         if self.spec.image.sealed and not self._engine.closed:
             self._engine.holdings.let_go()
             self._engine.holdings.sweep_sealed()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 from pycontain._model.arguments import check_flag, check_given, check_mapping, check_path
-from pycontain._model.mounts import VolumeMount
+from pycontain._model.mounts import Tmpfs, VolumeMount
 from pycontain._model.sizes import shown
 from pycontain._objects.image import Default, Image
 from pycontain._objects.snapshot import Snapshot
@@ -130,6 +130,22 @@ def empty_volumes(image: Image, taken: Mapping[str, object]) -> list[str]:
         for place in image.volumes
         if specs.is_free(place, taken) and is_empty_place(image.directories, place)
     ]
+
+
+def declared_volumes(
+    engine: Engine, image: Image, taken: Mapping[str, specs.Mount]
+) -> tuple[dict[str, specs.Mount], list[Volume]]:
+    """Return mounts that make the image's volumes writable below a read-only root, and the volumes made."""
+    mounts: dict[str, specs.Mount] = {}
+    made: list[Volume] = []
+    empty = empty_volumes(image, taken)
+    for place in image.volumes:
+        if place in empty:
+            mounts[place] = Tmpfs()
+        elif specs.is_free(place, taken):
+            made.append(Volume(engine=engine))
+            mounts[place] = made[-1].mounted()
+    return mounts, made
 
 
 def check_layer(path: str) -> None:

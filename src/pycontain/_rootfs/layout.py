@@ -16,6 +16,15 @@ RESOLV_CONF = b"nameserver 127.0.0.11\noptions ndots:0\n"
 
 
 @frozen(kw_only=True)
+class DirectorySpec:
+    """A directory to make where nothing is, and the ids of its owner inside."""
+
+    path: str
+    uid: int = 0
+    gid: int = 0
+
+
+@frozen(kw_only=True)
 class MountSpec:
     """One mount asked for: a source of the plan (by index), or a tmpfs.
 
@@ -65,11 +74,11 @@ def compose(
     mounts: Sequence[MountSpec],
     hostname: str,
     read_only: bool,
-    disk: int | None,
     scratch_size: int,
     masked: Sequence[str],
     readonly: Sequence[str],
     groups: Sequence[tuple[str, str]] = (),
+    directories: Sequence[DirectorySpec] = (),
     resolv: bytes = RESOLV_CONF,
     own_name: bool = True,
     hosts: Sequence[tuple[str, str]] = (),
@@ -79,8 +88,7 @@ def compose(
     groups: the container's cgroups beside the launcher's root, and their places below /sys.
     own_name: its host name stands in /etc/hosts, as one of the loopback; else the name service knows it.
     """
-    upper = b"" if disk is None else tmpfs_options(disk, 0o755, max(1024, disk // 4096))
-    ops = [Op(OpKind.UPPER, data=upper), *_files(hostname, hosts, resolv, own_name)]
+    ops = [Op(OpKind.UPPER), *_files(hostname, hosts, resolv, own_name)]
     ops.append(Op(OpKind.OVERLAY, source=first_layer, count=layers, attributes=_GUARDED))
     guarded = int(OpFlag.NOFOLLOW)
     everything = _GUARDED | MountAttr.NOEXEC
@@ -103,6 +111,8 @@ def compose(
             ops.append(_filesystem("tmpfs", target, options, attributes, guarded))
     for mount in [*trees, *sorted(mounts, key=lambda mount: mount.target.count("/"))]:
         ops.append(_mount(mount))
+    for made in directories:
+        ops.append(Op(OpKind.DIRECTORY, made.path.lstrip("/"), attributes=made.gid << 32 | made.uid))
     ops += [Op(OpKind.MASK, path.lstrip("/")) for path in masked]
     ops += [Op(OpKind.READONLY, path.lstrip("/")) for path in readonly]
     if read_only:

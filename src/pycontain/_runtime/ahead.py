@@ -92,6 +92,7 @@ class Ahead:
                 running = attempt.conclude(spec)
                 if not wait_dead(attempt.pidfd, 0):
                     self._engine.adopt(running)
+                    self._engine.disk.add(running)
                     self._note(attempt)
                     self._pop(spec.id)  # only now: until then it is known to be here, whatever interrupts
                     return running

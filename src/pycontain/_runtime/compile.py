@@ -18,6 +18,7 @@ from pycontain._kernel.plan import NO_FD, MountAttr, Op, OpFlag, Plan, PlanFlag,
 from pycontain._model.mounts import Bind, Tmpfs, VolumeMount
 from pycontain._model.names import search_domains
 from pycontain._rootfs import host, layout
+from pycontain._runtime.declared import made_directories
 from pycontain._runtime.network import HOST, JOINED, LINKED, NONE
 from pycontain._state.owner import STORE_BLOCK
 from pycontain.errors import PathError, UnsupportedError
@@ -227,7 +228,6 @@ def _key(spec: ContainerSpec) -> tuple[object, ...]:
         spec.security,
         spec.limits,
         spec.asked,
-        spec.disk,
         spec.read_only,
         spec.init,
         tuple(spec.mounts.items()),
@@ -236,6 +236,7 @@ def _key(spec: ContainerSpec) -> tuple[object, ...]:
         spec.linkage.other,
         spec.linkage.names.hosts,
         _resolver(spec),
+        made_directories(spec),
     )
 
 
@@ -306,11 +307,11 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
         mounts=mounts,
         hostname=_NAME,
         read_only=spec.read_only,
-        disk=spec.disk,
         scratch_size=max(65536, min(_SCRATCH_MOST, memory // 2)),
         masked=spec.security.masked_paths,
         readonly=spec.security.readonly_paths,
         groups=view.groups(engine.cgroups, held, _GROUP) if engine.cgroups.usable else (),
+        directories=made_directories(spec),
         resolv=_resolver(spec),
         own_name=spec.linkage.kind in (NONE, HOST),
         hosts=spec.linkage.names.hosts,

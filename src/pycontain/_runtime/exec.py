@@ -121,6 +121,7 @@ class Execution:
     cancelled: bool = False
     thread: int = 0
     last: Counters | None = None
+    stops: int = 0
 
     @classmethod
     def launch(
@@ -140,6 +141,7 @@ class Execution:
         Raises StateError when the container ended.
         """
         begun = time.perf_counter()
+        stops = running.engine.disk.stops(running)
         if running.spec.init is False:
             raise StateError("the command is PID 1 itself (init=False): no agent starts others beside it")
         group = running.group
@@ -161,7 +163,9 @@ class Execution:
             raise
         sent = time.perf_counter()
         timings = {"prepare": prepared - begun, "send": sent - prepared}
-        return cls(running, command, number, channel, leaf, begun, timings)
+        execution = cls(running, command, number, channel, leaf, begun, timings)
+        execution.stops = stops
+        return execution
 
     def kill(self) -> None:
         """SIGKILL for the whole tree of this command, and wait until the last process is gone.
@@ -257,14 +261,14 @@ class Execution:
 
     def reason(self, returncode: int, counters: Counters) -> Reason:
         """Why it ended, by the kernel's counters alone: what nothing counted is not claimed."""
+        if self.running.engine.disk.exceeded(self.running, self.stops):
+            return "disk"
         if returncode == 0:
             return "exit"
         if counters.oom_kills:
             return "oom"
         if counters.pids_refused or (counters.refused_above and self.alone):
             return "pids"
-        if self.running.spec.disk is not None and _disk_full(self.running):
-            return "disk"
         if returncode == -_SIGSYS:
             return "seccomp"
         return "signal" if returncode < 0 else "exit"
@@ -336,14 +340,3 @@ def start_failure(command: Command, record: native.Record) -> StartError:
     if step in ("user", "groups") and errno in (_EPERM, _EINVAL):
         hint = "this id is not mapped inside: a plain user without ranges in /etc/subuid has the one id 0"
     return StartError(f"cannot start {name}", step=step, errno=errno, hint=hint)
-
-
-def _disk_full(running: Running) -> bool:
-    from pycontain._runtime.users import open_inside
-
-    fd = open_inside(running, "/", os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        found = os.fstatvfs(fd)
-        return found.f_bavail == 0 or found.f_favail == 0
-    finally:
-        os.close(fd)

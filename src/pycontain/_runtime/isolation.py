@@ -69,6 +69,8 @@ def isolation_of(running: Running) -> Isolation:
     missing += [f"{name} rlimit of its own" for name in kept_rlimits()]
     identity = "block" if running.block is not None else "sub-ids" if engine.sub_ids else "single"
     limits = {name: value for name, value in asdict(held, recurse=False).items() if value is not None}
+    if spec.disk is not None:
+        limits["disk"] = spec.disk
     return Isolation(
         namespaces=tuple(name for flag, name in _NAMES.items() if flags & flag),
         identity=identity,

@@ -270,6 +270,7 @@ class Running:
         self._kill_and_clean(remains)
         for one in list(self.dependents):
             one.let_go()
+        self.engine.disk.drop(self)
         self.engine.unregister(self)
 
     def _kill_and_clean(self, remains: Remains) -> None:

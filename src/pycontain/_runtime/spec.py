@@ -16,7 +16,7 @@ from pycontain._kernel import hostpath
 from pycontain._model.labels import check_name
 from pycontain._model.limits import CgroupLimits
 from pycontain._model.mounts import Bind, Tmpfs, VolumeMount
-from pycontain._model.sizes import parse_duration, parse_size, shown
+from pycontain._model.sizes import is_unlimited, parse_duration, parse_size, shown
 from pycontain._model.user import check_user
 from pycontain._objects.image import Image
 from pycontain._runtime.network import Linkage
@@ -27,6 +27,8 @@ DEFAULT_MEMORY = 512 << 20
 """Bytes, where neither the argument nor `limits` names them."""
 DEFAULT_PIDS = 128
 """Processes and threads, likewise."""
+DEFAULT_DISK = 2 << 30
+"""Bytes of the disk, likewise: untrusted code must not fill the file system of its host."""
 DISK_FLOOR = 64 << 10
 """Bytes below which a root file system holds not even what the engine writes."""
 PIDS_FLOOR = 2
@@ -167,11 +169,8 @@ def limits_of(
     memory: int | str | None,
     cpus: float | str | None,
     pids: int | str | None,
-    disk: int | str | None = None,
 ) -> tuple[CgroupLimits, frozenset[str]]:
     """The limits with defaults, and the names of those that were asked for.
-
-    What `disk` allows to be written is kept in memory, so the default of memory grows by it.
 
     Raises ValueError when a short argument and `limits` name the same resource, LimitError for a value
     that cannot be meant, TypeError for `limits` of another type.
@@ -189,10 +188,17 @@ def limits_of(
     asked = frozenset(name for name, value in chosen.items() if value is not None) - wanted.lifted
     held = wanted.in_force()
     if wanted.memory is None:
-        held = evolve(held, memory=DEFAULT_MEMORY + (_disk(disk) or 0))
+        held = evolve(held, memory=DEFAULT_MEMORY)
     if wanted.pids is None:
         held = evolve(held, pids=DEFAULT_PIDS)
     return held, asked
+
+
+def disk_of(value: int | str | float | None) -> int | str | None:
+    """Return the limit of the disk that is meant, the default for None, None for 'unlimited'."""
+    if value is None:
+        return DEFAULT_DISK
+    return None if is_unlimited(value) else value  # type: ignore[return-value]
 
 
 def new_id() -> str:
@@ -244,7 +250,7 @@ class ContainerSpec:
     """Every option of a container, checked when it is made.
 
     limits: with the defaults filled in; asked: the names of those that the caller gave.
-    disk: bytes, or None for a root file system on disk.  lifetime: seconds.
+    disk: bytes, or None for no limit.  lifetime: seconds.
     rlimits: name to (soft, hard).  mounts: what stands where inside.
 
     Raises LimitError, a ValueError, for limits that nothing can start under, ValueError and TypeError

@@ -57,6 +57,7 @@ def _make(
             running = attempt.conclude()
             engine.ahead.started(launcher, attempt)
         engine.adopt(running)
+        engine.disk.add(running)
         return running
     except BaseException:
         shielded(lambda: _undo(engine, attempt))

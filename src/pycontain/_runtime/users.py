@@ -17,7 +17,7 @@ from pycontain.errors import NotFound, PathError, StateError
 if TYPE_CHECKING:
     from pycontain._runtime.running import Running
 
-_MOST = 1 << 20
+MOST_READ = 1 << 20
 """Bytes of passwd or group that are read: CVE-2026-47262 and its kin came from reading all of it."""
 
 
@@ -71,10 +71,10 @@ def _text(running: Running, path: str) -> str:
         return ""
     try:
         found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST:
-            raise PathError(f"{path} of the image is no regular file of at most {_MOST} bytes", path=path)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_READ:
+            raise PathError(f"{path} of the image is no regular file of at most {MOST_READ} bytes", path=path)
         text = b""
-        while len(text) <= _MOST and (chunk := os.read(fd, _MOST + 1 - len(text))):
+        while len(text) <= MOST_READ and (chunk := os.read(fd, MOST_READ + 1 - len(text))):
             text += chunk
     except OSError as error:  # a link of the image may lead to anything below its root
         raise PathError(
@@ -82,7 +82,7 @@ def _text(running: Running, path: str) -> str:
         ) from error
     finally:
         os.close(fd)
-    if len(text) > _MOST:
+    if len(text) > MOST_READ:
         raise PathError(f"{path} of the image grew while it was read", path=path)
     return text.decode("utf-8", "replace")
 
@@ -100,7 +100,7 @@ def resolve(running: Running, user: str) -> Identity:
         return ROOT
     name, group = split_user(user)
     uid = _number(name)
-    entry = _find(_lines(running, "/etc/passwd"), name, uid, 7)
+    entry = find_entry(_lines(running, "/etc/passwd"), name, uid, 7)
     if entry is None and uid is None:
         raise NotFound(f"the image has no user {name!r}")
     # The host's image has no user of this number, but a home that every user can write.
@@ -120,7 +120,8 @@ def resolve(running: Running, user: str) -> Identity:
     return Identity(uid, gid, groups[:64], home)
 
 
-def _find(lines: Iterable[list[str]], name: str, number: int | None, fields: int) -> list[str] | None:
+def find_entry(lines: Iterable[list[str]], name: str, number: int | None, fields: int) -> list[str] | None:
+    """The line of a name, or of a number, in passwd (7 fields) or group (4)."""
     for line in lines:
         if len(line) != fields or not _is_id(line[2]) or (fields == 7 and not _is_id(line[3])):
             continue
@@ -138,7 +139,7 @@ def _group(running: Running, group: str) -> int:
     number = _number(group)
     if number is not None:
         return number
-    entry = _find(_lines(running, "/etc/group"), group, None, 4)
+    entry = find_entry(_lines(running, "/etc/group"), group, None, 4)
     if entry is None:
         raise NotFound(f"the image has no group {group!r}")
     return int(entry[2])
