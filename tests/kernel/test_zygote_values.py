@@ -72,7 +72,12 @@ def test_array_is_read_into_its_own_memory(container: Container) -> None:
 
         return {"small": numpy.float64(2.5), "large": numpy.arange(3_000_000, dtype="i8")}
 
-    found = container.call(large, max_output="64M", limits=None)
+    try:
+        found = container.call(large, max_output="64M")
+    except CallError as error:
+        if error.type_name != "ModuleNotFoundError":
+            raise
+        pytest.skip("the interpreter inside has no numpy")
     assert found["small"] == 2.5
     assert found["large"].sum() == 3_000_000 * 2_999_999 // 2
     assert found["large"].flags.owndata
