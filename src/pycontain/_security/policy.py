@@ -70,15 +70,17 @@ _RLIMITS = {
 }
 
 _TIOCSWINSZ, _TIOCSCTTY, _TIOCSPTLCK, _TIOCGPTPEER = 0x5414, 0x540E, 0x40045431, 0x5441
+_F_SETFD, _F_DUPFD_CLOEXEC = 2, 1030
 _AGENT_CALLS: tuple[tuple[str, *tuple[int, ...]], ...] = (
     *(
         (name,)
         for name in (
-            "capget capset chdir clone3 close close_range dup3 execve exit_group fcntl getdents64 kill mmap "
+            "capget capset chdir clone3 close close_range dup3 execve exit_group getdents64 kill mmap "
             "munmap nanosleep openat openat2 ppoll prctl prlimit64 read recvmsg rt_sigprocmask seccomp "
             "sendmsg setgroups setresgid setresuid setsid signalfd4 socketpair umask wait4 write"
         ).split()
     ),
+    *(("fcntl", 0, command) for command in (_F_SETFD, _F_DUPFD_CLOEXEC)),
     *(("ioctl", 0, command) for command in (_TIOCSWINSZ, _TIOCSCTTY, _TIOCSPTLCK, _TIOCGPTPEER)),
 )
 """What the agent, and what it starts up to their execve, call."""

@@ -141,6 +141,7 @@ _CREATES = 0o20000100
 """O_CREAT and the bit of O_TMPFILE that is its own: without either, open(2) ignores its mode."""
 
 _TIOCSTI, _TIOCLINUX, _TIOCSETD = 0x5412, 0x541C, 0x5423
+_F_SETLEASE, _F_SETDELEG = 1024, 1040
 _S_IFMT = 0xF000
 _S_IFIFO, _S_IFREG, _S_IFSOCK = 0x1000, 0x8000, 0xC000
 
@@ -156,6 +157,13 @@ def _argument_in(name: str, arg: int, values: tuple[int, ...], mask: int = _INT)
 
 def _refused(names: str, error: int) -> Rule:
     return Rule(names=names, action=refuse(error))
+
+
+_NO_LEASES = tuple(
+    Rule(names="fcntl", action=refuse(errno.EACCES), conditions=[_argument(1, command)])
+    for command in (_F_SETLEASE, _F_SETDELEG)
+)
+"""A lease on a file of the host, also through a read-only bind, holds up the open(2) of other processes."""
 
 
 _CLONE = (
@@ -218,6 +226,7 @@ _SANDBOX_PTRACE = (
 
 SANDBOX_FILTER = Filter(
     rules=(
+        *_NO_LEASES,
         _EVERYDAY,
         *_SANDBOX_PTRACE,
         *_CLONE,
@@ -243,11 +252,13 @@ _DOCKER_SOCKET = (
 def docker_filter(capabilities: frozenset[str]) -> Filter:
     """Docker's default filter for a process with these capabilities, named as in `capabilities.NAMES`.
 
-    Stricter in one thing: calls of 32-bit and x32 programs end the process; Docker judges them by name.
+    Stricter in two things: calls of 32-bit and x32 programs end the process, which Docker judges by name;
+    and leases on files are refused.
     """
     granted = " ".join(_BY_CAPABILITY[name] for name in sorted(capabilities) if name in _BY_CAPABILITY)
     return Filter(
         rules=(
+            *_NO_LEASES,
             Rule(names=granted, action=ALLOW),
             _EVERYDAY,
             Rule(names=_DOCKER_MORE, action=ALLOW),
