@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pycontain._runtime.cancel import CancelToken
     from pycontain._runtime.isolation import Isolation
     from pycontain._runtime.stats import Stats
-    from pycontain._runtime.streams import BUFFER, DEVNULL, PIPE, STDOUT
+    from pycontain._runtime.streams import BUFFER, DEVNULL, PIPE, STDOUT, Descriptor
     from pycontain._security.policy import Security
     from pycontain.errors import (
         AuthError,
@@ -82,6 +82,7 @@ __all__ = [
     "Container",
     "ContainerEnded",
     "ContainerPath",
+    "Descriptor",
     "DigestMismatch",
     "Egress",
     "Endpoint",
@@ -148,6 +149,7 @@ _HOMES = {
     "CancelToken": "_runtime.cancel",
     "BUFFER": "_runtime.streams",
     "DEVNULL": "_runtime.streams",
+    "Descriptor": "_runtime.streams",
     "PIPE": "_runtime.streams",
     "STDOUT": "_runtime.streams",
     "Security": "_security.policy",

@@ -128,6 +128,8 @@ CASES = {
     "A05": "modules and processes that an earlier call left answer for a later one",
     "A08": "a descriptor that left the container changes a snapshot afterwards",
     "A09": "an answer that takes many times its size in the caller",
+    "A29": "leases on files of the host that hold up its own opens",
+    "A33": "files that the caller lends as streams",
     "A34": "copies to a host directory in which a guest plants links and swaps names",
     "A35": "host paths that lead over a link of an earlier guest",
     "U24": "a caller that reads from a host directory where a guest planted a link",

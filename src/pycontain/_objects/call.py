@@ -67,7 +67,7 @@ class Invocation:
         except BaseException:
             plumbing.close()
             raise
-        plumbing.close_guest()
+        plumbing.hand_over(execution)
         return execution, plumbing.ours
 
 
@@ -114,7 +114,7 @@ class Call:
         try:
             plumbing.give_to(running, command.identity)
             execution = Execution.launch(running, command, plumbing.guest, what.limits, quiet=True)
-            plumbing.close_guest()
+            plumbing.hand_over(execution)
             covered = contextlib.nullcontext() if self._cancel is None else self._cancel.covering(execution)
             with Pump(execution, plumbing, self._data or b"", self._seconds, self._cap) as pump, covered:
                 ending = pump.run(kill_orphans=self._kill_orphans)

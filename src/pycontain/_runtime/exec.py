@@ -20,6 +20,7 @@ from pycontain.errors import CommandNotExecutable, CommandNotFound, StartError, 
 
 if TYPE_CHECKING:
     from pycontain._model.limits import CgroupLimits
+    from pycontain._runtime.lent import Carrier
     from pycontain._runtime.running import Running
     from pycontain._runtime.spec import ContainerSpec
 
@@ -122,6 +123,7 @@ class Execution:
     thread: int = 0
     last: Counters | None = None
     stops: int = 0
+    lent: Carrier | None = None
 
     @classmethod
     def launch(
@@ -228,6 +230,8 @@ class Execution:
                 return counters
             self.ended = True
         os.close(self.channel)
+        if self.lent is not None:
+            self.lent.settle()
         if self.leaf is not None:
             if not self.running.ended:
                 counters = self.leaf.counters()

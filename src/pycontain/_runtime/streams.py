@@ -11,6 +11,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
+from attrs import frozen
+
 from pycontain._kernel import native
 from pycontain._kernel.plan import request
 from pycontain._kernel.waiting import IN, OUT, Wait, cooperative, now_ns
@@ -20,6 +22,7 @@ from pycontain.errors import StateError
 
 if TYPE_CHECKING:
     from pycontain._runtime.exec import Execution
+    from pycontain._runtime.lent import Carrier
     from pycontain._runtime.running import Running
     from pycontain._runtime.users import Identity
 
@@ -27,7 +30,23 @@ PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
 BUFFER = -4
 """For `popen`: a pipe that a thread empties into bounded memory, so a command never waits for its reader."""
 
-Stream: TypeAlias = int | IO[Any] | None
+
+@frozen
+class Descriptor:
+    """A stream of the caller's whose descriptor itself is handed to the command, with all of its rights.
+
+    `popen(["tool"], stdout=Descriptor(file))`.  Other files, pipes, sockets and terminals are carried
+    through a pipe, because the command could truncate a file, open it anew, or read from a terminal's
+    output.  Use this for a program that must have a terminal or seek, and that may do all of that.
+
+    Args:
+        stream: A file object, or the number of an open descriptor.
+    """
+
+    stream: int | IO[Any]
+
+
+Stream: TypeAlias = int | IO[Any] | Descriptor | None
 Ending: TypeAlias = Literal["exit", "timeout", "output", "cancelled"]
 
 _READ = os.O_CLOEXEC
@@ -46,10 +65,11 @@ class Plumbing:
         self.guest = [-1, -1, -1]
         self.ours = [-1, -1, -1]
         self._made: list[int] = []
+        self._lent: Carrier | None = None
         try:
             self._connect(0, stdin)
             self._connect(1, stdout)
-            if stderr == STDOUT:
+            if stderr == STDOUT or _is_same_file(stdout, stderr):
                 self.guest[2] = self.guest[1]
             else:
                 self._connect(2, stderr)
@@ -69,11 +89,26 @@ class Plumbing:
             raise ValueError("STDOUT is for stderr only")
         elif stream == BUFFER:
             raise ValueError("BUFFER is for the stdout and stderr of popen")
-        elif stream is None:
-            self.guest[number] = number
-        else:
-            self.guest[number] = stream if isinstance(stream, int) else stream.fileno()
+        elif isinstance(stream, Descriptor):
+            self.guest[number] = _number(stream.stream)
             os.fstat(self.guest[number])  # a wrong number is the caller's error, not the container's
+        else:
+            self._lend(number, number if stream is None else _number(stream))
+
+    def _lend(self, number: int, fd: int) -> None:
+        from pycontain._runtime.lent import Carrier, check
+
+        check(number, fd)
+        self._lent = self._lent or Carrier()
+        self.guest[number] = (self._lent.output if number else self._lent.input)(fd)
+        self._made.append(self.guest[number])
+
+    def hand_over(self, execution: Execution) -> None:
+        """Close the ends that a started command has, and begin to carry what was lent to it."""
+        self.close_guest()
+        if self._lent is not None:
+            execution.lent, self._lent = self._lent, None
+            execution.lent.start()
 
     def give_to(self, running: Running, identity: Identity) -> None:
         """Make the pipes the command's own, so that it may open /dev/stdout and its like."""
@@ -92,10 +127,24 @@ class Plumbing:
     def close(self) -> None:
         """Close everything."""
         self.close_guest()
+        if self._lent is not None:
+            self._lent.close()
         for number, fd in enumerate(self.ours):
             if fd >= 0:
                 os.close(fd)
                 self.ours[number] = -1
+
+
+def _number(stream: int | IO[Any]) -> int:
+    return stream if isinstance(stream, int) else stream.fileno()
+
+
+def _is_same_file(stdout: Stream, stderr: Stream) -> bool:
+    """Return whether both are one lent stream, whose parts are to stay in their order."""
+    lent = [one for one in (stdout, stderr) if one not in (PIPE, STDOUT, DEVNULL, BUFFER, None)]
+    if len(lent) < 2 or any(isinstance(one, Descriptor) for one in lent):
+        return False
+    return _number(lent[0]) == _number(lent[1])  # type: ignore[arg-type]
 
 
 class Pump:
