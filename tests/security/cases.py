@@ -132,6 +132,7 @@ CASES = {
     "A33": "files that the caller lends as streams",
     "A34": "copies to a host directory in which a guest plants links and swaps names",
     "A35": "host paths that lead over a link of an earlier guest",
+    "B16": "sparse files that would fill the host's disk when they are copied",
     "U24": "a caller that reads from a host directory where a guest planted a link",
 }
 

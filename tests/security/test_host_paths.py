@@ -1,4 +1,4 @@
-"""A34, A35, U24: operations of the engine in a directory of the host that a guest can write to."""
+"""A34, A35, B16, U24: operations of the engine in a directory of the host that a guest can write to."""
 
 from __future__ import annotations
 
@@ -217,3 +217,26 @@ def test_open_reads_the_file_that_a_guest_linked(work: Path, canary: Canary) -> 
         _plant(c, canary)
     with (work / "file").open() as file:
         assert file.read() == Canary.SECRET
+
+
+@pytest.mark.case("B16")
+def test_a_sparse_file_takes_no_blocks_of_the_host(tmp_path: Path) -> None:
+    with Container() as c:
+        c.exec("mkdir /root/t; truncate -s 4G /root/t/hole", shell=True, check=True)
+        c.copy_out("/root/t", tmp_path / "tree")
+        c.copy_out("/root/t/hole", tmp_path / "file")
+        c.export(tmp_path / "archive")
+    for path in (tmp_path / "tree" / "hole", tmp_path / "file"):
+        assert path.stat().st_size == 4 << 30
+        assert path.stat().st_blocks < 2048
+    # The guest's root is the host's programs, which are mounts and left out.
+    assert (tmp_path / "archive").stat().st_blocks * 512 < 1 << 30
+
+
+@pytest.mark.control("B16")
+def test_a_copy_that_reads_to_the_end_takes_blocks(tmp_path: Path) -> None:
+    with Container() as c:
+        c.exec("truncate -s 16M /root/hole", shell=True, check=True)
+        with c.path("/root/hole").open("rb") as source, (tmp_path / "file").open("wb") as target:
+            shutil.copyfileobj(source, target)
+    assert (tmp_path / "file").stat().st_blocks * 512 >= 16 << 20

@@ -180,19 +180,45 @@ put_extended (struct pc_writer *writer)
   return pc_writer_pad (writer, size);
 }
 
+#define SPARSE_PREFIX "GNUSparseFile.0/"
+
+/* What a reader is to know of a sparse file (GNU tar, "PAX Format, Version 1.0"), whose map heads its data; and the
+   name that one sees which knows nothing of these files. */
+static int
+add_sparse (struct pc_writer *writer, const struct pc_tar_entry *entry, char *name, usize room)
+{
+  usize size = pc_strlen (entry->name);
+  usize cut = size;
+  while (cut > 0 && entry->name[cut - 1] != '/')
+    cut--;
+  usize last = size - cut < room - sizeof SPARSE_PREFIX ? size - cut : room - sizeof SPARSE_PREFIX;
+  memcpy (name, SPARSE_PREFIX, sizeof SPARSE_PREFIX);
+  memcpy (name + sizeof SPARSE_PREFIX - 1, entry->name + cut, last);
+  name[sizeof SPARSE_PREFIX - 1 + last] = '\0';
+  int bad = add_number (writer, "GNU.sparse.major", 1);
+  bad |= add_number (writer, "GNU.sparse.minor", 0);
+  bad |= add_record (writer, "", "GNU.sparse.name", entry->name, size);
+  return bad | add_number (writer, "GNU.sparse.realsize", entry->size);
+}
+
 int
 pc_writer_entry (struct pc_writer *writer, const struct pc_tar_entry *entry,
                  const struct pc_attribute *attributes, u32 count)
 {
+  char placeholder[100];
+  const char *name = entry->sparse ? placeholder : entry->name;
+  u64 size = entry->sparse ? entry->stored : entry->size;
   int bad = 0;
 
   writer->extended_size = 0;
-  if (pc_strlen (entry->name) > 100)
+  if (entry->sparse)
+    bad |= add_sparse (writer, entry, placeholder, sizeof placeholder);
+  else if (pc_strlen (entry->name) > 100)
     bad |= add_record (writer, "", "path", entry->name, pc_strlen (entry->name));
   if (entry->link != NULL && pc_strlen (entry->link) > 100)
     bad |= add_record (writer, "", "linkpath", entry->link, pc_strlen (entry->link));
-  if (!fits_octal (entry->size, 11))
-    bad |= add_number (writer, "size", entry->size);
+  if (!fits_octal (size, 11))
+    bad |= add_number (writer, "size", size);
   if (!fits_octal (entry->uid, 7))
     bad |= add_number (writer, "uid", entry->uid);
   if (!fits_octal (entry->gid, 7))
@@ -203,5 +229,5 @@ pc_writer_entry (struct pc_writer *writer, const struct pc_tar_entry *entry,
     bad |= add_record (writer, "SCHILY.xattr.", attributes[i].name, attributes[i].value, attributes[i].size);
   if (bad != 0 || put_extended (writer) < 0)
     return -1;
-  return put_header (writer, entry, entry->name, entry->size, entry->type);
+  return put_header (writer, entry, name, size, entry->type);
 }

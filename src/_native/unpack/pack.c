@@ -13,6 +13,9 @@
 #define ATTRIBUTES_MOST 128u
 #define IDS 65536u
 #define MOUNT_ID 0x1000u /* STATX_MNT_ID, of Linux 5.8 */
+#define WHOLE (~(u64) 0) /* not sparse */
+#define HOLES 4096u       /* bytes of holes from which a file is written as a sparse one */
+#define HOLES_OF_LAYERS (1u << 20)
 
 struct linked
 {
@@ -45,6 +48,7 @@ struct pack
   u64 mount;
   u32 uid;
   u32 gid;
+  struct pc_map map;
   const char *left_out; /* NUL-terminated paths, an empty one at the end */
 };
 
@@ -135,7 +139,7 @@ read_attributes (int fd)
 }
 
 static int
-put_entry (const struct statx *found, char type, u64 size, char *link)
+put_entry_of (const struct statx *found, char type, u64 size, char *link, u64 stored)
 {
   struct pc_tar_entry entry = {
     .type = type,
@@ -143,6 +147,8 @@ put_entry (const struct statx *found, char type, u64 size, char *link)
     .uid = pack.flags & PC_PACK_OWNER ? pack.uid : own_id (found->stx_uid),
     .gid = pack.flags & PC_PACK_OWNER ? pack.gid : own_id (found->stx_gid),
     .size = size,
+    .stored = stored,
+    .sparse = stored != WHOLE,
     .seconds = found->stx_mtime.tv_sec,
     .nanoseconds = found->stx_mtime.tv_nsec,
     .major = type == PC_TAR_CHARACTER || type == PC_TAR_BLOCK_DEVICE ? found->stx_rdev_major : 0,
@@ -163,9 +169,15 @@ put_entry (const struct statx *found, char type, u64 size, char *link)
   return 0;
 }
 
+static int
+put_entry (const struct statx *found, char type, u64 size, char *link)
+{
+  return put_entry_of (found, type, size, link, WHOLE);
+}
+
 /* Write as many bytes as the header announced, even if the file changes meanwhile. */
 static int
-put_content (int fd, u64 size)
+put_bytes (int fd, u64 size)
 {
   static u8 data[1 << 16];
   u64 left = size;
@@ -185,6 +197,48 @@ put_content (int fd, u64 size)
         return output_failed ();
       left -= (u64) got;
     }
+  return 0;
+}
+
+/* A file with holes: one of a terabyte may take no block of the disk. */
+static int
+put_sparse (int fd, const struct statx *found, u64 stored)
+{
+  u64 whole = pc_map_size (&pack.map) + stored;
+
+  if (put_entry_of (found, PC_TAR_FILE, found->stx_size, NULL, whole) < 0)
+    return -1;
+  if (pc_map_write (&pack.writer, &pack.map) < 0)
+    return output_failed ();
+  for (u32 i = 0; i < pack.map.count; i++)
+    {
+      word error = raw3 (__NR_lseek, fd, pack.map.regions[i].offset, 0);
+      if (error < 0)
+        return failed (PC_UNPACK_TREE, error);
+      if (put_bytes (fd, pack.map.regions[i].size) < 0)
+        return -1;
+    }
+  return pc_writer_pad (&pack.writer, whole) < 0 ? output_failed () : 0;
+}
+
+static int
+put_content (int fd, const struct statx *found)
+{
+  u64 size = pack.flags & PC_PACK_HEADERS ? 0 : found->stx_size;
+  /* Layers are for every reader: those of small holes have none. */
+  u64 least = pack.flags & PC_PACK_WHITEOUTS ? HOLES_OF_LAYERS : HOLES;
+
+  if (found->stx_blocks * 512 + least <= size)
+    {
+      u64 stored = pc_map_find (&pack.map, fd, size);
+      if (stored + least <= size)
+        return put_sparse (fd, found, stored);
+      word error = raw3 (__NR_lseek, fd, 0, 0);
+      if (error < 0)
+        return failed (PC_UNPACK_TREE, error);
+    }
+  if (put_entry (found, PC_TAR_FILE, size, NULL) < 0 || put_bytes (fd, size) < 0)
+    return -1;
   return pc_writer_pad (&pack.writer, size) < 0 ? output_failed () : 0;
 }
 
@@ -235,10 +289,7 @@ put_file (int dir, const char *name)
           return put_entry (&found, PC_TAR_HARD, 0, first);
         }
     }
-  u64 size = pack.flags & PC_PACK_HEADERS ? 0 : found.stx_size;
-  if (read_attributes (fd) < 0 || put_entry (&found, PC_TAR_FILE, size, NULL) < 0)
-    return -1;
-  return put_content (fd, size);
+  return read_attributes (fd) < 0 ? -1 : put_content (fd, &found);
 }
 
 static int
