@@ -264,12 +264,12 @@ def test_what_is_made_is_the_users(needs_ids: None, tree: Path) -> None:
         assert _owners(container, *made) == {"7:9"}
         assert {path.lstat().st_uid for path in place.rglob("*")} == {7}
         assert {path.lstat().st_gid for path in place.rglob("*")} == {9}
-        container.copy_in(tree / "plain", "/tmp/place/other", owner="3:4")
+        container.copy_in(tree / "plain", "/tmp/place/other", owner="3:4", user="root")
         assert _owners(container, "/tmp/place/other") == {"3:4"}
         container.exec(
             ["sh", "-c", "echo changed > /tmp/place/other; echo kept > /tmp/place/file"], user="3:4"
         )
-        (place / "other").write_text("kept")
+        container.path("/tmp/place/other", user="root").write_text("kept")
         assert _owners(container, "/tmp/place/other") == {"3:4"}
 
 

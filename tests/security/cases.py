@@ -128,6 +128,8 @@ CASES = {
     "A05": "modules and processes that an earlier call left answer for a later one",
     "A08": "a descriptor that left the container changes a snapshot afterwards",
     "A09": "an answer that takes many times its size in the caller",
+    "A24": "links of a user of the container on paths that the caller writes to",
+    "U14": "files read and written as another user than the container's",
     "A29": "leases on files of the host that hold up its own opens",
     "A33": "files that the caller lends as streams",
     "A34": "copies to a host directory in which a guest plants links and swaps names",

@@ -21,7 +21,7 @@ from tests.security.conftest import Canary
 
 SECONDS = 60.0 if os.environ.get("PYC_SECURITY_FULL") else 4.0
 UP = "../" * 24
-CHOWN_DAC_FOWNER_FSETID = 0x1B
+SERVER_CAPABILITIES = 0xDB  # CHOWN DAC_OVERRIDE FOWNER FSETID SETGID SETUID
 
 PLANT = """
 ln -s {to} /tmp/dir
@@ -354,7 +354,7 @@ def test_the_server_is_confined_and_loads_nothing_of_the_guest(guest: Container)
     assert filer is not None
     pid = _pid(filer.pid_fd)
     status = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    assert int(status["CapPrm"], 16) == int(status["CapBnd"], 16) == CHOWN_DAC_FOWNER_FSETID
+    assert int(status["CapPrm"], 16) == int(status["CapBnd"], 16) == SERVER_CAPABILITIES
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
     if not guest._engine.features.privileged:
         with pytest.raises(PermissionError):  # not dumpable
@@ -368,3 +368,67 @@ def test_the_server_is_confined_and_loads_nothing_of_the_guest(guest: Container)
     until = time.monotonic() + 5
     while len(os.listdir(f"/proc/{pid}/fd")) > 5:  # its copy of what it has handed out goes after the answer
         assert time.monotonic() < until
+
+
+def _root_files(container: Container) -> dict[str, str]:
+    """What root has and user 1000 may not write."""
+    script = "echo original > /etc/own; chmod 644 /etc/own; echo secret > /root/s; chmod 600 /root/s; chmod 711 /root"
+    container.exec(script, shell=True, check=True, user="0")
+    return {name: container.path(name, user="root").read_text() for name in ("/etc/own", "/root/s")}
+
+
+@pytest.mark.case("A24")
+@pytest.mark.case("U14")
+@pytest.mark.skipif(os.geteuid() != 0, reason="an unprivileged user without sub-ids has one id inside")
+def test_paths_act_as_the_containers_user(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "file").write_text("evil")
+    with Container(user="1000") as c:
+        before = _root_files(c)
+        links = "ln -s /etc/own /tmp/file; ln -s /etc /tmp/dir; ln -s /root/s /tmp/secret; echo x > /tmp/none; chmod 0 /tmp/none"
+        c.exec(links, shell=True, check=True)
+        refused: list[Callable[[], object]] = [
+            lambda: c.path("/tmp/file").write_text("evil"),
+            lambda: c.path("/tmp/file").chmod(0o777),
+            lambda: c.path("/tmp/dir/new").write_text("evil"),
+            lambda: c.path("/tmp/dir/new").mkdir(),
+            lambda: c.path("/tmp/dir/new").symlink_to("own"),
+            lambda: c.path("/tmp/dir/own").unlink(),
+            lambda: c.path("/tmp/dir/own").rename("/tmp/dir/moved"),
+            lambda: c.path("/tmp/secret").read_text(),
+            lambda: c.path("/tmp/none").read_text(),
+            lambda: c.copy_in(tmp_path / "tree" / "file", "/tmp/dir/job"),
+            lambda: c.copy_in(tmp_path / "tree", "/tmp/dir/job"),
+            lambda: c.copy_in(tmp_path / "tree" / "file", "/etc/"),
+            lambda: c.copy_in(tmp_path / "tree" / "file", "/tmp/mine", owner="root"),
+            lambda: c.copy_in(tmp_path / "tree", "/tmp/mine", owner="root"),
+        ]
+        for what in refused:
+            with pytest.raises(PermissionError):
+                what()
+        assert before == {name: c.path(name, user=0).read_text() for name in before}
+        assert c.path("/etc/own", user="0:0").stat().st_mode & 0o777 == 0o644
+        c.path("/tmp/none").chmod(0o600)
+        assert c.path("/tmp/none").read_text() == "x\n"
+        c.copy_in(tmp_path / "tree", "/tmp/mine")
+        c.copy_in(tmp_path / "tree", "/root/roots", user="root")
+        c.copy_in(tmp_path / "tree", "/root/given", user="root", owner="1000")
+        owners = c.exec(
+            "stat -c %u /tmp/mine/file /root/roots/file /root/given/file", shell=True, user="0"
+        ).stdout
+        assert owners.split() == ["1000", "0", "1000"]
+        c.copy_out("/tmp/secret", tmp_path / "read")
+        assert (tmp_path / "read").read_text() == "secret\n"
+
+
+@pytest.mark.control("A24")
+@pytest.mark.control("U14")
+@pytest.mark.skipif(os.geteuid() != 0, reason="an unprivileged user without sub-ids has one id inside")
+def test_root_of_the_container_follows_the_link() -> None:
+    with Container(user="1000") as c:
+        _root_files(c)
+        c.exec("ln -s /etc/own /tmp/file", shell=True, check=True)
+        # A file of another user is written by way of a link outside of sticky directories.
+        c.exec("mkdir /tmp/open; mv /tmp/file /tmp/open/file", shell=True, check=True)
+        c.path("/tmp/open/file", user="root").write_text("evil")
+        assert c.path("/etc/own").read_text() == "evil"

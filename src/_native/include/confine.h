@@ -13,5 +13,7 @@ word pc_confine_server (int root, int socket, int landlock);
 word pc_filter_calls (const u16 *calls, u32 count);
 /* Is this directory or file one of the kernel's own interfaces, where reading and writing are no storage? */
 int pc_is_of_kernel (int fd);
+/* Access files as this user of the joined namespace from now on; the real ids stay.  0 or a negative errno. */
+word pc_act_as (u32 uid, u32 gid, u32 count, const u32 *groups);
 
 #endif

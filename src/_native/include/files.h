@@ -25,8 +25,11 @@ enum pc_file_verb
 #define PC_FILE_SET_MODE 2u
 #define PC_FILE_SET_TIMES 4u
 
-/* PC_REQUEST_FILE; the path stands behind it with its NUL, then a second text with its own.  What is made belongs
-   to uid and gid.  Answered by a record with the errno, and in `op` the request's id. */
+#define PC_FILE_GROUPS_MOST 64u
+
+/* PC_REQUEST_FILE, followed by the path and a second text, each NUL-terminated.  It is done with the rights of the
+   user `uid`, `gid`, `groups` of the container, to which a new file belongs.  owner_uid, owner_gid: for
+   PC_FILE_SET_OWNER.  Answered by a record with the errno, and in `op` the request's id. */
 struct pc_file_request
 {
   struct pc_request request;
@@ -35,7 +38,12 @@ struct pc_file_request
   u32 mode;
   u32 uid;
   u32 gid;
+  u32 owner_uid;
+  u32 owner_gid;
   u32 set;
+  u32 group_count;
+  u32 pad;
+  u32 groups[PC_FILE_GROUPS_MOST];
   i64 times[4]; /* of access and change, as utimensat(2) has them */
 };
 

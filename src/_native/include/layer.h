@@ -66,6 +66,12 @@ struct pc_unpack_request
   u64 max_entries;
   u32 flags;
   u32 first_id; /* what the archive's 0 becomes, and the 65535 after it likewise */
+  /* The user of the joined namespace that writes; root with its capabilities if all are 0. */
+  u32 uid;
+  u32 gid;
+  u32 group_count;
+  u32 pad;
+  u32 groups[64];
 };
 
 #define PC_PACK_WHITEOUTS 1u /* overlayfs's marks become those of layers, else they are left out */

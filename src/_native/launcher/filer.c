@@ -11,6 +11,7 @@
 #define AT_EMPTY_PATH_ 0x1000
 #define OPEN_FLAGS (O_ACCMODE | O_CREAT | O_EXCL | O_TRUNC | O_APPEND | O_DIRECTORY | O_NOFOLLOW | O_PATH)
 #define TRIES 100
+#define NR_FCHMODAT2 452 /* of Linux 6.6 */
 
 static struct
 {
@@ -65,39 +66,6 @@ check_kind (int fd)
   return (found.stx_mode & S_IFMT) != S_IFREG || pc_is_of_kernel (fd) ? -EOPNOTSUPP : 0;
 }
 
-static int
-own (int fd, const struct pc_file_request *request)
-{
-  /* As root's it was born, with the group of its directory where that hands it on. */
-  if (request->uid == 0 && request->gid == 0)
-    return 0;
-  return (int) raw5 (__NR_fchownat, fd, "", request->uid, request->gid, AT_EMPTY_PATH_);
-}
-
-/* The same by name: a guest may have put another in its place, which is not given away. */
-static int
-own_new (int parent, const char *name, u32 kind, const struct pc_file_request *request)
-{
-  struct statx found;
-  cleanup_fd int fd = (int) sys_openat (parent, name, O_PATH | O_NOFOLLOW | O_CLOEXEC, 0);
-  word error = fd < 0 ? fd : raw5 (__NR_statx, fd, "", AT_EMPTY_PATH_, STATX_BASIC_STATS, &found);
-
-  if (error < 0)
-    return (int) error;
-  if ((found.stx_mode & S_IFMT) != kind || (kind != S_IFDIR && found.stx_nlink != 1))
-    return -ESTALE;
-  return own (fd, request);
-}
-
-static void
-remove_new (char *path, int flags)
-{
-  const char *last = "";
-  cleanup_fd int parent = open_parent (path, &last);
-  if (parent >= 0)
-    raw3 (__NR_unlinkat, parent, last, flags);
-}
-
 /* Open, or make and say so: a file that is there keeps its owner.  Through a link that leads to nothing none is
    made. */
 static int
@@ -131,9 +99,7 @@ open_file (const struct pc_file_request *request, char *path)
   cleanup_fd int fd = open_or_make (request, path, flags, &made);
   if (fd < 0)
     return fd;
-  int error = made ? own (fd, request) : check_kind (fd);
-  if (error < 0 && made)
-    remove_new (path, 0);
+  int error = made ? 0 : check_kind (fd);
   /* Not before it is known what it is. */
   if (error == 0 && !made && (request->flags & O_TRUNC))
     error = (int) raw2 (__NR_ftruncate, fd, 0);
@@ -153,9 +119,6 @@ make (const struct pc_file_request *request, char *path, const char *text)
                          : raw3 (__NR_symlinkat, text, parent, last);
   if (error < 0)
     return (int) error;
-  error = own_new (parent, last, directory ? S_IFDIR : S_IFLNK, request);
-  if (error < 0)
-    raw3 (__NR_unlinkat, parent, last, directory ? 0x200 /* AT_REMOVEDIR */ : 0);
   return (int) error;
 }
 
@@ -185,14 +148,29 @@ name_again (const struct pc_file_request *request, char *from, char *to)
 }
 
 static int
+set_mode (const char *path, u64 how, u32 mode)
+{
+  cleanup_fd int fd = open_at (path, O_PATH | how, 0);
+  int error = fd < 0 ? fd : check_kind (fd);
+  if (error < 0)
+    return error;
+  word done = raw4 (NR_FCHMODAT2, fd, "", mode & 07777, AT_EMPTY_PATH_);
+  return done == -ENOSYS ? -EACCES : (int) done;
+}
+
+static int
 set (const struct pc_file_request *request, const char *path, const struct pc_fds *fds)
 {
-  cleanup_fd int opened = fds->count > 0 ? -1 : open_at (path, O_RDONLY | (request->flags & O_NOFOLLOW), 0);
+  u64 how = request->flags & O_NOFOLLOW;
+  cleanup_fd int opened = fds->count > 0 ? -1 : open_at (path, O_RDONLY | how, 0);
+  /* An owner may change the mode of a file that it may not read. */
+  if (opened == -EACCES && request->set == PC_FILE_SET_MODE)
+    return set_mode (path, how, request->mode);
   int fd = fds->count > 0 ? fds->fd[0] : opened;
   word error = fd < 0 ? fd : check_kind (fd);
 
   if (error == 0 && (request->set & PC_FILE_SET_OWNER))
-    error = raw5 (__NR_fchownat, fd, "", request->uid, request->gid, AT_EMPTY_PATH_);
+    error = raw5 (__NR_fchownat, fd, "", request->owner_uid, request->owner_gid, AT_EMPTY_PATH_);
   if (error == 0 && (request->set & PC_FILE_SET_MODE))
     error = raw2 (__NR_fchmod, fd, request->mode & 07777);
   if (error == 0 && (request->set & PC_FILE_SET_TIMES))
@@ -225,6 +203,23 @@ serve_one (const struct pc_file_request *request, char *path, char *second, cons
     }
 }
 
+static int
+serve_as (const struct pc_file_request *request, char *path, const struct pc_fds *fds)
+{
+  char *second = path + pc_strlen (path) + 1;
+
+  if (request->group_count > PC_FILE_GROUPS_MOST)
+    return -EINVAL;
+  if (request->uid == 0 && request->gid == 0 && request->group_count == 0)
+    return serve_one (request, path, second, fds);
+  int result = pc_act_as (request->uid, request->gid, request->group_count, request->groups);
+  if (result == 0)
+    result = serve_one (request, path, second, fds);
+  if (pc_act_as (0, 0, 0, NULL) < 0)
+    sys_exit (1);
+  return result;
+}
+
 static void
 serve (int socket, usize received, struct pc_fds *fds)
 {
@@ -235,7 +230,7 @@ serve (int socket, usize received, struct pc_fds *fds)
   if (received <= sizeof *request || received + 2 > sizeof filer.message || request->request.kind != PC_REQUEST_FILE)
     sys_exit (1);
   filer.message[received] = filer.message[received + 1] = '\0';
-  int result = fds->truncated ? -EMFILE : serve_one (request, path, path + pc_strlen (path) + 1, fds);
+  int result = fds->truncated ? -EMFILE : serve_as (request, path, fds);
   cleanup_fd int fd = request->verb == PC_FILE_OPEN ? result : -1;
   reply.error = result < 0 ? -result : 0;
   reply.op = (i32) request->request.id;

@@ -34,7 +34,7 @@ static const u16 layer_calls[] = {
 static const u16 server_calls[] = {
   __NR_recvmsg,  __NR_sendmsg,   __NR_close,     __NR_openat,    __NR_openat2,   __NR_mkdirat,   __NR_unlinkat,
   __NR_renameat2, __NR_symlinkat, __NR_linkat,   __NR_fchmod,    __NR_fchownat,  __NR_utimensat, __NR_statx,
-  __NR_fstatfs,  __NR_ftruncate, __NR_exit_group,
+  __NR_fstatfs,  __NR_ftruncate, __NR_exit_group, __NR_setgroups, __NR_setfsgid,  __NR_setfsuid, 452 /* fchmodat2 */,
 };
 
 #define CALLS_MOST COUNT (layer_calls)
@@ -113,7 +113,7 @@ pc_confine_to (int top, int socket, int stream, int writes, int landlock)
   /* The fds of the lower layers arrive later, so a writer keeps the right to read. */
   u64 handled = writes ? LANDLOCK_RIGHTS & ~LANDLOCK_READ : LANDLOCK_RIGHTS;
   u64 allowed = writes ? handled & ~(u64) LANDLOCK_EXECUTE : LANDLOCK_READ;
-  word error = enclose (top, kept, COUNT (kept), writes ? TO_WRITE : BIT (CAP_DAC_READ_SEARCH));
+  word error = enclose (top, kept, COUNT (kept), writes == PC_WRITE_AS_USER ? 0 : writes ? TO_WRITE : BIT (CAP_DAC_READ_SEARCH));
 
   if (error == 0 && landlock)
     error = lock_to_root (handled, allowed);
@@ -125,7 +125,8 @@ word
 pc_confine_server (int root, int socket, int landlock)
 {
   int kept[] = { socket, root };
-  u64 capabilities = BIT (CAP_CHOWN) | BIT (CAP_DAC_OVERRIDE) | BIT (CAP_FOWNER) | BIT (CAP_FSETID);
+  u64 capabilities = BIT (CAP_CHOWN) | BIT (CAP_DAC_OVERRIDE) | BIT (CAP_FOWNER) | BIT (CAP_FSETID)
+                     | BIT (CAP_SETUID) | BIT (CAP_SETGID);
   word error = enclose (root, kept, COUNT (kept), capabilities);
 
   if (error == 0 && landlock)
@@ -169,4 +170,19 @@ pc_is_of_kernel (int fd)
     if ((u32) found[0] == kinds[i])
       return 1;
   return 0;
+}
+
+/* Only for the file system: setfsuid(2) takes the capabilities of root over files away, and gives them back. */
+word
+pc_act_as (u32 uid, u32 gid, u32 count, const u32 *groups)
+{
+  word error = raw2 (__NR_setgroups, count, groups);
+
+  /* Denied for good where the id map was written without privilege: then there is one user. */
+  if (error < 0 && !(error == -EPERM && count == 0))
+    return error;
+  raw1 (__NR_setfsgid, gid);
+  raw1 (__NR_setfsuid, uid);
+  /* They report no failure: that of another number is the id in force. */
+  return (u32) raw1 (__NR_setfsgid, 0xffffffffu) == gid && (u32) raw1 (__NR_setfsuid, 0xffffffffu) == uid ? 0 : -EINVAL;
 }

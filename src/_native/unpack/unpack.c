@@ -1,4 +1,5 @@
 /* Unpacking of a layer: read the stream, write the tree, report, then finish on the layers below. */
+#include "confine.h"
 #include "unpack.h"
 
 #include <linux/errno.h>
@@ -106,7 +107,12 @@ pc_unpack (int socket, const struct pc_unpack_request *request, int top, int str
   unpack.max_entries = request->max_entries;
   unpack.first_id = request->first_id;
   int landlock = (request->flags & PC_UNPACK_LANDLOCK) != 0;
-  word confined = pc_confine_to (top, socket, stream, 1, landlock);
+  int is_root = request->uid == 0 && request->gid == 0 && request->group_count == 0;
+  if (request->group_count > COUNT (request->groups))
+    sys_exit (1);
+  word confined = is_root ? 0 : pc_act_as (request->uid, request->gid, request->group_count, request->groups);
+  if (confined == 0)
+    confined = pc_confine_to (top, socket, stream, is_root ? 1 : PC_WRITE_AS_USER, landlock);
   /* Reopened here, because the caller may lack the right to open it for changes. */
   if (confined == 0)
     confined = sys_openat (AT_FDCWD_, "/", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);

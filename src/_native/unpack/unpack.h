@@ -90,6 +90,7 @@ int pc_unpack_entry (struct pc_unpack *unpack, struct pc_tar *tar, const struct 
 /* Complete implied directories from the lower layers, then set the times of all. */
 int pc_unpack_finish (struct pc_unpack *unpack, const int *lowers, u32 count);
 /* Drop everything but these fds and the rights that the work needs; top becomes the root. */
+#define PC_WRITE_AS_USER 2 /* for `writes`: without capabilities */
 word pc_confine_to (int top, int socket, int stream, int writes, int landlock);
 
 _Noreturn void pc_pack (int socket, const struct pc_pack_request *request, int top, int stream);

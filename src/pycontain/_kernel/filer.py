@@ -10,9 +10,10 @@ from enum import IntEnum
 from pycontain._kernel import native
 from pycontain._kernel.launcher import Launcher
 from pycontain._kernel.plan import request
+from pycontain._kernel.unpacker import User
 
 _FILES, _FILE = 14, 15
-_BODY = struct.Struct("<IIIIII4q")
+_BODY = struct.Struct("<IIIIIIIIII64I4q")
 _LANDLOCK = 1
 _LANDLOCK_FROM = 3
 UTIME_NOW = 0x3FFFFFFF
@@ -69,6 +70,7 @@ class Filer:
         *,
         flags: int = 0,
         mode: int = 0,
+        user: User = (0, 0, ()),
         owner: tuple[int, int] = (0, 0),
         change: int = 0,
         times: tuple[int, int, int, int] = (0, 0, 0, 0),
@@ -76,11 +78,14 @@ class Filer:
     ) -> int:
         """Have it done; the fd that OPEN gives, or -1.
 
-        path, second: without NUL.  times: seconds and nanoseconds of access and change.  fd: what SET is
+        user: with whose rights, and the owner of what is created.  owner: for SET.  path, second: without
+        NUL.  times: seconds and nanoseconds of access and change.  fd: what SET is
         about, instead of the path.  Raises OSError as the kernel has it, BrokenPipeError where the server
         is gone and nothing was done, ConnectionResetError where that is not known.
         """
-        body = _BODY.pack(verb, flags & 0xFFFFFFFF, mode, *owner, change, *times)
+        uid, gid, groups = user
+        numbers = (verb, flags & 0xFFFFFFFF, mode, uid, gid, *owner, change, len(groups), 0)
+        body = _BODY.pack(*numbers, *groups, *(0,) * (64 - len(groups)), *times)
         with self._lock:
             self._number = (self._number + 1) & 0x7FFFFFFF
             message = request(_FILE, body + path + b"\0" + second + b"\0", number=self._number)

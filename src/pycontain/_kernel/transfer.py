@@ -8,7 +8,7 @@ from attrs import frozen
 
 from pycontain._kernel.launcher import Launcher
 from pycontain._kernel.packer import Packer
-from pycontain._kernel.unpacker import Report, Unpacker
+from pycontain._kernel.unpacker import Report, Unpacker, User
 
 _OUTPUT_PROBLEM = "the archive cannot be written"
 """What a packer says whose unpacker stopped, and knows why."""
@@ -29,7 +29,7 @@ class Way:
     landlock: int
 
 
-def into(way: Way, host: Callable[[], Launcher], pidfd: int, owner: tuple[int, int]) -> Report:
+def into(way: Way, host: Callable[[], Launcher], pidfd: int, owner: tuple[int, int], user: User) -> Report:
     """A tree of the host into a container, that of the process behind pidfd, for this owner inside.
 
     host: makes a launcher of this user's.  Raises ConnectionResetError where a process died.
@@ -43,6 +43,7 @@ def into(way: Way, host: Callable[[], Launcher], pidfd: int, owner: tuple[int, i
         size=way.size,
         entries=way.entries,
         join=pidfd,
+        user=user,
     )
     return _carry(
         unpacker,

@@ -6,6 +6,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from attrs import frozen
 
@@ -15,6 +16,7 @@ from pycontain._kernel.plan import request
 
 _UNPACK, _FINISH = 11, 12
 _BOUNDS = struct.Struct("<QQII")
+_USER = struct.Struct("<IIII64I")
 _REPORT = struct.Struct("<IiIIQQQ256s")
 _OWNERS, _DEVICES, _LANDLOCK, _READABLE, _PLAIN, _TAME, _MERGE = 1, 2, 4, 8, 16, 32, 64
 _ROOT_OPAQUE = 1
@@ -22,6 +24,16 @@ _LANDLOCK_FROM = 3
 """The Landlock ABI that can say what an unpacker may not."""
 _F_SETPIPE_SZ = 1031
 _PIPE = 1 << 20
+
+
+User: TypeAlias = tuple[int, int, tuple[int, ...]]
+"""uid, gid and groups inside, with whose rights something is done."""
+
+
+def encode_user(user: User) -> bytes:
+    """Return uid, gid and groups as C reads them."""
+    uid, gid, groups = user
+    return _USER.pack(uid, gid, len(groups), 0, *groups, *(0,) * (64 - len(groups)))
 
 
 @frozen
@@ -93,6 +105,7 @@ class Unpacker:
         merge: bool = False,
         first_id: int = 0,
         join: int = -1,
+        user: User = (0, 0, ()),
     ) -> None:
         flags = (
             owners * _OWNERS
@@ -103,7 +116,7 @@ class Unpacker:
             | tame * _TAME
             | merge * _MERGE
         )
-        bounds = _BOUNDS.pack(size, entries, flags, first_id)
+        bounds = _BOUNDS.pack(size, entries, flags, first_id) + encode_user(user)
         self._launcher = make_launcher()
         self.stream = -1
         try:

@@ -287,19 +287,32 @@ class Container(Lifecycle):
         """
         cancel_all(self._live())
 
-    def path(self, path: str) -> ContainerPath:
-        """An absolute path inside, with pathlib's verbs.  Raises ValueError for a relative one."""
+    def path(self, path: str, *, user: str | int | None = None) -> ContainerPath:
+        """Return an absolute path inside, with pathlib's verbs.
+
+        user: with whose rights its verbs act, the container's `user` unless given.  Raises ValueError for a
+        relative path.
+        """
         from pycontain._objects.path import ContainerPath
 
-        return ContainerPath(self, path)
+        return ContainerPath(self, path, user)
 
     def copy_in(
-        self, src: str | os.PathLike[str], dst: str | ContainerPath, *, owner: str | int | None = None
+        self,
+        src: str | os.PathLike[str],
+        dst: str | ContainerPath,
+        *,
+        owner: str | int | None = None,
+        user: str | int | None = None,
     ) -> None:
-        """Copy a file or tree of the host into the container; how-to/files.md.  PathError, StateError."""
+        """Copy a file or tree of the host into the container; how-to/files.md.
+
+        user: with whose rights, the container's `user` unless given.  owner: of the files, that user unless
+        given; another one takes `user='root'`.  Raises PathError, StateError.
+        """
         from pycontain._objects.copies import copy_in
 
-        copy_in(self, src, dst, owner)
+        copy_in(self, src, dst, owner, user)
 
     def copy_out(
         self,

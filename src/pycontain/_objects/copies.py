@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from pycontain._kernel import hostpath
 from pycontain._kernel.filer import SET_MODE, SET_OWNER, SET_TIMES, Verb
 from pycontain._kernel.transfer import Way, into
-from pycontain._kernel.unpacker import Report
+from pycontain._kernel.unpacker import Report, User
 from pycontain._objects.path import ContainerPath
-from pycontain._runtime.files import new_owner
+from pycontain._runtime.files import user_of
 from pycontain.errors import PathError, PycontainError, path_error
 
 if TYPE_CHECKING:
@@ -76,10 +76,15 @@ def copy_in(
     source: str | os.PathLike[str],
     target: str | ContainerPath,
     owner: str | int | None,
+    user: str | int | None,
 ) -> None:
     """See `Container.copy_in`."""
     text = os.fspath(source)
-    ids = new_owner(container._awake(), owner)
+    there = target if isinstance(target, ContainerPath) else ContainerPath(container, target, user)
+    if user is not None and isinstance(target, ContainerPath):
+        there = ContainerPath(target.container, target.pure, user)
+    acting = user_of(container._awake(), there._user)
+    ids = user_of(container._awake(), owner)[:2] if owner is not None else acting[:2]
     with told("cannot read", text):
         fd = hostpath.open_path(text, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     try:
@@ -87,28 +92,42 @@ def copy_in(
         if kind not in (stat.S_IFDIR, stat.S_IFREG):
             raise PathError(f"neither file nor directory: {text!r}", path=text)
         with container._awake().held():
-            there = _place_inside(container, text, target, is_directory=kind == stat.S_IFDIR)
-            if kind == stat.S_IFDIR:
-                _tree_in(container, fd, there, ids)
-            else:
-                _file_in(fd, there, ids)
+            slash = isinstance(target, str) and target.endswith("/")
+            there = _place_inside(container, text, there, slash, is_directory=kind == stat.S_IFDIR)
+            with _owner_hint(ids, acting):
+                if kind == stat.S_IFDIR:
+                    _tree_in(container, fd, there, ids, acting)
+                else:
+                    _file_in(fd, there, ids)
     finally:
         os.close(fd)
 
 
+@contextlib.contextmanager
+def _owner_hint(ids: tuple[int, int], user: User) -> Iterator[None]:
+    """Say how files are given to another user than the one that acts."""
+    try:
+        yield
+    except PathError as error:
+        if ids == user[:2] or user[0] == 0 or error.errno != errno.EPERM:
+            raise
+        raise path_error(
+            "cannot change the owner of", error.path, errno.EPERM, "pass user='root' with owner="
+        ) from error
+
+
 def _place_inside(
-    container: Container, source: str, target: str | ContainerPath, *, is_directory: bool
+    container: Container, source: str, there: ContainerPath, slash: bool, *, is_directory: bool
 ) -> ContainerPath:
     """Where it goes, whose directory is there.  Raises PathError."""
-    there = target if isinstance(target, ContainerPath) else ContainerPath(container, target)
     if there.container is not container:
         raise ValueError("the target is a path of another container")
     if there.is_dir():
         if is_directory and is_content(source):
             return there
         there = there / (_last_name(os.path.abspath(source)) or "root")
-    elif isinstance(target, str) and target.endswith("/") and not is_directory:
-        raise path_error("no directory", target, errno.ENOTDIR)
+    elif slash and not is_directory:
+        raise path_error("no directory", str(there), errno.ENOTDIR)
     if not there.parent.is_dir():
         there.parent.stat()
         raise path_error("no directory", str(there.parent), errno.ENOTDIR)
@@ -137,7 +156,7 @@ def _file_in(fd: int, there: ContainerPath, ids: tuple[int, int]) -> None:
         raise
 
 
-def _tree_in(container: Container, fd: int, there: ContainerPath, ids: tuple[int, int]) -> None:
+def _tree_in(container: Container, fd: int, there: ContainerPath, ids: tuple[int, int], user: User) -> None:
     merges = there.is_dir()
     work = there if merges else there.parent / hostpath.temporary_name()
     if not merges:
@@ -154,7 +173,7 @@ def _tree_in(container: Container, fd: int, there: ContainerPath, ids: tuple[int
                 content=merges,
                 landlock=engine.features.landlock,
             )
-            report = carried(lambda: into(way, engine._make_janitor, pidfd, ids))
+            report = carried(lambda: into(way, engine._make_janitor, pidfd, ids, user))
             check_report("copy to", str(there), report)
         finally:
             os.close(top)

@@ -53,9 +53,10 @@ def copy_out(
     if isinstance(max_entries, bool) or not isinstance(max_entries, int) or max_entries < 1:
         raise LimitError(f"max_entries must be an int of at least 1, got {max_entries!r}")
     bounds = _Bounds(parse_size(max_bytes), max_entries)
-    here = source if isinstance(source, ContainerPath) else ContainerPath(container, source)
-    if here.container is not container:
+    if isinstance(source, ContainerPath) and source.container is not container:
         raise ValueError("the source is a path of another container")
+    # The caller reads, and may read all of the container.
+    here = ContainerPath(container, source, "root")
     fd = here._fd(os.O_RDONLY)
     try:
         is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)

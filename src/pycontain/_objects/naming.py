@@ -15,10 +15,11 @@ Other: TypeAlias = "NamedInside | PurePosixPath | str"
 class NamedInside:
     """An absolute path and its container.  Raises ValueError for a relative one."""
 
-    __slots__ = ("_container", "_pure")
+    __slots__ = ("_container", "_pure", "_user")
 
-    def __init__(self, container: Container, path: Other) -> None:
+    def __init__(self, container: Container, path: Other, user: str | int | None = None) -> None:
         self._container = container
+        self._user = user
         self._pure = pure_path(path)
         if not self._pure.is_absolute():
             raise ValueError(f"a path inside a container is absolute, not {str(path)[:80]!r}")
@@ -137,7 +138,7 @@ class NamedInside:
         return hash((id(self._container), self._pure))
 
     def _with(self, pure: PurePosixPath) -> Self:
-        return type(self)(self._container, pure)
+        return type(self)(self._container, pure, self._user)
 
 
 def pure_path(path: Other) -> PurePosixPath:

@@ -12,7 +12,7 @@ from pycontain._kernel.filer import SET_MODE, SET_TIMES, UTIME_NOW, Verb
 from pycontain._model.sizes import parse_size
 from pycontain._objects.naming import NamedInside, Other, pure_path
 from pycontain._objects.pattern import matching
-from pycontain._runtime.files import ask, decoded, encoded, new_owner, seen_inside
+from pycontain._runtime.files import ask, decoded, encoded, seen_inside, user_of
 from pycontain.errors import PathError, PathExists, PathNotFound, path_error
 
 if TYPE_CHECKING:
@@ -26,9 +26,10 @@ _CHUNK = 1 << 20
 class ContainerPath(NamedInside):
     """A path inside a container: pathlib's verbs and attributes, while the container runs.
 
-    The files server of the container does what is asked, as root of the container and with no rights
-    outside of it; links, `..` and what the guest does meanwhile lead nowhere but inside.  What is made
-    belongs to the container's `user`, with permissions less the umask 022.  Deliberately no
+    The files server of the container does what is asked, with the rights of the container's `user`, or
+    of the one that `Container.path` names, and with no rights outside; links, `..` and what the guest
+    does meanwhile lead nowhere but inside.  What is made belongs to that user, with permissions less
+    the umask 022.  Deliberately no
     `os.PathLike`: `builtins.open` and its kin would take it for a path of the host.
 
     Verbs raise PathError, as those of pathlib raise OSError: `FileNotFoundError` and its kin
@@ -211,7 +212,7 @@ class ContainerPath(NamedInside):
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
         """Make a directory; with `parents` those above it too.  mode: less the umask 022."""
         try:
-            self._make(Verb.MKDIR, mode=mode & 0o7777)
+            self._ask(Verb.MKDIR, mode=mode & 0o7777)
         except PathNotFound:
             if not parents or self.parent == self:
                 raise
@@ -224,7 +225,7 @@ class ContainerPath(NamedInside):
     def symlink_to(self, target: Other, target_is_directory: bool = False) -> None:
         """Make a link here that says `target`, which need not exist."""
         del target_is_directory  # of other systems
-        self._make(Verb.SYMLINK, str(target))
+        self._ask(Verb.SYMLINK, str(target))
 
     def hardlink_to(self, target: Other) -> None:
         """Make this another name of the file `target`; where that is a link, of the link."""
@@ -270,12 +271,8 @@ class ContainerPath(NamedInside):
     # ---- asking -------------------------------------------------------------------------------------------
 
     def _ask(self, verb: Verb, second: str = "", **options: Any) -> int:
-        return ask(self._container._awake(), verb, str(self), second, **options)
-
-    def _make(self, verb: Verb, second: str = "", **options: Any) -> int:
-        return self._ask(verb, second, owner=new_owner(self._container._awake()), **options)
+        running = self._container._awake()
+        return ask(running, verb, str(self), second, user=user_of(running, self._user), **options)
 
     def _fd(self, flags: int, mode: int = 0) -> int:
-        if not flags & os.O_CREAT:
-            return self._ask(Verb.OPEN, flags=flags)
-        return self._make(Verb.OPEN, flags=flags, mode=mode & 0o7777)
+        return self._ask(Verb.OPEN, flags=flags, mode=mode & 0o7777)

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from pycontain._kernel.filer import Filer, Verb
+from pycontain._kernel.unpacker import User
 from pycontain._model.user import asked_user
 from pycontain._runtime.users import ROOT, open_inside, resolve
 from pycontain._state.owner import BLOCK
@@ -93,11 +94,11 @@ def _filer(running: Running) -> Filer:
         return running.filer
 
 
-def new_owner(running: Running, owner: str | int | None = None) -> tuple[int, int]:
-    """uid and gid inside of what is made: the container's user unless said.  Raises NotFound, ValueError."""
-    name = running.spec.user if owner is None else asked_user(owner)
-    identity = resolve(running, str(name)) if name not in (None, "") else ROOT
-    return identity.uid, identity.gid
+def user_of(running: Running, name: str | int | None) -> User:
+    """Return uid, gid and groups inside of a user, the container's for None.  Raises NotFound, ValueError."""
+    wanted = running.spec.user if name is None else asked_user(name)
+    identity = resolve(running, str(wanted)) if wanted not in (None, "") else ROOT
+    return identity.uid, identity.gid, identity.groups
 
 
 def seen_inside(running: Running, found: os.stat_result) -> os.stat_result:
