@@ -73,6 +73,10 @@ def test_mounts_agree_with_the_groups_of_a_process(engine: Engine) -> None:
 
 def test_java_and_node_follow_the_limits(engine: Engine) -> None:
     _held(engine, "memory", "cpu")
+    if "memory" not in engine.cgroups.layout.legacy:
+        pytest.skip(
+            "on cgroup v2 a command's group is '/../eN' in /proc/self/cgroup, which no runtime resolves"
+        )
     with Container(engine=engine, memory="300M", cpus=1) as container:
         if shutil.which("java"):
             shown = container.exec(
