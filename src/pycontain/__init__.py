@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pycontain._model.change import Change
     from pycontain._model.limits import CgroupLimits
     from pycontain._model.mounts import Bind, Tmpfs
-    from pycontain._model.process import CallResult, ExecResult, Usage
+    from pycontain._model.process import CallResult, ExecResult, ExitStatus, Usage
     from pycontain._networks.policy import Refused
     from pycontain._objects.beneath import open_beneath
     from pycontain._objects.container import Container
@@ -88,6 +88,7 @@ __all__ = [
     "Endpoint",
     "Engine",
     "ExecResult",
+    "ExitStatus",
     "Image",
     "ImageError",
     "InvalidReference",
@@ -128,6 +129,7 @@ _HOMES = {
     "Tmpfs": "_model.mounts",
     "CallResult": "_model.process",
     "ExecResult": "_model.process",
+    "ExitStatus": "_model.process",
     "Usage": "_model.process",
     "Change": "_model.change",
     "open_beneath": "_objects.beneath",

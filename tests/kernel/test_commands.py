@@ -312,12 +312,13 @@ def test_killed_init_is_the_reason_of_a_command_that_it_ended(container: Contain
 
 
 _POOL = """
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pycontain import Container
 def one(i):
     with Container() as c:
-        print("up", flush=True)
-        print(c.exec(["sleep", "60"]).reason, flush=True)
+        os.write(1, b"up\\n")  # print writes text and newline apart
+        os.write(1, f"{c.exec(['sleep', '60']).reason}\\n".encode())
 with ThreadPoolExecutor(2) as pool:
     [future.result() for future in [pool.submit(one, i) for i in range(2)]]
 """
@@ -346,7 +347,7 @@ def test_one_interrupt_ends_a_pool_of_threads() -> None:
 
 def test_interrupt_that_the_caller_handles_cancels_nothing() -> None:
     handled = "import signal; signal.signal(signal.SIGINT, lambda *_: print('handled', flush=True))\n"
-    source = handled + _POOL.replace('"sleep", "60"', '"sleep", "2"')
+    source = handled + _POOL.replace("'60'", "'2'")
     process = subprocess.Popen(
         [sys.executable, "-c", source],
         stdout=PIPE,

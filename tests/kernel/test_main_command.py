@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import os
+import pickle
 import signal
 import sys
 import threading
 import time
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -20,6 +23,7 @@ from pycontain import (
     UnsupportedError,
     WorkdirError,
 )
+from pycontain._objects.log import OutputLog
 
 SOON = 5.0
 """Seconds: far below the sleeps of the commands."""
@@ -211,9 +215,146 @@ def test_a_command_may_open_its_streams_by_name() -> None:
             assert b"".join(container.logs()) == b"a\nb\n"
 
 
-def test_output_of_single_bytes_is_kept_in_few_pieces() -> None:
+def test_output_of_single_bytes_is_kept() -> None:
     code = "import os, time\nfor at in range(2000): os.write(1, b'%d' % (at % 10)); time.sleep(0.0005)"
     expected = b"".join(b"%d" % (at % 10) for at in range(2000))
     with Container(command=[sys.executable, "-c", code]) as container:
         assert b"".join(container.logs(follow=True)) == expected
-        assert list(container.logs()) == [expected]
+        assert b"".join(container.logs()) == expected
+
+
+# Reason, usage and status
+
+
+def _ended(container: Container) -> tuple[int | None, str | None]:
+    status = container.wait(SOON * 4)
+    assert (status, status.reason, status.usage) == (container.returncode, container.reason, container.usage)
+    return container.returncode, container.reason
+
+
+@pytest.mark.parametrize("init", [True, False])
+def test_reason_of_a_command_that_ended_by_itself(init: bool) -> None:
+    with Container(command=["sh", "-c", "exit 3"], init=init) as container:
+        assert _ended(container) == (3, "exit")
+    with Container(command=["sh", "-c", "sleep 100 & kill -9 $!; exit 0"], init=init) as container:
+        assert _ended(container) == (0, "exit")
+
+
+def test_reason_of_a_command_that_a_signal_ended() -> None:
+    with Container(command=["sh", "-c", "kill -9 $$"]) as container:
+        assert _ended(container) == (-9, "signal")
+
+
+@pytest.mark.usefixtures("needs_memory")
+@pytest.mark.parametrize("init", [True, False])
+def test_reason_of_a_command_that_took_too_much_memory(init: bool) -> None:
+    command = ["python3", "-c", "bytearray(1 << 30)"]
+    with Container(command=command, init=init, memory="64M") as container:
+        assert _ended(container) == (-9, "oom")
+        assert container.usage is not None
+        assert container.usage.oom_kills == 1
+        assert container.usage.memory_peak is not None
+        assert 32 << 20 < container.usage.memory_peak <= 64 << 20
+
+
+@pytest.mark.parametrize("init", [True, False])
+def test_reason_of_a_command_whose_lifetime_passed(init: bool) -> None:
+    with Container(command=["sleep", "100"], init=init, lifetime=0.3) as container:
+        assert _ended(container) == (-9, "timeout")
+
+
+@pytest.mark.parametrize("init", [True, False])
+@pytest.mark.parametrize(
+    ("verb", "reason"), [("kill", "signal"), ("remove", "cancelled"), ("kill_all", "cancelled")]
+)
+def test_reason_of_a_command_whose_container_was_ended(init: bool, verb: str, reason: str) -> None:
+    with Engine() as engine, Container(command=["sleep", "100"], init=init, engine=engine) as container:
+        if verb == "kill_all":
+            engine.kill_all()
+            container.wait(SOON)
+        else:
+            getattr(container, verb)()
+        assert (container.returncode, container.reason) == (-9, reason)
+        assert container.usage is not None
+        assert container.usage.wall > 0
+
+
+def test_nothing_is_known_of_a_command_that_runs() -> None:
+    with Container(command=["sleep", "100"]) as container:
+        assert (container.returncode, container.reason, container.usage) == (None, None, None)
+    with Container() as container:
+        assert (container.returncode, container.reason, container.usage) == (None, None, None)
+    with Container(lifetime=0.2) as container:
+        patience = time.monotonic() + SOON
+        while container.status == "running" and time.monotonic() < patience:
+            time.sleep(0.01)
+        assert container.reason == "timeout"
+
+
+def test_usage_of_a_command_is_what_it_used() -> None:
+    script = (
+        "import time; bytearray(40 << 20); t = time.process_time()\nwhile time.process_time() < t + .2: pass"
+    )
+    with Container(command=["python3", "-c", script]) as container:
+        status = container.wait(SOON * 4)
+    assert status.usage.cpu_user + status.usage.cpu_system > 0.15
+    assert (status.usage.memory_peak or 0) > 40 << 20
+
+
+def test_status_is_an_int_that_can_be_sent() -> None:
+    with Container(command=["sh", "-c", "exit 4"]) as container:
+        status = container.wait(SOON)
+    assert (status, f"{status}", json.dumps(status)) == (4, "4", "4")
+    copied = pickle.loads(pickle.dumps(status))
+    assert (copied, copied.reason, copied.usage) == (4, "exit", status.usage)
+
+
+# Logs
+
+
+def test_logs_of_one_stream() -> None:
+    with Container(command=["sh", "-c", "echo out; echo err >&2"]) as container:
+        container.wait(SOON)
+        assert b"".join(container.logs(stderr=False)) == b"out\n"
+        assert b"".join(container.logs(stdout=False)) == b"err\n"
+        assert sorted(b"".join(container.logs()).splitlines()) == [b"err", b"out"]
+        with pytest.raises(ValueError, match="stdout and stderr"):
+            container.logs(stdout=False, stderr=False)
+
+
+@pytest.mark.parametrize(
+    ("tail", "expected"),
+    [(0, b""), (1, b"5\n"), (2, b"4\n5\n"), (5, b"1\n2\n3\n4\n5\n"), (9, b"1\n2\n3\n4\n5\n")],
+)
+def test_logs_of_the_last_lines(tail: int, expected: bytes) -> None:
+    with Container(command=["sh", "-c", "echo 1; sleep 0.1; seq 2 4; sleep 0.1; echo 5"]) as container:
+        container.wait(SOON)
+        assert b"".join(container.logs(tail=tail)) == expected
+
+
+def test_logs_since_a_moment_with_times() -> None:
+    with Container(command=["sh", "-c", "echo early; sleep 1; printf la; sleep 0.1; echo te; echo x"]) as one:
+        begun = time.time()
+        one.wait(SOON)
+        late = b"".join(one.logs(since=begun + 0.5))
+        stamped = b"".join(one.logs(timestamps=True)).decode().splitlines()
+        assert b"".join(one.logs(since=timedelta(hours=1))) == b"early\nlate\nx\n"
+    assert late == b"late\nx\n"
+    assert [line.split(" ", 1)[1] for line in stamped] == ["early", "late", "x"]
+    moments = [datetime.fromisoformat(line.split(" ", 1)[0]).timestamp() for line in stamped]
+    assert begun - 1 < moments[0] < moments[1] <= moments[2] < begun + SOON
+
+
+def test_logs_say_how_much_was_dropped() -> None:
+    with Container(command=["sh", "-c", "head -c 20000000 /dev/zero"]) as container:
+        container.wait(30)
+        assert container.logs_dropped + len(b"".join(container.logs())) == 20_000_000
+        assert container.logs_dropped > 0
+
+
+def test_single_bytes_do_not_take_many_times_their_size() -> None:
+    log = OutputLog()
+    for _ in range(200_000):
+        log.add(1, b"x")
+    assert log.dropped > 0
+    assert len(log._entries) * 128 <= 16 << 20

@@ -300,7 +300,7 @@ def test_communicate_closes_what_it_used(container: Container) -> None:
 
 def test_communicate_with_a_terminal(container: Container) -> None:
     script = "stty -echo; read a; echo [$a]; read b; echo [$b]"
-    with container.popen(["sh", "-c", script], pty=True) as process:
+    with container.popen(["sh", "-c", f"{script}; sleep 100"], pty=True) as process:
         with pytest.raises(subprocess.TimeoutExpired):
             process.communicate("one\n", timeout=0.4)
         process.kill()
@@ -475,3 +475,20 @@ def test_output_of_single_bytes_is_joined(container: Container) -> None:
     with container.popen([sys.executable, "-c", code]) as process:
         out, _ = process.communicate()
     assert out == "".join(str(at % 10) for at in range(20000))
+
+
+def test_end_of_input_ends_a_reader_of_a_terminal(either: Container) -> None:
+    with either.popen(["cat"], pty=True) as process:
+        out, _ = process.communicate("one\ntwo", timeout=SOON)
+    assert out.replace("^D\b\b", "") == "one\ntwoone\ntwo"
+    assert process.returncode == 0
+
+
+def test_closing_the_input_of_a_terminal_is_the_end_of_input(either: Container) -> None:
+    with either.popen(["sh", "-c", "cat >/dev/null; echo over"], pty=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("line\n")
+        process.stdin.close()
+        assert process.stdout.read() == "line\nover\n"
+    assert process.returncode == 0

@@ -10,7 +10,7 @@ import threading
 from pycontain._cgroups import translate
 from pycontain._cgroups.blueprint import NAME, OWNER, Blueprint
 from pycontain._cgroups.detect import BASE, Layout, detect, write
-from pycontain._cgroups.leaf import Leaf, keyed, remove_group, remove_subtree, wait_empty
+from pycontain._cgroups.leaf import Counters, Leaf, keyed, remove_group, remove_subtree, wait_empty
 from pycontain._cgroups.steps import Steps
 from pycontain._kernel import files
 from pycontain._kernel.waiting import PRIORITY, ready
@@ -447,6 +447,10 @@ class Group:
         if self._unified is not None:
             with contextlib.suppress(FileNotFoundError):
                 write(f"{self._unified}/cgroup.kill", "1")
+
+    def counters(self) -> Counters:
+        """Return what the kernel counted for the whole container.  Raises OSError once it is removed."""
+        return Leaf(self._unified, self._passed, self._legacy, None).counters()
 
     def init_oom_killed(self) -> bool:
         """True if the kernel killed a process at the memory limit in the group of PID 1."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping
-from typing import Generic, Literal, TypeAlias, TypeVar
+from typing import Generic, Literal, Self, TypeAlias, TypeVar
 
 from attrs import frozen
 
@@ -75,6 +75,31 @@ class ExecResult(subprocess.CompletedProcess):  # type: ignore[type-arg]
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, reason={self.reason!r})"
+
+
+class ExitStatus(int):
+    """The return code of a container's own command, with what explains it.
+
+    It is an int: 0 and more for a status, negative for a signal.
+    reason: why it ended, as `Reason` lists it.  usage: what it used.
+    """
+
+    reason: Reason
+    usage: Usage
+
+    def __new__(cls, returncode: int, reason: Reason, usage: Usage) -> Self:
+        """Make one of a return code."""
+        new = super().__new__(cls, returncode)
+        new.reason, new.usage = reason, usage
+        return new
+
+    def __getnewargs__(self) -> tuple[int, Reason, Usage]:  # type: ignore[override]
+        return int(self), self.reason, self.usage
+
+    def __repr__(self) -> str:
+        return f"<ExitStatus {int(self)} reason={self.reason!r}>"
+
+    __str__ = int.__repr__
 
 
 @frozen(kw_only=True)

@@ -180,19 +180,19 @@ class BufferedOutput(io.RawIOBase):
         self._dropped = True
 
 
-def empty_in_background(kept: list[Kept], ended: int) -> None:
+def empty_in_background(kept: list[Kept], ended: int) -> threading.Thread:
     """Start the thread that empties these streams until their last writer is gone or the container ended.
 
     Args:
         ended: a pidfd of PID 1, closed by the thread.
     """
+    target = threading.Thread(target=_empty, args=(tuple(kept), ended), name="pycontain-output", daemon=True)
     try:
-        threading.Thread(
-            target=_empty, args=(tuple(kept), ended), name="pycontain-output", daemon=True
-        ).start()
+        target.start()
     except BaseException:
         os.close(ended)
         raise
+    return target
 
 
 def _empty(kept: tuple[Kept, ...], ended: int) -> None:

@@ -7,6 +7,7 @@ import errno
 import functools
 import io
 import os
+import termios
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
@@ -77,6 +78,25 @@ class Output(io.RawIOBase):
 
 class OutputExceeded(Exception):
     """A stream carried more than the cap."""
+
+
+class TerminalInput(io.FileIO):
+    """The input side of a terminal, whose end cannot be said by closing it: the output is the same device."""
+
+    hangs_up = False
+
+    def close(self) -> None:
+        """Send the end-of-file character where the terminal takes lines, and close.  Idempotent."""
+        if not self.closed and not self.hangs_up:
+            with contextlib.suppress(OSError, termios.error):  # the other side is gone
+                self._end_input()
+        super().close()
+
+    def _end_input(self) -> None:
+        settings = termios.tcgetattr(self.fileno())
+        if settings[3] & termios.ICANON and ready({self.fileno(): OUT}, 0):
+            # Behind an unfinished line the first one only hands that line over.
+            os.write(self.fileno(), settings[6][termios.VEOF] * 2)
 
 
 def open_stream(fd: int, reading: bool, codec: tuple[str, str] | None) -> IO[Any]:

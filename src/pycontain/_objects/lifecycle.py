@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Literal, Self, cast
 
 from attrs import evolve
 
+from pycontain._model.process import ExitStatus, Reason, Usage
 from pycontain._model.sizes import parse_duration
+from pycontain._objects.log import Selection, Since
 from pycontain._objects.main import MainCommand
 from pycontain._objects.options import volume_names
 from pycontain._runtime import spec as specs
@@ -57,7 +59,7 @@ class Lifecycle:
         self._paused = False
         self._started = False
         self._timings: Mapping[str, float] | None = None
-        self._returncode: int | None = None
+        self._cause: Cause | None = None
         self._lock = threading.RLock()
 
     @classmethod
@@ -150,7 +152,7 @@ class Lifecycle:
             from pycontain._objects.copyup import copy_up
 
             copy_up(self._whole)
-        self._paused, self._returncode, self._started = False, None, True
+        self._paused, self._cause, self._started = False, None, True
         if self.spec.init:
             self._running = start(self._engine, self.spec)
         else:
@@ -179,6 +181,7 @@ class Lifecycle:
             if running is not None:
                 attached = running.attached
                 running.end(cause)
+                self._cause = running.cause
                 if attached is not None and self.spec.linkage.kind == LINKED:
                     linkage = self.spec.linkage.kept(*attached.used())
                     self.spec = evolve(self.spec, linkage=linkage)
@@ -194,7 +197,7 @@ class Lifecycle:
             raise
         main = self._main
         if main is not None:
-            self._returncode = main.close()
+            main.close()
         self._removed = True
         if self._volumes and not self._engine.closed:
             self._engine.holdings.let_go_volumes(self.id)
@@ -214,7 +217,7 @@ class Lifecycle:
             main.join(parse_duration(timeout))
         self._end(STOPPED)
         if main is not None:
-            self._returncode = main.close()
+            main.close()
 
     def kill(self, signal: int = signals.SIGKILL) -> None:
         """Send a signal to the command; SIGKILL ends the whole container."""
@@ -244,8 +247,35 @@ class Lifecycle:
         group.freeze(frozen)
         self._paused = running.frozen = frozen
 
-    def wait(self, timeout: float | timedelta | None = None) -> int:
-        """Wait for the command's end; its return code.  Raises subprocess.TimeoutExpired, StateError."""
+    @property
+    def returncode(self) -> int | None:
+        """The return code of its own command, or None while that runs; negative for a signal."""
+        return None if self._main is None else self._main.returncode
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why its own command ended, as `ExecResult` has it, or None while that runs.
+
+        'timeout' when its lifetime passed, 'cancelled' when it was stopped by force or removed, or its engine
+        was closed.  Without a command of its own: why the container ended.
+        """
+        if self._main is not None:
+            return self._main.reason
+        running = self._running
+        if self._cause is None and running is not None and running.dead:
+            return running.why_ended().reason
+        return None if self._cause is None else self._cause.reason
+
+    @property
+    def usage(self) -> Usage | None:
+        """What its own command used, or None while that runs; `stats` says what the container uses now."""
+        return None if self._main is None else self._main.usage
+
+    def wait(self, timeout: float | timedelta | None = None) -> ExitStatus:
+        """Wait for the end of its own command; the return code, which carries `reason` and `usage`.
+
+        Raises subprocess.TimeoutExpired, StateError.
+        """
         if self._main is None:
             what = "has no command to wait for" if self.spec.command is None else "was not started"
             raise StateError(f"container {self.name} {what}")
@@ -254,9 +284,11 @@ class Lifecycle:
             assert seconds is not None
             raise subprocess.TimeoutExpired(list(self.spec.command or ()), seconds)
         self._end()
-        self._returncode = self._main.returncode
-        assert self._returncode is not None
-        return self._returncode
+        main = self._main
+        assert main.returncode is not None
+        assert main.reason is not None
+        assert main.usage is not None
+        return ExitStatus(main.returncode, main.reason, main.usage)
 
     def restart(self, timeout: float | timedelta = 10) -> Self:
         """Stop and start again, with a fresh root file system."""
@@ -264,14 +296,39 @@ class Lifecycle:
             self.stop(timeout)
         return self.start()
 
-    def logs(self, follow: bool = False) -> Iterator[bytes]:
-        """What the command wrote, both streams in order of arrival; the last 16 MiB are kept.
+    def logs(
+        self,
+        follow: bool = False,
+        *,
+        stdout: bool = True,
+        stderr: bool = True,
+        since: Since = None,
+        tail: int | None = None,
+        timestamps: bool = False,
+    ) -> Iterator[bytes]:
+        """Iterate over what its own command wrote, in order of arrival.
 
-        follow: go on until the command ended and nobody can write any more, or the container ends.
+        The last 16 MiB are kept; `logs_dropped` counts what was written before that.
+
+        Args:
+            follow: go on until the command ended and no process can write any more, or the container ends.
+            stdout: with its standard output.
+            stderr: with its standard error.
+            since: only what came then or later: seconds since the epoch, a datetime, or a timedelta ago.
+            tail: of what is kept, only this many lines at the end.
+            timestamps: put the time of arrival before each line, in UTC as RFC 3339 has it.
+
+        Raises StateError without a command, ValueError, TypeError.
         """
         if self._main is None:
             raise StateError(f"container {self.name} has no command that could write")
-        return self._main.logs(follow)
+        selection = Selection.of(stdout, stderr, since, tail, timestamps)
+        return self._main.log.read(selection, follow)
+
+    @property
+    def logs_dropped(self) -> int:
+        """Bytes that `logs` does not have any more, because the command wrote more than is kept."""
+        return 0 if self._main is None else self._main.log.dropped
 
     def stats(self) -> Stats:
         """What the container uses now, from the kernel's counters."""

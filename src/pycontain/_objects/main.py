@@ -1,21 +1,25 @@
-"""A container's own command: its end, and the last of what it wrote."""
+"""A container's own command: its end, its usage, and the last of what it wrote."""
 
 from __future__ import annotations
 
 import array
-import collections
 import contextlib
 import fcntl
-import itertools
 import os
 import signal
 import termios
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from attrs import evolve
+
+from pycontain._cgroups.leaf import Counters
 from pycontain._kernel import native
 from pycontain._kernel.waiting import IN, ready
+from pycontain._model.process import Reason, Usage
+from pycontain._objects.log import OutputLog
 from pycontain._objects.process import abandon, deliver, hear_started, signal_number
 from pycontain._runtime.exec import (
     Command,
@@ -23,53 +27,61 @@ from pycontain._runtime.exec import (
     Execution,
     command_of,
     default_variables,
+    reason_of,
     returncode_of,
     start_failure,
+    usage_of,
 )
 from pycontain._runtime.running import Running
 from pycontain._runtime.start import start
-from pycontain._runtime.streams import DEVNULL, PIPE, STDOUT, Plumbing
+from pycontain._runtime.streams import DEVNULL, PIPE, Plumbing
 from pycontain._runtime.users import Identity
-from pycontain.errors import UnsupportedError
+from pycontain.errors import StateError, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
     from pycontain._runtime.spec import ContainerSpec
 
-_KEPT = 16 << 20
 _CHUNK = 65536
-_SMALL = 4096
-"""Bytes of a chunk below which the next one is added to it."""
 _LAST_ID = (1 << 32) - 2
 _LAST_WORDS = 10.0
-"""Milliseconds within which the end of the command must be told once PID 1 is dead."""
+"""Seconds within which the record of the command's end must come once PID 1 is dead."""
+_COUNTED_WITHIN = 1.0
+"""Seconds in which the thread that ends the container has read its counters."""
 
 
 class MainCommand:
     """The command that a container was made for, followed by a thread until its output ends too."""
 
-    def __init__(self, running: Running, channel: int, output: int, execution: Execution | None) -> None:
-        """Takes over `channel`, `output` and the execution, even where it raises."""
+    def __init__(
+        self, running: Running, channel: int, outputs: tuple[int, int], execution: Execution | None
+    ) -> None:
+        """Takes over `channel`, `outputs` and the execution, even where it raises."""
         self.running = running
         self.returncode: int | None = None
+        self.reason: Reason | None = None
+        self.usage: Usage | None = None
+        self.log = OutputLog()
         self._channel = channel
-        self._output = output
+        self._outputs = {outputs[0]: 1, outputs[1]: 2}
         self._execution = execution
+        self._begun = time.perf_counter()
+        for fd in outputs:
+            os.set_blocking(fd, False)
         self._alive = -1
-        self._chunks: collections.deque[bytes] = collections.deque()
-        self._kept = 0
-        self._first = 0
+        self._last: Counters | None = None
+        self._counted = threading.Event()
         # Taken by itself: a handler's exception in the condition's own __enter__ would leave it locked.
         self._mutex = threading.Lock()
         self._changed = threading.Condition(self._mutex)
-        self._over = False
         self._thread = threading.Thread(target=self._follow, name="pycontain-main", daemon=True)
         try:
             # Of our own: the container's is closed when others find it dead.
             self._alive = os.dup(running.pidfd)
+            running.before_cleanup = self._count
             self._thread.start()
         except (OSError, RuntimeError):  # no more fds, no more threads
-            self._end(-signal.SIGKILL)
+            self._end(None)
             self._close()
             raise
 
@@ -77,7 +89,7 @@ class MainCommand:
     def beside_agent(cls, running: Running, argv: Sequence[str]) -> MainCommand:
         """Start the command by the agent.  Raises StartError and its kind when it cannot be executed."""
         command = command_of(running, tuple(argv), None, None, None)
-        plumbing = Plumbing(DEVNULL, PIPE, STDOUT)
+        plumbing = Plumbing(DEVNULL, PIPE, PIPE)
         execution: Execution | None = None
         try:
             plumbing.give_to(running, command.identity)
@@ -89,17 +101,17 @@ class MainCommand:
             if execution is not None:
                 abandon(execution)
             raise
-        return cls(running, execution.channel, plumbing.ours[1], execution)
+        return cls(running, execution.channel, (plumbing.ours[1], plumbing.ours[2]), execution)
 
     @classmethod
     def as_init(cls, engine: Engine, spec: ContainerSpec) -> MainCommand:
         """Start a container whose PID 1 the command is.  Users are numbers then: no agent reads passwd."""
         command = _init_command(spec)
-        plumbing = Plumbing(DEVNULL, PIPE, STDOUT)
+        plumbing = Plumbing(DEVNULL, PIPE, PIPE)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         running: Running | None = None
         try:
-            guest = [null, plumbing.guest[1], plumbing.guest[1]]
+            guest = [null, plumbing.guest[1], plumbing.guest[2]]
             running = start(engine, spec, (command.encode(1, 7, 0), guest))
             plumbing.give_to(running, command.identity)
             plumbing.close_guest()
@@ -107,8 +119,9 @@ class MainCommand:
             if record is not None and record.kind == native.FAILED:
                 raise start_failure(command, record)
             channel = os.dup(running.exit_socket)
-            output, plumbing.ours[1] = plumbing.ours[1], -1
-            return cls(running, channel, output, None)
+            outputs = plumbing.ours[1], plumbing.ours[2]
+            plumbing.ours = [-1, -1, -1]
+            return cls(running, channel, outputs, None)
         except BaseException:
             plumbing.close()
             if running is not None:
@@ -123,7 +136,7 @@ class MainCommand:
         A command may close its output before it ends, and leave processes that go on to write; a
         child that the caller forked may hold the output open, so that it ends with PID 1 at the latest.
         """
-        waiting = {self._channel, self._output, self._alive}
+        waiting = {self._channel, *self._outputs, self._alive}
         try:
             while waiting - {self._alive}:
                 found = set(
@@ -131,41 +144,41 @@ class MainCommand:
                 )
                 if not found:
                     break
-                # First what poll saw in the pipe: the others take what is there, and it would block then.
-                done = {self._output} if self._output in found and not self._read(_CHUNK) else set()
-                if self._channel in found and self._hear():
-                    done.add(self._channel)
-                if self._alive in found:
-                    self._drain()
-                    done |= {self._alive, self._output}
+                done = self._serve(found & waiting)
                 waiting -= done
         finally:
-            self._end(-signal.SIGKILL)
+            self._end(None)
             self._close()
 
-    def _read(self, most: int) -> int:
-        """Keep what is there; 0 at the end of the output."""
-        chunk = os.read(self._output, most)
+    def _serve(self, found: set[int]) -> set[int]:
+        """Take what is there; the descriptors that nothing more comes from."""
+        # First what poll saw in the pipes: the others take what is there.
+        done = {fd for fd in self._outputs if fd in found and not self._read(fd, _CHUNK)}
+        if self._channel in found and self._hear():
+            done.add(self._channel)
+        if self._alive in found:
+            self._drain()
+            done |= {self._alive, *self._outputs}
+        return done
+
+    def _read(self, fd: int, most: int) -> int:
+        """Keep what is there; 0 at the end of the output, -1 where nothing is there."""
+        try:
+            chunk = os.read(fd, most)
+        except BlockingIOError:  # the command read from its own pipe what poll saw
+            return -1
         if chunk:
-            with self._mutex:
-                if self._chunks and len(self._chunks[-1]) < _SMALL:
-                    self._chunks[-1] += chunk  # an object for each byte takes fifty
-                else:
-                    self._chunks.append(chunk)
-                self._kept += len(chunk)
-                while self._kept > _KEPT:
-                    self._kept -= len(self._chunks.popleft())
-                    self._first += 1
-                self._changed.notify_all()
+            self.log.add(self._outputs[fd], chunk)
         return len(chunk)
 
     def _drain(self) -> None:
-        """Keep what is in the pipe by now, and no more: who writes on must not hold the end back."""
-        there = array.array("i", [0])
-        fcntl.ioctl(self._output, termios.FIONREAD, there)
-        left = there[0]
-        while left > 0 and (got := self._read(min(left, _CHUNK))):
-            left -= got
+        """Keep what is in the pipes by now, and no more: who writes on must not hold the end back."""
+        for fd in self._outputs:
+            there = array.array("i", [0])
+            fcntl.ioctl(fd, termios.FIONREAD, there)
+            left = there[0]
+            while left > 0 and (got := self._read(fd, min(left, _CHUNK))) > 0:
+                left -= got
 
     def _hear(self) -> bool:
         """The next record of the channel; True after the last."""
@@ -173,29 +186,70 @@ class MainCommand:
         if record is not None and record.kind != native.EXITED:
             return False
         self._drain()
-        self._end(-signal.SIGKILL if record is None else returncode_of(record.value))
+        self._end(record)
         return True
 
-    def _end(self, returncode: int) -> None:
+    def _count(self) -> None:
+        """Read the counters before the container's cgroups are removed.  By the thread that ends it."""
+        try:
+            self._last = self._counters()
+        except OSError:  # removed already
+            self._last = Counters()
+        self._counted.set()
+
+    def _counters(self) -> Counters:
+        group = self.running.group
+        if group is None:
+            return Counters()
+        whole = group.counters()
+        if self._execution is None or self._execution.leaf is None:
+            return whole
+        own = self._execution.leaf.counters()
+        # cgroup v1 counts processes for the container as a whole: the agent is one of them.
+        if own.processes is None and whole.processes is not None and group.alone(self._execution.leaf):
+            own = evolve(own, processes=whole.processes - 1)
+        return own
+
+    def _end(self, record: native.Record | None) -> None:
         """The command ended; the first to say so is right."""
         if self.returncode is not None:
             return
+        if self.running.ended:
+            self._counted.wait(_COUNTED_WITHIN)
+            counters = self._last or Counters()
+        else:
+            self._count()
+            counters = self._last or Counters()
+        returncode = -signal.SIGKILL if record is None else returncode_of(record.value)
+        reason = self._reason(record, returncode, counters)
+        usage = usage_of(self._begun, record, counters)
         with contextlib.suppress(OSError):  # the container ends meanwhile, and its leaf with it
             if self._execution is not None:
                 self._execution.finish()
             else:
                 os.close(self._channel)
         with self._mutex:
-            self.returncode = returncode
+            self.reason, self.usage, self.returncode = reason, usage, returncode
             self._changed.notify_all()
 
+    def _reason(self, record: native.Record | None, returncode: int, counters: Counters) -> Reason:
+        if counters.oom_kills and returncode:
+            return "oom"
+        # Who ends a container kills its PID 1, and with it the command.
+        if record is None or (
+            self._execution is None and self.running.ended and returncode == -signal.SIGKILL
+        ):
+            return self.running.why_ended().reason
+        if self._execution is not None:
+            with contextlib.suppress(OSError, StateError):
+                return self._execution.reason(returncode, counters)
+        return reason_of(returncode, counters)
+
     def _close(self) -> None:
-        for fd in (self._output, self._alive):
+        for fd in (*self._outputs, self._alive):
             if fd >= 0:
                 os.close(fd)
-        with self._mutex:
-            self._over = True
-            self._changed.notify_all()
+        self.log.close()
 
     def poll(self) -> int | None:
         """The return code, or None while it runs."""
@@ -222,29 +276,6 @@ class MainCommand:
         elif not self.running.ended:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.running.pidfd, checked)
-
-    def _is_beyond(self, at: int, done: int) -> bool:
-        """Tell whether there is more than `done` bytes of the chunk of this number; the mutex is held."""
-        last = self._first + len(self._chunks) - 1
-        return at < last or (at == last and len(self._chunks[-1]) > done)
-
-    def logs(self, follow: bool) -> Iterator[bytes]:
-        """Chunks that are kept; with follow, those that come until the end."""
-        at = done = 0
-        while True:
-            with self._mutex:
-                while follow and not self._over and not self._is_beyond(at, done):
-                    self._changed.wait()
-                if at < self._first:
-                    at, done = self._first, 0
-                ready = list(itertools.islice(self._chunks, at - self._first, None))
-                over = self._over
-            if ready:
-                ready[0], at, done = ready[0][done:], at + len(ready) - 1, len(ready[-1])
-                ready = [one for one in ready if one]
-            yield from ready
-            if not follow or (over and not ready):
-                return
 
 
 def _init_user(user: str | None) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from pycontain._objects.buffered import BufferedOutput, Kept, empty_in_backgroun
 from pycontain._objects.exchange import (
     Exchange,
     OutputExceeded,
+    TerminalInput,
     deadline_of,
     left,
     open_stream,
@@ -40,6 +41,9 @@ from pycontain.errors import Args, StateError
 if TYPE_CHECKING:
     from pycontain._cgroups.leaf import Counters
     from pycontain._model.process import Reason, Usage
+
+_EMPTIED_WITHIN = 5.0
+"""Seconds for the thread of buffered streams to see that they are at their end."""
 
 _forgotten: collections.deque[Execution] = collections.deque()
 """Of processes that were dropped: a finalizer runs while any lock may be held, so it takes none."""
@@ -124,8 +128,8 @@ class Process:
     """A running command, with the verbs and streams of subprocess.Popen.
 
     stdin, stdout, stderr are file objects where PIPE or BUFFER was asked for; with `pty=True` stdin and
-    stdout are both the terminal.  pid is the number inside the container.  After `wait`,
-    `reason` and `usage` explain the end as on ExecResult.
+    stdout are both the terminal, and closing stdin sends its end-of-file character.  pid is the number
+    inside the container.  After `wait`, `reason` and `usage` explain the end as on ExecResult.
     """
 
     _whole = False
@@ -156,6 +160,8 @@ class Process:
         self._codec = (encoding, errors) if text else None
         self._buffered = tuple(buffered)
         self._kept: list[Kept] = []
+        self._emptier: threading.Thread | None = None
+        self._input: TerminalInput | None = None
         self._cap = max_output
         self._timer: threading.Timer | None = None
         self._killed_for: Reason | None = None
@@ -199,10 +205,13 @@ class Process:
                 ours[number] = -1
         if self._kept:
             # Of its own: the container's is closed when others find it dead.
-            empty_in_background(self._kept, self._execution.running.share_pidfd())
+            self._emptier = empty_in_background(self._kept, self._execution.running.share_pidfd())
         self.stdin, self.stdout, self.stderr = opened
 
     def _open_stream(self, fd: int, number: int) -> IO[Any]:
+        if number == 0 and self._terminal >= 0:
+            self._input = TerminalInput(fd, "wb")
+            return text_or_bytes(self._input, self._codec)
         if not self._buffered[number]:
             return open_stream(fd, number > 0, self._codec)
         kept = Kept(fd, self._cap)
@@ -305,6 +314,8 @@ class Process:
         if not done:
             raise subprocess.TimeoutExpired(self.args, seconds, out or None, err or None)
         self.close()
+        if self._emptier is not None:
+            self._emptier.join(_EMPTIED_WITHIN)  # every writer is gone, and so is its work
         decode = decoder(self._codec is not None, *(self._codec or ("", "")))
         return decode(out), decode(err)
 
@@ -349,7 +360,9 @@ class Process:
         fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def close(self) -> None:
-        """Close our ends of the streams.  Idempotent."""
+        """Close our ends of the streams, which hangs a terminal up.  Idempotent."""
+        if self._input is not None:
+            self._input.hangs_up = True
         for stream in (self.stdin, self.stdout, self.stderr):
             if stream is not None:
                 shut(stream)

@@ -247,35 +247,49 @@ class Execution:
 
     def usage(self, record: native.Record | Any | None, counters: Counters) -> Usage:
         """What the command used: the cgroup's counters, else those of the waited-for tree."""
-        user = system = 0.0
-        peak = read = written = None
-        if record is not None:
-            user, system, peak = record.cpu_user / 1e6, record.cpu_system / 1e6, record.peak_rss
-            read, written = record.read, record.written
-        return Usage(
-            wall=time.perf_counter() - self.begun,
-            cpu_user=user if counters.cpu_user is None else counters.cpu_user,
-            cpu_system=system if counters.cpu_system is None else counters.cpu_system,
-            memory_peak=peak if counters.memory_peak is None else counters.memory_peak,
-            read_bytes=read if counters.read_bytes is None else counters.read_bytes,
-            written_bytes=written if counters.written_bytes is None else counters.written_bytes,
-            processes=counters.processes,
-            oom_kills=counters.oom_kills,
-        )
+        return usage_of(self.begun, record, counters)
 
     def reason(self, returncode: int, counters: Counters) -> Reason:
         """Why it ended, by the kernel's counters alone: what nothing counted is not claimed."""
         if self.running.engine.disk.exceeded(self.running, self.stops):
             return "disk"
-        if returncode == 0:
-            return "exit"
-        if counters.oom_kills:
-            return "oom"
-        if counters.pids_refused or (counters.refused_above and self.alone):
+        if returncode == 0 or counters.oom_kills or counters.pids_refused:
+            return reason_of(returncode, counters)
+        if counters.refused_above and self.alone:
             return "pids"
-        if returncode == -_SIGSYS:
-            return "seccomp"
-        return "signal" if returncode < 0 else "exit"
+        return reason_of(returncode, counters)
+
+
+def usage_of(begun: float, record: native.Record | Any | None, counters: Counters) -> Usage:
+    """Return what a command used: the cgroup's counters, else those of the waited-for tree."""
+    user = system = 0.0
+    peak = read = written = None
+    if record is not None:
+        user, system, peak = record.cpu_user / 1e6, record.cpu_system / 1e6, record.peak_rss
+        read, written = record.read, record.written
+    return Usage(
+        wall=time.perf_counter() - begun,
+        cpu_user=user if counters.cpu_user is None else counters.cpu_user,
+        cpu_system=system if counters.cpu_system is None else counters.cpu_system,
+        memory_peak=peak if counters.memory_peak is None else counters.memory_peak,
+        read_bytes=read if counters.read_bytes is None else counters.read_bytes,
+        written_bytes=written if counters.written_bytes is None else counters.written_bytes,
+        processes=counters.processes,
+        oom_kills=counters.oom_kills,
+    )
+
+
+def reason_of(returncode: int, counters: Counters) -> Reason:
+    """Return why a process ended, by its status and what its own cgroup counted."""
+    if returncode == 0:
+        return "exit"
+    if counters.oom_kills:
+        return "oom"
+    if counters.pids_refused:
+        return "pids"
+    if returncode == -_SIGSYS:
+        return "seccomp"
+    return "signal" if returncode < 0 else "exit"
 
 
 def _send(
