@@ -64,8 +64,14 @@ def test_v1_counts_swap_with_memory() -> None:
     assert files["memory"] == {
         "memory.limit_in_bytes": [str(64 << 20)],
         "memory.memsw.limit_in_bytes": [str(128 << 20)],
+        "memory.kmem.tcp.limit_in_bytes": [str(16 << 20)],
     }
     assert files["cpu"] == {"cpu.shares": ["1024"]}
+
+
+def test_v1_gives_sockets_a_quarter_of_memory_and_at_least_4_mib() -> None:
+    for memory, sockets in (("1G", str(256 << 20)), ("2M", str(4 << 20))):
+        assert translate.v1(CgroupLimits(memory=memory))["memory"][translate.SOCKETS] == [sockets]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from attrs import field, frozen
 
+from pycontain._cgroups.translate import SOCKETS
 from pycontain._kernel import native
 
 BASE = "pycontain"
@@ -22,12 +23,14 @@ class Layout:
 
     unified: in the v2 tree, or None.  controllers: those that v2 can limit with there.
     legacy: v1 controller to directory.  delegate: the v2 mount checks cgroup namespaces (nsdelegate).
+    counts_sockets: the memory controller of v1 can count the buffers of sockets; v2 does by itself.
     """
 
     unified: str | None = None
     controllers: frozenset[str] = frozenset()
     legacy: dict[str, str] = field(factory=dict)
     delegate: bool = False
+    counts_sockets: bool = False
 
     @property
     def name(self) -> str:
@@ -98,7 +101,10 @@ def detect() -> Layout:
     if unified is None and os.geteuid() == 0:
         unified = _mounted_aside()
     controllers = _enable(unified) if unified else frozenset()
-    return Layout(unified=unified, controllers=controllers, legacy=legacy, delegate=delegate)
+    sockets = "memory" in legacy and os.path.exists(f"{legacy['memory']}/{SOCKETS}")
+    return Layout(
+        unified=unified, controllers=controllers, legacy=legacy, delegate=delegate, counts_sockets=sockets
+    )
 
 
 def _mounted_aside() -> str | None:

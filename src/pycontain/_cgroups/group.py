@@ -58,6 +58,9 @@ class Cgroups:
             if directory not in self._made:
                 for path in (f"{base}/{BASE}", directory):
                     make_legacy(controller, path)
+                if controller == "memory" and self.layout.counts_sockets:
+                    # The first group that counts patches code of the kernel: once per engine, not per start.
+                    write(f"{directory}/{translate.SOCKETS}", "-1")
                 self._made.add(directory)
         return directory
 
@@ -249,6 +252,8 @@ class Group:
                 steps.limit(self._unified, wanted)
         for controller, wanted in translate.v1(limits).items():
             if controller in self._legacy:
+                if not self._cgroups.layout.counts_sockets:
+                    wanted.pop(translate.SOCKETS, None)
                 steps.limit(self._legacy[controller], wanted)
 
     def _plan(self, limits: CgroupLimits) -> Steps:
@@ -373,7 +378,8 @@ class Group:
             parent = self._legacy.get(controller) or self._late(controller)
             legacy[controller] = f"{parent}/{name}"
             steps.make(controller, legacy[controller])
-            steps.limit(legacy[controller], old.get(controller, {}))
+            wanted = translate.exec_files(controller, old, self._cgroups.layout.counts_sockets)
+            steps.limit(legacy[controller], wanted)
         if limits is None:
             self._limit_leaf(steps, directory, legacy)
         # v1 counts there because the leaf has no pids group; v2, from 6.11 on, where the limit stands.

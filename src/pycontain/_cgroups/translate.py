@@ -15,6 +15,15 @@ PERIOD = 100_000
 
 _MAX_V1 = 0x7FFFFFFFFFFFF000
 
+SOCKETS = "memory.kmem.tcp.limit_in_bytes"
+"""The v1 file whose first write makes the kernel count the buffers of a group's TCP and UDP sockets.
+
+v1 counts them beside `memory`, v2 within it.  Groups below have to write it too; they count into those above.
+"""
+
+_SOCKETS_LEAST = 4 << 20
+"""Bytes for sockets however small `memory` is: a few connections at the default size of their buffers."""
+
 
 def v2(limits: CgroupLimits) -> dict[str, dict[str, list[str]]]:  # noqa: C901  one line per field
     """`{controller: {file: [text, ...]}}` of cgroup v2, in the order in which to write."""
@@ -64,6 +73,8 @@ def v1(limits: CgroupLimits) -> dict[str, dict[str, list[str]]]:  # noqa: C901  
         put("memory", "memory.limit_in_bytes", str(limits.memory))
         swap = _MAX_V1 if limits.swap == UNLIMITED else limits.swap or 0
         put("memory", "memory.memsw.limit_in_bytes", str(min(limits.memory + swap, _MAX_V1)))
+        sockets = UNLIMITED if limits.memory == UNLIMITED else max(limits.memory // 4, _SOCKETS_LEAST)
+        put("memory", SOCKETS, str(sockets))
     if limits.cpus is not None:
         put("cpu", "cpu.cfs_period_us", str(PERIOD))
         put("cpu", "cpu.cfs_quota_us", str(max(1000, round(limits.cpus * PERIOD))))
@@ -84,6 +95,20 @@ def v1(limits: CgroupLimits) -> dict[str, dict[str, list[str]]]:  # noqa: C901  
     for page, size in (limits.hugetlb or {}).items():
         put("hugetlb", f"hugetlb.{page}.limit_in_bytes", str(size))
     return files
+
+
+def exec_files(
+    controller: str, files: Mapping[str, dict[str, list[str]]], sockets: bool
+) -> dict[str, list[str]]:
+    """Return the v1 files of one controller for the group of one exec.
+
+    Args:
+        controller: its v1 name.
+        files: what `v1` made of the limits of the exec.
+        sockets: the kernel can count socket buffers; they are limited in the container's group.
+    """
+    own = {name: texts for name, texts in files.get(controller, {}).items() if name != SOCKETS}
+    return {SOCKETS: ["-1"], **own} if controller == "memory" and sockets else own
 
 
 _V1_IO = {

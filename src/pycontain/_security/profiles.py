@@ -63,7 +63,7 @@ _FILES = """
 """
 
 _SOCKETS = """
-    bind listen accept accept4 connect shutdown getsockname getpeername getsockopt setsockopt sendto
+    bind listen accept accept4 connect shutdown getsockname getpeername getsockopt sendto
     recvfrom sendmsg recvmsg sendmmsg recvmmsg
 """
 
@@ -76,7 +76,7 @@ _DOCKER_MORE = """
     adjtimex cachestat clock_adjtime fanotify_mark fchmodat2 futex_requeue futex_wait futex_waitv futex_wake
     get_thread_area getxattrat io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit ioctl
     listxattrat memfd_secret mknod mknodat modify_ldt mseal name_to_handle_at
-    pkey_alloc pkey_free pkey_mprotect process_mrelease process_vm_readv process_vm_writev ptrace
+    pkey_alloc pkey_free pkey_mprotect process_mrelease process_vm_readv process_vm_writev ptrace setsockopt
     remap_file_pages removexattrat set_thread_area setxattrat socketpair vmsplice
 """
 
@@ -140,6 +140,19 @@ _SET_ID = 0o6000
 _CREATES = 0o20000100
 """O_CREAT and the bit of O_TMPFILE that is its own: without either, open(2) ignores its mode."""
 
+_SOL_SOCKET, _IPPROTO_IPV6 = 1, 41
+_SO_ATTACH_FILTER, _SO_ATTACH_BPF, _SO_ATTACH_REUSEPORT_CBPF, _SO_ATTACH_REUSEPORT_EBPF = 26, 50, 51, 52
+_IPV6_FLOWLABEL_MGR = 32
+_UNCOUNTED_OPTIONS = {
+    _SOL_SOCKET: (_SO_ATTACH_FILTER, _SO_ATTACH_BPF, _SO_ATTACH_REUSEPORT_CBPF, _SO_ATTACH_REUSEPORT_EBPF),
+    _IPPROTO_IPV6: (_IPV6_FLOWLABEL_MGR,),
+}
+"""Options by level that take kernel memory which no cgroup counts, and tables that the whole host shares.
+
+A filter of a socket keeps up to 64 KiB beside the JIT's pages (net.core.bpf_jit_limit is one bound for all
+users), and all network namespaces together have 4096 flow labels.
+"""
+
 _TIOCSTI, _TIOCLINUX, _TIOCSETD = 0x5412, 0x541C, 0x5423
 _F_SETLEASE, _F_SETDELEG = 1024, 1040
 _S_IFMT = 0xF000
@@ -200,6 +213,19 @@ _SANDBOX_IOCTL = (
     Rule(names="ioctl", action=ALLOW),
 )
 
+_SANDBOX_SETSOCKOPT = (
+    *(
+        Rule(
+            names="setsockopt",
+            action=refuse(errno.EPERM),
+            conditions=[_argument(1, level), _argument(2, option)],
+        )
+        for level, options in _UNCOUNTED_OPTIONS.items()
+        for option in options
+    ),
+    Rule(names="setsockopt", action=ALLOW),
+)
+
 _SANDBOX_MKNOD = (
     *_argument_in("mknod", 1, (0, _S_IFREG, _S_IFIFO, _S_IFSOCK), _S_IFMT),
     *_argument_in("mknodat", 2, (0, _S_IFREG, _S_IFIFO, _S_IFSOCK), _S_IFMT),
@@ -233,6 +259,7 @@ SANDBOX_FILTER = Filter(
         *_PERSONALITY,
         *_SANDBOX_SOCKET,
         *_SANDBOX_IOCTL,
+        *_SANDBOX_SETSOCKOPT,
         *_SANDBOX_MKNOD,
         _UNREADABLE,
         _FORBIDDEN,
