@@ -103,6 +103,7 @@ struct pc_plan
   struct pc_ref joins;    /* array of struct pc_join */
   struct pc_ref security; /* struct pc_security with its own offsets */
   struct pc_ref command;  /* struct pc_exec where the command is PID 1, or empty */
+  struct pc_ref counters; /* a line per limit of the user namespace: file of /proc/sys/user, space, number */
 };
 
 enum

@@ -23,6 +23,7 @@
   X (SYNC, "sync")                                                            \
   X (IDENTITY, "identity")                                                    \
   X (NAMESPACES, "namespaces")                                                \
+  X (COUNTERS, "counters")                                                    \
   X (UPPER, "upper directory")                                                \
   X (FILE, "file")                                                            \
   X (OVERLAY, "overlay")                                                      \

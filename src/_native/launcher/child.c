@@ -89,6 +89,33 @@ pc_become_root_inside (const struct pc_plan *plan, int control)
   raw1 (__NR_umask, 0);
 }
 
+/* What the kernel counts per user is charged to the caller too: the container gets a share. */
+static int
+bound_counters (const char *line)
+{
+  char path[64] = "/proc/sys/user/";
+  const usize prefix = pc_strlen (path);
+
+  while (*line != '\0')
+    {
+      usize name = 0, number = 0;
+      while (line[name] != ' ' && line[name] != '\0')
+        name++;
+      const char *value = line + name + (line[name] == ' ');
+      while (value[number] != '\n' && value[number] != '\0')
+        number++;
+      if (number == 0 || prefix + name >= sizeof path)
+        return -EINVAL;
+      memcpy (path + prefix, line, name);
+      path[prefix + name] = '\0';
+      int error = pc_write_file (AT_FDCWD_, path, value, number);
+      if (error < 0)
+        return error;
+      line = value + number + (value[number] == '\n');
+    }
+  return 0;
+}
+
 static int
 open_null_stdio (int control)
 {
@@ -183,6 +210,7 @@ become_container (const struct pc_launcher *launcher, const struct pc_plan *plan
            raw2 (__NR_sethostname, pc_at (plan, plan->hostname), plan->hostname.size));
   pc_receive_sources (control, sync, &sources);
   pc_become_root_inside (plan, control);
+  CHECK (PC_STEP_COUNTERS, bound_counters (pc_at (plan, plan->counters)));
   CHECK (PC_STEP_MOUNT, raw5 (__NR_mount, "", "/", 0, MS_REC_ | MS_PRIVATE_, 0));
 
   if (pc_build_root (launcher, plan, &sources, &root, &op, &failure) < 0)

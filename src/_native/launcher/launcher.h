@@ -24,6 +24,7 @@ struct pc_launcher
   int dev;         /* detached /dev template, or -1 when it stays attached at /dev */
   int sys;         /* detached /sys template, or -1 when it stays attached at /sys */
   int has_sys;
+  int privileged;  /* root: containers get ids of their own */
   struct pc_born spare;
   int old_layers;  /* overlay takes no detached mounts here: attach, then name by path */
 };
@@ -48,6 +49,9 @@ struct pc_child_fds
 
 /* Make the /sys of this launcher's containers, once; 0 or a negative errno. */
 int pc_make_sys (struct pc_launcher *launcher, const char *entries, usize size, const struct pc_fds *fds);
+struct clone_args;
+/* As root, clone a container so that its user namespace belongs to its own first id. */
+word pc_clone_owned (const struct pc_plan *plan, const struct clone_args *args);
 int pc_prepare_namespace (struct pc_launcher *launcher, int plain_user, struct pc_record *failure);
 /* Start what the plan says; the reply names the pid, or the step that failed. */
 int pc_spawn (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fds *fds,

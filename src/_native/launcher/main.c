@@ -369,6 +369,13 @@ prepare_signals (void)
   return (int) raw4 (__NR_signalfd4, -1, &child, 8, 0x80000 | 0x800 /* CLOEXEC, NONBLOCK */);
 }
 
+/* So that capabilities stay while a container is cloned under another id.  A new user namespace starts without. */
+static int
+keep_capabilities (void)
+{
+  return (int) sys_prctl (28 /* PR_SET_SECUREBITS */, 1 << 2 /* SECBIT_NO_SETUID_FIXUP */, 0);
+}
+
 /* Live in the caller's process group until the caller is gone or SIGINT ends this: either closes the socket,
    by which the caller learns of a Ctrl-C without a handler of its own.  Other signals stay blocked. */
 _Noreturn static void
@@ -415,6 +422,7 @@ pc_main (word *stack)
   int bare = stack[0] > 1 && pc_streq (argv[1], "files");
   int hub = stack[0] > 1 && pc_streq (argv[1], "hub");
   int plain_user = hub || (stack[0] > 1 && pc_streq (argv[1], "plain"));
+  launcher.privileged = !bare && !plain_user && keep_capabilities () == 0;
   if (signals < 0 || (!bare && pc_prepare_namespace (&launcher, plain_user, &ready) < 0)
       || (hub && pc_make_hub (&ready) < 0))
     {

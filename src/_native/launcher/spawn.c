@@ -298,8 +298,10 @@ leave (int own[4])
 }
 
 static word
-clone_child (const struct pc_plan *plan, const struct pc_fds *fds, int *pidfd)
+clone_child (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds,
+             int *pidfd)
 {
+  int owned = launcher->privileged && plan->namespaces & CLONE_NEWUSER;
   struct clone_args args = {
     .flags = (plan->namespaces & CLONED_NAMESPACES) | CLONE_PIDFD,
     .pidfd = (u64) (usize) pidfd,
@@ -310,7 +312,7 @@ clone_child (const struct pc_plan *plan, const struct pc_fds *fds, int *pidfd)
       args.flags |= CLONE_INTO_CGROUP;
       args.cgroup = (u64) fds->fd[plan->cgroup_fd];
     }
-  return raw2 (__NR_clone3, &args, sizeof args);
+  return owned ? pc_clone_owned (plan, &args) : raw2 (__NR_clone3, &args, sizeof args);
 }
 
 static int
@@ -350,7 +352,7 @@ give_birth (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_
   if (error < 0)
     return pc_failed (reply, PC_STEP_LAUNCHER, error, -1);
   error = join (plan, fds, own);
-  word pid = error < 0 ? error : clone_child (plan, fds, &born->pidfd);
+  word pid = error < 0 ? error : clone_child (launcher, plan, fds, &born->pidfd);
   if (pid == 0)
     {
       sys_close (sync[0]);

@@ -126,7 +126,7 @@ pc_plan_check (const void *buffer, usize size)
       || plan->size != size || !fds_ok (plan))
     return EINVAL_;
   if (!ref_ok (buffer, size, plan->uid_map, 0) || !ref_ok (buffer, size, plan->gid_map, 0)
-      || !ref_ok (buffer, size, plan->hostname, 0)
+      || !ref_ok (buffer, size, plan->hostname, 0) || !ref_ok (buffer, size, plan->counters, 0)
       || !ref_ok (buffer, size, plan->ops, sizeof (struct pc_op))
       || !ref_ok (buffer, size, plan->sources, sizeof (struct pc_source))
       || !ref_ok (buffer, size, plan->joins, sizeof (struct pc_join)))

@@ -12,7 +12,7 @@ NO_FD = 0xFFFFFFFF
 _VERSION = 1
 _PLAN_MAGIC, _EXEC_MAGIC, _SECURITY_MAGIC = 0x4E4C5050, 0x43455850, 0x43455350
 
-_PLAN = struct.Struct("<4IQ6I4I4Q16I")
+_PLAN = struct.Struct("<4IQ6I4I4Q18I")
 _SOURCE = struct.Struct("<4I4Q")
 _OP = struct.Struct("<2H3IQ4I")
 _JOIN = struct.Struct("<2I")
@@ -277,6 +277,7 @@ class Plan:
     hostname: str = ""
     joins: Sequence[tuple[int, int]] = ()
     command: bytes = b""
+    counters: str = ""
 
     def encode(self) -> bytes:
         """The buffer that the launcher walks.  Raises ValueError for a NUL inside a string."""
@@ -292,6 +293,7 @@ class Plan:
             *arena.put(b"".join(_JOIN.pack(*join) for join in self.joins)),
             *arena.put(self.security),
             *arena.put(self.command),
+            *arena.put(_text(self.counters)),
         )
         _PLAN.pack_into(
             arena.data,

@@ -20,6 +20,7 @@ from pycontain._model.names import search_domains
 from pycontain._rootfs import host, layout
 from pycontain._runtime.declared import made_directories
 from pycontain._runtime.network import HOST, JOINED, LINKED, NONE
+from pycontain._security import counters
 from pycontain._state.owner import STORE_BLOCK
 from pycontain.errors import PathError, UnsupportedError
 
@@ -84,6 +85,7 @@ class Template:
     joins: bool
     id_map: str
     live: str
+    counters: str = ""
     _encoded: dict[tuple[object, ...], bytes] = field(factory=dict, init=False)
 
     def fill(
@@ -173,6 +175,7 @@ class Template:
             hostname=hostname,
             joins=() if join is None else ((join, NEWNET),),
             command=command,
+            counters=self.counters,
         ).encode()
 
 
@@ -337,6 +340,7 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
         joins=spec.linkage.kind == JOINED,
         id_map=_plain_map(engine),
         live=engine.owner.live,
+        counters="" if engine.features.privileged else counters.shares(spec.security.seccomp),
     )
 
 

@@ -67,6 +67,7 @@ _RLIMITS = {
     "nofile": (1024, 1024),
     "nice": (0, 0),
     "rtprio": (0, 0),
+    "sigpending": (1024, 1024),
 }
 
 _TIOCSWINSZ, _TIOCSCTTY, _TIOCSPTLCK, _TIOCGPTPEER = 0x5414, 0x540E, 0x40045431, 0x5441
@@ -329,7 +330,7 @@ def _presets() -> None:
         landlock=False,
         masked_paths=(*MASKED, "/proc/thermal_throttle", "/sys/firmware", "/sys/devices/virtual/powercap"),
         readonly_paths=DOCKER_READ_ONLY,
-        rlimits={"core": (1, 1)},
+        rlimits={"core": (1, 1), "sigpending": (1024, 1024)},
         restrict_suid_sgid=False,
     )
 
