@@ -10,7 +10,7 @@ import threading
 from pycontain._cgroups import translate
 from pycontain._cgroups.blueprint import NAME, OWNER, Blueprint
 from pycontain._cgroups.detect import BASE, Layout, detect, write
-from pycontain._cgroups.leaf import Counters, Leaf, keyed, remove_group, remove_subtree, wait_empty
+from pycontain._cgroups.leaf import Counters, Leaf, keyed, remove_groups, remove_subtree, wait_empty
 from pycontain._cgroups.steps import Steps
 from pycontain._kernel import files
 from pycontain._kernel.waiting import PRIORITY, ready
@@ -134,7 +134,7 @@ class Cgroups:
     def remove(self) -> bool:
         """Remove this owner's directories everywhere; False while something lives below."""
         self.forget()
-        return all([remove_group(path) for path in sorted(self._made, reverse=True)])
+        return remove_groups(self._made)
 
     def forget(self) -> None:
         """Close the fds alone."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import time
+from collections.abc import Iterable
 
 from attrs import define, field, frozen
 
@@ -75,6 +77,10 @@ def number(text: bytes) -> int | None:
 def sum_of(text: bytes, key: bytes) -> int:
     """The sum over every line of what stands behind `key`, as in io.stat."""
     return sum(int(word[len(key) :]) for word in text.split() if word.startswith(key))
+
+
+_LAUNCHERS_END = 2.0
+"""Seconds for launchers to end."""
 
 
 @define(eq=False)
@@ -250,6 +256,20 @@ def remove_group(path: str) -> bool:
         return True
     except OSError:
         return False
+    return True
+
+
+def remove_groups(paths: Iterable[str]) -> bool:
+    """rmdir of cgroups, inner ones first; False where something still lives in one.
+
+    Launchers, which are in groups of their owner, end a moment after their sockets are closed.
+    """
+    until = time.monotonic() + _LAUNCHERS_END
+    for path in sorted(paths, reverse=True):
+        while not (done := remove_group(path)):
+            if time.monotonic() > until:
+                return done
+            time.sleep(0.001)
     return True
 
 
