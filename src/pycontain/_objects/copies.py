@@ -85,6 +85,10 @@ def copy_in(
         there = ContainerPath(target.container, target.pure, user)
     acting = user_of(container._awake(), there._user)
     ids = user_of(container._awake(), owner)[:2] if owner is not None else acting[:2]
+    if acting[0] != 0 and ids != acting[:2]:
+        raise path_error(
+            "cannot change the owner of", str(there), errno.EPERM, "pass user='root' with owner="
+        )
     with told("cannot read", text):
         fd = hostpath.open_path(text, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     try:
