@@ -659,6 +659,33 @@ def test_the_oldest_session_makes_room(relay: Relay) -> None:
         assert rests(relay.pid)
 
 
+@pytest.mark.case("A13")
+def test_one_port_takes_no_sessions_of_another(relay: Relay) -> None:
+    """Datagrams of many clients to one port end the sessions of that port only."""
+    with contextlib.ExitStack() as stack:
+        own, flooded = (stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(2))
+        for service in (own, flooded):
+            service.bind((HERE, 0))
+            service.settimeout(PATIENCE)
+        port = publish_udp(relay, own.getsockname()[1], number=1)
+        busy = publish_udp(relay, flooded.getsockname()[1], number=2)
+        quiet = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(20)]
+
+        def ask(client: socket.socket, port: int, service: socket.socket) -> int:
+            client.sendto(b"x", (HERE, port))
+            return int(service.recvfrom(10)[1][1])
+
+        before = [ask(client, port, own) for client in quiet]
+        for _ in range(SESSIONS_MOST + 50):
+            with socket.socket(type=socket.SOCK_DGRAM) as client:
+                ask(client, busy, flooded)
+        assert [ask(client, port, own) for client in quiet] == before
+        more = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(20)]
+        after = [ask(client, port, own) for client in more]
+        assert [ask(client, port, own) for client in more] == after
+        assert [ask(client, port, own) for client in quiet] == before
+
+
 @pytest.mark.usefixtures("needs_sight")
 def test_a_silent_session_ends(relay: Relay) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:

@@ -12,8 +12,17 @@ static u32 buckets[BUCKETS];
 static u32 sessions_end = 1;
 static u32 session_count;
 static u32 first_free;
-static u32 oldest;
-static u32 newest;
+
+/* The sessions of one listener by age. */
+struct ages
+{
+  u32 oldest;
+  u32 newest;
+  u32 count;
+};
+
+static struct ages ages[PC_LISTENERS_MOST]; /* by the place of the listener */
+static u32 ages_end;                        /* of those that were ever used */
 
 static u32 *
 bucket_of (const struct pc_session_key *key)
@@ -28,34 +37,42 @@ bucket_of (const struct pc_session_key *key)
 static void
 unlink_age (struct pc_session *session)
 {
+  struct ages *of = &ages[session->key.listener];
+
   if (session->older != NOBODY)
     sessions[session->older].newer = session->newer;
   else
-    oldest = session->newer;
+    of->oldest = session->newer;
   if (session->newer != NOBODY)
     sessions[session->newer].older = session->older;
   else
-    newest = session->older;
+    of->newest = session->older;
+  of->count--;
 }
 
 static void
 link_newest (struct pc_session *session)
 {
+  struct ages *of = &ages[session->key.listener];
   u32 place = (u32) (session - sessions);
-  session->older = newest;
+
+  session->older = of->newest;
   session->newer = NOBODY;
-  if (newest != NOBODY)
-    sessions[newest].newer = place;
+  if (of->newest != NOBODY)
+    sessions[of->newest].newer = place;
   else
-    oldest = place;
-  newest = place;
+    of->oldest = place;
+  of->newest = place;
+  of->count++;
+  if (session->key.listener >= ages_end)
+    ages_end = session->key.listener + 1;
 }
 
 void
 pc_refresh_session (struct pc_session *session)
 {
   session->heard = pc_seconds ();
-  if (newest == (u32) (session - sessions))
+  if (ages[session->key.listener].newest == (u32) (session - sessions))
     return;
   unlink_age (session);
   link_newest (session);
@@ -79,23 +96,41 @@ end_session (struct pc_session *session)
   session_count--;
 }
 
+/* End a session of the listener that has the most, so that many clients of one published port cannot take the
+   sessions of the others: of those with equally many the one that wants another, or that was silent for longest. */
+static void
+make_room (const struct pc_listener *listener)
+{
+  const struct ages *most = &ages[pc_place_of (listener)];
+
+  for (u32 i = 0; i < ages_end; i++)
+    {
+      const struct ages *one = &ages[i];
+      int as_many = one->count == most->count && one->count > 0 && most != &ages[pc_place_of (listener)];
+      if (one->count > most->count || (as_many && sessions[one->oldest].heard < sessions[most->oldest].heard))
+        most = one;
+    }
+  if (most->count > 0)
+    end_session (&sessions[most->oldest]);
+}
+
 static int
 dial (const struct pc_listener *listener)
 {
   int fd = pc_dial (listener, SOCK_DGRAM_);
-  if ((fd == -EMFILE || fd == -ENFILE) && oldest != NOBODY)
+  if (fd == -EMFILE || fd == -ENFILE)
     {
-      end_session (&sessions[oldest]);
+      make_room (listener);
       fd = pc_dial (listener, SOCK_DGRAM_);
     }
   return fd;
 }
 
 static struct pc_session *
-take_place (void)
+take_place (const struct pc_listener *listener)
 {
   if (first_free == NOBODY && sessions_end > PC_SESSIONS_MOST)
-    end_session (&sessions[oldest]);
+    make_room (listener);
   u32 place = first_free != NOBODY ? first_free : sessions_end++;
   if (place == first_free)
     first_free = sessions[place].chain;
@@ -108,12 +143,13 @@ start_session (const struct pc_listener *listener, const struct pc_session_key *
   cleanup_fd int fd = dial (listener);
   if (fd < 0)
     return NULL;
-  struct pc_session *session = take_place ();
+  struct pc_session *session = take_place (listener);
   u32 place = (u32) (session - sessions);
   u32 *bucket = bucket_of (key);
 
   session->key = *key;
   session->used = 1;
+  session->heard = pc_seconds ();
   session->fd = fd;
   session->chain = *bucket;
   *bucket = place;
