@@ -90,11 +90,11 @@ def test_an_exec_passes() -> None:
     "changes",
     [
         {"control_fd": 5000},
-        {"cgroup_fd": 200},
+        {"cgroup_fd": 900},
         {"tasks": 17},
         {"ops": [Op(OpKind.OVERLAY, source=1, count=2)]},
         {"sources": [Source(fd=3000)]},
-        {"joins": [(400, 0)]},
+        {"joins": [(900, 0)]},
         {"security": b"x" * 80},
         {"flags": plan.PlanFlag.COMMAND_IS_INIT},
     ],

@@ -15,7 +15,7 @@
 #define PC_VERSION 1u
 #define PC_NO_FD 0xffffffffu
 #define PC_MAX_MESSAGE (128u * 1024)
-#define PC_MAX_FDS 200u
+#define PC_MAX_FDS 900u
 
 struct pc_ref
 {

@@ -57,6 +57,10 @@ struct pc_request
    The agent reads and discards until their last writer is gone.  Nothing is answered. */
 #define PC_REQUEST_DRAIN 19u
 
+/* PC_REQUEST_FDS, caller to launcher: fds that follow those of the next PC_REQUEST_SPAWN, for one message takes
+   253 at most.  `value` is 1 for the first of several.  Nothing is answered. */
+#define PC_REQUEST_FDS 30u
+
 #define PC_REQUEST_IN_MEMFD 1u
 #define PC_REQUEST_AFTER 2u /* PC_REQUEST_REMOVE: the first fd is a pidfd whose end to wait for */
 

@@ -78,7 +78,7 @@ struct pc_message
 
 struct pc_fds
 {
-  int fd[256];
+  int fd[1024];
   u32 count;
   u32 truncated; /* some were lost: this process may open no more */
 };

@@ -56,20 +56,28 @@ void
 pc_receive_sources (int control, int sync, struct pc_child_fds *out)
 {
   struct pc_fds fds;
-  u32 head[3] = { 0, 0, 0 };
-  word got = pc_receive (sync, head, sizeof head, &fds, 0);
+  struct pc_sources_head head;
 
-  if (got != (word) sizeof head)
-    sys_exit (127); /* the launcher has told why */
-  if (fds.truncated)
-    pc_die (control, PC_STEP_SYNC, -EMFILE, -1);
-  u32 next = 0;
-  out->store = head[0] && next < fds.count ? fds.fd[next++] : -1;
-  out->dev = head[1] && next < fds.count ? fds.fd[next++] : -1;
-  out->sys = head[2] && next < fds.count ? fds.fd[next++] : -1;
-  out->source_count = fds.count - next;
-  for (u32 i = 0; i < out->source_count; i++)
-    out->sources[i] = fds.fd[next + i];
+  out->store = out->dev = out->sys = -1;
+  out->source_count = 0;
+  do
+    {
+      word got = pc_receive (sync, &head, sizeof head, &fds, 0);
+      if (got != (word) sizeof head)
+        sys_exit (127); /* the launcher has reported why */
+      if (fds.truncated)
+        pc_die (control, PC_STEP_SYNC, -EMFILE, -1);
+      u32 next = 0;
+      if (head.store && next < fds.count)
+        out->store = fds.fd[next++];
+      if (head.dev && next < fds.count)
+        out->dev = fds.fd[next++];
+      if (head.sys && next < fds.count)
+        out->sys = fds.fd[next++];
+      while (next < fds.count && out->source_count < COUNT (out->sources))
+        out->sources[out->source_count++] = fds.fd[next++];
+    }
+  while (head.more);
 }
 
 void

@@ -36,6 +36,15 @@ struct pc_root
   int old;  /* the root that is to be replaced */
 };
 
+/* With the fds of a plan's sources: `store`, `dev` and `sys` say which come before them, `more` that others follow. */
+struct pc_sources_head
+{
+  u32 store;
+  u32 dev;
+  u32 sys;
+  u32 more;
+};
+
 struct pc_child_fds
 {
   int control;

@@ -306,6 +306,37 @@ serve_network (struct pc_launcher *launcher, usize received, const struct pc_fds
   answer (launcher, &reply, -1);
 }
 
+static struct pc_fds held;
+
+/* Fds of an asker that never came to its plan are dropped by the next one. */
+static void
+hold_fds (const struct pc_request *request, struct pc_fds *fds)
+{
+  if (request->value == 1)
+    {
+      pc_close_fds (&held);
+      held.truncated = 0;
+    }
+  held.truncated |= fds->truncated;
+  for (u32 i = 0; i < fds->count; i++)
+    {
+      if (held.count == COUNT (held.fd))
+        held.truncated = 1;
+      else
+        held.fd[held.count++] = pc_steal_fd (&fds->fd[i]);
+    }
+}
+
+static void
+append_held (struct pc_fds *fds)
+{
+  fds->truncated |= held.truncated;
+  held.truncated = 0;
+  for (u32 i = 0; i < held.count && fds->count < COUNT (fds->fd); i++)
+    fds->fd[fds->count++] = pc_steal_fd (&held.fd[i]);
+  pc_close_fds (&held);
+}
+
 static int
 serve (struct pc_launcher *launcher)
 {
@@ -318,7 +349,12 @@ serve (struct pc_launcher *launcher)
   if ((usize) received >= sizeof *request)
     {
       if (request->kind == PC_REQUEST_SPAWN)
-        serve_spawn (launcher, request, (usize) received, &fds);
+        {
+          append_held (&fds);
+          serve_spawn (launcher, request, (usize) received, &fds);
+        }
+      else if (request->kind == PC_REQUEST_FDS)
+        hold_fds (request, &fds);
       else if (request->kind == PC_REQUEST_PREPARE)
         serve_prepare (launcher, request, (usize) received, &fds);
       else if (request->kind == PC_REQUEST_RESTACK)

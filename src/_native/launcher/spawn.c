@@ -180,6 +180,18 @@ copy_tree (int detached, const char *path)
   return (int) sys_open_tree (AT_FDCWD_, path, CLONE_TREE | AT_RECURSIVE_);
 }
 
+#define MOST_SENT 240u /* SCM_MAX_FD is 253 */
+
+static int
+send_part (int sync, struct pc_sources_head *head, struct pc_fds *part, u32 more)
+{
+  head->more = more;
+  int result = pc_send (sync, head, sizeof *head, part->fd, part->count, 0);
+  head->store = head->dev = head->sys = 0;
+  pc_close_fds (part);
+  return result;
+}
+
 int
 pc_send_sources (const struct pc_launcher *launcher, const struct pc_plan *plan,
               const struct pc_fds *fds, word pid, int sync, struct pc_record *reply)
@@ -187,7 +199,7 @@ pc_send_sources (const struct pc_launcher *launcher, const struct pc_plan *plan,
   struct pc_fds out = { .count = 0 };
   const struct pc_source *sources = pc_at (plan, plan->sources);
   u32 count = plan->sources.size / sizeof *sources;
-  u32 head[3] = { 0, 0, 0 };
+  struct pc_sources_head head = { 0, 0, 0, 0 };
   char path[64] = "/proc/";
   usize n = 6 + pc_decimal (path + 6, (u64) pid);
   memcpy (path + n, "/ns/user", 9);
@@ -208,7 +220,7 @@ pc_send_sources (const struct pc_launcher *launcher, const struct pc_plan *plan,
       if (fd < 0)
         return pc_failed (reply, PC_STEP_UPPER, fd, -1);
       out.fd[out.count++] = fd;
-      head[0] = 1;
+      head.store = 1;
       int error = set_attributes (plan, fd, &store, -1);
       if (error < 0)
         {
@@ -220,31 +232,36 @@ pc_send_sources (const struct pc_launcher *launcher, const struct pc_plan *plan,
   if (dev >= 0)
     {
       out.fd[out.count++] = dev;
-      head[1] = 1;
+      head.dev = 1;
     }
   int sys = launcher->has_sys ? copy_tree (launcher->sys, "/sys") : -1;
   if (sys >= 0)
     {
       out.fd[out.count++] = sys;
-      head[2] = 1;
+      head.sys = 1;
     }
   for (u32 i = 0; i < count; i++)
     {
+      if (out.count == MOST_SENT && (result = send_part (sync, &head, &out, 1)) < 0)
+        {
+          (void) pc_failed (reply, PC_STEP_SYNC, result, -1);
+          goto out;
+        }
       int fd = open_source (launcher, plan, &sources[i], fds);
       if (fd < 0)
         {
-          (void) pc_failed (reply, PC_STEP_SOURCE, fd, (i32) i);
+          result = pc_failed (reply, PC_STEP_SOURCE, fd, (i32) i);
           goto out;
         }
       out.fd[out.count++] = fd;
       int error = set_attributes (plan, fd, &sources[i], user);
       if (error < 0)
         {
-          (void) pc_failed (reply, PC_STEP_MOUNT_IDMAP, error, (i32) i);
+          result = pc_failed (reply, PC_STEP_MOUNT_IDMAP, error, (i32) i);
           goto out;
         }
     }
-  result = pc_send (sync, head, sizeof head, out.fd, out.count, 0);
+  result = send_part (sync, &head, &out, 0);
   if (result < 0)
     (void) pc_failed (reply, PC_STEP_SYNC, result, -1);
 out:

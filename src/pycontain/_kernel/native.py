@@ -19,7 +19,7 @@ READY, FAILED, STARTED, EXITED, GONE, OPENED = range(1, 7)
 SPAWN, MAPS, REMOVE, SECURITY, EXEC, SIGNAL, KILL_TREE, KILL_ALL, OPEN = range(1, 10)
 """Kinds of requests (protocol.h)."""
 
-PREPARE, RESTACK, NETWORK, RELAY, SYS = 10, 16, 17, 18, 19
+PREPARE, RESTACK, NETWORK, RELAY, SYS, FDS = 10, 16, 17, 18, 19, 30
 """Requests to the launcher (protocol.h)."""
 
 DRAIN = 19
@@ -32,6 +32,8 @@ IN_MEMFD, AFTER = 1, 2
 """Flags of requests (protocol.h)."""
 
 MAX_INLINE = 120 * 1024
+MAX_FDS = 240
+"""Descriptors in one message: the kernel's SCM_MAX_FD is 253."""
 
 _EINTR, _EAGAIN = -4, -11
 

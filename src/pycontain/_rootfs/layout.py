@@ -132,16 +132,18 @@ def _scratch(size: int, read_only: bool) -> list[tuple[str, bytes, int]]:
 
 
 def _mount(mount: MountSpec) -> Op:
+    # /dev is the engine's, into which no link of an image may lead a mount; none is on the way to this one.
+    guarded = int(OpFlag.NOFOLLOW) if mount.target.strip("/") == "dev/shm" else 0
     if mount.tmpfs is not None:
         options = tmpfs_options(mount.tmpfs.size, mount.tmpfs.mode)
-        return _filesystem("tmpfs", mount.target, options, int(_GUARDED))
+        return _filesystem("tmpfs", mount.target, options, int(_GUARDED), guarded)
     if mount.layered:
         attributes = _GUARDED | MountAttr.RDONLY
         return Op(OpKind.OVERLAY, mount.target, source=mount.source, count=2, attributes=int(attributes))
     return Op(
         OpKind.MOUNT,
         mount.target,
-        flags=OpFlag.IS_FILE if mount.is_file else 0,
+        flags=guarded | (OpFlag.IS_FILE if mount.is_file else 0),
         source=mount.source,
     )
 

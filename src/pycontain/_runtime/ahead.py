@@ -19,7 +19,7 @@ from pycontain._kernel.pidfd import wait_dead
 from pycontain._runtime.attempt import Attempt
 from pycontain._runtime.collect import shielded
 from pycontain._runtime.compile import Template, known_template
-from pycontain._runtime.spare import MOST_BULK, Spares
+from pycontain._runtime.spare import Spares
 from pycontain._runtime.spec import new_id
 from pycontain.errors import PycontainError
 
@@ -150,7 +150,7 @@ class Ahead:
             not template.init
             or template.joins
             or template.shares
-            or template.bulk > MOST_BULK
+            or not template.fits_one_message
             or template in self._unfit
         ):
             return False

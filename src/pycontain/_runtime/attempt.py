@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from pycontain._runtime.spec import ContainerSpec
 
 _NO_USERNS = "user namespaces may be disabled: see `Engine().doctor()`"
+_LINK_HINT = "name a place that no symbolic link of the image leads to one of the engine's own mounts"
 _HINTS = {
+    ("mount", 20): "mount a directory at a directory, and below no file",
+    ("mount", 21): "mount the file at the path of a file: a directory is there",
+    ("mount", 30): "mount at a path that exists: the file system there is read-only, so none can be made",
+    ("mount source", 2): "create the file or directory on the host, and keep it until the container starts",
+    ("mount source", 116): "start again: the path leads to another file than when it was checked",
+    ("mount source", 24): "raise the limit of open files: each mount needs one (ulimit -n)",
+    ("sync", 24): "raise the limit of open files: each mount needs one (ulimit -n)",
+    ("sync", 109): "raise the limit of open files: each mount needs one (ulimit -n)",
     ("mount", 1): "the host hides parts of /proc, as inside Docker: a new /proc cannot be mounted there",
     ("clone", 1): _NO_USERNS,
     ("namespaces", 1): _NO_USERNS,
@@ -53,7 +62,11 @@ def mount_of(path: str, source: Source) -> int:
     except PathError:
         raise
     except OSError as error:
-        raise PathError(f"cannot open {path}: {error.strerror}", path=path, errno=error.errno or 0) from error
+        number = error.errno or 0
+        hint = _HINTS.get(("mount source", number))
+        raise PathError(
+            f"cannot mount {path!r}: {error.strerror}", path=path, errno=number, hint=hint
+        ) from error
 
 
 class Attempt:
@@ -183,6 +196,10 @@ class Attempt:
         """Send it.  Raises OSError, a ConnectionError where the launcher is gone."""
         self._launcher = launcher
         self._given, self._fds = native.ffi.new("int[]", self._fds), []
+        more, self._outgoing = self._outgoing[native.MAX_FDS :], self._outgoing[: native.MAX_FDS]
+        for at in range(0, len(more), native.MAX_FDS):
+            part = more[at : at + native.MAX_FDS]
+            native.send(launcher.socket, request(native.FDS, value=int(at == 0)), part)
         launcher.owed.append(self)  # whatever comes now: who is answered next hears this answer first
         native.checked(
             native.lib.pcx_ask(
@@ -299,7 +316,7 @@ class Attempt:
                 path = "/" + self.template.ops[record.op].target.lstrip("/")
         hint = _HINTS.get((step, record.errno))
         if record.errno == 40:
-            hint = "a symbolic link of the image stands where the engine mounts or writes"
+            hint = _LINK_HINT
         return StartError(
             f"container {name} could not start", step=step, errno=record.errno, path=path, hint=hint
         )

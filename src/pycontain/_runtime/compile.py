@@ -41,6 +41,9 @@ NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
 )
 _SCRATCH_MOST = 256 << 20
 _TEMPLATES = 256
+_BULK_MOST = 64 << 10
+"""Bytes of a plan that go in one message with the script of its cgroups in any case."""
+_SOURCES_MOST = 200
 _RESOLVER_MOST = 65536
 _SERVER = re.compile(r"\s*nameserver\s+\S")
 
@@ -87,6 +90,11 @@ class Template:
     live: str
     counters: str = ""
     _encoded: dict[tuple[object, ...], bytes] = field(factory=dict, init=False)
+
+    @property
+    def fits_one_message(self) -> bool:
+        """Return True where plan and script go in one message: a script names fds by one byte."""
+        return self.bulk <= _BULK_MOST and len(self.sources) <= _SOURCES_MOST
 
     def fill(
         self,
@@ -330,7 +338,7 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
         security_request=request(SECURITY, security),
         flags=int(flags),
         layers=len(spec.image.directories),
-        bulk=sum(96 + len(op.data) + len(op.target) for op in ops) + len(security),
+        bulk=sum(96 + len(op.data) + len(op.target) for op in ops) + 80 * len(sources) + len(security),
         seccomp=spec.security.seccomp is not None,
         landlock=engine.features.landlock if spec.security.landlock else 0,
         namespaces=namespaces(engine, spec),

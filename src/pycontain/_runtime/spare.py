@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from pycontain._engine import Engine
     from pycontain._runtime.compile import Template
 
-MOST_BULK = 64 << 10
-"""Bytes of a plan that go in one message with a spare's script in any case."""
-
 
 @frozen(eq=False)
 class Spare:
@@ -45,7 +42,7 @@ class Spares:
     def take(self, launcher: Launcher, template: Template, limits: CgroupLimits) -> Spare | None:
         """The spare that waits in this launcher, if the template can be started in it."""
         spare: Spare | None = launcher.spare
-        if spare is None or not template.init or template.bulk > MOST_BULK:
+        if spare is None or not template.init or not template.fits_one_message:
             return None
         if (spare.namespaces, spare.flags) != (template.namespaces, template.flags):
             return None
