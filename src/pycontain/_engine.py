@@ -9,11 +9,10 @@ import threading
 import weakref
 from typing import TYPE_CHECKING
 
-import attrs
-
 from pycontain._cgroups import group as groups
 from pycontain._cgroups import view
 from pycontain._cgroups.group import Cgroups, Group
+from pycontain._cgroups.refusals import enforced
 from pycontain._kernel.features import Features, features
 from pycontain._kernel.launcher import Launcher, LauncherPool, sub_id_maps
 from pycontain._model.limits import CgroupLimits
@@ -25,9 +24,9 @@ from pycontain._runtime.disk import DiskWatch
 from pycontain._runtime.holdings import Holdings
 from pycontain._runtime.running import Cause
 from pycontain._security import policy
-from pycontain._state.owner import Owner
+from pycontain._state.owner import BLOCK, Owner
 from pycontain._state.paths import Roots
-from pycontain.errors import Conflict, ImageError, NotFound, StateError, UnsupportedError
+from pycontain.errors import Conflict, ImageError, NotFound, StateError
 
 if TYPE_CHECKING:
     from pycontain._images.bounds import LayerLimits
@@ -118,6 +117,11 @@ class Engine:
     def id_maps(self) -> tuple[list[str], list[str]] | None:
         """Of a plain user with sub-ids: inside, outside, count, of users and of groups."""
         return self._maps
+
+    @property
+    def ids_inside(self) -> int:
+        """How many ids of users and groups a container has, from 0 on."""
+        return BLOCK if self.features.privileged else self.sub_ids or 1
 
     @property
     def containers(self) -> list[Container]:
@@ -425,26 +429,12 @@ class Engine:
             if (found := self._held.get(key)) is not None:
                 return found
         except TypeError:  # io_max and hugetlb are mappings
-            return self._enforce(limits, asked, optional)
-        held = self._enforce(limits, asked, optional)
+            return enforced(self.cgroups, limits, asked, optional)
+        held = enforced(self.cgroups, limits, asked, optional)
         if len(self._held) > 256:
             self._held.clear()
         self._held[key] = held
         return held
-
-    def _enforce(self, limits: CgroupLimits, asked: frozenset[str], optional: frozenset[str]) -> CgroupLimits:
-        dropped: dict[str, None] = {}
-        for name in asked | {"memory", "pids"}:
-            value = getattr(limits, name)
-            if value is None:
-                continue
-            try:
-                self.cgroups.check(CgroupLimits(**{name: value}))
-            except UnsupportedError:
-                if name in asked and name not in optional:
-                    raise
-                dropped[name] = None
-        return attrs.evolve(limits, **dropped) if dropped else limits
 
     def plan_group(self, name: str, block: int | None) -> Group | None:
         """The cgroups of a container, not made yet, or None where this user may make none."""

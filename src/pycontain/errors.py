@@ -49,7 +49,19 @@ Part: TypeAlias = str | bytes | os.PathLike[str]
 Args: TypeAlias = Part | Sequence[Part]
 """A command as subprocess takes it: one part alone is the program."""
 
+_PATH_SHOWN = 160
+"""Characters of a path in a message."""
 _OS_FACTS = ("errno", "strerror", "filename", "filename2")
+
+
+def escaped(text: str) -> str:
+    """Return `text` with control characters, bidirectional overrides and surrogates as escapes.
+
+    Names and output of a guest become part of messages, and messages are shown on terminals and in logs.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _facts(error: BaseException) -> dict[str, Any]:
@@ -82,7 +94,7 @@ class PycontainError(Exception):
     hint: str | None = None
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(f"{message} (hint: {hint})" if hint else message)
+        super().__init__(escaped(f"{message} (hint: {hint})" if hint else message))
         self.hint = hint
 
     # OSError would make its own message of errno and filename, which says less.
@@ -133,7 +145,7 @@ class StartError(PycontainError):
     ) -> None:
         what = f"{message}: {step}"
         if path:
-            what += f" {path!r}"
+            what += f" {path[:_PATH_SHOWN]!r}"
         if errno:
             what += f": {os.strerror(errno)}"
         super().__init__(what, hint=hint)
@@ -279,7 +291,7 @@ class CommandFailed(PycontainError, subprocess.CalledProcessError):
     def __str__(self) -> str:
         if self.returncode == 0:
             return f"Command {self.cmd!r} was cut off (reason: {self.reason})."
-        return f"{subprocess.CalledProcessError.__str__(self)[:-1]} (reason: {self.reason})."
+        return escaped(f"{subprocess.CalledProcessError.__str__(self)[:-1]} (reason: {self.reason}).")
 
 
 class CommandTimeout(PycontainError, subprocess.TimeoutExpired):
@@ -296,7 +308,7 @@ class CommandTimeout(PycontainError, subprocess.TimeoutExpired):
         self.usage = usage
 
     def __str__(self) -> str:
-        return subprocess.TimeoutExpired.__str__(self)
+        return escaped(subprocess.TimeoutExpired.__str__(self))
 
 
 class CallError(PycontainError):

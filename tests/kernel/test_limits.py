@@ -59,10 +59,10 @@ def test_usage_counts_cpu(container: Container) -> None:
     "limits",
     [
         {"memory": "12Q"},
-        {"memory": -1},
+        {"memory": -2},
         {"memory": "4K"},
         {"pids": 0},
-        {"cpus": -1},
+        {"cpus": -2},
         {"cpus": float("nan")},
         {"limits": CgroupLimits(memory="64M"), "memory": "64M"},
         {"limits": CgroupLimits(pids=5), "pids": 5},

@@ -11,6 +11,7 @@ from pycontain._cgroups import translate
 from pycontain._cgroups.blueprint import NAME, OWNER, Blueprint
 from pycontain._cgroups.detect import BASE, Layout, detect, write
 from pycontain._cgroups.leaf import Counters, Leaf, keyed, remove_groups, remove_subtree, wait_empty
+from pycontain._cgroups.refusals import remedy
 from pycontain._cgroups.steps import Steps
 from pycontain._kernel import files
 from pycontain._kernel.waiting import PRIORITY, ready
@@ -89,10 +90,7 @@ class Cgroups:
         for controller, fields in translate.v2(limits).items():
             if not self.layout.has(controller):
                 name = next(iter(fields))
-                raise UnsupportedError(
-                    f"the limit {name} (cgroup controller {controller})",
-                    hint="delegate the controller to this user, or name the limit in Security.optional",
-                )
+                raise UnsupportedError(f"{name}: no cgroup controller {controller} here", hint=remedy())
         for name, controller in _ONLY_V2.items():
             if getattr(limits, name) is not None and controller not in self.layout.controllers:
                 raise UnsupportedError(

@@ -47,7 +47,10 @@ def check_path(name: str, value: str | os.PathLike[str]) -> str:
         raise TypeError(f"{name} must be text or a pathlib path, got {shown(value)}")
     if not path or "\0" in path:
         raise ValueError(f"{name} must be a path, got {shown(path)}")
-    os.fsencode(path)
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be text that the file system can hold, got {shown(path)}") from None
     return path
 
 

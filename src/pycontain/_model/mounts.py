@@ -8,18 +8,13 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 
+from pycontain._model.arguments import check_path
 from pycontain._model.sizes import parse_size, shown
 from pycontain.errors import LimitError
 
 
 def _path(value: str | os.PathLike[str]) -> str:
-    path: object = os.fspath(value)
-    if not isinstance(path, str):
-        raise TypeError(f"a path is text or a path of pathlib, not {shown(path)}")
-    if "\0" in path or not path:
-        raise ValueError(f"not a path: {shown(path)}")
-    os.fsencode(path)
-    return os.path.abspath(path)
+    return os.path.abspath(check_path("the path of a Bind", value))
 
 
 def _flag(*allowed: bool | None) -> Callable[[Any, Any, object], None]:

@@ -52,8 +52,22 @@ def problems() -> str:
     if not any(shutil.which(name) for name, _ in _PROGRAMS):
         return "neither pasta nor slirp4netns is installed"
     if not os.access(_TUN, os.R_OK | os.W_OK):
-        return f"{_TUN} is not for this user"
+        there = os.path.exists(_TUN)
+        return f"{_TUN} cannot be opened by this user" if there else f"{_TUN} does not exist"
     return ""
+
+
+def _remedy(problem: str) -> str:
+    """Return what makes the way out work; a program that is there is not to be installed."""
+    if problem.startswith(_TUN):
+        return (
+            f"give this user {_TUN} (sudo chmod 666 {_TUN})"
+            if os.path.exists(_TUN)
+            else ("load the tun module (sudo modprobe tun)")
+        )
+    if "installed" in problem:
+        return "install passt or slirp4netns"
+    return "see that pasta or slirp4netns runs by itself"
 
 
 class Outside:
@@ -85,7 +99,7 @@ class Outside:
             problem = f"{name} gave no way out"
         self._refusal = (
             f"networks that lead outside, as a plain user ({problem})",
-            "install passt or slirp4netns, or use Network(internal=True)",
+            f"{_remedy(problem)}, or use Network(internal=True)",
         )
         raise UnsupportedError(*self._refusal)
 

@@ -12,7 +12,7 @@ from attrs import frozen
 from pycontain._kernel import native
 from pycontain._model.limits import CgroupLimits
 from pycontain._model.process import ExecResult, Reason
-from pycontain._model.sizes import parse_cap, parse_duration
+from pycontain._model.sizes import parse_cap, parse_duration, shown
 from pycontain._model.user import asked_user
 from pycontain._runtime import spec as specs
 from pycontain._runtime.cancel import CancelToken
@@ -166,7 +166,7 @@ class Call:
 def _argv(args: Args, shell: bool) -> tuple[str, ...]:
     if shell:
         if not isinstance(args, str):
-            raise ValueError("args must be one string with shell=True, got a sequence")
+            raise ValueError(f"with shell=True the command must be one string, got {shown(args)}")
         return ("/bin/sh", "-c", *(specs.command(args) or ()))
     argv = specs.command(args)
     assert argv is not None
@@ -176,4 +176,9 @@ def _argv(args: Args, shell: bool) -> tuple[str, ...]:
 def _input_bytes(data: str | bytes | None, encoding: str) -> bytes | None:
     if data is None:
         return None
-    return data.encode(encoding) if isinstance(data, str) else bytes(memoryview(data).cast("B"))
+    if isinstance(data, str):
+        return data.encode(encoding)
+    try:
+        return bytes(memoryview(data).cast("B"))
+    except TypeError:
+        raise TypeError(f"input must be text or bytes, got {shown(data)}") from None

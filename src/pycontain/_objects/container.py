@@ -36,6 +36,7 @@ from pycontain._objects.process import Process, check_terminal, check_text
 from pycontain._runtime import spec as specs
 from pycontain._runtime.cancel import cancel_all
 from pycontain._runtime.streams import BUFFER, DEVNULL, PIPE, Stream
+from pycontain._runtime.users import check_known
 from pycontain._security.policy import Rlimits, Security
 from pycontain.errors import Args, NotFound, UnsupportedError
 
@@ -123,6 +124,8 @@ class Container(Lifecycle):
         self._engine.holdings.hold(base, self)
         for layer in base.directories:
             check_layer(layer)
+        if who is not None:
+            check_known(base, points, who, self._engine.ids_inside)
         spec = specs.ContainerSpec(
             id=new,
             image=base,

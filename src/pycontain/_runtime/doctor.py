@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+from pycontain._cgroups.refusals import DELEGATE
 from pycontain.errors import PycontainError
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
 
-_DELEGATE = "systemd-run --user --scope -p Delegate=yes python app.py"
 _LIMITS = {
     "memory": ("memory, swap, memory_high", "memory, swap"),
     "pids": ("pids", "pids"),
@@ -110,7 +110,7 @@ def _start(engine: Engine) -> Iterator[Check]:
 
 def _cgroups(engine: Engine) -> Iterator[Check]:
     layout = engine.cgroups.layout
-    command = None if engine.features.privileged else _DELEGATE
+    command = None if engine.features.privileged else DELEGATE
     if layout.name == "none":
         detail = "none is delegated to this user: no limit can be set, nothing is counted"
         yield Check("cgroups", False, detail, command)

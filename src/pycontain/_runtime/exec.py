@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NUMBERS = itertools.count(1)
 _EPERM, _ENOENT, _ENOEXEC, _EACCES, _ENOTDIR, _EINVAL = 1, 2, 8, 13, 20, 22
+_E2BIG, _EAGAIN, _ENOMEM, _EMFILE, _ENAMETOOLONG = 7, 11, 12, 24, 36
+_PAYLOAD_MOST = 16 << 20
+"""Bytes of a request that the agent maps (wire.c); execve(2) takes 6 MB at most."""
 _SIGSYS = 31
 _GONE = (32, 104)  # EPIPE, ECONNRESET
 _STREAM_BITS = (ExecFlag.STDIN, ExecFlag.STDOUT, ExecFlag.STDERR)
@@ -303,6 +306,8 @@ def _send(
     if command.terminal is not None:
         flags |= ExecFlag.PTY
     payload = command.encode(number, flags, len(leaf.legacy) if leaf is not None else 0)
+    if len(payload) > _PAYLOAD_MOST:
+        raise too_long(command)
     opened: list[int] = []
     memory: list[int] = []
     ours, theirs = native.pair()
@@ -342,19 +347,65 @@ def start_failure(command: Command, record: native.Record) -> StartError:
     if step == "execve":
         if errno in (_ENOENT, _ENOTDIR):
             return CommandNotFound(
-                f"no such command: {name}",
+                "no such command",
                 step=step,
                 errno=errno,
                 path=name,
-                hint="the command, or the interpreter that its first line names, is not in the image",
+                hint="install the command, or the interpreter that its first line names, in the image",
             )
         if errno in (_EACCES, _ENOEXEC):
-            return CommandNotExecutable(f"cannot execute {name}", step=step, errno=errno, path=name)
+            return CommandNotExecutable(
+                "cannot execute the command", step=step, errno=errno, path=name, hint=_EXECUTE_HINTS[errno]
+            )
     if step == "chdir":
         return WorkdirError(
-            f"no usable working directory: {command.workdir}", step=step, errno=errno, path=command.workdir
+            "no usable working directory",
+            step=step,
+            errno=errno,
+            path=command.workdir,
+            hint=_CHDIR_HINTS.get(errno, _CHDIR_HINT),
         )
-    hint = None
+    hint = _START_HINTS.get(errno)
     if step in ("user", "groups") and errno in (_EPERM, _EINVAL):
-        hint = "this id is not mapped inside: a plain user without ranges in /etc/subuid has the one id 0"
-    return StartError(f"cannot start {name}", step=step, errno=errno, hint=hint)
+        hint = "use an id below 65536; an unprivileged user without ranges in /etc/subuid has only 0"
+    return StartError("cannot start the command", step=step, errno=errno, path=name, hint=hint)
+
+
+def too_long(command: Command) -> StartError:
+    """Return the error for arguments and environment that are more than the agent takes."""
+    return StartError(
+        "cannot start the command",
+        step="execve",
+        errno=_E2BIG,
+        path=command.argv[0],
+        hint=_START_HINTS[_E2BIG],
+    )
+
+
+_EXECUTE_HINTS = {
+    _EACCES: "give the file execute permission for this user, on a mount without noexec",
+    _ENOEXEC: "use a program for this machine's architecture, or begin the script with #!",
+}
+_CHDIR_HINT = "create the directory in the image, mount one there, or name another workdir"
+_CHDIR_HINTS = {
+    _EACCES: "give this user the right to enter the directory, or name another workdir",
+    _EMFILE: "raise the rlimit nofile: the agent needs descriptors to start a command",
+}
+_START_HINTS = {
+    _E2BIG: "pass large data with input= or in a file; execve(2) limits arguments and environment together",
+    _ENAMETOOLONG: "shorten the name: a path has at most 4095 bytes, and a part of it 255",
+    _EMFILE: "raise the rlimit nofile: the agent needs descriptors to start a command",
+    _ENOMEM: "raise the memory limit, or the rlimits as, data and stack",
+    _EAGAIN: "raise pids, or the rlimit nproc",
+}
+
+
+def _disk_full(running: Running) -> bool:
+    from pycontain._runtime.users import open_inside
+
+    fd = open_inside(running, "/", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        found = os.fstatvfs(fd)
+        return found.f_bavail == 0 or found.f_favail == 0
+    finally:
+        os.close(fd)

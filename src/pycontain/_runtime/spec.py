@@ -33,6 +33,12 @@ DISK_FLOOR = 64 << 10
 """Bytes below which a root file system holds not even what the engine writes."""
 PIDS_FLOOR = 2
 """The agent and one command."""
+MOUNTS_MOST = 400
+"""Mounts of one container; each costs descriptors in three processes, whose limit is often 1024."""
+_TARGET_MOST, _PART_MOST = 4095, 255
+"""Bytes of a path inside (PATH_MAX), and of each part of it (NAME_MAX)."""
+_ARGUMENT_MOST = 131071
+"""Bytes of one argument, or of one variable with its name and value (MAX_ARG_STRLEN of execve(2))."""
 LIMIT_NAMES = tuple(attribute.name for attribute in fields(CgroupLimits))
 _HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,62}[a-zA-Z0-9])?")
 _RESERVED = ("/", "/proc", "/dev", "/dev/pts", "/sys")
@@ -54,8 +60,30 @@ def inside(path: str | os.PathLike[str]) -> str:
         raise TypeError(f"a path inside a container is text or a path of pathlib, not {shown(text)}")
     if not text.startswith("/") or "\0" in text:
         raise ValueError(f"a path inside a container is absolute and without NUL: {shown(text)}")
-    text.encode("utf-8", "surrogateescape")
-    return "/" + posixpath.normpath(text).lstrip("/")
+    clean = "/" + posixpath.normpath(text).lstrip("/")
+    raw = _encoded("a path inside a container", clean)
+    if len(raw) > _TARGET_MOST or any(len(part) > _PART_MOST for part in raw.split(b"/")):
+        raise ValueError(
+            f"a path inside a container must have at most {_TARGET_MOST} bytes, and {_PART_MOST} between "
+            f"slashes, got {shown(clean)}"
+        )
+    return clean
+
+
+def _encoded(what: str, text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} must be text that UTF-8 can hold, got {shown(text)}") from None
+
+
+def _check_argument(what: str, text: str) -> None:
+    """Raise ValueError for what no execve(2) takes; of most texts the length in characters is enough."""
+    size = len(text) if text.isascii() else len(_encoded(what, text))
+    if size > _ARGUMENT_MOST:
+        raise ValueError(
+            f"{what} must have at most {_ARGUMENT_MOST} bytes, got {size}: pass it with input= or in a file"
+        )
 
 
 def environment(env: object) -> dict[str, str]:
@@ -74,7 +102,13 @@ def environment(env: object) -> dict[str, str]:
             raise TypeError(f"environment names and values are str: {shown(name)}, {type(value).__name__}")
         if not name or "=" in name or "\0" in name or "\0" in value:
             raise ValueError(f"not a variable of an environment: {shown(name)}")  # its value may be secret
-        (name + value).encode("utf-8", "surrogateescape")
+        try:
+            _check_argument(f"the variable {shown(name)}", f"{name}={value}")
+        except ValueError as error:
+            if value.isascii():
+                raise
+            # The value may be secret, so it is not part of the message.
+            raise ValueError(f"the variable {shown(name)} must be text that UTF-8 can hold") from error
         result[name] = value
     return result
 
@@ -97,7 +131,7 @@ def command(args: Args | None) -> tuple[str, ...] | None:
     for part in result:
         if "\0" in part:
             raise ValueError(f"NUL byte in the argument {shown(part)}")
-        part.encode("utf-8", "surrogateescape")  # the guest's encoding, whatever the caller's locale is
+        _check_argument("an argument", part)  # in the guest's encoding, whatever the caller's locale is
     return result
 
 
@@ -116,9 +150,15 @@ def mount_points(mounts: Mounts | None, tmpfs: TmpfsOption | None) -> dict[str, 
         pairs = tmpfs.items() if isinstance(tmpfs, Mapping) else [(place, None) for place in tmpfs]
         for place, size in pairs:
             result[_place(place, result)] = size if isinstance(size, Tmpfs) else Tmpfs(size)
+    if len(result) > MOUNTS_MOST:
+        raise LimitError(
+            f"a container has at most {MOUNTS_MOST} mounts, got {len(result)}",
+            hint="mount a directory that holds several of them",
+        )
     for place, what in result.items():
         if isinstance(what, Bind):
             _check_source(place, what)
+        _check_outer(place, result)
     return result
 
 
@@ -129,7 +169,8 @@ def _check_source(place: str, bind: Bind) -> None:
     except PathError:
         raise
     except FileNotFoundError:
-        raise NotFound(f"nothing to mount at {place}: {bind.path} does not exist") from None
+        state = "is a link to nothing" if os.path.islink(bind.path) else "does not exist"
+        raise NotFound(f"nothing to mount at {place!r}: {bind.path!r} {state}") from None
     except OSError as error:
         raise path_error(f"cannot mount at {place}:", bind.path, error.errno or 0) from error
     try:
@@ -139,10 +180,21 @@ def _check_source(place: str, bind: Bind) -> None:
         os.close(fd)
 
 
+def _check_outer(place: str, mounts: Mapping[str, Mount]) -> None:
+    """Raise ValueError for a mount below a file, which no file system has."""
+    outer = posixpath.dirname(place)
+    while outer != "/":
+        if isinstance(what := mounts.get(outer), Bind) and not os.path.isdir(what.path):
+            raise ValueError(f"nothing can be mounted at {place!r}: a file is mounted at {outer!r}")
+        outer = posixpath.dirname(outer)
+
+
 def _place(path: str, taken: Mapping[str, object]) -> str:
     place = inside(path)
     if place in _RESERVED or place.startswith(("/proc/", "/sys/")):
         raise ValueError(f"nothing can be mounted at {place}: it is the engine's own")
+    if place.startswith("/dev/") and not f"{place}/".startswith("/dev/shm/"):
+        raise ValueError(f"nothing can be mounted at {place}: of /dev only /dev/shm can be replaced")
     if place in taken:
         raise ValueError(f"two mounts at {place}")
     return place

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -15,8 +16,10 @@ from pycontain._model.user import LAST_ID, is_number, split_user
 from pycontain.errors import NotFound, PathError, StateError
 
 if TYPE_CHECKING:
+    from pycontain._objects.image import Image
     from pycontain._runtime.running import Running
 
+_BENEATH = 0x08 | 0x04 | 0x02  # RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_MAGICLINKS
 MOST_READ = 1 << 20
 """Bytes of passwd or group that are read: CVE-2026-47262 and its kin came from reading all of it."""
 
@@ -60,7 +63,11 @@ def _lines(running: Running, path: str) -> Iterator[list[str]]:
 
     They are split one by one: a megabyte of newlines would take ninety as lists.
     """
-    for line in _text(running, path).splitlines():
+    yield from _split(_text(running, path))
+
+
+def _split(text: str) -> Iterator[list[str]]:
+    for line in text.splitlines():
         yield line.split(":")
 
 
@@ -91,6 +98,65 @@ def _number(text: str) -> int | None:
     return int(text) if is_number(text) else None
 
 
+def check_known(image: Image, covered: Iterable[str], user: str, ids: int) -> None:
+    """Check a user before a container is created, as far as the files of the image can decide.
+
+    Args:
+        image: Its layers are read, beneath each and without links.
+        covered: Places inside at which something is mounted; the files below them are not the image's.
+        user: As `resolve` takes it.
+        ids: How many ids exist inside, from 0 on.
+
+    Raises:
+        NotFound: For a name that passwd or group of the image does not have.
+        ValueError: For an id that is not mapped inside.
+    """
+    for part, path in zip(split_user(user), ("/etc/passwd", "/etc/group"), strict=True):
+        number = _number(part)
+        if number is not None and number >= ids:
+            raise ValueError(f"the ids of a container are 0 to {ids - 1} here, got {number}")
+        if not part or number is not None or any(f"{path}/".startswith(f"{place}/") for place in covered):
+            continue
+        lines = _lines_of_layers(image.directories, path)
+        if lines is not None and find_entry(lines, part, None, 7 if path == "/etc/passwd" else 4) is None:
+            kind = "user" if path == "/etc/passwd" else "group"
+            raise NotFound(f"the image has no {kind} {part!r}", hint=f"use an id, or a {kind} of {path}")
+
+
+def _lines_of_layers(directories: Sequence[str], path: str) -> Iterable[list[str]] | None:
+    """Return the lines of the uppermost layer that has the file; None where that cannot be decided."""
+    for directory in directories:
+        try:
+            top = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        flags = os.O_PATH | os.O_CLOEXEC
+        try:
+            fd = int(native.lib.pcx_openat2(top, os.fsencode(path.lstrip("/")), flags, _BENEATH, 0))
+        finally:
+            os.close(top)
+        if fd in (-errno.ENOENT, -errno.ENOTDIR):
+            continue
+        return None if fd < 0 else _lines_of_file(fd)
+    return []
+
+
+def _lines_of_file(place: int) -> Iterable[list[str]] | None:
+    """Return the lines of an O_PATH fd, none for a whiteout; closes it."""
+    try:
+        found = os.fstat(place)
+        if stat.S_ISCHR(found.st_mode) and found.st_rdev == 0:
+            return []
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_READ:
+            return None
+        with open(f"/proc/self/fd/{place}", "rb") as file:
+            return _split(file.read(MOST_READ).decode("utf-8", "replace"))
+    except OSError:
+        return None
+    finally:
+        os.close(place)
+
+
 def resolve(running: Running, user: str) -> Identity:
     """Who 'name', 'uid', 'name:group' or 'uid:gid' is, as docker reads it, but that digits are never a name.
 
@@ -102,7 +168,7 @@ def resolve(running: Running, user: str) -> Identity:
     uid = _number(name)
     entry = find_entry(_lines(running, "/etc/passwd"), name, uid, 7)
     if entry is None and uid is None:
-        raise NotFound(f"the image has no user {name!r}")
+        raise NotFound(f"the image has no user {name!r}", hint="use an id, or a user of /etc/passwd")
     # The host's image has no user of this number, but a home that every user can write.
     gid, home = 0, "/home" if running.spec.image.trees else "/"
     if entry is not None:
@@ -141,5 +207,5 @@ def _group(running: Running, group: str) -> int:
         return number
     entry = find_entry(_lines(running, "/etc/group"), group, None, 4)
     if entry is None:
-        raise NotFound(f"the image has no group {group!r}")
+        raise NotFound(f"the image has no group {group!r}", hint="use an id, or a group of /etc/group")
     return int(entry[2])

@@ -15,6 +15,7 @@ from attrs import field, frozen
 
 from pycontain._kernel.plan import SecurityFlag, encode_security
 from pycontain._model.arguments import check_flag
+from pycontain._model.limits import CgroupLimits
 from pycontain._model.options import check_options
 from pycontain._model.sizes import is_unlimited, shown
 from pycontain._security import capabilities as caps
@@ -86,7 +87,7 @@ _AGENT_CALLS: tuple[tuple[str, *tuple[int, ...]], ...] = (
 )
 """What the agent, and what it starts up to their execve, call."""
 
-_FEATURES = frozenset({"landlock", "time", "memory", "pids", "idmap"})
+_FEATURES = frozenset({"landlock", "time", "idmap", *(one.name for one in attrs.fields(CgroupLimits))})
 
 _ABI_RIGHTS = (0, 13, 14, 15, 15, 16)
 _MAKE_CHAR, _MAKE_BLOCK, _IOCTL_DEV = 1 << 6, 1 << 11, 1 << 15
@@ -220,8 +221,8 @@ class Security:
     program left in a bind, a volume or a lent file gives its rights to other users of the host.  openat2
     and io_uring, whose modes no filter can read, fail with ENOSYS.  It is a part of the filter: without
     `seccomp` it is off.
-    optional: features without which the container may still start: 'landlock', 'time', 'memory',
-    'pids', 'idmap'; `Container.isolation` tells which are missing.
+    optional: features without which the container may still start: 'landlock', 'time', 'idmap', and the
+    fields of CgroupLimits; `Container.isolation` shows which are missing.
 
     A single name or path stands for a set of one.  Raises ValueError for unknown names, paths that
     are not absolute and rlimits that cannot be meant (LimitError), TypeError for other types.

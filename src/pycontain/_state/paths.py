@@ -67,7 +67,7 @@ def private_directory(path: str) -> str:
             f"cannot make the directory {path}: {error.strerror}",
             path=path,
             errno=error.errno or 0,
-            hint="set PYCONTAIN_ROOT to a directory of your own",
+            hint="name a root that this user may write: Engine(root=...) or PYCONTAIN_ROOT",
         ) from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise PathError(f"{path} is not a directory of this user", path=path)
