@@ -67,6 +67,9 @@ CONTAINER: dict[str, tuple[object, ...]] = {
     "runtime": ("", {}),
     "lifetime": ("", False),
     "labels": ("", [], 0, False),
+    "extra_hosts": ("", 0, False, [""], {"": "10.0.0.1"}, {"a": ""}),
+    "dns": ("", 0, False, [""]),
+    "dns_search": ("", 0, False, [""]),
     "engine": ("", {}, 0, False),
 }
 """Every option that `Container` has, and the empty values that it refuses."""
@@ -90,6 +93,9 @@ DEFAULTS: dict[str, tuple[object, ...]] = {
     "tmpfs": (None, {}, [], ()),
     "labels": (None, {}),
     "lifetime": (None,),
+    "extra_hosts": (None, {}, []),
+    "dns": (None, []),
+    "dns_search": (None,),
     "engine": (None,),
 }
 """The empty values that are the default."""
