@@ -284,7 +284,7 @@ def _shown(keys: frozenset[str]) -> str:
 def page(found: dict[str, Reach | Absent]) -> str:
     """The comparison in Markdown."""
     peers = tuple(name for name in found if name not in (SANDBOX, DOCKER_PRESET))
-    user = "root" if os.geteuid() == 0 else "a plain user"
+    user = "root" if os.geteuid() == 0 else "an unprivileged user"
     versions = "; ".join(
         (
             _version("dockerd", "--version"),
@@ -296,26 +296,26 @@ def page(found: dict[str, Reach | Absent]) -> str:
     )
     return "\n".join(
         (
-            "# What a process can reach",
+            "# Exposure compared with Docker, Podman and bwrap",
             "",
             "One static program, `tests/security/prober/prober.c`, runs as the command of a container of",
             "each engine, on the same empty root file system, and counts what it can reach. Fewer is better.",
             "",
             *_table(found),
             "Paths of /proc/PID are counted once, whatever the PID, and so are paths of /sys that differ in",
-            "numbers alone; what tells of the reader's own namespaces alone (/proc/PID/net, /proc/key-users,",
-            "/proc/locks) is left out. A socket counts when it can be opened; a namespace counts for each",
-            "call that makes it, alone or along with a user namespace; a system call counts when no filter",
+            "numbers only; files about the reader's own namespaces only (/proc/PID/net, /proc/key-users,",
+            "/proc/locks) are left out. A socket counts when it can be opened; a namespace counts for each",
+            "call that makes it, with or without a user namespace; a system call counts when no filter",
             "answers in its place and the kernel has it.",
             "",
             "bwrap sets no filter of its own, and as root it maps the host's root: it is run as its users",
             "run it. Podman runs with limits of files and processes lowered to what root has here.",
             "",
-            "## What `Security.SANDBOX` has that another has not",
+            "## Reachable with `Security.SANDBOX` and not with the other",
             "",
             *_surpluses(found, SANDBOX, peers),
             "",
-            "## What `Security.DOCKER` has that another has not",
+            "## Reachable with `Security.DOCKER` and not with the other",
             "",
             *_surpluses(found, DOCKER_PRESET, peers),
             "",

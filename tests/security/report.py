@@ -1,4 +1,4 @@
-"""Run every case as root and as plain users, and write the table: `make security`; --quick: the short set."""
+"""Run every case as root and rootless, and write the table: `make security`; --quick: the short set."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _run(command: list[str], directory: Path, full: bool) -> int:
 
 
 def run_all(directory: Path, full: bool) -> int:
-    """pytest as this user, then as the two plain users; the worst exit status."""
+    """pytest as this user, then as the two unprivileged users; the worst exit status."""
     pytest = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup"]
     worst = _run([*pytest, *_SUITES], directory, full)
     if os.geteuid() == 0:
@@ -44,9 +44,9 @@ def collect(directory: Path) -> dict[str, dict[str, dict[str, str]]]:
         account = json.loads(path.read_text())
         user = "root" if account["user"] == 0 else "plain"
         for name, kinds in account["seen"].items():
-            told = found.setdefault(user, {}).setdefault(name, {})
+            kinds_seen = found.setdefault(user, {}).setdefault(name, {})
             for kind, outcome in kinds.items():
-                told[kind] = _worse(told.get(kind), outcome)
+                kinds_seen[kind] = _worse(kinds_seen.get(kind), outcome)
     return found
 
 
@@ -58,7 +58,7 @@ def _worse(one: str | None, other: str) -> str:
 
 def table(found: dict[str, dict[str, dict[str, str]]]) -> Iterable[str]:
     """The lines of the table."""
-    yield "| id | what does not happen | root | plain user | control seen failing |"
+    yield "| id | attack or fault | root | rootless | control seen failing |"
     yield "|---|---|---|---|---|"
     for name, what in CASES.items():
         cells = [_cell(found.get(user, {}).get(name, {}).get("case")) for user in ("root", "plain")]
@@ -81,7 +81,7 @@ the attack was made and did not succeed. "Control seen failing" says that the sa
 the control was switched off, so that the test is known to see it. A skip names what was missing.
 
 Made by `{command}` on Linux {platform.release()} {platform.machine()} in {seconds / 60:.0f} minutes.
-Plain users are two: one with ranges in /etc/subuid and one without.
+The rootless runs use two users: one with ranges in /etc/subuid and one without.
 
 {chr(10).join(lines)}
 

@@ -333,7 +333,7 @@ def test_ranges_that_overlap_would_be_seen(
 def as_host_root(engine: Engine) -> None:
     """Skip where the ids are a plain user's."""
     if not engine.features.privileged:
-        pytest.skip("a plain user has no block of ids to give")
+        pytest.skip("a rootless container has no block of ids")
 
 
 def test_roots_are_friendly(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def hostname(stage: Stage) -> str:
         return "the host's" if stage.run(guest, "hostname") == own else "its own"
 
 
-@case("port 80, as nobody in particular", "bound")
+@case("port 80, as an unprivileged user", "bound")
 def low_port(stage: Stage) -> str:
     with stage.guest("server", "red") as server:
         code, _ = stage.side.run(server, "httpd", "-p", "80", user=1000)
@@ -103,7 +103,7 @@ def low_port(stage: Stage) -> str:
 
 
 @case(
-    "port 80 without a network, as nobody in particular",
+    "port 80 without a network, as an unprivileged user",
     "refused",
     docker="bound",
     why="nothing is set where there is no network; ports from 1024 are free",

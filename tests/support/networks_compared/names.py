@@ -135,7 +135,7 @@ def named_inside(stage: Stage) -> str:
     return stage.resolve(stage.six, "seven")
 
 
-@case("a name that nobody knows", "NXDOMAIN, 0 records")
+@case("a name that does not exist", "NXDOMAIN, 0 records")
 def unknown(stage: Stage) -> str:
     return probe.query(stage.one.pid, RESOLVER, "nobody.example")
 

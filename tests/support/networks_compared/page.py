@@ -1,4 +1,4 @@
-"""The page that tells of it."""
+"""The page in Markdown."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from tests.support.networks_compared.compare import CASES, Outcomes
 
 PAGE = Path(__file__).parent.parent.parent.parent / "docs" / "explanation" / "networks-compared.md"
 _HEAD = """\
-# Networks beside Docker's
+# Networks compared with Docker's
 
-Each row is a case that was done with pycontain and with dockerd {version} on the same machine, each in a
-network namespace of its own, with the same image, the same probes, and a second namespace for what is
-outside. The words are what was seen: *seen as X* says that it was reached, and whose address the other end
-saw. Where the two differ, the last column says why. Made by `python -m tests.support.networks_compared`;
-`tests/e2e/test_networks_docker.py` does all of it again.
+Each row is a case that was run with pycontain and with dockerd {version} on the same machine, each in a
+network namespace of its own, with the same image, the same probes, and a second namespace as the outside.
+The columns show the observed result: *seen as X* means that the target was reached and saw the address of X.
+Where the two differ, the last column gives the reason. Made by `python -m tests.support.networks_compared`;
+`tests/e2e/test_networks_docker.py` repeats all cases.
 """
 
 

@@ -9,7 +9,7 @@ from tests.support.networks_compared.probe import PORT
 from tests.support.networks_compared.sides import On
 from tests.support.networks_compared.stage import HOST_PORT, METADATA, SUBNET6, Section, Stage, together
 
-SECTION = Section("What passes")
+SECTION = Section("Traffic")
 case = SECTION.case
 
 
@@ -149,10 +149,10 @@ def ping_of_outside(stage: Stage) -> str:
 
 
 @case(
-    "container to 169.254.169.254, where clouds tell secrets",
+    "container to 169.254.169.254, the metadata service of clouds",
     "refused",
     docker="seen as host",
-    why="whoever is let in by a cloud's secrets is let in everywhere",
+    why="the metadata service gives out credentials of the machine",
 )
 def to_metadata(stage: Stage) -> str:
     return stage.tcp(stage.one, METADATA)

@@ -153,7 +153,7 @@ def twice(stage: Stage) -> str:
         return together([stage.tcp(stage.world.pid, stage.world.host, OUTER + at) for at in (0, 1)])
 
 
-@case("where nobody listens inside", "refused")
+@case("without a listener inside", "refused")
 def without_a_server(stage: Stage) -> str:
     with stage.guest("server", "red", ports={PORT + 5: OUTER}):
         return stage.tcp(stage.world.pid, stage.world.host, OUTER)

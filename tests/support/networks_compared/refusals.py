@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.support.networks_compared.sides import On
 from tests.support.networks_compared.stage import Section, Stage
 
-SECTION = Section("What is refused")
+SECTION = Section("Refused options")
 case = SECTION.case
 SQUARE = "10.99.7.0/24"
 
@@ -125,7 +125,7 @@ def address_by_default(stage: Stage) -> str:
     "an alias on the default network",
     "done",
     docker="refused",
-    why="it is taken, and means nothing: nobody asks for names there",
+    why="accepted without effect: containers on that network are not found by name",
 )
 def alias_by_default(stage: Stage) -> str:
     return stage.refuses_to_start(On("bridge", aliases=("quattuor",)))
