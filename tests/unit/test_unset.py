@@ -70,6 +70,11 @@ CONTAINER: dict[str, tuple[object, ...]] = {
     "extra_hosts": ("", 0, False, [""], {"": "10.0.0.1"}, {"a": ""}),
     "dns": ("", 0, False, [""]),
     "dns_search": ("", 0, False, [""]),
+    "entrypoint": ("",),
+    "shm_size": ("", 0, False),
+    "sysctls": ("", [], 0, {"": 1}, {"net.ipv4.ip_forward": ""}, {"net.ipv4.ip_forward": None}),
+    "group_add": ("", [""], [None], False),
+    "stop_timeout": ("", False),
     "engine": ("", {}, 0, False),
 }
 """Every option that `Container` has, and the empty values that it refuses."""
@@ -96,6 +101,11 @@ DEFAULTS: dict[str, tuple[object, ...]] = {
     "extra_hosts": (None, {}, []),
     "dns": (None, []),
     "dns_search": (None,),
+    "entrypoint": (None,),
+    "shm_size": (None,),
+    "sysctls": (None, {}),
+    "group_add": (None, [], ()),
+    "stop_timeout": (None,),
     "engine": (None,),
 }
 """The empty values that are the default."""

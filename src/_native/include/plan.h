@@ -39,6 +39,7 @@ enum pc_op_kind
   PC_OP_SYS,       /* attach the launcher's copy of /sys at target; data: pairs "c/CONTROLLER/GROUP\0place\0" of
                       cgroups of this container and their places below it */
   PC_OP_DIRECTORY, /* make target where nothing is; mode, and in attributes the user and, above 32 bits, the group */
+  PC_OP_SYSCTL,    /* write data to target, a file of the root's /proc/sys */
   PC_OP_KIND_COUNT
 };
 

@@ -259,6 +259,19 @@ do_directory (struct builder *b, const struct pc_op *op)
   return (int) error;
 }
 
+/* A parameter of the container's own namespaces: the files below /proc/sys show those of who opens them. */
+static int
+do_sysctl (struct builder *b, const struct pc_op *op)
+{
+  cleanup_fd int fd = resolve (b->root, pc_at (b->plan, op->target), 1, O_WRONLY);
+  if (fd < 0)
+    return fd;
+  word written = sys_write (fd, pc_at (b->plan, op->data), op->data.size);
+  if (written < 0)
+    return (int) written;
+  return (usize) written == op->data.size ? 0 : -EIO;
+}
+
 static int
 do_op (struct builder *b, const struct pc_op *op)
 {
@@ -289,6 +302,8 @@ do_op (struct builder *b, const struct pc_op *op)
       return b->root < 0 ? -EINVAL : do_directory (b, op);
     case PC_OP_MOVE:
       return b->root < 0 || b->made->old < 0 ? -EINVAL : do_move (b, op);
+    case PC_OP_SYSCTL:
+      return b->root < 0 ? -EINVAL : do_sysctl (b, op);
     case PC_OP_SEAL:
       return b->root < 0 ? -EINVAL : (int) sys_mount_setattr (b->root, 0, &read_only);
     default:

@@ -164,9 +164,13 @@ set_attributes (const struct pc_plan *plan, int fd, const struct pc_source *sour
   word error = sys_mount_setattr (fd, AT_RECURSIVE_, &attributes);
   if (error == -EINVAL && (source->flags & PC_OP_IDMAP_OPTIONAL))
     {
+      struct mount_attr map = { .attr_set = MOUNT_ATTR_IDMAP, .userns_fd = attributes.userns_fd };
       attributes.attr_set = source->attributes;
       attributes.userns_fd = 0;
       error = sys_mount_setattr (fd, AT_RECURSIVE_, &attributes);
+      /* One mount below that has no id maps does not take them from the others. */
+      if (error == 0 && source->flags & PC_OP_RECURSIVE)
+        (void) sys_mount_setattr (fd, 0, &map);
     }
   return (int) error;
 }

@@ -37,6 +37,7 @@ class OpKind(IntEnum):
     MOVE = 10
     SYS = 11
     DIRECTORY = 12
+    SYSCTL = 13
 
 
 class OpFlag(IntFlag):

@@ -62,6 +62,10 @@ class Bind:
     the container's id map; where there is none, plain.
     propagation: 'private', or 'slave' for a directory whose later mounts on the host show inside too
     (mount_namespaces(7)); what is mounted inside never shows outside.
+    noexec: no program can be started from it.  nosymfollow: no symbolic link in it is followed.
+
+    File systems that are mounted below the path on the host show inside too, with the same flags.  No
+    set-user-ID file and no device node of it has an effect, whatever the flags.
 
     Raises TypeError and ValueError for what is no path and no flag.  Whether the path exists is
     checked when a container is made.
@@ -71,6 +75,8 @@ class Bind:
     read_only: bool = field(default=False, validator=_flag(True, False))
     idmap: bool | None = field(default=None, kw_only=True, validator=_flag(True, False, None))
     propagation: Literal["private", "slave"] = field(default="private", kw_only=True, validator=_propagation)
+    noexec: bool = field(default=False, kw_only=True, validator=_flag(True, False))
+    nosymfollow: bool = field(default=False, kw_only=True, validator=_flag(True, False))
 
 
 @frozen
@@ -78,13 +84,14 @@ class Tmpfs:
     """A file system in memory, private to the container and charged to its memory limit.
 
     size: bytes that it holds at most, or text such as '64M'; None for half of the machine's memory.
-    mode: of its root, such as 0o1777.
+    mode: of its root, such as 0o1777.  noexec: no program can be started from it.
 
     Raises LimitError for a size that is none, ValueError and TypeError for such a mode.
     """
 
     size: int | None = field(default=None, converter=_tmpfs_size)
     mode: int = field(default=0o1777, kw_only=True, validator=_mode)
+    noexec: bool = field(default=False, kw_only=True, validator=_flag(True, False))
 
 
 @frozen(kw_only=True)
@@ -98,3 +105,4 @@ class VolumeMount:
     path: str
     image: bool = False
     read_only: bool = False
+    noexec: bool = False

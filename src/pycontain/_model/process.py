@@ -13,7 +13,7 @@ from pycontain.errors import Args, CommandFailed
 T = TypeVar("T")
 Output: TypeAlias = str | bytes | None
 Reason: TypeAlias = Literal[
-    "exit", "signal", "timeout", "oom", "pids", "disk", "output", "seccomp", "cancelled"
+    "exit", "signal", "timeout", "oom", "pids", "disk", "output", "seccomp", "cpu", "cancelled"
 ]
 """Why a command ended, by what the kernel counted and the engine did; never a guess."""
 

@@ -145,7 +145,7 @@ class Call:
             raise start_failure(command, record)
         returncode = returncode_of(record.value) if record is not None else -signal.SIGKILL
         # Killed by the engine, which says for what; an exit status of its own is not to be had any more.
-        reason: Reason = execution.reason(returncode, counters)
+        reason: Reason = execution.reason(returncode, counters, usage)
         if ending == "output" or ending == "cancelled":
             reason = ending
         execution.timings["total"] = usage.wall

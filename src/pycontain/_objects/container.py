@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from attrs import evolve
 
@@ -36,7 +36,7 @@ from pycontain._objects.process import Process, check_terminal, check_text
 from pycontain._runtime import spec as specs
 from pycontain._runtime.cancel import cancel_all
 from pycontain._runtime.streams import BUFFER, DEVNULL, PIPE, Stream
-from pycontain._runtime.users import check_known
+from pycontain._runtime.users import check_groups, check_known
 from pycontain._security.policy import Rlimits, Security
 from pycontain.errors import Args, NotFound, UnsupportedError
 
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from pycontain.oci import ContainerConfig
 
 T = TypeVar("T")
-Status = Literal["created", "running", "paused", "exited", "removed"]
 
 
 class Container(Lifecycle):
@@ -67,6 +66,10 @@ class Container(Lifecycle):
     dns, dns_search: nameservers and search domains in place of the host's.  volumes, mounts: place inside
     to `Volume`, `Bind`, `Tmpfs` or a path.  tmpfs: places, or place to size.  read_only: no writes but to
     tmpfs.  init: False makes the command PID 1 itself.  lifetime: seconds after which it is ended.
+    entrypoint: in place of the image's and of its command; () for none.  shm_size: of /dev/shm, 64M without
+    one.  sysctls: parameters of its own namespaces, such as {'net.ipv4.ip_forward': 1}.  group_add: further
+    groups of every command, by name or id.  stop_timeout: seconds from the stop
+    signal to SIGKILL, 10 without one.
 
     Used as a context manager it starts at the top and is removed at the end; `start` and `remove`
     do the same.  Everything is checked here, before anything is created: ValueError, LimitError,
@@ -103,6 +106,11 @@ class Container(Lifecycle):
         security: Security = Security.SANDBOX,
         runtime: str | None = None,
         lifetime: float | timedelta | None = None,
+        entrypoint: Args | None = None,
+        shm_size: int | str | None = None,
+        sysctls: Mapping[str, str | int] | None = None,
+        group_add: Iterable[str | int] | str | int | None = None,
+        stop_timeout: float | timedelta | None = None,
         labels: Mapping[str, str] | None = None,
         engine: Engine | None = None,
     ) -> None:
@@ -126,10 +134,11 @@ class Container(Lifecycle):
             check_layer(layer)
         if who is not None:
             check_known(base, points, who, self._engine.ids_inside)
+        check_groups(self._engine, base, points, group_add)
         spec = specs.ContainerSpec(
             id=new,
             image=base,
-            command=whole_command(base, command),
+            command=whole_command(base, command, entrypoint),
             name=specs.default_name(new) if name is None else name,
             env=env,
             workdir=(base.workdir or "/") if workdir is None else workdir,
@@ -146,6 +155,10 @@ class Container(Lifecycle):
             linkage=linkage,
             security=security,
             lifetime=lifetime,
+            shm_size=shm_size,
+            sysctls=sysctls,
+            group_add=group_add,
+            stop_timeout=stop_timeout,
             labels={**base.labels, **checked_labels(labels)},
         )
         self._engine.enforceable(chosen, asked, security.optional)

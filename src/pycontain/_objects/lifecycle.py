@@ -8,7 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal, Self, cast
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias, cast
 
 from attrs import evolve
 
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from pycontain._objects.container import Container
     from pycontain._objects.volume import Volume
 
-Status = Literal["created", "running", "paused", "exited", "removed"]
+    # Not at run time: jedi 0.20 fails on a property whose annotation is a Literal, and completes nothing.
+    Status: TypeAlias = Literal["created", "running", "paused", "exited", "removed"]
 
 
 class Lifecycle:
@@ -208,13 +209,18 @@ class Lifecycle:
             self._engine.holdings.let_go()
             self._engine.holdings.sweep_sealed()
 
-    def stop(self, timeout: float | timedelta = 10) -> None:
-        """The image's stop signal or SIGTERM to the command, SIGKILL to all after `timeout` seconds."""
+    def stop(self, timeout: float | timedelta | None = None) -> None:
+        """Send the image's stop signal or SIGTERM to the command, and SIGKILL to all after a time.
+
+        Args:
+            timeout: Seconds between the two; None for the container's `stop_timeout`.
+        """
+        seconds = self.spec.stop_timeout if timeout is None else parse_duration(timeout)
         main = self._main
         self._live()
         if main is not None and main.poll() is None:
             main.signal(self.spec.image.stop_signal or signals.SIGTERM)
-            main.join(parse_duration(timeout))
+            main.join(seconds)
         self._end(STOPPED)
         if main is not None:
             main.close()
@@ -290,7 +296,7 @@ class Lifecycle:
         assert main.usage is not None
         return ExitStatus(main.returncode, main.reason, main.usage)
 
-    def restart(self, timeout: float | timedelta = 10) -> Self:
+    def restart(self, timeout: float | timedelta | None = None) -> Self:
         """Stop and start again, with a fresh root file system."""
         if self._running is not None:
             self.stop(timeout)

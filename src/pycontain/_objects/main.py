@@ -19,6 +19,7 @@ from pycontain._cgroups.leaf import Counters
 from pycontain._kernel import native
 from pycontain._kernel.waiting import IN, ready
 from pycontain._model.process import Reason, Usage
+from pycontain._model.user import is_number
 from pycontain._objects.log import OutputLog
 from pycontain._objects.process import abandon, deliver, hear_started, signal_number
 from pycontain._runtime.exec import (
@@ -221,8 +222,8 @@ class MainCommand:
             self._count()
             counters = self._last or Counters()
         returncode = -signal.SIGKILL if record is None else returncode_of(record.value)
-        reason = self._reason(record, returncode, counters)
         usage = usage_of(self._begun, record, counters)
+        reason = self._reason(record, returncode, counters, usage)
         with contextlib.suppress(OSError):  # the container ends meanwhile, and its leaf with it
             if self._execution is not None:
                 self._execution.finish()
@@ -232,7 +233,9 @@ class MainCommand:
             self.reason, self.usage, self.returncode = reason, usage, returncode
             self._changed.notify_all()
 
-    def _reason(self, record: native.Record | None, returncode: int, counters: Counters) -> Reason:
+    def _reason(
+        self, record: native.Record | None, returncode: int, counters: Counters, usage: Usage
+    ) -> Reason:
         if counters.oom_kills and returncode:
             return "oom"
         # Who ends a container kills its PID 1, and with it the command.
@@ -242,8 +245,8 @@ class MainCommand:
             return self.running.why_ended().reason
         if self._execution is not None:
             with contextlib.suppress(OSError, StateError):
-                return self._execution.reason(returncode, counters)
-        return reason_of(returncode, counters)
+                return self._execution.reason(returncode, counters, usage)
+        return reason_of(self.running.spec, returncode, counters, usage)
 
     def _close(self) -> None:
         for fd in (*self._outputs, self._alive):
@@ -293,9 +296,19 @@ def _init_user(user: str | None) -> tuple[int, int]:
     return uid, gid
 
 
+def _init_groups(given: Sequence[str]) -> tuple[int, ...]:
+    named = [one for one in given if not is_number(one)]
+    if named:
+        raise UnsupportedError(
+            f"the group {named[0]!r} with init=False",
+            hint="give group_add ids in numbers: no agent reads the image's group",
+        )
+    return tuple(map(int, given))
+
+
 def _init_command(spec: ContainerSpec) -> Command:
     uid, gid = _init_user(spec.user)
-    identity = Identity(uid, gid, (), "/root" if uid == 0 else "/")
+    identity = Identity(uid, gid, _init_groups(spec.group_add), "/root" if uid == 0 else "/")
     assert spec.command is not None
     env = Environment.of(default_variables(spec, identity))
     return Command(spec.command, env, identity, spec.workdir)

@@ -110,12 +110,25 @@ def volume_names(points: Mapping[str, specs.Mount]) -> list[str]:
     return [what.name for what in points.values() if isinstance(what, VolumeMount)]
 
 
-def whole_command(image: Image, command: Args | Default | None) -> tuple[str, ...] | None:
-    """What runs: the image's entrypoint before what was asked for, as docker has it."""
-    if command is None:
+def whole_command(
+    image: Image, command: Args | Default | None, entrypoint: Args | None = None
+) -> tuple[str, ...] | None:
+    """Return the command line: the entrypoint before the command, as docker has it.
+
+    Args:
+        image: Its entrypoint and command are the defaults.
+        command: None for none, which leaves a container without an entrypoint of its own idle.
+        entrypoint: In place of the image's, whose command goes with it; an empty sequence for none.
+    """
+    if entrypoint is None:
+        first, default = image.entrypoint, image.command
+    else:
+        empty = not isinstance(entrypoint, str | bytes | os.PathLike) and not list(entrypoint)
+        first, default = () if empty else specs.command(entrypoint) or (), ()
+    if command is None and not (entrypoint is not None and first):
         return None
-    own = image.command if isinstance(command, Default) else specs.command(command)
-    whole = (*image.entrypoint, *(own or ()))
+    own = default if isinstance(command, Default) else specs.command(command)
+    whole = (*first, *(own or ()))
     if not whole:
         raise ValueError(f"the image {image.name} has no command of its own")
     return whole

@@ -247,7 +247,7 @@ class Process:
             counters: Counters = execution.finish()
             self.usage = execution.usage(record, counters)
             try:
-                self.reason = execution.reason(returncode, counters)
+                self.reason = execution.reason(returncode, counters, self.usage)
             except (OSError, StateError):  # the container ended, and tells nothing more
                 self.reason = "signal" if returncode < 0 else "exit"
             if record is None and not execution.cancelled:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -46,6 +46,11 @@ class ContainerOptions(TypedDict, total=False):
     read_only: bool
     security: Security
     runtime: str | None
+    entrypoint: Args | None
+    shm_size: int | str | None
+    sysctls: Mapping[str, str | int] | None
+    group_add: Iterable[str | int] | str | int | None
+    stop_timeout: float | timedelta | None
     labels: Mapping[str, str] | None
     engine: Engine | None
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
+from pycontain._model.arguments import check_flag
 from pycontain._model.labels import check_name, checked_labels
 from pycontain._model.mounts import VolumeMount
 from pycontain._model.sizes import parse_size
@@ -141,15 +142,16 @@ class Volume:
             "containers": self.containers,
         }
 
-    def mounted(self, *, read_only: bool = False) -> VolumeMount:
-        """It, to be mounted: `volumes={'/data': Volume('db').mounted(read_only=True)}`."""
+    def mounted(self, *, read_only: bool = False, noexec: bool = False) -> VolumeMount:
+        """Return the volume with mount flags: `volumes={'/data': Volume('db').mounted(read_only=True)}`."""
         from pycontain._volumes import records
 
         return VolumeMount(
             name=self.name,
             path=records.content_of(self._engine.store, self._record),
             image=self.size is not None,
-            read_only=read_only,
+            read_only=check_flag("read_only", read_only),
+            noexec=check_flag("noexec", noexec),
         )
 
     def remove(self) -> None:

@@ -328,7 +328,7 @@ class _Run:
             assert self._seconds is not None
             raise CommandTimeout(self._name, self._seconds, out, err, usage=usage)
         returncode = returncode_of(record.value) if record is not None else -9
-        reason = "output" if ending == "output" else execution.reason(returncode, counters)
+        reason = "output" if ending == "output" else execution.reason(returncode, counters, usage)
         answer = child.read_answer(self._most)  # after the cgroup's last process is gone
         if ending == "output" or returncode < 0 or (returncode and not answer.size):
             raise CommandFailed(self._name, returncode, out, err, reason=reason, usage=usage)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from attrs import frozen
 
 from pycontain._kernel.plan import MountAttr, Op, OpFlag, OpKind, Source
 from pycontain._model.mounts import Tmpfs
 
+_NONE: Mapping[str, str] = {}
 _GUARDED = MountAttr.NOSUID | MountAttr.NODEV
-_SHM_SIZE = 64 << 20
+SHM_SIZE = 64 << 20
+"""Bytes of /dev/shm, as docker has it."""
 RESOLV_CONF = b"nameserver 127.0.0.11\noptions ndots:0\n"
 """Where names are asked for; without a network nobody listens there."""
 
@@ -82,6 +84,8 @@ def compose(
     resolv: bytes = RESOLV_CONF,
     own_name: bool = True,
     hosts: Sequence[tuple[str, str]] = (),
+    shm_size: int | None = None,
+    sysctls: Mapping[str, str] = _NONE,
 ) -> list[Op]:
     """Every op of a root, in order: overlay, kernel file systems, mounts outer before inner, covers, seal.
 
@@ -106,13 +110,18 @@ def compose(
         )
     )
     asked = {mount.target.strip("/") for mount in mounts}
-    for target, options, attributes in _scratch(scratch_size, read_only):
+    for target, options, attributes in _scratch(scratch_size, read_only, shm_size or SHM_SIZE):
         if target not in asked:
             ops.append(_filesystem("tmpfs", target, options, attributes, guarded))
     for mount in [*trees, *sorted(mounts, key=lambda mount: mount.target.count("/"))]:
         ops.append(_mount(mount))
     for made in directories:
         ops.append(Op(OpKind.DIRECTORY, made.path.lstrip("/"), attributes=made.gid << 32 | made.uid))
+    # Before /proc/sys is covered; the links of no image are on the way there.
+    ops += [
+        Op(OpKind.SYSCTL, f"proc/sys/{name.replace('.', '/')}", text.encode())
+        for name, text in sysctls.items()
+    ]
     ops += [Op(OpKind.MASK, path.lstrip("/")) for path in masked]
     ops += [Op(OpKind.READONLY, path.lstrip("/")) for path in readonly]
     if read_only:
@@ -120,9 +129,9 @@ def compose(
     return ops
 
 
-def _scratch(size: int, read_only: bool) -> list[tuple[str, bytes, int]]:
+def _scratch(size: int, read_only: bool, shm_size: int) -> list[tuple[str, bytes, int]]:
     shown = [
-        ("dev/shm", tmpfs_options(_SHM_SIZE, 0o1777), int(_GUARDED | MountAttr.NOEXEC)),
+        ("dev/shm", tmpfs_options(shm_size, 0o1777), int(_GUARDED | MountAttr.NOEXEC)),
         ("tmp", tmpfs_options(size, 0o1777), int(_GUARDED)),
     ]
     if read_only:
@@ -136,10 +145,11 @@ def _mount(mount: MountSpec) -> Op:
     guarded = int(OpFlag.NOFOLLOW) if mount.target.strip("/") == "dev/shm" else 0
     if mount.tmpfs is not None:
         options = tmpfs_options(mount.tmpfs.size, mount.tmpfs.mode)
-        return _filesystem("tmpfs", mount.target, options, int(_GUARDED), guarded)
+        attributes = int(_GUARDED | (MountAttr.NOEXEC if mount.tmpfs.noexec else 0))
+        return _filesystem("tmpfs", mount.target, options, attributes, guarded)
     if mount.layered:
-        attributes = _GUARDED | MountAttr.RDONLY
-        return Op(OpKind.OVERLAY, mount.target, source=mount.source, count=2, attributes=int(attributes))
+        attributes = int(_GUARDED | MountAttr.RDONLY)
+        return Op(OpKind.OVERLAY, mount.target, source=mount.source, count=2, attributes=attributes)
     return Op(
         OpKind.MOUNT,
         mount.target,

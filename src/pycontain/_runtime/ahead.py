@@ -208,4 +208,8 @@ def _sources_of(template: Template) -> list[tuple[int, ...]]:
             continue
         layer = at < template.layers
         found.append((seen.st_dev, seen.st_ino, *((seen.st_mtime_ns, seen.st_ctime_ns) if layer else ())))
+    if template.binds:
+        # Mounts below a bound directory show inside too, as they were when the container was made.
+        with open("/proc/self/mountinfo", "rb") as file:
+            found.append((hash(file.read()),))
     return found

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _NO_USERNS = "user namespaces may be disabled: see `Engine().doctor()`"
 _LINK_HINT = "name a place that no symbolic link of the image leads to one of the engine's own mounts"
+_SYSCTL_HINT = "use a parameter that this kernel has and lets a container's root set, and a value it takes"
 _HINTS = {
     ("mount", 20): "mount a directory at a directory, and below no file",
     ("mount", 21): "mount the file at the path of a file: a directory is there",
@@ -315,6 +316,8 @@ class Attempt:
             elif record.op < len(self.template.ops):
                 path = "/" + self.template.ops[record.op].target.lstrip("/")
         hint = _HINTS.get((step, record.errno))
+        if path is not None and path.startswith("/proc/sys/"):
+            step, hint = "sysctl", _SYSCTL_HINT
         if record.errno == 40:
             hint = _LINK_HINT
         return StartError(

@@ -86,6 +86,7 @@ class Template:
     init: bool
     shares: bool
     joins: bool
+    binds: bool
     id_map: str
     live: str
     counters: str = ""
@@ -239,10 +240,12 @@ def _key(spec: ContainerSpec) -> tuple[object, ...]:
         spec.security,
         spec.limits,
         spec.asked,
+        spec.shm_size,
         spec.read_only,
         spec.init,
         tuple(spec.mounts.items()),
         tuple(spec.rlimits.items()),
+        tuple(spec.sysctls.items()),
         spec.linkage.kind,
         spec.linkage.other,
         spec.linkage.names.hosts,
@@ -308,7 +311,7 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
             continue
         is_file = not os.path.isdir(what.path)
         mounts.append(layout.MountSpec(target=place.lstrip("/"), source=len(sources), is_file=is_file))
-        sources.append((what.path, _bind_source(what, recursive, idmap)))
+        sources.append((what.path, _bind_source(what, idmap)))
     held = engine.enforceable(spec.limits, spec.asked, spec.security.optional)
     memory = spec.limits.memory or _SCRATCH_MOST * 2
     ops = layout.compose(
@@ -326,6 +329,8 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
         resolv=_resolver(spec),
         own_name=spec.linkage.kind in (NONE, HOST),
         hosts=spec.linkage.names.hosts,
+        shm_size=spec.shm_size,
+        sysctls=spec.sysctls,
     )
     security = engine.encode_security(spec)
     flags = PlanFlag.LOOPBACK if spec.linkage.kind in (NONE, LINKED) else PlanFlag(0)
@@ -346,6 +351,7 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
         init=spec.init,
         shares=any(isinstance(what, VolumeMount) for what in spec.mounts.values()),
         joins=spec.linkage.kind == JOINED,
+        binds=any(isinstance(what, Bind) for what in spec.mounts.values()),
         id_map=_plain_map(engine),
         live=engine.owner.live,
         counters="" if engine.features.privileged else counters.shares(spec.security.seccomp),
@@ -367,13 +373,21 @@ def layer_sources(image: Image, *, idmap: bool, block: int | None = None) -> lis
     return found
 
 
-def _bind_source(bind: Bind, recursive: int, privileged: bool) -> Source:
+def _attributes(read_only: bool, noexec: bool) -> MountAttr:
     attributes = MountAttr.NOSUID | MountAttr.NODEV
-    if bind.read_only:
+    if read_only:
         attributes |= MountAttr.RDONLY
-    flags = OpFlag(recursive)
+    return attributes | MountAttr.NOEXEC if noexec else attributes
+
+
+def _bind_source(bind: Bind, privileged: bool) -> Source:
+    attributes = _attributes(bind.read_only, bind.noexec)
+    if bind.nosymfollow:
+        attributes |= MountAttr.NOSYMFOLLOW
+    # A directory without what is mounted in it would take writes that the host never sees.
+    flags = OpFlag.RECURSIVE
     if bind.propagation == "slave":
-        flags |= OpFlag.SLAVE | OpFlag.RECURSIVE
+        flags |= OpFlag.SLAVE
     if bind.idmap is None and privileged:
         flags |= OpFlag.IDMAP | OpFlag.IDMAP_OPTIONAL
     elif bind.idmap:
@@ -385,9 +399,7 @@ def _bind_source(bind: Bind, recursive: int, privileged: bool) -> Source:
 
 def _volume_source(engine: Engine, volume: VolumeMount) -> Source:
     """Owners inside are owners on the disk, whatever container has it."""
-    attributes = MountAttr.NOSUID | MountAttr.NODEV
-    if volume.read_only:
-        attributes |= MountAttr.RDONLY
+    attributes = _attributes(volume.read_only, volume.noexec)
     flags = OpFlag.IDMAP if engine.features.privileged else OpFlag(0)
     first_id = STORE_BLOCK if engine.features.privileged else 0
     return Source(flags=int(flags), attributes=int(attributes), first_id=first_id, image=volume.image)

@@ -15,7 +15,7 @@ from pycontain._kernel import native
 from pycontain._kernel.plan import ExecFlag, encode_exec, request
 from pycontain._model.process import Reason, Usage
 from pycontain._runtime.running import Cause
-from pycontain._runtime.users import ROOT, Identity, resolve
+from pycontain._runtime.users import ROOT, Identity, resolve, with_groups
 from pycontain.errors import CommandNotExecutable, CommandNotFound, StartError, StateError, WorkdirError
 
 if TYPE_CHECKING:
@@ -30,7 +30,11 @@ _EPERM, _ENOENT, _ENOEXEC, _EACCES, _ENOTDIR, _EINVAL = 1, 2, 8, 13, 20, 22
 _E2BIG, _EAGAIN, _ENOMEM, _EMFILE, _ENAMETOOLONG = 7, 11, 12, 24, 36
 _PAYLOAD_MOST = 16 << 20
 """Bytes of a request that the agent maps (wire.c); execve(2) takes 6 MB at most."""
-_SIGSYS = 31
+_SIGKILL, _SIGXCPU, _SIGSYS = 9, 24, 31
+_CPU_MOST = 1 << 32
+"""Seconds: a higher rlimit is none."""
+_CPU_SHARE = 0.7
+"""Of the rlimit: the kernel holds it by whole ticks, and a cgroup's counters leave out what was stolen."""
 _GONE = (32, 104)  # EPIPE, ECONNRESET
 _STREAM_BITS = (ExecFlag.STDIN, ExecFlag.STDOUT, ExecFlag.STDERR)
 _KILL_PATIENCE, _AGENT_PATIENCE = 10.0, 1.0
@@ -92,6 +96,8 @@ def command_of(
     spec = running.spec
     name = spec.user if user is None else str(user)
     identity = resolve(running, name) if name else ROOT
+    if spec.group_add:
+        identity = with_groups(running, identity)
     if identity is ROOT and not env and terminal is None:
         if running.environment is None:
             running.environment = Environment.of(default_variables(spec, ROOT))
@@ -252,15 +258,15 @@ class Execution:
         """What the command used: the cgroup's counters, else those of the waited-for tree."""
         return usage_of(self.begun, record, counters)
 
-    def reason(self, returncode: int, counters: Counters) -> Reason:
-        """Why it ended, by the kernel's counters alone: what nothing counted is not claimed."""
+    def reason(self, returncode: int, counters: Counters, usage: Usage) -> Reason:
+        """Return why it ended, by the kernel's counters only: a cause that nothing counted is not claimed."""
         if self.running.engine.disk.exceeded(self.running, self.stops):
             return "disk"
         if returncode == 0 or counters.oom_kills or counters.pids_refused:
-            return reason_of(returncode, counters)
+            return reason_of(self.running.spec, returncode, counters, usage)
         if counters.refused_above and self.alone:
             return "pids"
-        return reason_of(returncode, counters)
+        return reason_of(self.running.spec, returncode, counters, usage)
 
 
 def usage_of(begun: float, record: native.Record | Any | None, counters: Counters) -> Usage:
@@ -282,7 +288,7 @@ def usage_of(begun: float, record: native.Record | Any | None, counters: Counter
     )
 
 
-def reason_of(returncode: int, counters: Counters) -> Reason:
+def reason_of(spec: ContainerSpec, returncode: int, counters: Counters, usage: Usage) -> Reason:
     """Return why a process ended, by its status and what its own cgroup counted."""
     if returncode == 0:
         return "exit"
@@ -292,7 +298,18 @@ def reason_of(returncode: int, counters: Counters) -> Reason:
         return "pids"
     if returncode == -_SIGSYS:
         return "seccomp"
+    if returncode in (-_SIGXCPU, -_SIGKILL) and _is_over_cpu_time(spec, usage):
+        return "cpu"
     return "signal" if returncode < 0 else "exit"
+
+
+def _is_over_cpu_time(spec: ContainerSpec, usage: Usage) -> bool:
+    """Did the command use what the rlimit cpu allows, by which the kernel sends the two signals?"""
+    pair = spec.rlimits.get("cpu") or spec.security.rlimits.get("cpu") or -1
+    soft = pair if isinstance(pair, int) else pair[0]
+    if soft < 0 or soft > _CPU_MOST:
+        return False
+    return usage.cpu_user + usage.cpu_system >= soft * _CPU_SHARE
 
 
 def _send(

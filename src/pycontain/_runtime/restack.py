@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SEAL = "seal"
 """The step in which the old root becomes read-only.  EBUSY: a descriptor that can write to it is open."""
-_MADE = (OpKind.UPPER, OpKind.FILE, OpKind.OVERLAY)
+_MADE = (OpKind.UPPER, OpKind.FILE, OpKind.OVERLAY, OpKind.SYSCTL)
 _GUARDED = 2 | 4  # nosuid, nodev
 
 

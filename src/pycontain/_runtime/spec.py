@@ -17,9 +17,10 @@ from pycontain._model.labels import check_name
 from pycontain._model.limits import CgroupLimits
 from pycontain._model.mounts import Bind, Tmpfs, VolumeMount
 from pycontain._model.sizes import is_unlimited, parse_duration, parse_size, shown
-from pycontain._model.user import check_user
+from pycontain._model.sysctls import check_network, checked_sysctls
+from pycontain._model.user import asked_user, check_user
 from pycontain._objects.image import Image
-from pycontain._runtime.network import Linkage
+from pycontain._runtime.network import HOST, JOINED, Linkage
 from pycontain._security.policy import Rlimits, Security, rlimit_pairs
 from pycontain.errors import Args, LimitError, NotFound, PathError, path_error
 
@@ -39,6 +40,10 @@ _TARGET_MOST, _PART_MOST = 4095, 255
 """Bytes of a path inside (PATH_MAX), and of each part of it (NAME_MAX)."""
 _ARGUMENT_MOST = 131071
 """Bytes of one argument, or of one variable with its name and value (MAX_ARG_STRLEN of execve(2))."""
+STOP_TIMEOUT = 10.0
+"""Seconds from the stop signal to SIGKILL, as docker has it."""
+_SHM_FLOOR = 4096
+_GROUPS_MOST = 32
 LIMIT_NAMES = tuple(attribute.name for attribute in fields(CgroupLimits))
 _HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,62}[a-zA-Z0-9])?")
 _RESERVED = ("/", "/proc", "/dev", "/dev/pts", "/sys")
@@ -294,6 +299,33 @@ def _disk(value: int | str | None) -> int | None:
     return size
 
 
+def _shm_size(value: int | str | None) -> int | None:
+    if value is None:
+        return None
+    size = parse_size(value)
+    if size < _SHM_FLOOR:
+        raise LimitError(f"shm_size must be at least {_SHM_FLOOR} bytes, got {shown(value)}")
+    return size
+
+
+def _groups(value: Iterable[str | int] | str | int | None) -> tuple[str, ...]:
+    """Return checked names or ids of groups."""
+    if value is None:
+        return ()
+    given = [value] if isinstance(value, str | int) else list(value)
+    if len(given) > _GROUPS_MOST:
+        raise ValueError(f"group_add must have at most {_GROUPS_MOST} groups, got {len(given)}")
+    for one in given:
+        text = asked_user(one)
+        if ":" in text:
+            raise ValueError(f"group_add must be names or ids of groups, got {shown(one)}")
+    return tuple(dict.fromkeys(map(str, given)))
+
+
+def _stop_timeout(value: float | timedelta | None) -> float:
+    return STOP_TIMEOUT if value is None else parse_duration(value)
+
+
 _ALONE = Linkage()
 
 
@@ -328,6 +360,10 @@ class ContainerSpec:
     linkage: Linkage = _ALONE
     security: Security
     lifetime: float | None = field(converter=_lifetime)
+    sysctls: dict[str, str] = field(factory=dict, converter=checked_sysctls)
+    shm_size: int | None = field(default=None, converter=_shm_size)
+    group_add: tuple[str, ...] = field(default=(), converter=_groups)
+    stop_timeout: float = field(default=STOP_TIMEOUT, converter=_stop_timeout)
     labels: dict[str, str]
 
     def renamed(self, new: str) -> ContainerSpec:
@@ -345,6 +381,8 @@ class ContainerSpec:
                 f"pids below {PIDS_FLOOR} starts nothing: {self.limits.pids}",
                 hint="the agent is one process and the command another; init=False has no agent",
             )
+        if self.linkage.kind in (HOST, JOINED):
+            check_network(self.sysctls)
         if not self.init and self.command is None:
             raise ValueError("init=False wants a command: it is PID 1 itself")
         if not self.init and self.linkage.places:

@@ -8,20 +8,22 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from pycontain._kernel import native
 from pycontain._kernel.plan import request
 from pycontain._model.user import LAST_ID, is_number, split_user
-from pycontain.errors import NotFound, PathError, StateError
+from pycontain.errors import NotFound, PathError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
+    from pycontain._engine import Engine
     from pycontain._objects.image import Image
     from pycontain._runtime.running import Running
 
 _BENEATH = 0x08 | 0x04 | 0x02  # RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_MAGICLINKS
 MOST_READ = 1 << 20
 """Bytes of passwd or group that are read: CVE-2026-47262 and its kin came from reading all of it."""
+_GROUPS_MOST = 64
 
 
 @frozen
@@ -123,6 +125,25 @@ def check_known(image: Image, covered: Iterable[str], user: str, ids: int) -> No
             raise NotFound(f"the image has no {kind} {part!r}", hint=f"use an id, or a {kind} of {path}")
 
 
+def check_groups(
+    engine: Engine, image: Image, covered: Iterable[str], groups: Iterable[str | int] | str | int | None
+) -> None:
+    """Check `group_add` as `check_known` does.  Raises UnsupportedError where no group can be added."""
+    given = [groups] if isinstance(groups, str | int) else list(groups or ())
+    if given and engine.ids_inside == 1:
+        raise UnsupportedError(
+            "group_add with a single id", hint="give this user ranges in /etc/subuid and /etc/subgid"
+        )
+    for one in given:
+        check_known(image, covered, f"0:{one}", engine.ids_inside)
+
+
+def with_groups(running: Running, identity: Identity) -> Identity:
+    """Return the identity with the groups of `group_add` too.  Raises NotFound."""
+    added = [_group(running, one) for one in running.spec.group_add]
+    return evolve(identity, groups=tuple(dict.fromkeys([*identity.groups, *added]))[:_GROUPS_MOST])
+
+
 def _lines_of_layers(directories: Sequence[str], path: str) -> Iterable[list[str]] | None:
     """Return the lines of the uppermost layer that has the file; None where that cannot be decided."""
     for directory in directories:
@@ -183,7 +204,7 @@ def resolve(running: Running, user: str) -> Identity:
             for line in _lines(running, "/etc/group")
             if len(line) == 4 and _is_id(line[2]) and entry[0] in line[3].split(",")
         )
-    return Identity(uid, gid, groups[:64], home)
+    return Identity(uid, gid, groups[:_GROUPS_MOST], home)
 
 
 def find_entry(lines: Iterable[list[str]], name: str, number: int | None, fields: int) -> list[str] | None:

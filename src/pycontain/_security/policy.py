@@ -7,7 +7,7 @@ import os
 import platform
 import posixpath
 import resource
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypedDict, Unpack
 
 import attrs
@@ -207,7 +207,7 @@ def _pair(name: str, value: object) -> tuple[int, int]:
     return soft, hard
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class Security:
     """What every process of a container may do.
 
@@ -243,6 +243,24 @@ class Security:
     )
     restrict_suid_sgid: bool = field(default=True, validator=_flag)
     optional: frozenset[str] = field(default=frozenset({"landlock", "time"}), converter=_features)
+
+    def __repr__(self) -> str:
+        """The preset by its name, or the fields in which this differs from the sandbox."""
+        for name in ("SANDBOX", "DOCKER"):
+            if self == getattr(Security, name, None):
+                return f"Security.{name}"
+        return f"Security.SANDBOX.evolve({', '.join(self._changes())})"
+
+    def _changes(self) -> Iterator[str]:
+        base = Security.SANDBOX
+        for one in attrs.fields(Security):
+            value = getattr(self, one.name)
+            if value == getattr(base, one.name) or one.name == "name":
+                continue
+            if one.name == "seccomp" and value is not None:
+                yield "seccomp=..."
+            else:
+                yield f"{one.name}={sorted(value) if isinstance(value, frozenset) else value!r}"
 
     def evolve(self, **changes: Unpack[SecurityOptions]) -> Security:
         """A copy with some fields changed; its name becomes 'custom' unless one is given."""

@@ -1,0 +1,56 @@
+"""Kernel parameters that belong to the namespaces of a container."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from pycontain._model.arguments import check_mapping
+from pycontain._model.sizes import shown
+
+_IPC = frozenset(
+    "kernel.msgmax kernel.msgmnb kernel.msgmni kernel.sem kernel.shmall kernel.shmmax kernel.shmmni "
+    "kernel.shm_rmid_forced".split()
+)
+_NAME = re.compile(r"[a-z0-9_]+(?:[./][a-zA-Z0-9_-]+)+")
+_VALUE_MOST = 1024
+
+
+def checked_sysctls(sysctls: Mapping[str, str | int] | None) -> dict[str, str]:
+    """Return parameters and their values as text.
+
+    Raises:
+        ValueError: For a parameter of the whole host, and for a value that no parameter takes.
+        TypeError: For other types.
+    """
+    check_mapping("sysctls", sysctls, "{'net.ipv4.ip_forward': 1}")
+    found: dict[str, str] = {}
+    for given, value in (sysctls or {}).items():
+        if not isinstance(given, str) or not _NAME.fullmatch(given):
+            raise ValueError(f"a sysctl must be a name such as 'net.ipv4.ip_forward', got {shown(given)}")
+        name = given.replace("/", ".")
+        if not (name in _IPC or name.startswith(("net.", "fs.mqueue."))):
+            raise ValueError(
+                f"the sysctl {name} is the whole host's: only net.*, fs.mqueue.*, and "
+                "kernel.msg*, kernel.sem, kernel.shm* belong to a container"
+            )
+        if name in found:
+            raise ValueError(f"the sysctl {name} is given twice")
+        found[name] = _text(name, value)
+    return found
+
+
+def _text(name: str, value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise TypeError(f"the sysctl {name} must be text or an int, got {shown(value)}")
+    text = str(value)
+    if not text or not text.isascii() or not text.replace("\t", " ").isprintable() or len(text) > _VALUE_MOST:
+        raise ValueError(f"the sysctl {name} must be a line of ASCII text, got {shown(value)}")
+    return text
+
+
+def check_network(sysctls: Mapping[str, str]) -> None:
+    """Raise ValueError for a parameter of a network that is not the container's own."""
+    for name in sysctls:
+        if name.startswith("net."):
+            raise ValueError(f"the sysctl {name} would change a network namespace that others use")
