@@ -154,7 +154,7 @@ def test_no_busy_loop() -> None:
     [
         (["nope"], None, CommandNotFound),
         (["/etc/passwd"], None, CommandNotExecutable),
-        (["true"], "/nowhere", WorkdirError),
+        (["true"], "/etc/passwd", WorkdirError),
     ],
 )
 def test_a_command_that_cannot_start_fails_the_start(
