@@ -48,7 +48,7 @@ def way_out(stage: Stage) -> str:
     "way out on an internal network",
     "none",
     docker="by gateway of inner",
-    why="nothing gets out there",
+    why="no route leads outside",
 )
 def way_out_of_inner(stage: Stage) -> str:
     return _way_out(stage, stage.six)
@@ -58,7 +58,7 @@ def way_out_of_inner(stage: Stage) -> str:
     "way out on two networks",
     "by gateway of red",
     docker="by gateway of blue",
-    why="the first that was given; dockerd takes the first by name",
+    why="the first one given; dockerd takes the first by name",
 )
 def way_out_of_two(stage: Stage) -> str:
     with stage.guest("between", "red", "blue") as between:
@@ -87,7 +87,7 @@ def hosts_file(stage: Stage) -> str:
     "hostname in the host's network",
     "its own",
     docker="the host's",
-    why="sharing the network is not sharing the UTS namespace",
+    why="the UTS namespace is not shared",
 )
 def hostname(stage: Stage) -> str:
     with stage.guest("guest", "host") as guest:
@@ -106,7 +106,7 @@ def low_port(stage: Stage) -> str:
     "port 80 without a network, as an unprivileged user",
     "refused",
     docker="bound",
-    why="nothing is set where there is no network; ports from 1024 are free",
+    why="the setting is made only with a network; ports from 1024 are free",
 )
 def low_port_of_none(stage: Stage) -> str:
     with stage.guest("server", "none") as server:

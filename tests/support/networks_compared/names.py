@@ -27,7 +27,7 @@ def by_alias(stage: Stage) -> str:
     return stage.resolve(stage.two, "uno")
 
 
-@case("its name with the network's behind it", "one")
+@case("its name followed by the network's name", "one")
 def by_qualified_name(stage: Stage) -> str:
     return stage.resolve(stage.two, "one.red")
 
@@ -69,7 +69,7 @@ def hostname(stage: Stage) -> str:
         return stage.resolve(plain, "otherwise")
 
 
-@case("its hostname, asked for by another", "plain")
+@case("its hostname, looked up by another", "plain")
 def hostname_of_another(stage: Stage) -> str:
     with stage.guest("plain", On("red"), hostname="otherwise"):
         return stage.resolve(stage.one, "otherwise")
@@ -85,7 +85,7 @@ def reverse(stage: Stage) -> str:
     return stage.run(stage.two, "getent", "hosts", stage.address(stage.one)).split()[-1]
 
 
-@case("AAAA of a name that has IPv4 alone", "NOERROR, 0 records")
+@case("AAAA of a name that has only IPv4", "NOERROR, 0 records")
 def no_aaaa(stage: Stage) -> str:
     return probe.query(stage.two.pid, RESOLVER, "one", "AAAA")
 
@@ -104,13 +104,13 @@ def nameserver(stage: Stage) -> str:
     "nameserver of the default network",
     "127.0.0.11",
     docker="outside",
-    why="one way for all: the name service forwards, and follows the host when its nameservers change",
+    why="the same on all networks: the name service forwards, and adopts changes of the host's nameservers",
 )
 def default_nameserver(stage: Stage) -> str:
     return _nameservers(stage, stage.four)
 
 
-@case("a name that the host's nameserver knows, on a user network", "the outside's answer")
+@case("a name of the host's nameserver, on a user network", "the outside's answer")
 def forwarded(stage: Stage) -> str:
     return stage.resolve(stage.one, OUTSIDE_NAME)
 
@@ -124,7 +124,7 @@ def forwarded_by_default(stage: Stage) -> str:
     "the same on an internal network",
     "REFUSED, 0 records",
     docker="no answer",
-    why="both forward nothing there; a refusal spares the wait",
+    why="neither forwards queries there; a refusal avoids the wait",
 )
 def forwarded_inside(stage: Stage) -> str:
     return probe.query(stage.six.pid, RESOLVER, OUTSIDE_NAME)
@@ -140,7 +140,7 @@ def unknown(stage: Stage) -> str:
     return probe.query(stage.one.pid, RESOLVER, "nobody.example")
 
 
-@case("a container's name that the host's nameserver knows too", "pyc.example")
+@case("a container's name that the host's nameserver also has", "pyc.example")
 def shadowed(stage: Stage) -> str:
     with stage.guest(OUTSIDE_NAME, On("red")):
         return stage.resolve(stage.one, OUTSIDE_NAME)
@@ -160,7 +160,8 @@ def after_connect(stage: Stage) -> str:
 
 
 @case(
-    "names of the network, seen by one that was connected from the default one", "one; the outside's answer"
+    "names of the network, looked up by a container connected from the default one",
+    "one; the outside's answer",
 )
 def names_for_the_connected(stage: Stage) -> str:
     with stage.connected("red", stage.four):
@@ -174,13 +175,13 @@ def after_disconnect(stage: Stage) -> str:
     return stage.resolve(stage.one, "three")
 
 
-@case("names of both, seen by one on two networks", "one; three")
+@case("names of both, looked up by a container on two networks", "one; three")
 def on_two_networks(stage: Stage) -> str:
     with stage.guest("between", "red", "blue") as between:
         return "; ".join(stage.resolve(between, name) for name in ("one", "three"))
 
 
-@case("its name, asked for on each of its two networks", "between; between on blue")
+@case("its name, looked up on each of its two networks", "between; between on blue")
 def asked_on_two_networks(stage: Stage) -> str:
     with stage.guest("between", "red", "blue"):
         return "; ".join(stage.resolve(one, "between") for one in (stage.one, stage.three))

@@ -102,7 +102,7 @@ def from_host_to_inner(stage: Stage) -> str:
     "container to a service of the host, by the gateway's address",
     "TCP refused, UDP unreachable",
     docker="seen as one",
-    why="a container has no business with the host's services, unless `host_access=True`",
+    why="services of the host need `host_access=True`",
 )
 def to_gateway(stage: Stage) -> str:
     return stage.reach(stage.one, stage.side.gateway("red"), HOST_PORT)
@@ -177,7 +177,7 @@ def after_disconnect(stage: Stage) -> str:
     return stage.reach(stage.three, stage.one)
 
 
-@case("a connection that was made, after disconnect", "no answer")
+@case("an existing connection, after disconnect", "no answer")
 def connection_after_disconnect(stage: Stage) -> str:
     with stage.guest("stayer", "red") as stayer, stage.guest("leaver", "red", "blue") as leaver:
         with probe.socket_in(stayer.pid, socket.SOCK_STREAM) as server:
@@ -201,7 +201,7 @@ def outside_after_disconnect(stage: Stage) -> str:
         return stage.reach(leaver, stage.world.address)
 
 
-@case("outside, after disconnect from the network that led there, on a second one", "seen as host")
+@case("outside, after disconnect from the network with the default route, on a second one", "seen as host")
 def outside_by_the_second(stage: Stage) -> str:
     with stage.guest("leaver", "red", "blue") as leaver:
         stage.side.disconnect("red", leaver)
@@ -216,7 +216,7 @@ def from_two_networks(stage: Stage) -> str:
 
 
 @case(
-    "from one neighbour to the other, by one on both",
+    "from one neighbour to the other, through a container on both networks",
     "refused",
     docker="no answer",
     why="refused at once, so that programs fail instead of waiting",
@@ -245,13 +245,13 @@ def with_ipv6(stage: Stage) -> str:
     return "seen as vier" if seen == [own, own] else str(seen)
 
 
-@case("one with another's namespace, by its loopback", "seen as loopback")
+@case("a container in another's namespace, by its loopback", "seen as loopback")
 def shared_loopback(stage: Stage) -> str:
     with stage.guest("guest", "container:one") as guest:
         return stage.reach(guest, "127.0.0.1")
 
 
-@case("another's namespace: its neighbours, and whom they see", "seen as one")
+@case("another's namespace: its neighbours, and the address that they see", "seen as one")
 def shared_namespace(stage: Stage) -> str:
     with stage.guest("guest", "container:one") as guest:
         return stage.reach(guest, stage.two)

@@ -52,7 +52,7 @@ def by_default(stage: Stage) -> str:
     "from a container of its network, by the host's address",
     "seen as gateway of red",
     docker="TCP seen as gateway of red, UDP no answer",
-    why="dockerd's proxy answers UDP from another address than was asked",
+    why="dockerd's proxy answers UDP from another address than the target",
 )
 def from_a_neighbour(stage: Stage) -> str:
     with stage.guest("server", "red", ports=BOTH):
@@ -69,7 +69,7 @@ def by_the_gateway(stage: Stage) -> str:
     "from a container of another network, by the host's address",
     "seen as gateway of red",
     docker="TCP seen as gateway of red, UDP no answer",
-    why="dockerd's proxy answers UDP from another address than was asked",
+    why="dockerd's proxy answers UDP from another address than the target",
 )
 def from_another_network(stage: Stage) -> str:
     with stage.guest("server", "red", ports=BOTH):
@@ -80,7 +80,7 @@ def from_another_network(stage: Stage) -> str:
     "from the default network, by the host's address",
     "seen as gateway of red",
     docker="TCP seen as gateway of red, UDP no answer",
-    why="dockerd's proxy answers UDP from another address than was asked",
+    why="dockerd's proxy answers UDP from another address than the target",
 )
 def from_the_default_network(stage: Stage) -> str:
     with stage.guest("server", "red", ports=BOTH):
@@ -102,7 +102,7 @@ def from_an_internal_network(stage: Stage) -> str:
     "from the container itself, by the host's address",
     "seen as gateway of red",
     docker="TCP seen as gateway of red, UDP no answer",
-    why="dockerd's proxy answers UDP from another address than was asked",
+    why="dockerd's proxy answers UDP from another address than the target",
 )
 def from_itself(stage: Stage) -> str:
     with stage.guest("server", "red", ports=BOTH) as server:
@@ -136,7 +136,7 @@ def bound_to_address(stage: Stage) -> str:
         return f"{here}; {stage.tcp(stage.world.pid, stage.world.host, OUTER)}"
 
 
-@case("bound to an address that the host has not", "refused")
+@case("bound to an address that the host does not have", "refused")
 def bound_elsewhere(stage: Stage) -> str:
     return stage.refuses_to_start("red", ports={PORT: f"203.0.113.77:{OUTER}"})
 
@@ -198,7 +198,7 @@ def after_a_change(stage: Stage) -> str:
     "from an internal network",
     "refused",
     docker="done",
-    why="dockerd publishes nothing, and does not say so",
+    why="dockerd ignores the option silently",
 )
 def of_an_internal_network(stage: Stage) -> str:
     return stage.refuses_to_start("inner", ports=BOTH)

@@ -24,7 +24,7 @@ def same_subnet(stage: Stage) -> str:
         return _with_subnet(stage, SQUARE)
 
 
-@case("a subnet that holds another network's", "refused")
+@case("a subnet that contains another network's", "refused")
 def wider_subnet(stage: Stage) -> str:
     with stage.network("square", subnet=SQUARE):
         return _with_subnet(stage, "10.99.0.0/16")
@@ -104,7 +104,7 @@ def address_elsewhere(stage: Stage) -> str:
     "a fixed address where the engine chose the subnet",
     "done",
     docker="refused",
-    why="nothing speaks against it",
+    why="supported",
 )
 def address_in_a_chosen_subnet(stage: Stage) -> str:
     return stage.refuses_to_start(On("red", address=stage.side.gateway("red").rpartition(".")[0] + ".99"))
@@ -114,7 +114,7 @@ def address_in_a_chosen_subnet(stage: Stage) -> str:
     "a fixed address on the default network",
     "done",
     docker="refused",
-    why="nothing speaks against it",
+    why="supported",
 )
 def address_by_default(stage: Stage) -> str:
     start = stage.side.gateway("bridge").rpartition(".")[0]
@@ -131,7 +131,7 @@ def alias_by_default(stage: Stage) -> str:
     return stage.refuses_to_start(On("bridge", aliases=("quattuor",)))
 
 
-@case("a network that there is not", "refused")
+@case("a network that does not exist", "refused")
 def unknown_network(stage: Stage) -> str:
     return stage.refuses_to_start("nowhere")
 
@@ -146,44 +146,44 @@ def default_network(stage: Stage) -> str:
     return stage.refusal(lambda: stage.side.remove_network("bridge"))
 
 
-@case("removing a network that there is not", "refused")
+@case("removing a network that does not exist", "refused")
 def unknown(stage: Stage) -> str:
     return stage.refusal(lambda: stage.side.remove_network("nowhere"))
 
 
-@case("connecting where it is connected", "refused")
+@case("connecting to a network that it is on", "refused")
 def connected_twice(stage: Stage) -> str:
     return stage.refusal(lambda: stage.side.connect("red", stage.one))
 
 
-@case("disconnecting from where it is not", "refused")
+@case("disconnecting from a network that it is not on", "refused")
 def not_connected(stage: Stage) -> str:
     return stage.refusal(lambda: stage.side.disconnect("blue", stage.one))
 
 
-@case("connecting one in the host's network", "refused")
+@case("connecting a container in the host's network", "refused")
 def connecting_the_host(stage: Stage) -> str:
     with stage.guest("guest", "host") as guest:
         return stage.refusal(lambda: stage.side.connect("red", guest))
 
 
-@case("connecting one in another's namespace", "refused")
+@case("connecting a container in another's namespace", "refused")
 def connecting_a_guest(stage: Stage) -> str:
     with stage.guest("guest", "container:one") as guest:
         return stage.refusal(lambda: stage.side.connect("blue", guest))
 
 
 @case(
-    "connecting one without a network",
+    "connecting a container without a network",
     "done",
     docker="refused",
-    why="`'none'` means that nothing has been connected so far",
+    why="`'none'` only means that no network is connected yet",
 )
 def connecting_none(stage: Stage) -> str:
     with stage.guest("guest", "none") as guest:
         return stage.refusal(lambda: stage.side.connect("red", guest))
 
 
-@case("the namespace of a container that there is not", "refused")
+@case("the namespace of a container that does not exist", "refused")
 def nobodys_namespace(stage: Stage) -> str:
     return stage.refuses_to_start("container:nobody")
