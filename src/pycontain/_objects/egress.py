@@ -43,12 +43,20 @@ class Egress(Closing):
 
     @classmethod
     def allow(cls, *targets: str) -> Egress:
-        """One that allows these: 'example.org:443', '*.example.org', '10.0.0.0/8', '10.0.0.1:53/udp'.
+        """Create an `Egress` that permits only the given targets.
 
-        Without a port every one, without '/tcp' or '/udp' both.  '*.' is for every name below, not for the
-        name itself.  Where clouds tell secrets, as at 169.254.169.254, is not in any wider range.
+        A target without a port means every port, one without ``/tcp`` or ``/udp`` both protocols.  A range
+        never includes metadata services of clouds such as 169.254.169.254.
 
-        Raises ValueError, TypeError.
+        Args:
+            *targets: names, addresses or ranges, such as ``"example.org:443"``, ``"10.0.0.0/8"`` or
+                ``"10.0.0.1:53/udp"``.  ``"*.example.org"`` matches every name below ``example.org``, but not
+                ``example.org`` itself.
+
+        Raises:
+            ValueError: a target is malformed.
+            TypeError: a target is not a string.
+            LimitError: there are more than 4096 targets.
         """
         new = cls()
         new.permit(*targets)
