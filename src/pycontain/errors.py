@@ -298,10 +298,14 @@ class CommandTimeout(PycontainError, subprocess.TimeoutExpired):
     """The deadline passed, and every process of the command is gone.
 
     cmd, timeout (seconds), stdout, stderr (what was written until then): as on
-    subprocess.TimeoutExpired.  reason: 'timeout'.  usage: as on ExecResult.
+    subprocess.TimeoutExpired, but text unless the command was run with text=False.
+    reason: 'timeout'.  usage: as on ExecResult.
     """
 
     reason = "timeout"
+    if TYPE_CHECKING:  # bytes there, in the stubs of subprocess
+        stdout: Any
+        stderr: Any
 
     def __init__(self, args: Args, timeout: float, stdout: Output, stderr: Output, *, usage: Usage) -> None:
         subprocess.TimeoutExpired.__init__(self, args, timeout, stdout, stderr)

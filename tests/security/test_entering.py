@@ -82,7 +82,7 @@ print('umask', os.umask(0), 'root', os.stat('/').st_ino)
 
 
 def _view(container: Container, **options: object) -> dict[str, str]:
-    told = container.exec([sys.executable, "-c", STATUS], **options).stdout  # type: ignore[arg-type]
+    told = container.exec([sys.executable, "-c", STATUS], **options).stdout  # type: ignore[call-overload]
     return {line.split(" ", 1)[0]: line for line in told.splitlines() if line}
 
 

@@ -132,7 +132,7 @@ def test_empty_options_of_a_container_are_refused(option: str, value: object) ->
     if option in ("image", "command", "init", "lifetime"):
         return
     with pytest.raises(REFUSALS):
-        run(None, ["true"], **{option: value})  # type: ignore[arg-type]
+        run(None, ["true"], **{option: value})  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping
-from typing import Generic, Literal, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, Self, TypeAlias, TypeVar
 
 from attrs import frozen
 
 from pycontain.errors import Args, CommandFailed
 
 T = TypeVar("T")
+if TYPE_CHECKING:
+    import typing_extensions
+
+    S = typing_extensions.TypeVar("S", bound=str | bytes, default=str)
+else:  # typing has no defaults before Python 3.13
+    S = TypeVar("S", bound=str | bytes)
 Output: TypeAlias = str | bytes | None
 Reason: TypeAlias = Literal[
     "exit", "signal", "timeout", "oom", "pids", "disk", "output", "seccomp", "cpu", "cancelled"
@@ -39,11 +45,12 @@ class Usage:
     oom_kills: int | None = None
 
 
-class ExecResult(subprocess.CompletedProcess):  # type: ignore[type-arg]
+class ExecResult(subprocess.CompletedProcess[S]):
     """A CompletedProcess that explains itself.
 
     args, returncode, stdout, stderr: as subprocess has them; a negative returncode is the number of
-    a signal, an output that was not captured is None.
+    a signal, an output that was not captured is None.  `ExecResult` in an annotation is `ExecResult[str]`;
+    with text=False it is `ExecResult[bytes]`.
     reason: why it ended, as `Reason` lists it.
     usage: what it used.  timings: seconds by phase.  truncated: output was cut at `max_output`.
     """
@@ -52,8 +59,8 @@ class ExecResult(subprocess.CompletedProcess):  # type: ignore[type-arg]
         self,
         args: Args,
         returncode: int,
-        stdout: Output,
-        stderr: Output,
+        stdout: S | None,
+        stderr: S | None,
         *,
         reason: Reason,
         usage: Usage,

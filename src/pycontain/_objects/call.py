@@ -6,6 +6,7 @@ import contextlib
 import signal
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
 from attrs import frozen
 
@@ -107,7 +108,7 @@ class Call:
         self._data = _input_bytes(data, encoding)
         self._decode = decoder(text, encoding, errors)
 
-    def run(self, running: Running, what: Invocation, *, check: bool) -> ExecResult:
+    def run(self, running: Running, what: Invocation, *, check: bool) -> ExecResult[Any]:
         """Start it, carry its streams, wait for its end and say what became of it."""
         command = what.resolve(running)
         plumbing = Plumbing(self._stdin, *self._streams)
@@ -134,7 +135,7 @@ class Call:
         record: native.Record | None,
         outputs: Sequence[bytes | None],
         check: bool,
-    ) -> ExecResult:
+    ) -> ExecResult[Any]:
         counters = execution.finish()
         usage = execution.usage(record, counters)
         out, err = map(self._decode, outputs)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from attrs import evolve
 
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pycontain._engine import Engine
     from pycontain._model.change import Change
     from pycontain._objects.path import ContainerPath
+    from pycontain._objects.signatures import ExecOptions
     from pycontain._objects.snapshot import Snapshot
     from pycontain._objects.zygote import Zygote
     from pycontain._runtime.cancel import CancelToken
@@ -167,6 +168,19 @@ class Container(Lifecycle):
             spec = evolve(spec, mounts={**declared, **points})
         self._begin(spec)
 
+    @overload
+    def exec(
+        self, args: Args, *, text: Literal[True] = True, **options: Unpack[ExecOptions]
+    ) -> ExecResult[str]: ...
+
+    @overload
+    def exec(
+        self, args: Args, *, text: Literal[False], **options: Unpack[ExecOptions]
+    ) -> ExecResult[bytes]: ...
+
+    @overload
+    def exec(self, args: Args, *, text: bool, **options: Unpack[ExecOptions]) -> ExecResult[Any]: ...
+
     @explains_options("exec")
     def exec(
         self,
@@ -189,7 +203,7 @@ class Container(Lifecycle):
         shell: bool = False,
         kill_orphans: bool = False,
         cancel: CancelToken | None = None,
-    ) -> ExecResult:
+    ) -> ExecResult[Any]:
         """Run a command to its end and return what became of it, as subprocess.run does.
 
         It returns when the command itself ends.  Processes that the command left running go on; what they

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 from pycontain._model.options import check_options
 from pycontain._objects.container import Container
+from pycontain._objects.signatures import CommandOptions
 from pycontain._runtime.streams import DEVNULL, PIPE, Stream
 from pycontain.errors import Args
 
@@ -55,6 +56,28 @@ class ContainerOptions(TypedDict, total=False):
     engine: Engine | None
 
 
+class RunOptions(ContainerOptions, CommandOptions, total=False):
+    """The options of `run` without `text`."""
+
+
+@overload
+def run(
+    image: Image | str | None, args: Args, *, text: Literal[True] = True, **options: Unpack[RunOptions]
+) -> ExecResult[str]: ...
+
+
+@overload
+def run(
+    image: Image | str | None, args: Args, *, text: Literal[False], **options: Unpack[RunOptions]
+) -> ExecResult[bytes]: ...
+
+
+@overload
+def run(
+    image: Image | str | None, args: Args, *, text: bool, **options: Unpack[RunOptions]
+) -> ExecResult[Any]: ...
+
+
 def run(
     image: Image | str | None,
     args: Args,
@@ -72,7 +95,7 @@ def run(
     shell: bool = False,
     cancel: CancelToken | None = None,
     **options: Unpack[ContainerOptions],
-) -> ExecResult:
+) -> ExecResult[Any]:
     """Start a container, run one command in it and remove the container.
 
     Args:

@@ -1,0 +1,37 @@
+"""Options of commands, for the overloads by which a type checker knows text from bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TypedDict
+
+from pycontain._model.limits import CgroupLimits
+from pycontain._runtime.cancel import CancelToken
+from pycontain._runtime.streams import Stream
+
+
+class CommandOptions(TypedDict, total=False):
+    """The options that `Container.exec` and `run` share, without `text`."""
+
+    input: str | bytes | None
+    stdin: Stream
+    stdout: Stream
+    stderr: Stream
+    timeout: float | timedelta | None
+    check: bool
+    encoding: str
+    errors: str
+    max_output: int | str | None
+    shell: bool
+    cancel: CancelToken | None
+
+
+class ExecOptions(CommandOptions, total=False):
+    """The options of `Container.exec` without `text`."""
+
+    env: Mapping[str, str] | None
+    workdir: str | None
+    user: str | int | None
+    limits: CgroupLimits | None
+    kill_orphans: bool
