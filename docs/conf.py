@@ -39,7 +39,7 @@ html_show_copyright = False
 html_show_sphinx = False
 
 _WITHOUT_ARGUMENTS = {"Process", "ExecResult"}
-"""Users are handed these; how they are made is nobody's business."""
+"""Classes that users receive and never construct; their constructors are not documented."""
 
 _SPELLED_OUT = {
     "specs.Mounts": "Mapping[str, Bind | Tmpfs | str | PathLike[str]]",
