@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import stat
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -508,3 +509,21 @@ def test_a_server_without_a_container_serves_nobody(bare: Launcher, tmp_path: Pa
         assert native.receive(bare.socket) is None
     finally:
         os.close(fd)
+
+
+DEEP = """
+import os
+os.mkdir("/root/deep")
+os.chdir("/root/deep")
+for _ in range(1100):
+    os.mkdir("d")
+    os.chdir("d")
+"""
+
+
+def test_trees_deeper_than_python_recurses_are_walked(container: Container) -> None:
+    container.exec([sys.executable, "-c", DEEP], check=True)
+    top = container.path("/root/deep")
+    below = [at for at, _, _ in top.walk(top_down=False)]
+    assert (len(below), below[-1]) == (1101, top)
+    assert sum(1 for _ in top.glob("**/d")) == 1100

@@ -111,18 +111,24 @@ class ContainerPath(NamedInside):
         """
         if follow_symlinks:
             raise ValueError("walk does not follow links: a guest's may lead in circles")
-        try:
-            entries = list(self._entries())
-        except PathError:
-            return
-        directories = [name for name, is_directory in entries if is_directory]
-        files = [name for name, is_directory in entries if not is_directory]
-        if top_down:
-            yield self, directories, files
-        for name in directories:
-            yield from (self / name).walk(top_down)
-        if not top_down:
-            yield self, directories, files
+        # Without recursion: a guest's tree is as deep as a path is long.
+        left: list[tuple[ContainerPath, list[str], list[str]] | ContainerPath] = [self]
+        while left:
+            path = left.pop()
+            if isinstance(path, tuple):
+                yield path
+                continue
+            try:
+                entries = list(path._entries())
+            except PathError:
+                continue
+            directories = [name for name, is_directory in entries if is_directory]
+            files = [name for name, is_directory in entries if not is_directory]
+            if top_down:
+                yield path, directories, files
+            else:
+                left.append((path, directories, files))
+            left.extend(path / name for name in reversed(directories))
 
     def glob(self, pattern: str) -> Iterator[ContainerPath]:
         """What fits a relative pattern, as `pathlib.Path.glob`; '**' does not follow links.  ValueError."""

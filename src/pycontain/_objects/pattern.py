@@ -35,21 +35,35 @@ def _once(top: ContainerPath, parts: tuple[str, ...]) -> Iterator[ContainerPath]
 
 
 def _below(top: ContainerPath, parts: tuple[str, ...]) -> Iterator[ContainerPath]:
-    if not parts:
-        yield top
-        return
-    part, rest = parts[0], parts[1:]
+    # Without recursion: a guest's tree is as deep as a path is long.
+    left = [(top, parts)]
+    while left:
+        path, parts = left.pop()
+        if not parts:
+            yield path
+        else:
+            left.extend(reversed(_step(path, parts[0], parts[1:])))
+
+
+def _step(
+    path: ContainerPath, part: str, rest: tuple[str, ...]
+) -> list[tuple[ContainerPath, tuple[str, ...]]]:
+    """Return the paths that match the first part of a pattern, each with the parts that follow it."""
     if part == "**":
-        yield from _below(top, rest)
-        for name, is_directory in _read(top):
-            if is_directory:
-                yield from _below(top / name, parts)
-    elif _MAGIC.search(part):
-        for name, _ in _read(top):
-            if fnmatch.fnmatchcase(name, part) and (not rest or (top / name).is_dir()):
-                yield from _below(top / name, rest)
-    elif (top / part).exists():
-        yield from _below(top / part, rest)
+        below = [(path / name, (part, *rest)) for name, is_directory in _read(path) if is_directory]
+        return [(path, rest), *below]
+    if _MAGIC.search(part):
+        names = [name for name, _ in _read(path) if fnmatch.fnmatchcase(name, part)]
+        return [(path / name, rest) for name in names if not rest or _is_there(path / name, directory=True)]
+    return [(path / part, rest)] if _is_there(path / part) else []
+
+
+def _is_there(path: ContainerPath, *, directory: bool = False) -> bool:
+    """Return whether the path exists; False for one that is too long to be asked for."""
+    try:
+        return path.is_dir() if directory else path.exists()
+    except PathError:
+        return False
 
 
 def _read(top: ContainerPath) -> list[tuple[str, bool]]:
