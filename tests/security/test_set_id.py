@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pycontain import Bind, Container, Security, Volume
+from pycontain import Bind, Container, PathError, Security, Volume
 from pycontain._security.syscalls import TABLE
 
 PLANT = """
@@ -172,6 +172,52 @@ def test_copies_to_the_host_give_no_rights(shared: Path) -> None:
         container.copy_out("/tree/chmod-4755", shared / "file")
     assert len(list((shared / "tree").iterdir())) > 20
     assert gains(shared) == []
+
+
+MAPPED = """
+import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+mmap.mmap(fd, 4096)[:4] = b'EVIL'
+"""
+
+
+@pytest.mark.case("U21")
+def test_copies_into_a_bind_give_no_rights(shared: Path, tmp_path: Path) -> None:
+    """A write through a shared mapping keeps set-id bits, so the guest would choose the program."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name, mode in (("user", 0o4755), ("group", 0o2755)):
+        (tree / name).write_bytes(b"x" * 4096)
+        (tree / name).chmod(mode)
+    if os.geteuid() == 0:
+        os.setxattr(tree / "user", "security.capability", bytes.fromhex("01000002" + "ffffffff" + "00" * 12))
+        (tree / "user").chmod(0o4755)
+    with Container(mounts={"/x": shared}) as container:
+        container.copy_in(tree, "/x/tree")
+        container.copy_in(tree / "user", "/x/file")
+        container.path("/x/touched").touch(0o4755)
+        for way in ("file", "tree/group"):
+            with pytest.raises(PathError, match="set-id bits"):
+                container.path(f"/x/{way}").chmod(0o4755)
+        container.exec(["ln", "-s", "/x/file", "/root/link"], check=True)
+        with pytest.raises(PathError, match="set-id bits"):
+            container.path("/root/link").chmod(0o4755)
+        assert gains(shared) == []
+        container.copy_in(tree, "/root/tree")
+        container.path("/root/tree/user").chmod(0o6755)
+        assert container.path("/root/tree/user").stat().st_mode & 0o7777 == 0o6755
+        assert container.path("/root/tree/group").stat().st_mode & 0o7777 == 0o2755
+
+
+@pytest.mark.control("U21")
+def test_a_mapping_keeps_the_bits_of_what_a_guest_changes(shared: Path) -> None:
+    program = shared / "program"
+    program.write_bytes(b"x" * 4096)
+    with Container(mounts={"/x": shared}, security=_OPEN) as container:
+        container.path("/x/program").chmod(0o4755)
+        container.exec([sys.executable, "-c", MAPPED, "/x/program"], check=True)
+    assert program.read_bytes()[:4] == b"EVIL"
+    assert gains(shared) != []
 
 
 @pytest.mark.case("U21")

@@ -19,6 +19,7 @@ static int
 set_attributes (struct pc_unpack *unpack, const struct pc_tar *tar, int fd, const char *name)
 {
   int tame = (unpack->flags & PC_UNPACK_TAME) != 0;
+  int no_set_id = (unpack->flags & PC_UNPACK_NO_SET_ID) != 0;
   usize at = 0;
   const char *key;
   const u8 *value;
@@ -30,7 +31,8 @@ set_attributes (struct pc_unpack *unpack, const struct pc_tar *tar, int fd, cons
       word error = -EOPNOTSUPP;
       /* The kernel accepts an empty capability attribute from any user and grants nothing for it. */
       int is_empty = size == 0 && pc_streq (key, "security.capability");
-      if (pc_attribute_is_content (key) && !is_empty && (!tame || pc_starts_with (key, "user.")))
+      int is_left_out = no_set_id && pc_streq (key, "security.capability");
+      if (pc_attribute_is_content (key) && !is_empty && !is_left_out && (!tame || pc_starts_with (key, "user.")))
         {
           if (fd < 0 && !entered && (error = raw1 (__NR_fchdir, unpack->parent)) < 0)
             return failed (unpack, PC_UNPACK_ATTRIBUTE, error);

@@ -66,6 +66,8 @@ unpack_stream (int stream)
         entry.mode |= entry.type == PC_TAR_DIRECTORY ? 0700 : 0600;
       if (unpack.flags & PC_UNPACK_TAME)
         entry.mode &= ~06000u;
+      if ((unpack.flags & PC_UNPACK_NO_SET_ID) && entry.type != PC_TAR_DIRECTORY)
+        entry.mode &= ~06000u;
       int error = count (&unpack.report, &entry);
       if (error == 0)
         error = pc_unpack_entry (&unpack, &tar, &entry);

@@ -19,6 +19,7 @@ class Way:
     """What both directions have in common: fds of the two directories, and how much may come.
 
     size, entries: bytes and number.  content: what is in the one directory comes into the other.
+    no_set_id: files get no set-id bits and no capabilities inside.
     """
 
     source: int
@@ -27,6 +28,7 @@ class Way:
     entries: int
     content: bool
     landlock: int
+    no_set_id: bool = False
 
 
 def into(way: Way, host: Callable[[], Launcher], pidfd: int, owner: tuple[int, int], user: User) -> Report:
@@ -39,6 +41,7 @@ def into(way: Way, host: Callable[[], Launcher], pidfd: int, owner: tuple[int, i
         way.target,
         owners=True,
         plain=True,
+        no_set_id=way.no_set_id,
         landlock=way.landlock,
         size=way.size,
         entries=way.entries,

@@ -18,7 +18,7 @@ _UNPACK, _FINISH = 11, 12
 _BOUNDS = struct.Struct("<QQII")
 _USER = struct.Struct("<IIII64I")
 _REPORT = struct.Struct("<IiIIQQQ256s")
-_OWNERS, _DEVICES, _LANDLOCK, _READABLE, _PLAIN, _TAME, _MERGE = 1, 2, 4, 8, 16, 32, 64
+_OWNERS, _DEVICES, _LANDLOCK, _READABLE, _PLAIN, _TAME, _MERGE, _NO_SET_ID = 1, 2, 4, 8, 16, 32, 64, 128
 _ROOT_OPAQUE = 1
 _LANDLOCK_FROM = 3
 """The Landlock ABI that can say what an unpacker may not."""
@@ -84,7 +84,8 @@ class Unpacker:
     any time.  owners: files get the owners that the archive names.  devices: nodes are made.
     readable: whatever mode the archive names, the owner may read.  plain: it is a tree and no layer, to be
     added to what is there.  tame: no pipes, set-id bits and attributes but user.*.  merge: the
-    layer comes upon the one that stands in the directory.  first_id: what
+    layer comes upon the one that stands in the directory.  no_set_id: files get no set-id bits and no
+    capabilities.  first_id: what
     the archive's 0 becomes.  join: a pidfd of a
     process whose user namespace to be root of.
     """
@@ -103,6 +104,7 @@ class Unpacker:
         plain: bool = False,
         tame: bool = False,
         merge: bool = False,
+        no_set_id: bool = False,
         first_id: int = 0,
         join: int = -1,
         user: User = (0, 0, ()),
@@ -115,6 +117,7 @@ class Unpacker:
             | plain * _PLAIN
             | tame * _TAME
             | merge * _MERGE
+            | no_set_id * _NO_SET_ID
         )
         bounds = _BOUNDS.pack(size, entries, flags, first_id) + encode_user(user)
         self._launcher = make_launcher()

@@ -13,7 +13,7 @@ from pycontain._kernel import hostpath
 from pycontain._kernel.filer import SET_MODE, SET_OWNER, SET_TIMES, Verb
 from pycontain._kernel.transfer import Way, into
 from pycontain._kernel.unpacker import Report, User
-from pycontain._objects.path import ContainerPath
+from pycontain._objects.path import SET_ID, ContainerPath, may_set_id
 from pycontain._runtime.files import user_of
 from pycontain.errors import PathError, PycontainError, path_error
 
@@ -151,6 +151,8 @@ def _file_in(fd: int, there: ContainerPath, ids: tuple[int, int]) -> None:
             times = (*divmod(found.st_atime_ns, 10**9), *divmod(found.st_mtime_ns, 10**9))
             change = SET_OWNER | SET_MODE | SET_TIMES
             mode = stat.S_IMODE(found.st_mode)
+            if mode & SET_ID and not may_set_id(there, out):
+                mode &= ~SET_ID
             fresh._ask(Verb.SET, fd=out, change=change, mode=mode, owner=ids, times=times)
         finally:
             os.close(out)
@@ -176,6 +178,7 @@ def _tree_in(container: Container, fd: int, there: ContainerPath, ids: tuple[int
                 entries=_HOST_ENTRIES,
                 content=merges,
                 landlock=engine.features.landlock,
+                no_set_id=not may_set_id(there, top),
             )
             report = carried(lambda: into(way, engine._make_janitor, pidfd, ids, user))
             check_report("copy to", str(there), report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -18,8 +19,13 @@ from pycontain.errors import PathError, PathExists, PathNotFound, path_error
 if TYPE_CHECKING:
     from pathlib import PurePosixPath
 
+    from pycontain._objects.container import Container
+
 _EISDIR, _ENOTDIR, _EFBIG, _ELOOP, _EINVAL = 21, 20, 27, 40, 22
 _NOREPLACE = 1
+_OWN = ("/", "/tmp")
+"""Where no file of the host is."""
+SET_ID = stat.S_ISUID | stat.S_ISGID
 _CHUNK = 1 << 20
 
 
@@ -241,15 +247,23 @@ class ContainerPath(NamedInside):
         """Make the file, or set its times to now."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         try:
-            os.close(self._fd(flags, mode=mode))
+            os.close(self._fd(flags, mode=mode & ~SET_ID))
         except PathExists:
             if not exist_ok:
                 raise
             self._ask(Verb.SET, change=SET_TIMES, times=(0, UTIME_NOW, 0, UTIME_NOW))
 
     def chmod(self, mode: int, *, follow_symlinks: bool = True) -> None:
-        """Set the permissions of a file or directory."""
+        """Set the permissions of a file or directory.
+
+        Raises:
+            PathError: With EPERM, for a set-id bit of a file in a bind, a volume or a tmpfs that the caller
+                mounts, where the container's `Security` keeps its processes from setting these bits.
+        """
         flags = 0 if follow_symlinks else os.O_NOFOLLOW
+        if mode & SET_ID:
+            self._set_id(mode & 0o7777, flags)
+            return
         self._ask(Verb.SET, change=SET_MODE, mode=mode & 0o7777, flags=flags)
 
     def unlink(self, missing_ok: bool = False) -> None:
@@ -274,6 +288,20 @@ class ContainerPath(NamedInside):
         """The same as `rename`."""
         return self.rename(target)
 
+    def _set_id(self, mode: int, flags: int) -> None:
+        fd = self._fd(os.O_RDONLY | flags)
+        try:
+            if stat.S_ISREG(os.fstat(fd).st_mode) and not may_set_id(self, fd):
+                raise path_error(
+                    "cannot set set-id bits of",
+                    str(self),
+                    errno.EPERM,
+                    "leave the bits out, or use Security.evolve(restrict_suid_sgid=False)",
+                )
+            self._ask(Verb.SET, change=SET_MODE, mode=mode, fd=fd)
+        finally:
+            os.close(fd)
+
     # ---- asking -------------------------------------------------------------------------------------------
 
     def _ask(self, verb: Verb, second: str = "", **options: Any) -> int:
@@ -282,3 +310,33 @@ class ContainerPath(NamedInside):
 
     def _fd(self, flags: int, mode: int = 0) -> int:
         return self._ask(Verb.OPEN, flags=flags, mode=mode & 0o7777)
+
+
+def may_set_id(path: ContainerPath, fd: int) -> bool:
+    """Return whether an open file of the container may get set-id bits.
+
+    A file on the host that a guest can write keeps these bits when it is changed through a shared mapping,
+    so the guest would choose the program that the host runs with the owner's rights.
+    """
+    container = path._container
+    if not container.spec.security.restrict_suid_sgid:
+        return True
+    mount = _mount_of(fd)
+    # A mount point right below the root cannot be renamed: these are not where a guest says.
+    return any(mount == _mount_at(container, place) for place in _OWN if place not in container.spec.mounts)
+
+
+def _mount_at(container: Container, place: str) -> str:
+    try:
+        fd = ContainerPath(container, place, "root")._fd(os.O_PATH | os.O_NOFOLLOW)
+    except PathError:
+        return ""
+    try:
+        return _mount_of(fd)
+    finally:
+        os.close(fd)
+
+
+def _mount_of(fd: int) -> str:
+    with builtins.open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
+        return next(line for line in info if line.startswith("mnt_id:"))
