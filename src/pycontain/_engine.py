@@ -25,7 +25,7 @@ from pycontain._runtime.holdings import Holdings
 from pycontain._runtime.running import Cause
 from pycontain._security import policy
 from pycontain._state.owner import BLOCK, Owner
-from pycontain._state.paths import Roots
+from pycontain._state.paths import Roots, record_shared
 from pycontain.errors import Conflict, ImageError, NotFound, StateError
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class Engine:
         if ahead < 0:
             raise ValueError(f"ahead is 0 or a number of containers, not {ahead}")
         self.roots = Roots.of(root)
+        record_shared(self.roots)
         self.features: Features = features()
         maps = None if self.features.privileged else sub_id_maps()
         self.sub_ids = int(maps[0][5]) + 1 if maps else 0

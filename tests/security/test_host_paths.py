@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from pycontain import Bind, Container, Image, PathError, PycontainError, open_beneath
+from pycontain import Bind, Container, Image, PathError, PycontainError, Volume, open_beneath
 from pycontain._kernel import hostpath
 from tests.security.conftest import Canary
 
@@ -194,8 +197,8 @@ def test_pipes_that_a_guest_left_are_not_waited_for(work: Path) -> None:
         with pytest.raises(PycontainError):
             c.copy_out("/root/t/pipe", work / "out")
         c.exec("echo plain > /root/one", shell=True, check=True)
-        c.copy_out("/root/one", work / "pipe")
-    assert (work / "pipe").read_text() == "plain\n"
+        with pytest.raises(PathError):
+            c.copy_out("/root/one", work / "pipe")
 
 
 @pytest.mark.case("U24")
@@ -240,3 +243,62 @@ def test_a_copy_that_reads_to_the_end_takes_blocks(tmp_path: Path) -> None:
         with c.path("/root/hole").open("rb") as source, (tmp_path / "file").open("wb") as target:
             shutil.copyfileobj(source, target)
     assert (tmp_path / "file").stat().st_blocks * 512 >= 16 << 20
+
+
+LATER = """
+import os, sys
+from pycontain import Bind, Container, Image, PathError, open_beneath
+work = sys.argv[1]
+def refused(what):
+    try:
+        what()
+    except PathError as error:
+        assert error.errno == 40, error
+    else:
+        print("followed", what)
+refused(lambda: Container(mounts={"/j": Bind(work + "/dir")}))
+refused(lambda: Image.from_rootfs(work + "/dir"))
+refused(lambda: open_beneath(work + "/dir", "secret"))
+with Container() as c:
+    refused(lambda: c.copy_in(work + "/file", "/root/in"))
+    c.exec(["touch", "/root/out"], check=True)
+    refused(lambda: c.copy_out("/root/out", work + "/dir/out"))
+"""
+
+
+@pytest.mark.case("A35")
+def test_links_of_an_earlier_process_guest_are_refused(work: Path, canary: Canary) -> None:
+    with Container(mounts={"/w": Bind(work)}) as c:
+        _plant(c, canary)
+    done = subprocess.run(
+        [sys.executable, "-c", LATER, str(work)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+    assert not canary.check()
+
+
+@pytest.mark.case("A34")
+@pytest.mark.parametrize("kind", ["pipe", "socket", "link"])
+def test_engine_replaces_no_special_file(tmp_path: Path, kind: str) -> None:
+    place, merged = tmp_path / "place", tmp_path / "merged"
+    merged.mkdir()
+    for one in (place, merged / "one"):
+        if kind == "pipe":
+            os.mkfifo(one)
+        elif kind == "socket":
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(os.fspath(one))
+        else:
+            one.symlink_to("/dev/null")
+    before = [one.lstat().st_ino for one in (place, merged / "one")]
+    with Container() as c, Volume() as volume:
+        c.exec("mkdir /root/t; touch /root/t/one", shell=True, check=True)
+        with pytest.raises(PathError, match="cannot replace"):
+            c.copy_out("/root/t/one", place)
+        with pytest.raises(PathError, match="cannot replace"):
+            c.copy_out("/root/t/.", merged)
+        with pytest.raises(PathError, match="cannot replace"):
+            c.export(place)
+        with pytest.raises(PathError, match="cannot replace"):
+            volume.backup(place)
+    assert [one.lstat().st_ino for one in (place, merged / "one")] == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -178,3 +179,73 @@ def test_open_beneath_reads_and_writes_like_open(top: Path) -> None:
     for bad, words in (("/etc/passwd", "relative"), ("a\0b", "null byte")):
         with pytest.raises(ValueError, match=words):
             open_beneath(top, bad)
+
+
+@pytest.fixture
+def record(top: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of shared directories, and no other."""
+    path = top.parent / "store" / "shared"
+    monkeypatch.setattr(hostpath, "_records", [])
+    hostpath._shared.clear()
+    return path
+
+
+@pytest.mark.parametrize("first", ["share", "record"])
+def test_shared_directories_are_known_to_later_processes(top: Path, record: Path, first: str) -> None:
+    if first == "share":
+        _share(top)
+        hostpath.record_in(os.fspath(record))
+    else:
+        hostpath.record_in(os.fspath(record))
+        _share(top)
+    (top / "way").symlink_to("../secret/key")
+    hostpath._shared.clear()  # as in another process
+    with pytest.raises(PathError, match="symbolic link"):
+        _read(top / "way")
+
+
+def test_a_new_directory_with_a_used_inode_number_is_not_shared(
+    top: Path, record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostpath.record_in(os.fspath(record))
+    _share(top)
+    (top / "way").symlink_to("../secret/key")
+    device, inode, birth = hostpath._identity(fd := os.open(top, os.O_PATH))
+    os.close(fd)
+    record.write_text(f"{device} {inode} {birth - 1}\n")
+    hostpath._shared.clear()
+    assert _read(top / "way") == "KEY"
+
+
+def test_the_record_of_shared_directories_is_bounded(
+    top: Path, record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hostpath, "_RECORD_MOST", 4000)
+    hostpath.record_in(os.fspath(record))
+    for number in range(300):
+        hostpath._write_record(os.fspath(record), [(1, number, 10**18)])
+        assert record.stat().st_size <= 4100
+    found = {inode for _, inode, _ in hostpath._recorded()}
+    assert 299 in found
+    assert 0 not in found
+    assert len(found) > 60
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "link"])
+def test_special_files_are_not_replaced(top: Path, kind: str) -> None:
+    place = top / "place"
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(os.fspath(place))
+    else:
+        place.symlink_to("/dev/null")
+    before = place.lstat()
+    directory = os.open(top, os.O_PATH)
+    with pytest.raises(PathError, match="a device, a pipe or a socket") as caught:
+        hostpath.Replacement(directory, "place", 0o600).create()
+    os.close(directory)
+    assert caught.value.errno == errno.EEXIST
+    assert place.lstat() == before
+    assert os.listdir(top) == ["place"]

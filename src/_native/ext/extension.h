@@ -76,6 +76,8 @@ int pcx_sealed_memory (const char *name, const char *data, size_t size);
 int pcx_open_tree (int directory, const char *path, int recursive);
 int pcx_clone_mount (const char *type);
 int pcx_mount_device (const char *type, const char *device);
+/* When the file was made, in nanoseconds since 1970; 0 where its file system does not say.  Or -errno. */
+int64_t pcx_birth (int fd);
 int pcx_openat2 (int directory, const char *path, uint64_t flags, uint64_t resolve, uint64_t mode);
 int pcx_setns (int fd, int type);
 int pcx_unshare (int flags);

@@ -12,6 +12,7 @@
 #include <sched.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -94,6 +95,17 @@ pcx_openat2 (int directory, const char *path, uint64_t flags, uint64_t resolve, 
 {
   struct open_how how = { .flags = flags, .mode = mode, .resolve = resolve };
   return result_of (syscall (SYS_openat2, directory, path, &how, sizeof how));
+}
+
+int64_t
+pcx_birth (int fd)
+{
+  struct statx found;
+  if (statx (fd, "", AT_EMPTY_PATH, STATX_BTIME, &found) < 0)
+    return -errno;
+  if (!(found.stx_mask & STATX_BTIME))
+    return 0;
+  return found.stx_btime.tv_sec * 1000000000 + found.stx_btime.tv_nsec;
 }
 
 int

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from attrs import define, field
 
@@ -28,8 +29,15 @@ _HINT = (
     "or remove the link, and read what guests wrote with open_beneath"
 )
 
-_shared: set[tuple[int, int]] = set()
-"""Device and inode of each directory that a container of this process could write to."""
+Identity = tuple[int, int, int]
+"""Device, inode and time of creation of a directory: inode numbers are used again."""
+
+_shared: set[Identity] = set()
+"""Directories that a container of this process could write to."""
+_records: list[str] = []
+"""Files that name the directories of earlier processes' containers too."""
+_RECORD_MOST = 1 << 20
+"""Bytes of such a file from which on its older half is forgotten."""
 
 
 def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
@@ -45,17 +53,69 @@ def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) 
 
 def share(fd: int) -> None:
     """Remember a directory that a guest can write to: links below it are not followed from now on."""
+    if not stat.S_ISDIR(os.fstat(fd).st_mode):
+        return
+    found = _identity(fd)
+    if found not in _shared:
+        for record in _records:
+            _write_record(record, [found])
+        _shared.add(found)
+
+
+def record_in(path: str) -> None:
+    """Keep shared directories in a file, for later processes; its directory need not exist.
+
+    Raises:
+        OSError: Directories were shared before, and cannot be written there.
+    """
+    if path not in _records:
+        if _shared:
+            _write_record(path, _shared)
+        _records.append(path)
+
+
+def _identity(fd: int) -> Identity:
     found = os.fstat(fd)
-    if stat.S_ISDIR(found.st_mode):
-        _shared.add((found.st_dev, found.st_ino))
+    return found.st_dev, found.st_ino, int(native.lib.pcx_birth(fd))
+
+
+def _write_record(path: str, added: Iterable[Identity]) -> None:
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_size > _RECORD_MOST:
+            kept = os.pread(fd, 2 * _RECORD_MOST, _RECORD_MOST // 2).partition(b"\n")[2]
+            os.ftruncate(fd, 0)
+            os.write(fd, kept)
+        os.write(fd, "".join(f"{device} {inode} {birth}\n" for device, inode, birth in added).encode())
+    finally:
+        os.close(fd)
+
+
+def _recorded() -> set[Identity]:
+    """Return the directories that the containers of earlier processes could write to."""
+    found: set[Identity] = set()
+    for path in _records:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        with open(fd, "rb") as file:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            for line in file:
+                parts = line.split()
+                if len(parts) == len(("device", "inode", "birth")):
+                    found.add((int(parts[0]), int(parts[1]), int(parts[2])))
+    return found
 
 
 def open_path(path: str, flags: int) -> int:
     """Open a path of the host as open(2) does, but follow only links that no guest can have made.
 
     A link is followed where it belongs to root or to the caller, its directory is not open to everyone
-    for writing (the sticky bit excepted, as in fs.protected_symlinks), and no container of this process
-    could write to a directory above it.
+    for writing (the sticky bit excepted, as in fs.protected_symlinks), and no container of this or an
+    earlier process could write to a directory above it (`record_in`).
 
     Returns:
         A descriptor, close-on-exec.
@@ -85,6 +145,7 @@ class _Walk:
     directory: int = field(factory=lambda: os.open("/", _DIRECTORY))
     guarded: bool = False
     links: int = 0
+    shared: set[Identity] = field(factory=lambda: _shared | _recorded())
 
     def open(self, flags: int) -> int:
         parts = deque(self._names(self.path))
@@ -122,8 +183,7 @@ class _Walk:
 
     def _enter(self, fd: int) -> int:
         """Go on from this directory; the descriptor to close instead of it."""
-        found = os.fstat(fd)
-        self.guarded = self.guarded or (found.st_dev, found.st_ino) in _shared
+        self.guarded = self.guarded or _identity(fd) in self.shared
         left, self.directory = self.directory, fd
         return left
 
@@ -182,7 +242,8 @@ class Replacement:
     fd: int = field(default=-1, init=False)
 
     def create(self) -> int:
-        """Create the file, empty, for writing.  Raises OSError."""
+        """Create the file, empty, for writing.  Raises OSError, and PathError as `check_replaceable`."""
+        check_replaceable(self.directory, self.name)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self.fd = os.open(self.temporary, flags, self.mode, dir_fd=self.directory)
         return self.fd
@@ -196,6 +257,28 @@ class Replacement:
         """Remove what was created."""
         with contextlib.suppress(OSError):
             os.unlink(self.temporary, dir_fd=self.directory)
+
+
+def check_replaceable(directory: int, name: str) -> None:
+    """Check that a name is free, or of a regular file or directory, or a link to such or to nothing.
+
+    A file that is moved to the name of a device, such as /dev/null, would be there in its place.
+
+    Raises:
+        PathError: With EEXIST, for a device, a pipe or a socket, and for a link to one.
+    """
+    for follow in (False, True):
+        try:
+            kind = os.stat(name, dir_fd=directory, follow_symlinks=follow).st_mode
+        except OSError:  # free, or a link to nothing
+            return
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind) or stat.S_ISLNK(kind)):
+            raise PathError(
+                f"cannot replace {name!r}: a device, a pipe or a socket",
+                path=name,
+                errno=errno.EEXIST,
+                hint="use another name, or pass an open file where one is taken",
+            )
 
 
 def check_same(directory: int, name: str, fd: int) -> None:

@@ -9,6 +9,7 @@ import stat
 from typing import IO, Any
 
 from pycontain._kernel import hostpath
+from pycontain._state.paths import Roots, record_shared
 from pycontain.errors import PathError, path_error
 
 _HINTS = {
@@ -74,6 +75,7 @@ def open_beneath(
 
 def _opened(directory: str) -> int:
     try:
+        record_shared(Roots.of(None))
         return hostpath.open_directory(directory)
     except PathError:
         raise

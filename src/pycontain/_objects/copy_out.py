@@ -173,6 +173,7 @@ def _merge(fresh: int, there: int, path: str) -> None:
     for name, is_directory in found:
         mode = _mode_of(there, name)
         if mode is None or not (is_directory or stat.S_ISDIR(mode)):
+            hostpath.check_replaceable(there, name)
             _move(name, fresh, there, is_directory)
         elif is_directory and stat.S_ISDIR(mode):
             _merge_below(name, fresh, there, os.path.join(path, name))

@@ -7,6 +7,7 @@ import stat
 
 from attrs import frozen
 
+from pycontain._kernel import hostpath
 from pycontain._model.arguments import check_path
 from pycontain.errors import PathError
 
@@ -30,6 +31,11 @@ class Roots:
         data = xdg_directory("XDG_DATA_HOME") or os.path.join(home_directory(), ".local", "share")
         run = xdg_directory("XDG_RUNTIME_DIR") or os.path.join(data, "pycontain", "run")
         return cls(os.path.join(data, "pycontain"), os.path.join(run, "pycontain"))
+
+
+def record_shared(roots: Roots) -> None:
+    """Keep directories that guests can write to in the store, for later processes.  Raises OSError."""
+    hostpath.record_in(os.path.join(roots.data, "shared-directories"))
 
 
 def home_directory() -> str:
