@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pycontain._kernel.inside import Wanted, sockets_within
 from pycontain._kernel.netlink import NETFILTER, ROUTE, Netlink
 from pycontain._networks import links
+from pycontain._state.locks import lock_within
 from pycontain._state.paths import private_directory
 from pycontain.errors import StartError, UnsupportedError
 
@@ -100,10 +101,9 @@ class Domain:
             return False
         fd = self._forwarding.get(version)
         if fd is None:
-            fd = self._forwarding[version] = os.open(
-                _note(version), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-            )
-            fcntl.flock(fd, fcntl.LOCK_SH)
+            note = _note(version)
+            fd = self._forwarding[version] = os.open(note, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock_within(fd, fcntl.LOCK_SH, note)
             if _read(setting) == "0":
                 os.pwrite(fd, b"1", 0)
                 try:

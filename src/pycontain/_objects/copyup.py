@@ -15,6 +15,7 @@ from pycontain._model.mounts import VolumeMount
 from pycontain._runtime.network import NONE, Linkage
 from pycontain._runtime.spec import default_name, new_id
 from pycontain._runtime.users import open_inside
+from pycontain._state.locks import PATIENCE, lock_within
 from pycontain._volumes import filesystem, records
 
 if TYPE_CHECKING:
@@ -27,9 +28,10 @@ def copy_up(container: Container) -> None:
     for place, what in container.spec.mounts.items():
         if not isinstance(what, VolumeMount) or not records.is_fresh(store, what.name):
             continue
-        lock = os.open(records.home_of(store, what.name), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        home = records.home_of(store, what.name)
+        lock = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # of two that start at once, one fills it
+            lock_within(lock, fcntl.LOCK_EX, home, PATIENCE)  # of two that start at once, one fills it
             if records.is_fresh(store, what.name):
                 if not is_empty_place(container.spec.image.directories, place):
                     _fill(container, place, what)

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterable, Sequence
 
 from pycontain._rootfs import etc as packaged
-from pycontain._state.locks import is_same_file
+from pycontain._state.locks import is_same_file, lock_within
 from pycontain.errors import NotFound, PathError
 
 _VERSION = "3"
@@ -149,9 +149,13 @@ def skeleton(parent: str, shown: list[tuple[str, str]]) -> tuple[str, int]:
             _make(parent, directory, shown)
         with contextlib.suppress(FileNotFoundError):
             lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            if is_same_file(lock, directory):
-                return directory, lock
+            try:
+                lock_within(lock, fcntl.LOCK_SH, directory)
+                if is_same_file(lock, directory):
+                    return directory, lock
+            except BaseException:
+                os.close(lock)
+                raise
             os.close(lock)
 
 

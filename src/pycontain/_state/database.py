@@ -13,10 +13,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pycontain._state.locks import holder_of
 from pycontain.errors import ImageError, StateError
 
 _VERSION = 2
 _PATIENCE = 30.0
+_WRITE_LOCK = 120
+"""The byte of the -shm file that a writer locks (sqlite.org/walformat.html, 2.3.1)."""
 _SCHEMA = """
 CREATE TABLE image (
     digest TEXT PRIMARY KEY, config TEXT NOT NULL, size INTEGER NOT NULL, added REAL NOT NULL
@@ -129,11 +132,22 @@ class Database:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise self._unusable(error) from error
             raise ImageError(
-                f"the store's records {self.path} cannot be used: {error}",
-                hint="`Engine().fsck()` says what is damaged, and `fsck(repair=True)` repairs it",
+                f"the store's records {self.path} have been locked by"
+                f" {holder_of(self.path + '-shm', _WRITE_LOCK)} for {_PATIENCE:g} seconds",
+                hint="end that process, or wait for it and try again",
             ) from error
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: sqlite3.Error) -> ImageError:
+        return ImageError(
+            f"the store's records {self.path} cannot be used: {error}",
+            hint="find the damage with `Engine().fsck()` and repair it with `fsck(repair=True)`",
+        )
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """What a SELECT finds."""

@@ -1,4 +1,4 @@
-"""Locks between processes: a file, flock(2), and who holds it.  They vanish with their holder."""
+"""Locks between processes by flock(2), with the holder named; the kernel releases them with their holder."""
 
 from __future__ import annotations
 
@@ -12,20 +12,86 @@ from collections.abc import Callable, Iterator
 from pycontain.errors import Conflict
 
 PATIENCE = 1800.0
-"""Seconds for which work of another process is waited for: a whole image at a slow registry."""
+"""Seconds to wait for work of another process: a whole image from a slow registry."""
+BRIEF = 30.0
+"""Seconds to wait for a lock that every holder releases within milliseconds."""
+_NOTICE = 10.0
+"""Seconds after which a wait is logged, with the holder."""
 _FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.05
+
+
+class _Wait:
+    """Pauses between attempts to take a lock, up to a bound."""
+
+    def __init__(self, path: str, patience: float | None) -> None:
+        self._path, self._patience = path, patience
+        self._begun = time.monotonic()
+        self._pause = _FIRST_PAUSE
+        self._logged = False
+
+    def check(self) -> None:
+        """Log a long wait.
+
+        Raises:
+            Conflict: The bound has passed; the message names the holder.
+        """
+        waited = time.monotonic() - self._begun
+        if self._patience is not None and waited > self._patience:
+            raise Conflict(
+                f"{self._path} has been locked by {holder_of(self._path)} for {self._patience:g} seconds",
+                hint="end that process, or wait for it and try again",
+            )
+        if waited > _NOTICE and not self._logged:
+            import logging
+
+            self._logged = True
+            logging.getLogger("pycontain.state").warning(
+                "waiting for %s, which has locked %s", holder_of(self._path), self._path
+            )
+
+    def pause(self) -> None:
+        """Sleep, a little longer each time."""
+        time.sleep(self._pause)
+        self._pause = min(_LAST_PAUSE, self._pause * 2)
+
+
+def lock_within(fd: int, how: int, path: str, patience: float = BRIEF) -> None:
+    """Take a lock on an open file, without waiting for a stuck holder forever.
+
+    Args:
+        fd: The open file.
+        how: `fcntl.LOCK_SH` or `fcntl.LOCK_EX`.
+        path: The path of the file, for the error.
+        patience: Seconds to wait.
+
+    Raises:
+        Conflict: Another process kept the lock for `patience` seconds; the message names it.
+    """
+    wait: _Wait | None = None
+    while True:
+        try:
+            fcntl.flock(fd, how | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            wait = wait or _Wait(path, patience)
+            wait.check()
+            wait.pause()
 
 
 def open_locked(
     path: str, *, patience: float | None, given_up: Callable[[], bool] | None = None
 ) -> int | None:
-    """The file at `path`, made if need be, locked by this process alone.
+    """Open a file, made if necessary, and lock it exclusively.
 
-    patience: seconds, None for as long as the holder lives.  given_up: asked while waiting; when it
-    says yes, the answer is None.  Raises Conflict, naming the holder, when patience ends.
+    Args:
+        path: The file.
+        patience: Seconds to wait, None to wait as long as the holder lives.
+        given_up: Called while waiting; when it returns True, the function returns None.
+
+    Raises:
+        Conflict: Another process kept the lock for `patience` seconds; the message names it.
     """
-    pause = _FIRST_PAUSE
-    until = None if patience is None else time.monotonic() + patience
+    wait = _Wait(path, patience)
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -34,15 +100,11 @@ def open_locked(
             if is_same_file(fd, path):
                 return fd
         except BlockingIOError:
-            if until is not None and time.monotonic() > until:
-                holder = _holder(path)
-                os.close(fd)
-                raise Conflict(f"{path} is locked by {holder}") from None
             os.close(fd)
+            wait.check()
             if given_up is not None and given_up():
                 return None
-            time.sleep(pause)
-            pause = min(_LAST_PAUSE, pause * 2)
+            wait.pause()
             continue
         except BaseException:
             os.close(fd)
@@ -51,7 +113,7 @@ def open_locked(
 
 
 def is_same_file(fd: int, path: str) -> bool:
-    """Is what is open still what has this name?"""
+    """Return whether an open file still has this name."""
     try:
         there = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:
@@ -59,22 +121,31 @@ def is_same_file(fd: int, path: str) -> bool:
     return os.path.samestat(os.fstat(fd), there)
 
 
-def _holder(path: str) -> str:
-    """Who holds a lock, as /proc/locks has it."""
+def holder_of(path: str, at: int | None = None) -> str:
+    """Return the process that has locked a file, or 'another process' (proc_locks(5)).
+
+    Args:
+        path: The file.
+        at: The first byte of the lock; any lock without it.
+    """
     with contextlib.suppress(OSError, ValueError):
         found = os.stat(path)
         wanted = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
         with open("/proc/locks", encoding="ascii") as lines:
             for line in lines:
                 fields = line.split()
-                if len(fields) > 5 and fields[5] == wanted:
+                if len(fields) > 6 and fields[5] == wanted and at in (None, int(fields[6])):
                     return f"process {fields[4]}"
     return "another process"
 
 
 @contextlib.contextmanager
 def exclusive(path: str, *, patience: float | None = PATIENCE) -> Iterator[None]:
-    """A critical section between processes and threads.  Raises Conflict when `patience` seconds pass."""
+    """Hold a lock file between processes and threads.
+
+    Raises:
+        Conflict: Another holder kept the lock for `patience` seconds.
+    """
     fd = open_locked(path, patience=patience)
     assert fd is not None
     try:
@@ -86,7 +157,7 @@ def exclusive(path: str, *, patience: float | None = PATIENCE) -> Iterator[None]
 
 
 def unlink_unlocked(path: str) -> bool:
-    """Remove a file that nobody has locked, and nobody can lock meanwhile; was it removed?"""
+    """Remove a file unless it is locked; return whether it was removed."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -104,7 +175,7 @@ def unlink_unlocked(path: str) -> bool:
 
 
 def is_locked(path: str) -> bool:
-    """Does somebody hold it just now?"""
+    """Return whether a file is locked."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 from attrs import frozen
 
-from pycontain._state.locks import is_locked
+from pycontain._state.locks import is_locked, lock_within
 from pycontain._state.paths import Roots, private_directory
 from pycontain.errors import LimitError
 
@@ -64,10 +64,11 @@ class Owner:
 
 @contextlib.contextmanager
 def _registry(roots: Roots, how: int) -> Iterator[None]:
-    """Owners come and go under a shared lock, claims are made under the exclusive one."""
-    fd = os.open(os.path.join(roots.run, "registry"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Hold the lock of the owners: shared to add or remove one, exclusive to claim the dead."""
+    path = os.path.join(roots.run, "registry")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, how)
+        lock_within(fd, how, path)
         yield
     finally:
         os.close(fd)

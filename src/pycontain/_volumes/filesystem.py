@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Iterator
 
 from pycontain._kernel import native
+from pycontain._state.locks import lock_within
 from pycontain._state.owner import STORE_BLOCK
 from pycontain.errors import LimitError, UnsupportedError
 
@@ -62,9 +63,10 @@ def make(path: str, size: int) -> None:
 
 def mount(path: str) -> int:
     """A detached mount of the image: an fd of its root.  Raises UnsupportedError, OSError."""
-    lock = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    home = os.path.dirname(path)
+    lock = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock_within(lock, fcntl.LOCK_EX, home)
         with _device(path) as device:
             return native.checked(native.lib.pcx_mount_device(b"ext4", os.fsencode(device)), path)
     finally:
