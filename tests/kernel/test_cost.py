@@ -19,8 +19,12 @@ from pycontain._kernel.pidfd import pid_of
 
 TRACING = Path("/sys/kernel/tracing/instances")
 WAITS = ("synchronize_rcu", "__wait_rcu_gp", "rcu_sync_enter", "rcu_barrier")
-MOST_CALLS = 480
-"""System calls of launcher, child and agent for one start: a tenth above what was counted first."""
+MOST_CALLS = 580
+"""System calls of launcher, child and agent for one start: a tenth above the 529 that were counted.
+
+Of these the overlays of the three host trees take 54, the view of /sys 20, the user that owns the
+container's counters 4.
+"""
 
 
 @pytest.fixture

@@ -279,7 +279,7 @@ def test_a_damaged_snapshot_is_told(container: Container, engine: Engine) -> Non
     os.rename(layer, layer + "-away")
     (told,) = engine.fsck(repair=True)
     os.rename(layer + "-away", layer)
-    assert told.endswith("forgotten")
+    assert told.endswith("removed")
     assert engine.fsck() == []
     assert Snapshot.list() == []
 
