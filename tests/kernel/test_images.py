@@ -20,6 +20,7 @@ from pycontain import (
     ImageError,
     InvalidReference,
     NotFound,
+    Security,
     Volume,
     WorkdirError,
 )
@@ -220,7 +221,8 @@ def test_changes_are_told(needs_idmap: None, image: Image) -> None:
 
 
 def test_commit_keeps_what_was_done(needs_idmap: None, image: Image) -> None:
-    with Container(image) as container:
+    security = Security.SANDBOX.evolve(restrict_suid_sgid=False)
+    with Container(image, security=security) as container:
         container.exec(
             "rm -r /etc/group /root; mkdir /root; echo kept > /root/f; chmod 4755 /root/f",
             shell=True,

@@ -255,7 +255,8 @@ def test_thousand_containers_leave_nothing(engine: Engine) -> None:
             container.exec(["true"])
     engine.settle()
     after = _open_fds(), threading.active_count(), _memory()
-    assert after[:2] == before[:2]
+    assert after[0] <= before[0]
+    assert after[1] <= before[1]
     assert after[2] - before[2] < 8 << 20
 
 

@@ -63,7 +63,7 @@ def test_a_wrong_diff_id(at: int, shop: Engine) -> None:
     ids[at] = sha256(b"other")
     layout = Layout()
     layout.image(LAYERS, config=configuration(LAYERS, rootfs={"type": "layers", "diff_ids": ids}))
-    with pytest.raises(DigestMismatch, match="its image says"):
+    with pytest.raises(DigestMismatch, match="the image names"):
         load(shop, layout)
     assert nothing(shop)
 
@@ -72,7 +72,7 @@ def test_a_wrong_diff_id(at: int, shop: Engine) -> None:
 def test_layers_in_another_order(shop: Engine) -> None:
     layout = Layout()
     layout.image(LAYERS, config=configuration(LAYERS[::-1]))
-    with pytest.raises(DigestMismatch, match="its image says"):
+    with pytest.raises(DigestMismatch, match="the image names"):
         load(shop, layout)
     assert nothing(shop)
 

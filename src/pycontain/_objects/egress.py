@@ -22,7 +22,9 @@ MOST_TARGETS = 4096
 
 
 class Egress(Closing):
-    """A way out to certain names and ranges: `network=Egress.allow('pypi.org:443', '10.0.0.0/8')`.
+    """A network that reaches only certain names and ranges.
+
+    Use it as `network=Egress.allow('packages.example.org:443', '10.0.0.0/8')`.
 
     Everything else is refused at once: other addresses, other names (the name service says REFUSED), IPv6,
     services of this host and containers, also those with the same Egress.  A name is what the name service
