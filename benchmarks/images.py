@@ -150,8 +150,7 @@ def _pulls(top: Path, name: str, rounds: int) -> list[dict[str, object]]:
 
 def _layer(top: Path, engine: Engine, image: Image, rounds: int) -> list[dict[str, object]]:
     """The same compressed layer by our unpacker, digests verified, and by `tar -xzf`."""
-    from pycontain._images.layers import LayerBuild
-    from pycontain._images.pull import feed_verified
+    from pycontain._images.layers import LayerBuild, feed_verified
 
     store, blob = engine.store, image.layers[0].digest
     builds: list[LayerBuild] = []

@@ -108,6 +108,8 @@ unpack_and_pack (const u8 *data, usize size, u32 chosen, const struct reading *r
   u32 flags = geteuid () == 0 ? chosen >> 8 & (PC_UNPACK_OWNERS | PC_UNPACK_DEVICES | PC_UNPACK_READABLE) : 0;
   if (chosen & 0x20000)
     flags |= PC_UNPACK_MERGE;
+  else if (chosen & 0x40000)
+    flags |= PC_UNPACK_THROUGH;
   int top = room_fresh (&room, "layer");
 
   kernel_stream (data, size, chosen & 0x400 ? chosen % 700 + 1 : 0);

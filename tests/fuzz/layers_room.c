@@ -92,6 +92,9 @@ make_lowers (void)
   directory ("upper/a", 0755);
   directory ("upper/a/b", 02775);
   REQUIRE (symlink ("etc", "upper/l") == 0);
+  REQUIRE (symlink ("../../canary", "upper/away") == 0);
+  REQUIRE (symlink ("/l/../../canary/inner", "upper/a/up") == 0);
+  REQUIRE (symlink ("loop", "upper/loop") == 0);
   directory ("upper/opq", 0711);
   attribute ("upper/opq", "user.overlay.opaque", "y");
   REQUIRE (mknod ("upper/gone", S_IFCHR, 0) == 0);

@@ -12,6 +12,13 @@ pc_confine_to (int top, int socket, int stream_fd, int writes, int landlock)
   abort ();
 }
 
+word
+pc_act_as (u32 uid, u32 gid, u32 count, const u32 *groups)
+{
+  (void) uid, (void) gid, (void) count, (void) groups;
+  abort ();
+}
+
 /* The files here are those of one directory. */
 int
 pc_is_of_kernel (int fd)
@@ -29,6 +36,8 @@ write_layer (int top, const int *lowers, u32 lower_count, u32 flags, struct pc_u
   unpack.flags = flags;
   unpack.max_bytes = MAX_BYTES;
   unpack.max_entries = MAX_ENTRIES;
+  for (u32 i = 0; (flags & PC_UNPACK_THROUGH) && i < lower_count; i++)
+    unpack.lowers.fd[unpack.lowers.count++] = lowers[i];
   finish_forget ();
   int error = unpack_stream (STREAM_FD);
   if (error == 0)

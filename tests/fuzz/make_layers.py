@@ -140,6 +140,10 @@ def _names() -> dict[str, bytes]:
         "name-gnu": member(b"././@LongLink", deep + b"\0", b"L") + member(b"short", b"x"),
         "link-gnu": member(b"././@LongLink", wide + b"\0", b"K") + header(b"to", b"2", link=b"short"),
         "link-pax": extended((b"linkpath", wide)) + header(b"to", b"2", link=b"short"),
+        "name-through-links": member(b"l/new", b"x")
+        + member(b"away/fresh")
+        + member(b"a/up/c")
+        + member(b"l/.wh.file"),
         "name-odd": member(b"//a/.//b", b"x") + directory(b"./") + member(b"c/", b""),
         "global": extended((b"comment", b"of git"), kind=b"g") + member(b"file", b"x"),
         "numbers": member(b"file", b"xy", patches={108: _binary(100000, 8), 136: _binary(-5, 12)}),

@@ -138,6 +138,7 @@ CASES = {
     "A34": "copies to a host directory where a guest plants links and swaps names",
     "A35": "host paths that contain a link of an earlier guest",
     "B16": "copies of sparse files that fill the host's disk",
+    "B18": "links of lower layers that lead paths of an upper layer astray",
     "U24": "a caller that reads from a host directory where a guest planted a link",
 }
 

@@ -117,7 +117,7 @@ def _through() -> Iterator[Attack]:
         if link not in ("absolute", "chain"):
             continue
         yield Attack("P02", f"{link} link that has where to lead, then {what}", inside, refused=False)
-        yield Attack("P03", f"{link} link, then {what} in the next layer", two)
+        yield Attack("P03", f"{link} link, then {what} in the next layer", two, refused=False)
 
 
 def _roots() -> Iterator[Attack]:
@@ -135,11 +135,13 @@ def _roots() -> Iterator[Attack]:
         "P03",
         "a directory turned into a link",
         lambda to: [[directory("d"), file("d/secret")], [symlink("d", to)], [file("d/secret", b"gone")]],
+        refused=False,
     )
     yield Attack(
         "P03",
         "a directory turned into a link and removed",
         lambda to: [[directory("d")], [symlink("d", to)], [file("d/.wh.secret")]],
+        refused=False,
     )
 
 

@@ -96,11 +96,8 @@ REFUSED: dict[str, list[list[Entry]]] = {
     "below a pipe": [[fifo("a"), directory("a/b")]],
     "below a link to a file": [[file("f"), symlink("a", "f"), file("a/b")]],
     "below a file of the layer below": [[file("a")], [file("a/b")]],
-    "below a link of the layer below": [[directory("d"), symlink("a", "d")], [file("a/b")]],
-    "below a link of the layer below that is made again": [
-        [directory("d"), symlink("a", "d")],
-        [file("a/b"), symlink("a", "d")],
-    ],
+    "below a link of the layer below to a file": [[file("f"), symlink("a", "f")], [file("a/b")]],
+    "below a link of the layer below to itself": [[symlink("a", "a")], [file("a/b")]],
     "a whiteout below a file of the layer below": [[file("a")], [file("a/.wh.b")]],
 }
 
@@ -240,6 +237,41 @@ def test_types_that_no_layer_has_are_refused(kind: bytes, shop: Engine, tmp_path
         _bring(shop, tmp_path, [Entry(name="a", kind=kind)])
 
 
+USR = [
+    directory("usr"),
+    directory("usr/lib", 0o711, owner=(3, 4)),
+    file("usr/lib/old"),
+    symlink("lib", "usr/lib"),
+]
+THROUGH: dict[str, list[list[Entry]]] = {
+    "a file": [USR, [file("lib/new", b"new")]],
+
+    "both paths": [USR, [file("lib/a", b"1"), directory("usr/lib", 0o700), file("usr/lib/a", b"2"), file("lib/b")]],
+    "an absolute link": [[directory("d"), symlink("a", "/d")], [file("a/b")]],
+    "a link that leaves the root": [[directory("d"), directory("e"), symlink("e/a", "../../../d")], [file("e/a/b")]],
+    "a link to the root": [[directory("d"), symlink("d/a", "/")], [file("d/a/b"), file("d/a/d/c")]],
+    "a chain": [[directory("x"), directory("x/y"), symlink("b", "x"), symlink("a", "./b/../b/y")], [file("a/c")]],
+    "a link in the target": [[*USR, symlink("usr/lib/x", "../../lib/y"), directory("usr/lib/y")], [file("lib/x/z")]],
+    "links of several layers": [USR, [directory("opt"), symlink("opt/l", "/lib")], [file("opt/l/n"), file("lib/m")]],
+    "a link made again": [[directory("d"), symlink("a", "d")], [file("a/b"), symlink("a", "d")]],
+    "a link that becomes a directory": [[directory("d"), symlink("a", "d")], [file("a/b"), directory("a"), file("a/c")]],
+    "a link that is removed first": [USR, [file(".wh.lib"), file("lib/new")]],
+    "a link that an opaque directory hides": [
+        [directory("e"), directory("d"), symlink("d/a", "../e")],
+        [USR[0], *USR[1:]],
+        [file("d/.wh..wh..opq"), file("d/a/b"), file("lib/new")],
+    ],
+    "a link below a directory that replaced one": [
+        [directory("e"), directory("d"), symlink("d/a", "../e"), *USR],
+        [file(".wh.d")],
+        [file("d/a/b"), file("lib/new")],
+    ],
+    "a whiteout": [USR, [file("lib/.wh.old")]],
+    "an opaque mark": [USR, [file("lib/.wh..wh..opq"), file("lib/new")]],
+    "hard links": [USR, [file("lib/a", b"a"), hard("lib/b", "usr/lib/a"), hard("c", "lib/a")]],
+    "a hard link's target": [USR, [file("usr/lib/a", b"a"), hard("c", "lib/a")]],
+    "a link of the own layer": [USR, [file("lib/a"), symlink("l", "usr/lib"), file("l/b")]],
+}  # fmt: skip
 BY_HAND: dict[str, list[list[Entry]]] = {
     "parents of the layer below": [
         [directory("a", 0o700, owner=(5, 6), mtime=1_600_000_100, pax={"SCHILY.xattr.user.pyc": "1"}),
@@ -278,6 +310,42 @@ BY_HAND: dict[str, list[list[Entry]]] = {
          file("part", pax={"mtime": "1600000000.123456789"}), file("é" * 60), file("n" * 255)],
     ],
 }  # fmt: skip
+
+
+@as_root
+@pytest.mark.case("P07", "B18")
+@pytest.mark.parametrize("name", list(THROUGH))
+def test_paths_through_links_of_layers_below_are_as_with_umoci(
+    name: str, shop: Engine, tmp_path: Path
+) -> None:
+    assert _unlike_umoci(shop, tmp_path / "one", THROUGH[name]) == {}
+
+
+@pytest.mark.case("B18")
+def test_links_of_layers_below_lead_nowhere_else(shop: Engine, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    base = [
+        symlink("a", str(outside)),
+        symlink("b", "../" * 30 + str(outside)),
+        symlink("c", "/proc/self/root"),
+    ]
+    image = _bring(shop, tmp_path, base, [file("a/x"), file("b/y"), file("c/z")])
+    top = Path(image.directories[0])
+    assert list(outside.iterdir()) == []
+    below = top / str(outside).lstrip("/")
+    assert sorted(path.name for path in below.iterdir()) == ["x", "y"]
+    assert (top / "proc/self/root/z").is_file()
+
+
+@pytest.mark.control("B18")
+def test_a_layer_that_is_not_unpacked_again_is_refused(
+    shop: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = product.LayerBuild.finish
+    monkeypatch.setattr(product.LayerBuild, "finish", lambda self, lowers, feed: finish(self, lowers))
+    with pytest.raises(ImageError, match="of a lower layer"):
+        _bring(shop, tmp_path, *THROUGH["a file"])
 
 
 @as_root
@@ -325,7 +393,7 @@ def test_an_unpacker_that_loses_the_layers_below_would_be_seen(
     shop: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish = product.LayerBuild.finish
-    monkeypatch.setattr(product.LayerBuild, "finish", lambda self, lowers: finish(self, []))
+    monkeypatch.setattr(product.LayerBuild, "finish", lambda self, lowers, feed: finish(self, []))
     unlike = _unlike_umoci(shop, tmp_path / "one", BY_HAND["parents of the layer below"])
     assert unlike
     assert "a" in unlike

@@ -54,6 +54,7 @@ enum pc_unpack_problem
 #define PC_UNPACK_PLAIN 16u   /* no layer but a tree: names and marks mean nothing, what stands there is added to */
 #define PC_UNPACK_TAME 32u    /* no pipes, no set-id bits, no attributes but user.* */
 #define PC_UNPACK_NO_SET_ID 128u /* files get no set-id bits and no capabilities */
+#define PC_UNPACK_THROUGH 256u /* a PC_REQUEST_FINISH before the stream brings the lower layers, and paths lead through their links */
 #define PC_UNPACK_MERGE 64u   /* a layer upon the one that stands there: its whiteouts take away what that has */
 
 /* PC_REQUEST_UNPACK, to a launcher that ends with it; fds: the layer's directory, the stream of its archive, and
@@ -99,6 +100,7 @@ struct pc_pack_request
 };
 
 #define PC_UNPACK_ROOT_OPAQUE 1u /* nothing of the lower layers shows */
+#define PC_UNPACK_CROSSES 2u     /* refused, but PC_UNPACK_THROUGH may help */
 
 struct pc_unpack_report
 {

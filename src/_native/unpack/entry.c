@@ -278,6 +278,21 @@ make_other (struct pc_unpack *unpack, const struct pc_tar *tar, const struct pc_
   return dress (unpack, tar, entry, -1, name, set_mode);
 }
 
+/* Open a directory of this layer, where the lower layers' links lead once they are known. */
+static int
+open_through (struct pc_unpack *unpack, const char *path)
+{
+  static char real[PC_TAR_NAME_MOST];
+  usize size = pc_strlen (path);
+  int fd = pc_tree_open (unpack->top, size > 0 ? path : ".");
+
+  if (fd >= 0 || unpack->lowers.count == 0)
+    return fd;
+  memcpy (real, path, size + 1);
+  int error = pc_tree_resolve (unpack, real, &size);
+  return error < 0 ? error : pc_tree_open (unpack->top, size > 0 ? real : ".");
+}
+
 /* Resolve a link target within the layer; its directory must exist, links stay inside. */
 static int
 open_target (struct pc_unpack *unpack, const char *link, const char **last)
@@ -309,8 +324,8 @@ open_target (struct pc_unpack *unpack, const char *link, const char **last)
     return failed (unpack, PC_UNPACK_LINK_NAME, 0);
   if (n > 0)
     path[n - 1] = '\0';
-  int fd = pc_tree_open (unpack->top, n > 0 ? path : ".");
-  return fd < 0 ? failed (unpack, PC_UNPACK_TARGET, fd) : fd;
+  int fd = open_through (unpack, n > 0 ? path : "");
+  return fd < 0 ? pc_unpack_crosses (unpack, PC_UNPACK_TARGET, fd) : fd;
 }
 
 static int
@@ -325,7 +340,7 @@ make_hard_link (struct pc_unpack *unpack, const struct pc_tar_entry *entry, cons
   if (error == 0 && found.is_whiteout)
     error = -ENOENT;
   if (error < 0)
-    return failed (unpack, PC_UNPACK_TARGET, error);
+    return pc_unpack_crosses (unpack, PC_UNPACK_TARGET, error);
   if ((found.mode & S_IFMT) == S_IFDIR)
     return failed (unpack, PC_UNPACK_TARGET, -EISDIR);
   error = raw5 (__NR_linkat, dir, last, unpack->parent, name, 0);

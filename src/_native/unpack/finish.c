@@ -149,6 +149,56 @@ find_below (const struct pc_unpack *unpack, const int *lowers, u32 count, const 
   return -ENOENT;
 }
 
+static void
+forget_cursor (u32 count)
+{
+  for (u32 i = 0; cursor.ready && i <= count; i++)
+    pc_close_fd (&cursor.walks[i].dir);
+  cursor.ready = 0;
+}
+
+/* Read a lower layer's entry `name`: as pc_lower_link. */
+static int
+read_link (int dir, const char *name, const struct pc_stat *found, char target[PC_TAR_NAME_MOST])
+{
+  if (found->is_whiteout || (found->mode & S_IFMT) == S_IFDIR)
+    return 0;
+  if ((found->mode & S_IFMT) != S_IFLNK)
+    return -ENOTDIR;
+  word size = raw4 (__NR_readlinkat, dir, name, target, PC_TAR_NAME_MOST - 1);
+  if (size < 0)
+    return (int) size;
+  target[size] = '\0';
+  return 1;
+}
+
+int
+pc_lower_link (const struct pc_unpack *unpack, const char *path, const char *name, char target[PC_TAR_NAME_MOST],
+               struct pc_stat *found)
+{
+  static char above[PC_TAR_NAME_MOST];
+  usize cut = pc_strlen (path) - pc_strlen (name);
+
+  memcpy (above, path, cut);
+  above[cut > 0 ? cut - 1 : 0] = '\0';
+  move_cursor (unpack, unpack->lowers.fd, unpack->lowers.count, above);
+  /* The cursor's own walk may be older than the last entries. */
+  struct walk own = walk_layer (unpack->top, above);
+  int hidden = own.hidden;
+  pc_close_fd (&own.dir);
+  for (u32 i = 1; i <= unpack->lowers.count && !hidden; i++)
+    {
+      const struct walk *walk = &cursor.walks[i];
+      int error = walk->dir < 0 ? walk->dir : pc_tree_stat (walk->dir, name, found);
+      if (error == 0)
+        return read_link (walk->dir, name, found, target);
+      if (error != -ENOENT)
+        return error;
+      hidden = walk->hidden;
+    }
+  return 0;
+}
+
 static int
 copy_attributes (int from, int to)
 {
@@ -179,7 +229,7 @@ settle_directory (struct pc_unpack *unpack, const int *lowers, u32 count, int di
   int below = find_below (unpack, lowers, count, path);
 
   if (below == -ELOOP)
-    return pc_unpack_failed (unpack, PC_UNPACK_BELOW, 0);
+    return pc_unpack_crosses (unpack, PC_UNPACK_BELOW, 0);
   if (below < 0 && below != -ENOENT)
     return pc_unpack_failed (unpack, PC_UNPACK_LOWER, below);
   word error = below < 0 ? 0 : pc_tree_stat (below, "", &found);
@@ -289,16 +339,15 @@ settle (struct pc_unpack *unpack, const int *lowers, u32 count, struct pc_noted 
     }
   cleanup_fd int parent = -1;
   cleanup_fd int dir = open_noted (unpack, path, &parent, &last);
-  if (dir < 0 || pc_tree_stat (dir, "", &found) < 0)
-    {
-      /* A later entry replaced the directory; its content may have been meant for the target of a lower link. */
-      int strays = noted->kind == PC_NOTED_IMPLIED && find_below (unpack, lowers, count, path) == -ELOOP;
-      return strays ? pc_unpack_failed (unpack, PC_UNPACK_BELOW, 0) : 0;
-    }
+  int gone = dir < 0 || pc_tree_stat (dir, "", &found) < 0;
   if (noted->kind == PC_NOTED_OPAQUE)
-    return spell_out (unpack, lowers, count, dir, path);
-  if ((found.mode & 07777 & ~(u32) S_ISGID) != PC_IMPLIED_MODE)
-    return 0; /* named by a later entry */
+    return gone ? 0 : spell_out (unpack, lowers, count, dir, path);
+  if (gone || (found.mode & 07777 & ~(u32) S_ISGID) != PC_IMPLIED_MODE)
+    {
+      /* A later entry replaced or named the directory; its content may have been meant for a lower link's target. */
+      int strays = find_below (unpack, lowers, count, path) == -ELOOP;
+      return strays ? pc_unpack_crosses (unpack, PC_UNPACK_BELOW, 0) : 0;
+    }
   return settle_directory (unpack, lowers, count, dir, path, noted);
 }
 
@@ -337,6 +386,7 @@ pc_unpack_finish (struct pc_unpack *unpack, const int *lowers, u32 count)
   struct pc_noted *noted;
   int error = 0;
 
+  forget_cursor (unpack->lowers.count); /* its walk of this layer is older than the last entries */
   for (usize at = 0; error == 0 && (noted = next_noted (unpack, &at)) != NULL;)
     if (noted->kind != PC_NOTED_NAMED)
       error = settle (unpack, lowers, count, noted);

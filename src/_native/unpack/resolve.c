@@ -10,6 +10,7 @@
 
 struct resolving
 {
+  struct pc_unpack *unpack;
   int top;
   int dir; /* of `done` */
   usize size;
@@ -58,12 +59,14 @@ follow (struct resolving *at, const char *part)
   static char target[2 * PC_TAR_NAME_MOST];
   usize before = at->size;
   int error = append (at, part, pc_strlen (part));
-  /* A link has to lead to a directory. */
+  /* A link has to lead to a directory, of this layer unless the lower ones are known. */
   cleanup_fd int leads = error < 0 ? error : pc_tree_open (at->top, at->done);
 
   at->size = before;
   at->done[before] = '\0';
-  if (leads < 0)
+  if (error < 0)
+    return error;
+  if (leads < 0 && at->unpack->lowers.count == 0)
     return leads == -ENOENT ? -ENOTDIR : leads;
   word size = raw4 (__NR_readlinkat, at->dir, part, target, PC_TAR_NAME_MOST - 1);
   if (size < 0)
@@ -82,6 +85,20 @@ follow (struct resolving *at, const char *part)
   return move_to (at, pc_tree_open (at->top, "."));
 }
 
+/* Make what the path needs and this layer lacks: a directory, or a copy of a lower layer's link. */
+static int
+imply (struct resolving *at, const char *part, struct pc_stat *found)
+{
+  usize before = at->size;
+  word error = append (at, part, pc_strlen (part));
+
+  if (error == 0)
+    error = pc_tree_imply (at->unpack, at->dir, at->done, at->done + at->size - pc_strlen (part));
+  at->size = before;
+  at->done[before] = '\0';
+  return error < 0 ? (int) error : pc_tree_stat (at->dir, part, found);
+}
+
 /* Resolve one part; return 1 when it does not exist, so that no link can follow. */
 static int
 step (struct resolving *at, const char *part, u32 *links)
@@ -94,6 +111,8 @@ step (struct resolving *at, const char *part, u32 *links)
   if (pc_streq (part, ".."))
     return go_up (at);
   int error = pc_tree_stat (at->dir, part, &found);
+  if (at->unpack->lowers.count > 0 && (error == -ENOENT || (error == 0 && found.is_whiteout)))
+    error = imply (at, part, &found);
   if (error < 0 && error != -ENOENT)
     return error;
   if (error == 0 && (found.mode & S_IFMT) == S_IFLNK)
@@ -108,18 +127,19 @@ step (struct resolving *at, const char *part, u32 *links)
 }
 
 int
-pc_tree_resolve (int top, char *path, usize *path_size)
+pc_tree_resolve (struct pc_unpack *unpack, char *path, usize *path_size)
 {
   static struct resolving at;
   static char part[PC_TAR_NAME_MOST];
   u32 links = 0;
   int done = 0;
 
-  at.top = top;
+  at.unpack = unpack;
+  at.top = unpack->top;
   at.size = at.next = 0;
   at.done[0] = '\0';
   memcpy (at.rest, path, *path_size + 1);
-  at.dir = pc_tree_open (top, ".");
+  at.dir = pc_tree_open (at.top, ".");
   while (done == 0 && at.dir >= 0 && at.rest[at.next] != '\0')
     {
       const char *from = at.rest + at.next;

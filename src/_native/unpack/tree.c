@@ -18,6 +18,14 @@ pc_unpack_failed (struct pc_unpack *unpack, u32 problem, word error)
   return -(int) problem;
 }
 
+int
+pc_unpack_crosses (struct pc_unpack *unpack, u32 problem, word error)
+{
+  if (unpack->lowers.count == 0 && (error == 0 || error == -ENOENT || error == -ENOTDIR))
+    unpack->report.flags |= PC_UNPACK_CROSSES;
+  return pc_unpack_failed (unpack, problem, error);
+}
+
 void
 pc_tree_forget (struct pc_unpack *unpack)
 {
@@ -110,9 +118,30 @@ is_marker (const char *part)
   return part[0] == '.' && part[1] == 'w' && part[2] == 'h' && part[3] == '.';
 }
 
-/* Make one implied directory below an existing one. */
+/* Copy the link that the lower layers have at a path, so that the path leads where theirs does: 1, or 0 without one. */
 static word
-make_implied (struct pc_unpack *unpack, int above, const char *path, const char *name)
+copy_link (struct pc_unpack *unpack, int above, const char *path, const char *name)
+{
+  static char target[PC_TAR_NAME_MOST];
+  struct pc_stat found = { 0 };
+  word error = unpack->lowers.count == 0 ? 0 : pc_lower_link (unpack, path, name, target, &found);
+
+  if (error != 1)
+    return error;
+  i64 times[4] = { found.seconds, found.nanoseconds, found.seconds, found.nanoseconds };
+  error = raw3 (__NR_symlinkat, target, above, name);
+  if (error == 0 && (unpack->flags & PC_UNPACK_OWNERS))
+    error = raw5 (__NR_fchownat, above, name, pc_unpack_id (unpack, found.uid), pc_unpack_id (unpack, found.gid),
+                  AT_SYMLINK_NOFOLLOW_);
+  if (error == 0)
+    error = raw4 (__NR_utimensat, above, name, times, AT_SYMLINK_NOFOLLOW_);
+  if (error == 0 && ++unpack->report.implied + unpack->report.entries > unpack->max_entries)
+    error = -EDQUOT;
+  return error < 0 ? error : 1;
+}
+
+word
+pc_tree_imply (struct pc_unpack *unpack, int above, const char *path, const char *name)
 {
   struct pc_stat there;
   int hides = 0;
@@ -125,7 +154,13 @@ make_implied (struct pc_unpack *unpack, int above, const char *path, const char 
     }
   else if (error == 0)
     error = -ENOTDIR;
-  if (error == 0 || error == -ENOENT)
+  else if (error == -ENOENT)
+    {
+      error = copy_link (unpack, above, path, name);
+      if (error != 0)
+        return error < 0 ? error : 0;
+    }
+  if (error == 0)
     error = sys_mkdirat (above, name, hides ? 0755 : PC_IMPLIED_MODE);
   if (error == 0 && hides)
     error = pc_tree_mark_opaque (unpack, above, name, path);
@@ -152,7 +187,7 @@ make_way (struct pc_unpack *unpack, char *path)
       int fd = (int) sys_openat (above, name, flags, 0);
       if (fd < 0)
         {
-          word error = make_implied (unpack, above, path, name);
+          word error = pc_tree_imply (unpack, above, path, name);
           fd = error < 0 ? (int) error : (int) sys_openat (above, name, flags, 0);
         }
       path[at] = kept;
@@ -193,11 +228,11 @@ open_parent (struct pc_unpack *unpack)
   memcpy (path, unpack->asked, unpack->asked_size + 1);
   unpack->parent_size = unpack->asked_size;
   int fd = unpack->parent_size == 0 ? unpack->top : pc_tree_open_plain (unpack->top, path);
-  if (fd == -ELOOP)
+  if (fd == -ELOOP || (unpack->lowers.count > 0 && (fd == -ENOENT || fd == -ENOTDIR)))
     {
-      int error = pc_tree_resolve (unpack->top, path, &unpack->parent_size);
+      int error = pc_tree_resolve (unpack, path, &unpack->parent_size);
       if (error < 0)
-        return pc_unpack_failed (unpack, PC_UNPACK_PARENT, error);
+        return pc_unpack_crosses (unpack, PC_UNPACK_PARENT, error);
       fd = unpack->parent_size == 0 ? unpack->top : pc_tree_open_plain (unpack->top, path);
     }
   if (fd == -ENOENT || fd == -ENOTDIR)

@@ -120,6 +120,8 @@ pc_unpack (int socket, const struct pc_unpack_request *request, int top, int str
     confined = sys_openat (AT_FDCWD_, "/", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
   if (confined >= 0)
     unpack.top = (int) confined;
+  if (confined >= 0 && (request->flags & PC_UNPACK_THROUGH) && wait_for_lowers (socket, &unpack.lowers) < 0)
+    sys_exit (1);
   int error = confined < 0 ? pc_unpack_failed (&unpack, PC_UNPACK_CONFINE, confined) : unpack_stream (stream);
   sys_close (stream);
   if (report (socket) < 0 || error < 0 || wait_for_lowers (socket, &lowers) < 0)

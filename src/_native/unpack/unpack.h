@@ -42,6 +42,9 @@ struct pc_unpack
   u8 *notes;
   usize notes_size;
   usize notes_room;
+  /* The layers below, the uppermost first, where they are known before the first entry: then a path leads through
+     their links. */
+  struct pc_fds lowers;
 };
 
 /* The mode of a directory until an entry names it. */
@@ -60,6 +63,8 @@ struct pc_stat
 
 /* Record a problem in the report and return it negated. */
 int pc_unpack_failed (struct pc_unpack *unpack, u32 problem, word error);
+/* The same for a path that may be right once the lower layers are known. */
+int pc_unpack_crosses (struct pc_unpack *unpack, u32 problem, word error);
 
 /* Resolve the name to a path without links in unpack->path and open its directory; *last is the last part, "" for
    the root. */
@@ -70,8 +75,16 @@ void pc_tree_forget (struct pc_unpack *unpack);
 int pc_tree_open (int top, const char *path);
 /* The same without following links: -ELOOP when the path has one. */
 int pc_tree_open_plain (int top, const char *path);
-/* Resolve the links of a path in place; it has room for PC_TAR_NAME_MOST bytes. 0 or a negative errno. */
-int pc_tree_resolve (int top, char *path, usize *path_size);
+/* Make the directory at a path that no entry named, `name` in the open directory `above`. Where the lower layers are
+   known and have a link there, copy the link instead. 0 or a negative errno. */
+word pc_tree_imply (struct pc_unpack *unpack, int above, const char *path, const char *name);
+/* Resolve the links of a path in place; it has room for PC_TAR_NAME_MOST bytes. Where the lower layers are known,
+   make its directories too. 0 or a negative errno. */
+int pc_tree_resolve (struct pc_unpack *unpack, char *path, usize *path_size);
+/* Read the visible link of the lower layers at a path, whose last part is `name`: 1, 0 where there is a directory or
+   nothing, -ENOTDIR for another kind of file, or another negative errno. */
+int pc_lower_link (const struct pc_unpack *unpack, const char *path, const char *name, char target[PC_TAR_NAME_MOST],
+                   struct pc_stat *found);
 int pc_tree_stat (int dir, const char *name, struct pc_stat *out);
 /* Remove the entry `name`, if there is one. */
 int pc_tree_clear (int dir, const char *name);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 import time
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pycontain._images.defaults import defaults_of
-from pycontain._images.layers import LayerBuild, discard
+from pycontain._images.layers import LayerBuild, discard, feed_verified
 from pycontain._images.store import LayerRecord, Pins, Record, sync_directory
 from pycontain._state.locks import PATIENCE, exclusive
 from pycontain.errors import ImageError, StateError
@@ -98,7 +99,8 @@ class Assembly:
                     continue
                 if at not in self._ended:
                     return
-                self._builds[at].finish(self._lowers(at))
+                blob = self.manifest.layers[at].digest
+                self._builds[at].finish(self._lowers(at), functools.partial(feed_verified, self._store, blob))
                 self._finished.add(at)
 
     def _tree(self, position: int) -> tuple[str, bool]:

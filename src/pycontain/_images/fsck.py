@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from collections.abc import Iterator
@@ -11,8 +12,7 @@ from attrs import evolve, frozen
 
 from pycontain._images import sealed
 from pycontain._images.blobs import blob_problem
-from pycontain._images.layers import LayerBuild, discard
-from pycontain._images.pull import feed_verified
+from pycontain._images.layers import LayerBuild, discard, feed_verified
 from pycontain._images.rebuild import rebuild
 from pycontain._images.write import same_tree
 from pycontain._state.locks import exclusive, is_locked
@@ -149,7 +149,7 @@ def _tree_problem(store: Store, config: ImageConfig, at: int, blob: Digest | Non
     try:
         feed_verified(store, blob, build)
         build.end()
-        build.finish(lowers)
+        build.finish(lowers, functools.partial(feed_verified, store, blob))
         same = same_tree(store, store.layer_path(chain), build.tree)
         return None if same else "its files differ from its archive"
     except ImageError as error:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from pycontain._images.blobs import CHUNK
 from pycontain._images.inflate import Inflater
 from pycontain._images.told import HINTS
 from pycontain._kernel.unpacker import Report, Unpacker
@@ -81,27 +82,29 @@ class LayerBuild:
         self._foreign = owners is False
         self._owners = store.owners if owners is None else owners
         self._expected = diff_id
-        self._hasher = hashlib.sha256() if diff_id is None else diff_id.hasher()
-        self._inflater = Inflater(store.limits)
         self.name = f"layer-{os.urandom(8).hex()}"
         self.directory = os.path.join(store.owner.live, self.name)
         self.report: Report | None = None
         self._unpacker: Unpacker | None = None
         try:
-            os.mkdir(self.directory, 0o700)
-            os.mkdir(self.tree, 0o755)
-            os.chmod(self.tree, 0o755)
-            self._unpacker = self._start()
+            self._start(())
         except BaseException:
             self.abandon()
             raise
 
-    def _start(self) -> Unpacker:
+    def _start(self, through: Sequence[str]) -> None:
         store = self._store
-        with opened([self.tree]) as fds:
-            return Unpacker(
+        self.report = None
+        self._hasher = hashlib.sha256() if self._expected is None else self._expected.hasher()
+        self._inflater = Inflater(store.limits)
+        os.mkdir(self.directory, 0o700)
+        os.mkdir(self.tree, 0o755)
+        os.chmod(self.tree, 0o755)
+        with opened([self.tree, *through]) as fds:
+            self._unpacker = Unpacker(
                 store.make_launcher,
                 fds[0],
+                through=fds[1:],
                 owners=self._owners,
                 devices=store.privileged and self._owners,
                 readable=not self._owners and self._foreign,
@@ -143,18 +146,22 @@ class LayerBuild:
     def _take(self, piece: bytes) -> None:
         assert self._unpacker is not None
         self._hasher.update(piece)
+        if self.report is not None:
+            return  # it stopped where only the layers below say what is right
         try:
             self._unpacker.feed(piece)
         except BrokenPipeError:
-            checked("unpacked", self._received(), self._store.roots.data)
-            raise ImageError("the layer's unpacker stopped reading") from None
+            self._receive()
+            if self.report is None:
+                raise ImageError("the layer's unpacker stopped reading") from None
 
-    def _received(self) -> Report:
+    def _receive(self) -> None:
         assert self._unpacker is not None
         try:
-            return self._unpacker.report()
+            report = self._unpacker.report()
         except ConnectionError as error:
             raise ImageError("the layer's unpacker died", hint="its memory may have been used up") from error
+        self.report = report if report.crosses else checked("unpacked", report, self._store.roots.data)
 
     def end(self) -> None:
         """End the stream and verify it.
@@ -167,29 +174,68 @@ class LayerBuild:
         for piece in self._inflater.finish():
             self._take(piece)
         self._unpacker.end_stream()
-        self.report = checked("unpacked", self._received(), self._store.roots.data)
+        if self.report is None:
+            self._receive()
         if self._expected is not None and self.diff_id != self._expected:
             raise DigestMismatch(f"the layer's digest is {self.diff_id}, the image names {self._expected}")
 
-    def finish(self, lowers: Sequence[str]) -> None:
+    def finish(self, lowers: Sequence[str], feed: Callable[[LayerBuild], None] | None = None) -> None:
         """Resolve the layer against the directories below it, the uppermost first.
+
+        Args:
+            lowers: The directories.
+            feed: Feeds the layer's bytes again. A layer whose paths lead through links of the layers below
+                is unpacked a second time, because those layers are not known the first time.
 
         Raises:
             ImageError: A whiteout or link of the layer cannot be applied.
         """
+        report = self._settle(lowers)
+        if report.crosses and lowers and feed is not None:
+            self.abandon()
+            self._start(lowers)
+            feed(self)
+            self.end()
+            report = self._settle(lowers)
+        checked("unpacked", report, self._store.roots.data)
+        self._close()
+
+    def _settle(self, lowers: Sequence[str]) -> Report:
         assert self._unpacker is not None
         assert self.report is not None
+        if self.report.problem is not None:
+            return self.report
         with opened([] if self.report.root_opaque else lowers) as fds:
             try:
-                checked("unpacked", self._unpacker.finish(fds), self._store.roots.data)
+                return self._unpacker.finish(fds)
             except ConnectionError as error:
                 raise ImageError("the layer's unpacker died") from error
-        self._unpacker.close()
-        self._unpacker = None
 
-    def abandon(self) -> None:
-        """Remove the layer."""
+    def _close(self) -> None:
         if self._unpacker is not None:
             self._unpacker.close()
             self._unpacker = None
+
+    def abandon(self) -> None:
+        """Remove the layer."""
+        self._close()
         discard(self._store, self.name)
+
+
+def feed_verified(store: Store, digest: Digest, build: LayerBuild) -> None:
+    """Feed a blob of the store to a build.
+
+    Raises:
+        DigestMismatch: The blob is damaged.
+        ImageError: The archive is damaged or exceeds a limit.
+    """
+    hasher = digest.hasher()
+    fd = store.open_blob(digest)
+    try:
+        while chunk := os.read(fd, CHUNK):
+            hasher.update(chunk)
+            build.feed(chunk)
+    finally:
+        os.close(fd)
+    if not digest.matches(hasher):
+        raise DigestMismatch(f"the store's copy of {digest} is damaged", hint="pull the image again")

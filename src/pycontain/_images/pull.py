@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, TypeVar
 from attrs import evolve
 
 from pycontain._images.assembly import Assembly, assembling
-from pycontain._images.blobs import CHUNK, Partial, partial_size, put_document
-from pycontain._images.layers import LayerBuild
+from pycontain._images.blobs import Partial, partial_size, put_document
+from pycontain._images.layers import feed_verified
 from pycontain._images.progress import Meter
 from pycontain._registry.client import Fetched, Registry
 from pycontain._registry.endpoint import Endpoint, Patience, mirrors
 from pycontain.errors import AuthError, DigestMismatch, ImageError, NotFound, PullError
 from pycontain.oci import (
     Descriptor,
-    Digest,
     ImageConfig,
     Index,
     Manifest,
@@ -258,17 +257,3 @@ def unpack_blob(store: Store, assembly: Assembly, position: int) -> None:
     feed_verified(store, layer.digest, build)
     build.end()
     assembly.ended(position)
-
-
-def feed_verified(store: Store, digest: Digest, build: LayerBuild) -> None:
-    """Feed a blob, and see that it is what it is called."""
-    hasher = digest.hasher()
-    fd = store.open_blob(digest)
-    try:
-        while chunk := os.read(fd, CHUNK):
-            hasher.update(chunk)
-            build.feed(chunk)
-    finally:
-        os.close(fd)
-    if not digest.matches(hasher):
-        raise DigestMismatch(f"the store's copy of {digest} is damaged", hint="pull the image again")

@@ -18,8 +18,9 @@ _UNPACK, _FINISH = 11, 12
 _BOUNDS = struct.Struct("<QQII")
 _USER = struct.Struct("<IIII64I")
 _REPORT = struct.Struct("<IiIIQQQ256s")
-_OWNERS, _DEVICES, _LANDLOCK, _READABLE, _PLAIN, _TAME, _MERGE, _NO_SET_ID = 1, 2, 4, 8, 16, 32, 64, 128
-_ROOT_OPAQUE = 1
+_OWNERS, _DEVICES, _LANDLOCK, _READABLE, _PLAIN, _TAME, _MERGE = 1, 2, 4, 8, 16, 32, 64
+_NO_SET_ID, _THROUGH = 128, 256
+_ROOT_OPAQUE, _CROSSES = 1, 2
 _LANDLOCK_FROM = 3
 """The Landlock ABI that can say what an unpacker may not."""
 _F_SETPIPE_SZ = 1031
@@ -44,6 +45,8 @@ class Report:
     errno: int
     name: str
     root_opaque: bool
+    crosses: bool
+    """A path leads through a link or file of a lower layer."""
     implied: int
     entries: int
     size: int
@@ -70,6 +73,7 @@ def hear(launcher: Launcher) -> Report:
         errno,
         name.partition(b"\0")[0].decode("utf-8", "backslashreplace"),
         bool(flags & _ROOT_OPAQUE),
+        bool(flags & _CROSSES),
         implied,
         entries,
         size,
@@ -85,7 +89,8 @@ class Unpacker:
     readable: whatever mode the archive names, the owner may read.  plain: it is a tree and no layer, to be
     added to what is there.  tame: no pipes, set-id bits and attributes but user.*.  merge: the
     layer comes upon the one that stands in the directory.  no_set_id: files get no set-id bits and no
-    capabilities.  first_id: what
+    capabilities.  through: the lower layers' directories, the uppermost first; paths of the archive
+    lead through their links.  first_id: what
     the archive's 0 becomes.  join: a pidfd of a
     process whose user namespace to be root of.
     """
@@ -105,6 +110,7 @@ class Unpacker:
         tame: bool = False,
         merge: bool = False,
         no_set_id: bool = False,
+        through: Sequence[int] = (),
         first_id: int = 0,
         join: int = -1,
         user: User = (0, 0, ()),
@@ -118,6 +124,7 @@ class Unpacker:
             | tame * _TAME
             | merge * _MERGE
             | no_set_id * _NO_SET_ID
+            | bool(through) * _THROUGH
         )
         bounds = _BOUNDS.pack(size, entries, flags, first_id) + encode_user(user)
         self._launcher = make_launcher()
@@ -128,6 +135,8 @@ class Unpacker:
                 widen(self.stream)
                 fds = [directory, theirs, *([join] if join >= 0 else [])]
                 native.send(self._launcher.socket, request(_UNPACK, bounds), fds)
+                if through:
+                    native.send(self._launcher.socket, request(_FINISH), list(through))
             finally:
                 os.close(theirs)
         except BaseException:
