@@ -33,7 +33,7 @@ def _nothing_is_left(engine: Engine) -> Iterator[None]:
     engine.ahead.discard()
     assert [one.name for one in Network.list()] == []
     firewall = engine.fabric.firewall
-    for name in firewall.sets.keys() - {"refused", "host", "host6"}:
+    for name in firewall.sets.keys() - {"refused", "sources", "tracking", "host", "host6"}:
         assert firewall.elements(name) == [], name
     route = engine.fabric.domain.route
     assert not [one for one in links.seen_links(route.ask(links.every_link())) if _is_bridge(one, engine)]

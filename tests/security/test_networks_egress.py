@@ -14,7 +14,7 @@ from pycontain import Container, Egress, Engine, LimitError, StateError
 from pycontain._kernel.netlink import NetlinkError
 from pycontain._model.targets import target_of
 from pycontain._networks import nft
-from pycontain._networks.firewall import Firewall
+from pycontain._networks.firewall import MOST_REFUSED_PER_CONTAINER, Firewall
 from pycontain._networks.learned import (
     MOST,
     MOST_NAMES_PER_CONTAINER,
@@ -339,6 +339,25 @@ def test_oldest_addresses_of_a_container_make_room(engine: Engine) -> None:
             guide.refused(f"n{at}.example.net", "greedy")
         guide.refused("example.net", "other")
         assert len(guide._refused.items()) == MOST_NAMES_PER_CONTAINER + 1
+
+
+@pytest.mark.xdist_group("world")
+@pytest.mark.case("A12")
+def test_a_scan_by_one_container_leaves_room_for_refused_addresses_of_others(world: World) -> None:
+    with Egress.allow("203.0.113.0/24") as egress, Container(network=egress) as one:
+        with open_in(one, socket.SOCK_DGRAM) as scan:
+            for port in range(1, MOST_REFUSED_PER_CONTAINER + 200):
+                with contextlib.suppress(OSError):
+                    scan.sendto(b"x", (world.address, port))
+        kept = [found for found in egress.refused if found.target == world.address]
+        assert MOST_REFUSED_PER_CONTAINER <= len(kept) < MOST_REFUSED_PER_CONTAINER + 20
+        with open_in(one, socket.SOCK_DGRAM) as again, contextlib.suppress(OSError):
+            again.sendto(b"x", (world.address, 1))
+        assert next(found.count for found in egress.refused if found.port == 1) == 2
+        with Container(network=egress) as other, open_in(other, socket.SOCK_DGRAM) as mine:
+            with contextlib.suppress(OSError):
+                mine.sendto(b"x", (world.address, 60000))
+            assert any(found.port == 60000 for found in egress.refused)
 
 
 def _refused(*_: object) -> None:

@@ -27,6 +27,16 @@ _ICMP, TCP, UDP, _ICMP6 = 1, 6, 17, 58
 _DNAT, _KNOWN = 0x20, 2 | 4
 _ADVERTISEMENT, _REDIRECT6 = b"\x86", b"\x89"
 _LOOPBACK = b"\x7f"
+_NEW = 8
+MOST_REFUSED, MOST_REFUSED_PER_CONTAINER = 16384, 512
+"""Refused addresses that are kept for an hour, of an engine and of one container."""
+_HOUR = 3600
+MOST_TRACKED = 8192
+_TRACKED_SHARE, _TRACKED_LEAST = 8, 1024
+"""Tracked connections of a container: an eighth of the kernel's table within these bounds.
+
+The kernel looks each of them up again when another one begins, so a higher bound costs time.
+"""
 
 
 @frozen(kw_only=True)
@@ -108,6 +118,8 @@ class Firewall:
             nft.chain(table, "refuse"),
             nft.chain(table, "allow"),
             nft.chain(table, "unlisted"),
+            nft.chain(table, "audit"),
+            nft.chain(table, "tracked"),
             nft.chain(table, "policy"),
             nft.chain(table, "from_inside"),
             nft.chain(table, "to_inside"),
@@ -118,6 +130,12 @@ class Firewall:
             *rules.filters(),
         ]
         self.do(messages)
+        with contextlib.suppress(NetlinkError):  # without nft_connlimit there is no bound per container
+            self.do(rules.tracked(_most_tracked()))
+        try:
+            self.do(rules.audit(MOST_REFUSED_PER_CONTAINER))
+        except NetlinkError:
+            self.do(rules.audit(0))  # a kernel without nft_limit
         try:
             self.do(rules.masquerade())
         except NetlinkError as error:
@@ -230,6 +248,7 @@ def remove_tables(socket: Netlink, name: str) -> None:
 
 def _sets(table: str, nat: str) -> list[Set]:
     target: tuple[nft.FieldType, ...] = ("interface", "address", "protocol", "port")
+    kept = nft.EVAL | nft.TIMEOUT
     return [
         Set(table, "same", ("interface", "interface")),
         Set(table, "internal", ("interface",)),
@@ -245,10 +264,21 @@ def _sets(table: str, nat: str) -> list[Set]:
         Set(table, "learned", target, flags=nft.TIMEOUT),
         Set(table, "learned_kind", target[:3], flags=nft.TIMEOUT),
         Set(table, "learned_any", target[:2], flags=nft.TIMEOUT),
-        Set(table, "refused", target, flags=nft.EVAL | nft.TIMEOUT, size=4096, timeout=3_600_000),
+        Set(table, "refused", target, flags=kept, size=MOST_REFUSED, timeout=_HOUR * 1000),
+        Set(table, "sources", target[:2], flags=kept, size=MOST_REFUSED, timeout=_HOUR * 1000),
+        Set(table, "tracking", ("interface", "mac"), flags=nft.EVAL, size=MOST_REFUSED),
         Set(nat, "ports", ("protocol", "port"), to=("address", "port")),
         Set(nat, "ports_at", ("address", "protocol", "port"), to=("address", "port")),
     ]
+
+
+def _most_tracked() -> int:
+    try:
+        with open("/proc/sys/net/netfilter/nf_conntrack_max", encoding="ascii") as file:
+            share = int(file.read()) // _TRACKED_SHARE
+    except OSError:
+        return MOST_TRACKED  # the module is loaded with the first rule; its table has 65536 or more then
+    return min(max(share, _TRACKED_LEAST), MOST_TRACKED)
 
 
 @frozen
@@ -279,6 +309,7 @@ class _Rules:
         return [
             *(rule("refuse", *expressions) for expressions in self.refusal),
             *self._policy(ipv4, refuse),
+            rule("forward", inward, nft.ct("state"), nft.any_bit(_NEW), nft.verdict("jump", "tracked")),
             # A bridge's own frames come by here where br_netfilter is loaded.
             rule("forward", nft.meta("iifname"), nft.meta("oifname", 2), nft.lookup("same"), accept),
             rule("forward", inward, nft.verdict("jump", "from_inside")),
@@ -313,12 +344,7 @@ class _Rules:
     def _policy(self, ipv4: bytes, refuse: bytes) -> list[Message]:
         """Every packet is judged, and a connection once for each generation of what is allowed."""
         rule = self._rule
-        target = (
-            nft.meta("iifname"),
-            nft.load("network", 16, 4, 12),
-            nft.meta("l4proto", 13),
-            nft.load("transport", 2, 2, 14),
-        )
+        target = self._target()
         current = nft.meta("iifname") + nft.ct("mark", 12) + nft.lookup("current")
         mark = nft.meta("iifname") + nft.lookup("generation", to=1) + nft.set_ct_mark()
         name = nft.meta("iifname")
@@ -333,9 +359,36 @@ class _Rules:
             rule("policy", ipv4, *target[:2], nft.lookup("learned_any"), nft.verdict("jump", "allow")),
             rule("policy", ipv4, name, nft.judge("guides")),
             rule("policy", nft.verdict("jump", "unlisted")),
-            rule("unlisted", ipv4, *target, nft.remember("refused")),
+            rule("unlisted", ipv4, nft.verdict("jump", "audit")),
             rule("unlisted", refuse),
         ]
+
+    def _target(self) -> tuple[bytes, ...]:
+        """Load the key of the sets of addresses that may be reached, and of those that were refused."""
+        return (
+            nft.meta("iifname"),
+            nft.load("network", 16, 4, 12),
+            nft.meta("l4proto", 13),
+            nft.load("transport", 2, 2, 14),
+        )
+
+    def audit(self, most: int) -> list[Message]:
+        """Record refused addresses; of one container at most `most` new ones an hour, 0 for any number."""
+        target, record = self._target(), nft.remember("refused")
+        source = nft.meta("iifname") + nft.load("network", 12, 4, 12)
+        within = source + nft.is_within("sources", most, _HOUR) if most else b""
+        # A lookup counts as well, by the counter of the element that it finds.
+        known = self._rule("audit", *target, nft.lookup("refused"), nft.verdict("return"))
+        return [known, self._rule("audit", within, *target, record)]
+
+    def tracked(self, most: int) -> list[Message]:
+        """Refuse new connections of a container that has `most`: the table is one for this whole host.
+
+        A container is its address of the link layer, which counts what it sends by IPv4 and IPv6 together.
+        """
+        source = nft.meta("iifname") + nft.load("link", 6, 6, 12)
+        over = source + nft.has_more_connections("tracking", most)
+        return [self._rule("tracked", over, nft.verdict("jump", "refuse"))]
 
     def _input(self, inward: bytes, known: bytes, ipv4: bytes, ipv6: bytes, refuse: bytes) -> list[Message]:
         rule, accept = self._rule, nft.verdict("accept")
@@ -351,6 +404,7 @@ class _Rules:
             rule("received", ipv4, nft.load("network", 12, 1), loopback, nft.verdict("drop")),
             rule("received", ipv4, nft.load("network", 16, 1), loopback, nft.verdict("drop")),
             rule("received", known, accept),
+            rule("received", nft.verdict("jump", "tracked")),
             rule("received", ipv6, icmp6, kind, nft.compare(_ADVERTISEMENT), nft.verdict("drop")),
             rule("received", ipv6, icmp6, kind, nft.compare(_REDIRECT6), nft.verdict("drop")),
             rule("received", icmp, accept),

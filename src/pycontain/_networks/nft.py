@@ -363,13 +363,34 @@ def lookup(name: str, register: int = 1, *, to: int = 0, absent: bool = False) -
 
 def remember(name: str, register: int = 1) -> bytes:
     """Put the key into a set, with a counter."""
+    return _into_set(name, 1, register, attribute(1, "counter"))
+
+
+def _into_set(name: str, operation: int, register: int, *expression: bytes) -> bytes:
     return _expression(
         "dynset",
         attribute(1, name),
-        attribute(3, _be(1)),
+        attribute(3, _be(operation)),
         attribute(4, _be(register)),
-        nested(7, attribute(1, "counter")),
+        nested(7, *expression),
     )
+
+
+def has_more_connections(name: str, most: int, register: int = 1) -> bytes:
+    """Match where tracked connections with the key, this one among them, are more than `most`."""
+    over = nested(2, attribute(1, _be(most)), attribute(2, _be(1)))
+    return _into_set(name, 0, register, attribute(1, "connlimit"), over)
+
+
+def is_within(name: str, most: int, seconds: int, register: int = 1) -> bytes:
+    """Match packets with the key up to `most` at once, and that many again within `seconds`."""
+    rate = nested(
+        2,
+        attribute(1, struct.pack(">Q", most)),
+        attribute(2, struct.pack(">Q", seconds)),
+        attribute(3, _be(most)),
+    )
+    return _into_set(name, 0, register, attribute(1, "limit"), rate)
 
 
 def verdict(what: Literal["accept", "drop", "jump", "return"], chain: str = "") -> bytes:

@@ -34,8 +34,8 @@ class Egress(Closing):
 
     Bounds: 4096 targets; of one answer 256 addresses, the rest is left out of it; 8192 addresses by port and
     protocol of a container and 16384 in all, beyond which the oldest is not reached any more until its name
-    is asked for again; 1024 refused names of a container and 4096 in all, and 4096 refused addresses of an
-    engine, beyond which later ones are not recorded.
+    is asked for again; 1024 refused names of a container and 4096 in all, and 512 refused addresses an hour
+    of a container and 16384 of an engine, beyond which later ones are not recorded.
     """
 
     def __init__(self) -> None:
