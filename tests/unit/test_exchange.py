@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
+from pycontain._objects import exchange
 from pycontain._objects.buffered import Kept
 from pycontain._objects.exchange import Exchange, open_stream
 
@@ -39,3 +42,17 @@ def test_single_bytes_that_are_kept_are_joined() -> None:
         found += chunk
     assert found == b"".join(b"%d" % (at % 10) for at in range(2000, 5000))
     assert kept.dropped == 2000
+
+
+@pytest.mark.parametrize("codec", [None, ("utf-8", "replace")])
+def test_a_line_that_does_not_end_comes_in_pieces(
+    codec: tuple[str, str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "LONGEST_LINE", 1000)
+    source, sink = os.pipe()
+    os.write(sink, b"x" * 2500 + b"\nshort\nlast")
+    os.close(sink)
+    with exchange.open_stream(source, True, codec) as stream:
+        first = stream.readline()
+        lengths = [len(first), *map(len, stream)]
+    assert lengths == [1000, 1000, 501, 6, 4]

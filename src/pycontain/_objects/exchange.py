@@ -23,6 +23,9 @@ _MANY = 1000
 _LONGEST = 86400.0
 """Seconds of one wait: what poll(2) and locks take is bounded, so that a longer one is several."""
 
+LONGEST_LINE = 1 << 24
+"""Bytes or characters of a line without a given size; a longer one comes in several pieces."""
+
 
 def deadline_of(timeout: float | timedelta | None) -> tuple[float, float | None]:
     """Seconds, and the moment of CLOCK_MONOTONIC that they end at; None without."""
@@ -99,17 +102,33 @@ class TerminalInput(io.FileIO):
             os.write(self.fileno(), settings[6][termios.VEOF] * 2)
 
 
+class ByteLines(io.BufferedReader):
+    """A stream of bytes whose lines take bounded memory: a guest may never end one."""
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """Return the next line, of `LONGEST_LINE` bytes at most where no size is given."""
+        return super().readline(LONGEST_LINE if size is None or size < 0 else size)
+
+
+class TextLines(io.TextIOWrapper):
+    """The same for text."""
+
+    def readline(self, size: int = -1, /) -> str:  # type: ignore[override]
+        """Return the next line, of `LONGEST_LINE` characters at most where no size is given."""
+        return super().readline(LONGEST_LINE if size < 0 else size)
+
+
 def open_stream(fd: int, reading: bool, codec: tuple[str, str] | None) -> IO[Any]:
     """A file object over our end of a stream; text with (encoding, errors), else bytes."""
     # Unbuffered or written through: a line sent to a prompt must not wait in a buffer of ours.
     buffering = 0 if codec is None else -1
-    binary: Any = io.BufferedReader(Output(fd)) if reading else open(fd, "wb", buffering)  # noqa: SIM115
+    binary: Any = ByteLines(Output(fd)) if reading else open(fd, "wb", buffering)  # noqa: SIM115
     return text_or_bytes(binary, codec)
 
 
 def text_or_bytes(binary: Any, codec: tuple[str, str] | None) -> IO[Any]:
     """Return the binary stream, or one of text over it with (encoding, errors)."""
-    return binary if codec is None else io.TextIOWrapper(binary, *codec, None, True, True)
+    return binary if codec is None else TextLines(binary, *codec, None, True, True)
 
 
 def shut(stream: IO[Any]) -> None:

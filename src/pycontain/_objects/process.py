@@ -25,6 +25,7 @@ from pycontain._kernel import native
 from pycontain._kernel.waiting import is_ready
 from pycontain._objects.buffered import BufferedOutput, Kept, empty_in_background
 from pycontain._objects.exchange import (
+    ByteLines,
     Exchange,
     OutputExceeded,
     TerminalInput,
@@ -216,7 +217,7 @@ class Process:
             return open_stream(fd, number > 0, self._codec)
         kept = Kept(fd, self._cap)
         self._kept.append(kept)
-        return text_or_bytes(io.BufferedReader(BufferedOutput(kept)), self._codec)
+        return text_or_bytes(ByteLines(BufferedOutput(kept)), self._codec)
 
     @property
     def dropped(self) -> int:
