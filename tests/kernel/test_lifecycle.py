@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -190,6 +191,21 @@ def test_a_fork_does_not_hold_the_container() -> None:
         finally:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"command": ["sleep", "60"]}, {"lifetime": 60}])
+def test_a_forked_child_leaves_a_with_block_quietly(options: dict[str, Any]) -> None:
+    with Container(**options) as container:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                container.__exit__(None, None, None)
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert container.exec(["echo", "alive"]).stdout == "alive\n"
 
 
 VICTIM = """

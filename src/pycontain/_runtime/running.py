@@ -101,6 +101,7 @@ class Running:
     processes: weakref.WeakSet[Cancellable] = field(factory=weakref.WeakSet)
     cause: Cause | None = None
     before_cleanup: Callable[[], None] | None = None
+    forgotten: bool = False
 
     @still.default
     def _still(self) -> threading.Condition:
@@ -249,8 +250,11 @@ class Running:
     def end(self, cause: Cause = REMOVED) -> None:
         """Kill everything inside, wait until PID 1 is dead, and leave the rest to the collector.
 
-        Idempotent, also where an interrupt ended it half-way.  The first cause is kept.
+        Idempotent, also where an interrupt ended it half-way.  The first cause is kept.  In a forked child
+        nothing happens: the container belongs to the parent.
         """
+        if self.forgotten:
+            return
         with self.lock:
             if not self.ended:
                 if self.cause is None:
@@ -296,6 +300,7 @@ class Running:
     def forget(self) -> None:
         """For a forked child: close the fds alone; the container goes on, and is the parent's."""
         fds = self.control, self.pidfd, self.exit_socket
+        self.forgotten = True
         self.ended, self.control, self.pidfd, self.exit_socket = True, -1, -1, -1
         self.lock, self.users, self.alone = threading.Lock(), 0, False
         self.still = threading.Condition(self.lock)
