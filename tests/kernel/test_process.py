@@ -492,3 +492,24 @@ def test_closing_the_input_of_a_terminal_is_the_end_of_input(either: Container) 
         process.stdin.close()
         assert process.stdout.read() == "line\nover\n"
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("error", [None, ValueError])
+def test_a_forked_child_leaves_the_end_to_the_parent(
+    container: Container, error: type[BaseException] | None
+) -> None:
+    with container.popen(["cat"], stdin=PIPE, stdout=PIPE) as process:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                signal.alarm(10)
+                with pytest.raises(StateError, match="forked from"):
+                    process.wait(5)
+                process.__exit__(error, None, None)
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert process.communicate("x", timeout=5)[0] == "x"
+        assert process.wait(5) == 0

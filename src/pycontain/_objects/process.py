@@ -228,6 +228,8 @@ class Process:
         """Hear the end if it comes within `seconds`."""
         if self.returncode is not None:
             return
+        if self._execution.running.forgotten:  # the record of its end is for the parent
+            raise StateError(f"process {self.pid} belongs to the process that this one was forked from")
         channel, heard = self._execution.channel, self._heard
         # A record stands in C's memory at once: what a signal handler raises does not lose it.
         if heard.record.kind != native.EXITED:
@@ -381,12 +383,13 @@ class Process:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is not None:
+            if kind is not None and not self._execution.running.forgotten:
                 self.kill()
             # As Popen: a command that writes what nobody reads would not end.  A terminal's would get SIGHUP.
             if self._terminal < 0:
                 self.close()
-            self.wait()
+            if not self._execution.running.forgotten:
+                self.wait()
         finally:
             self.close()
 
