@@ -6,6 +6,7 @@ import os
 import pty
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,20 @@ def test_a_terminal_is_one_only_where_it_is_handed_over(container: Container) ->
             assert process.stdout.read() == expected
     os.close(ours)
     os.close(theirs)
+
+
+@pytest.mark.parametrize(
+    ("stream", "kind", "text"),
+    [
+        (999, ValueError, "must be an open descriptor, got 999"),
+        ("out.txt", TypeError, "must be a file, a desc"),
+    ],
+)
+@pytest.mark.parametrize("name", ["stdin", "stdout", "stderr"])
+def test_what_is_no_stream_is_refused(
+    container: Container, name: str, stream: int | str, kind: type[Exception], text: str
+) -> None:
+    starts: tuple[Callable[..., object], ...] = (container.exec, container.popen)
+    for start in starts:
+        with pytest.raises(kind, match=f"{name} {text}"):
+            start(["true"], **{name: stream})

@@ -16,6 +16,7 @@ from attrs import frozen
 from pycontain._kernel import native
 from pycontain._kernel.plan import request
 from pycontain._kernel.waiting import IN, OUT, Wait, cooperative, now_ns
+from pycontain._model.sizes import shown
 from pycontain._runtime.cancel import TaskWatch
 from pycontain._runtime.collect import shielded
 from pycontain.errors import StateError
@@ -90,10 +91,9 @@ class Plumbing:
         elif stream == BUFFER:
             raise ValueError("BUFFER is for the stdout and stderr of popen")
         elif isinstance(stream, Descriptor):
-            self.guest[number] = _number(stream.stream)
-            os.fstat(self.guest[number])  # a wrong number is the caller's error, not the container's
+            self.guest[number] = _descriptor(number, stream.stream)
         else:
-            self._lend(number, number if stream is None else _number(stream))
+            self._lend(number, number if stream is None else _descriptor(number, stream))
 
     def _lend(self, number: int, fd: int) -> None:
         from pycontain._runtime.lent import Carrier, check
@@ -133,6 +133,22 @@ class Plumbing:
             if fd >= 0:
                 os.close(fd)
                 self.ours[number] = -1
+
+
+def _descriptor(number: int, stream: int | IO[Any]) -> int:
+    """Return the open descriptor of a stream.  Raises ValueError and TypeError for a wrong one."""
+    name = ("stdin", "stdout", "stderr")[number]
+    try:
+        fd = _number(stream)
+    except AttributeError:
+        raise TypeError(
+            f"{name} must be a file, a descriptor, PIPE or DEVNULL, got {shown(stream)}"
+        ) from None
+    try:
+        os.fstat(fd)
+    except OSError:
+        raise ValueError(f"{name} must be an open descriptor, got {shown(stream)}") from None
+    return fd
 
 
 def _number(stream: int | IO[Any]) -> int:
