@@ -264,11 +264,13 @@ def test_thousand_containers_leave_nothing(engine: Engine) -> None:
     for _ in range(20):
         with Container() as container:
             container.exec(["true"])
+    engine.ahead.discard()
     engine.settle()
     before = _open_fds(), threading.active_count(), _memory()
     for _ in range(1000):
         with Container() as container:
             container.exec(["true"])
+    engine.ahead.discard()
     engine.settle()
     after = _open_fds(), threading.active_count(), _memory()
     assert after[0] <= before[0]

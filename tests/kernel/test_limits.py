@@ -26,7 +26,7 @@ def test_fork_bomb_is_contained(needs_pids: None) -> None:
     with Container(pids=32) as container:
         bomb = "import os\nwhile True:\n    os.fork()"
         try:
-            result = container.exec(["python3", "-c", bomb], timeout=10)
+            result = container.exec(["python3", "-c", bomb], timeout=10, kill_orphans=True)
         except CommandTimeout:
             pass
         else:
