@@ -51,6 +51,9 @@ def portable_copy(top: Path) -> None:
     """Package, tests and their tools where every user can read them."""
     shutil.copytree(ROOT / "src", top / "src", ignore=shutil.ignore_patterns("__pycache__", "_native"))
     shutil.copytree(ROOT / "tests", top / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "benchmarks", top / "benchmarks", ignore=shutil.ignore_patterns("results", "native")
+    )
     shutil.copy(ROOT / "pyproject.toml", top)
     site = sysconfig.get_paths()["purelib"]
     shutil.copytree(site, top / "site", ignore=shutil.ignore_patterns(*_HEAVY))
