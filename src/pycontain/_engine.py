@@ -445,11 +445,17 @@ class Engine:
         """The security buffer of a container."""
         held = self.enforceable(spec.limits, spec.asked, spec.security.optional)
         fallback = dict(spec.rlimits)
+        named = {*spec.rlimits, *spec.security.rlimits}
         # Where no cgroup counts processes, the user namespace's own RLIMIT_NPROC does (user_namespaces(7)).
-        if held.pids is None and spec.limits.pids is not None:
-            fallback.setdefault(_RLIMIT_NPROC, spec.limits.pids)
-        if held.memory is None and "memory" in spec.asked and spec.limits.memory is not None:
-            fallback.setdefault(_RLIMIT_DATA, spec.limits.memory)
+        if held.pids is None and spec.limits.pids is not None and _RLIMIT_NPROC not in named:
+            fallback[_RLIMIT_NPROC] = spec.limits.pids
+        if (
+            held.memory is None
+            and "memory" in spec.asked
+            and spec.limits.memory is not None
+            and _RLIMIT_DATA not in named
+        ):
+            fallback[_RLIMIT_DATA] = spec.limits.memory
         return policy.encode(
             spec.security,
             fallback,

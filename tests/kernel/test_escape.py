@@ -280,7 +280,7 @@ def test_a_bind_is_the_callers_to_read_and_write(tmp_path: Path, needs_idmap: No
 
 def test_a_broken_argument_leaves_no_command_running(container: Container) -> None:
     for wrong in ({"encoding": "nope"}, {"errors": "nope"}, {"input": 5}, {"stdout": 9999}):
-        with pytest.raises((LookupError, TypeError, OSError)):
+        with pytest.raises((LookupError, TypeError, ValueError)):
             container.exec(["sleep", "100"], **wrong)
     with pytest.raises(UnicodeDecodeError):
         container.exec(["printf", r"\377"], errors="strict")
