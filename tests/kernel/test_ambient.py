@@ -243,8 +243,9 @@ import pycontain
 with pycontain.Container(env={"NAME": "zażółć"}) as c:
     shown = c.exec(["sh", "-c", 'printf "%s %s" "$NAME" "$1"', "sh", "gęślą"]).stdout
     assert shown == "zażółć gęślą", ascii(shown)
-    c.path("/tmp/jaźń").write_text("x")
-    assert [str(p) for p in c.path("/tmp").iterdir()] == ["/tmp/jaźń"]
+    c.path("/tmp/ścieżka").mkdir()  # a checkout below /tmp is shown there too
+    c.path("/tmp/ścieżka/jaźń").write_text("x")
+    assert [str(p) for p in c.path("/tmp/ścieżka").iterdir()] == ["/tmp/ścieżka/jaźń"]
 """
     env = {**os.environ, "LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     env["PYTHONIOENCODING"] = "utf-8"

@@ -268,6 +268,7 @@ def test_a_volume_is_filled_without_network(
     ):
         assert (one.path("/srv/content") / "file").read_text() == "of the image"
         assert one.addresses
+    volume.remove()
     assert seen == [{}]
 
 
