@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define FD_SLOTS 256 /* struct pc_fds, wire.h */
+#define FD_SLOTS 1024 /* struct pc_fds, wire.h */
 
 void __asan_poison_memory_region (const volatile void *address, size_t size);
 void __asan_unpoison_memory_region (const volatile void *address, size_t size);
