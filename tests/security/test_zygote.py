@@ -326,4 +326,4 @@ def started():
     with Container(Image.host()) as container:
         container.exec(["sh", "-c", "cat > /tmp/python; chmod +x /tmp/python"], input=text, check=True)
         with pytest.raises(PycontainError):
-            make(container, (), "/tmp/python", timeout=2).call(int)
+            make(container, (), "/tmp/python", timeout=2).call(int, timeout=5)
