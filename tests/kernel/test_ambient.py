@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("needs_idmap")  # the host image has directories of the container's root
+
 Seen: TypeAlias = dict[str, Any]
 
 SEEN = r"""

@@ -8,7 +8,7 @@ import pytest
 
 from pycontain import Container
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("needs_idmap")]
 
 LEAK = """
 #include <stdlib.h>

@@ -521,6 +521,7 @@ for _ in range(1100):
 """
 
 
+@pytest.mark.usefixtures("needs_idmap")
 def test_trees_deeper_than_python_recurses_are_walked(container: Container) -> None:
     container.exec([sys.executable, "-c", DEEP], check=True)
     top = container.path("/root/deep")

@@ -10,7 +10,7 @@ import pytest
 
 from pycontain import Container, Engine, Image
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("needs_idmap")]
 
 
 @pytest.mark.parametrize("user", ["root", "1000", "1234:5", "nobody"])

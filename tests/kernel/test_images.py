@@ -183,6 +183,7 @@ def test_working_directory_of_pid_1_is_made(image: Image) -> None:
         assert b"".join(one.logs()) == b"/made\n"
 
 
+@pytest.mark.usefixtures("needs_idmap")
 def test_declared_volumes_are_there_with_their_content(image: Image) -> None:
     """Writable below a read-only root, and not the image's for the next container."""
     made = _configured(image, ContainerConfig(env=("PATH=/bin",), volumes=("/fresh/deep", "/etc")))

@@ -253,7 +253,7 @@ def test_reason_of_a_command_that_took_too_much_memory(init: bool) -> None:
     with Container(command=command, init=init, memory="64M") as container:
         assert _ended(container) == (-9, "oom")
         assert container.usage is not None
-        assert container.usage.oom_kills == 1
+        assert container.usage.oom_kills  # cgroup v2 kills, and counts, the whole group
         assert container.usage.memory_peak is not None
         assert 32 << 20 < container.usage.memory_peak <= 64 << 20
 

@@ -157,6 +157,7 @@ def test_stop_timeout() -> None:
 
 @pytest.mark.parametrize("kind", ["bind", "tmpfs", "volume"])
 @pytest.mark.parametrize("noexec", [False, True])
+@pytest.mark.usefixtures("needs_idmap")
 def test_noexec(tmp_path: Path, kind: str, noexec: bool) -> None:
     tmp_path.chmod(0o777)
     with Volume() as volume:

@@ -13,6 +13,8 @@ import pytest
 
 from pycontain import Container, Image, PathError, Volume
 
+pytestmark = pytest.mark.usefixtures("needs_idmap")  # the host image has directories of the container's root
+
 GIB = 1 << 30
 LAYOUT = ((0, b"first"), (3 << 20, b"x" * 5000), (GIB // 2 + 7, b"middle"))
 
