@@ -87,10 +87,16 @@ def call(
     return found
 
 
-@pytest.fixture(scope="module")
-def usual(tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    """What a container of an ordinary caller sees."""
-    return call(tmp_path_factory.mktemp("usual"), "")
+_usual: list[Seen] = []
+
+
+@pytest.fixture
+def usual(needs_idmap: None, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    """The view of a container of an ordinary caller, taken once."""
+    # A fixture of the module would be set up before the skip of needs_idmap.
+    if not _usual:
+        _usual.append(call(tmp_path_factory.mktemp("usual"), ""))
+    return _usual[0]
 
 
 def soft(name: str, value: int) -> str:
