@@ -149,7 +149,7 @@ class _Walk:
 
     def open(self, flags: int) -> int:
         parts = deque(self._names(self.path))
-        owners = {0, os.geteuid(), os.fstat(self.directory).st_uid}  # in a user namespace, "/" is nobody's
+        owners = {0, os.geteuid(), os.fstat(self.directory).st_uid}  # "/" may have the overflow id
         while parts:
             name = parts.popleft()
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.directory)
@@ -282,7 +282,7 @@ def check_replaceable(directory: int, name: str) -> None:
 
 
 def check_same(directory: int, name: str, fd: int) -> None:
-    """Raise PathError unless the name is that of the open file: whoever can write there may have moved it."""
+    """Raise PathError unless the name is still that of the open file: it may have been moved."""
     wanted = os.fstat(fd)
     try:
         found = os.stat(name, dir_fd=directory, follow_symlinks=False)

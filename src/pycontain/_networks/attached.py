@@ -50,7 +50,7 @@ class Identity:
     """Who is to be linked.
 
     servers: nameservers in place of the host's. pidfd: taken over. groups: how many group ids it has.
-    raw: may it send what it likes? is_shared: does anybody else live in its network namespace?
+    raw: whether it may send raw packets. is_shared: whether others use its network namespace.
     """
 
     container: str
