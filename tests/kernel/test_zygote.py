@@ -27,6 +27,7 @@ from pycontain import (
     Zygote,
 )
 from pycontain._runtime.fork import Prepared
+from tests.support.descriptors import open_descriptors
 
 pytest.importorskip("cloudpickle", reason="pycontain[call] is not installed")
 
@@ -473,12 +474,12 @@ def test_interrupt_ends_the_call(container: Container, zygote: Zygote) -> None:
 
 def test_descriptors_do_not_grow(zygote: Zygote) -> None:
     zygote.call(int)
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     for _ in range(5):
         zygote.call(int)
         with pytest.raises(CallError):
             zygote.call(int, "x")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 def test_forked_caller_lets_go(container: Container, zygote: Zygote) -> None:
