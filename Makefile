@@ -6,7 +6,7 @@ JOBS ?= 2
 STAMP := $(VENV)/.installed
 NATIVE := $(shell find src/_native -name '*.[ch]' -o -name '*.cdef' -o -name 'build_ffi.py')
 
-.PHONY: help demo check test test-all bench lint types c-check docs unit kernel security plain guest fuzz e2e packages together wheel clean
+.PHONY: help demo check test test-all bench lint types c-check docs unit kernel security rootless guest fuzz e2e packages together wheel clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -47,12 +47,12 @@ unit: $(STAMP)
 kernel: $(STAMP)
 	$(BIN)/python -m pytest tests/kernel tests/security -n $(JOBS) -q --dist loadgroup
 
-security: $(STAMP) ## every case of the threat list, root and plain users, and its table in docs; under an hour
+security: $(STAMP) ## every case of the threat list, root and rootless users, and its table in docs; under an hour
 	$(BIN)/python -m tests.security.report
 	$(BIN)/python -m tests.security.inject
 
-plain: $(STAMP) ## the kernel tests again as unprivileged users, with and without sub-ids
-	$(BIN)/python tests/plain/run.py
+rootless: $(STAMP) ## the kernel tests again as unprivileged users, with and without sub-ids
+	$(BIN)/python tests/rootless/run.py
 
 guest: $(STAMP) ## the kernel tests again on cgroup v2, in user-mode-linux
 	$(BIN)/python tests/guest/suite.py
@@ -68,7 +68,7 @@ check: lint types unit ## lint, types and unit tests: under two minutes
 test: packages check c-check kernel ## check, the C compilers, and the kernel and security tests as this user
 	@echo "make test: passed"
 
-test-all: packages plain ## the long suites: rootless users, the cgroup v2 guest, fuzz, end to end
+test-all: packages rootless ## the long suites: rootless users, the cgroup v2 guest, fuzz, end to end
 	@$(MAKE) --no-print-directory -j2 --output-sync=target guest together
 	@echo "make test-all: passed"
 

@@ -119,7 +119,7 @@ def _bare_security() -> bytes:
 
 
 def _by_path() -> bytes:
-    """A plain user's: sources by path, ids denied, one cgroup to be born in."""
+    """A rootless plan: sources by path, groups denied, one cgroup to be cloned into."""
     return plan(
         exit_fd=NO_FD,
         cgroup_fd=1,

@@ -33,7 +33,7 @@ def needs_freezer(engine: Engine) -> None:
 
 @pytest.fixture
 def needs_idmap(engine: Engine, tmp_path: Path) -> None:
-    """Skip where a start by root cannot show files through the container's ids; a plain user needs none."""
+    """Skip where root cannot idmap a bind into the container's ids; rootless starts need no id map."""
     if not engine.features.privileged:
         return
     try:

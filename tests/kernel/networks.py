@@ -68,7 +68,7 @@ def root_only(engine: Engine) -> None:
 
 def needs_way_out(engine: Engine) -> None:
     if engine.features.privileged or problems():
-        pytest.skip("needs a plain user with a way out")
+        pytest.skip("needs a rootless engine with a working uplink")
 
 
 @pytest.fixture

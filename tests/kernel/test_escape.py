@@ -47,7 +47,7 @@ def test_workdir_in_proc_is_inside_or_refused(container: Container) -> None:
 def test_no_mount_is_a_peer_of_the_hosts(tmp_path: Path) -> None:
     """E23: of a shared mount every clone is a peer unless it is told otherwise."""
     if os.geteuid() != 0:
-        pytest.skip("a plain user cannot share a mount of the host")
+        pytest.skip("a rootless engine cannot share a mount of the host")
     code = """
 import subprocess, sys
 from pycontain import Bind, Container, Tmpfs
@@ -88,7 +88,7 @@ def test_a_link_leads_no_mount_onto_the_engines_own(target: str, root: Path) -> 
 def test_host_trees_have_no_owner_inside(container: Container) -> None:
     """K03: what only the host's root may read stays unread, and no lease holds up the host's programs."""
     if os.geteuid() != 0:
-        pytest.skip("a plain user's files are the user's own")
+        pytest.skip("rootless: the container's files belong to the caller")
     code = (
         "import fcntl, os\n"
         "print(os.stat('/usr/bin/env').st_uid)\n"
@@ -103,7 +103,7 @@ def test_host_trees_have_no_owner_inside(container: Container) -> None:
 def test_the_callers_rank_is_not_the_guests() -> None:
     """E15: scheduling class, nice below 0 and protection from the OOM killer stay with the caller."""
     if os.geteuid() != 0:
-        pytest.skip("a plain user has no rank to give away")
+        pytest.skip("rootless: the caller has no capabilities to drop")
     code = """
 import os
 os.setpriority(os.PRIO_PROCESS, 0, -5)
@@ -297,7 +297,7 @@ def test_another_s_limit_is_not_this_ones_reason(needs_pids: None) -> None:
 
 def test_a_spare_that_died_is_replaced(engine: Engine) -> None:
     if not engine.features.privileged:
-        pytest.skip("a plain user's launcher keeps no spare")
+        pytest.skip("a rootless launcher keeps no pre-cloned child")
     engine.ahead.discard()
     for turn in range(4):
         Container(hostname=f"turn{turn}").start().remove()  # of different kinds: no whole ones are made

@@ -216,12 +216,12 @@ def _names_of_programs() -> list[str]:
 
 
 @pytest.mark.parametrize("program", ["pasta", "slirp4netns"])
-def test_a_plain_users_way_out(engine: Engine, program: str, tmp_path: Path) -> None:
-    """It leads outside, obeys an Egress, and ends with its owner, however that ends."""
+def test_rootless_uplink(engine: Engine, program: str, tmp_path: Path) -> None:
+    """The uplink reaches other hosts, obeys an Egress, and ends with its owner, killed or not."""
     beyond = os.environ.get("PYC_WORLD")
     path = shutil.which(program)
     if engine.features.privileged or beyond is None or path is None:
-        pytest.skip("needs a plain user, an outside made by root, and the program")
+        pytest.skip("needs a rootless engine, an outside host made by root, and the program")
     (tmp_path / program).symlink_to(path)
     code = """
 import os, sys

@@ -165,14 +165,14 @@ def rests(pid: int) -> bool:
 def needs_sight() -> None:
     """Skip where the relay's fds cannot be seen."""
     if os.geteuid() != 0:
-        pytest.skip("the relay of a plain user is not its to look into")
+        pytest.skip("rootless: /proc of the relay is not readable")
 
 
 @pytest.fixture
 def needs_grip() -> None:
     """Skip where the relay cannot be signalled."""
     if os.geteuid() != 0:
-        pytest.skip("the relay of a plain user may be another's")
+        pytest.skip("rootless: the relay may belong to another engine")
 
 
 @contextlib.contextmanager

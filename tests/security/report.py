@@ -33,7 +33,7 @@ def run_all(directory: Path, full: bool) -> int:
     worst = _run([*pytest, *_SUITES], directory, full)
     if os.geteuid() == 0:
         arguments = ["tests/security", "tests/kernel", "-q", "-n", "2", "--timeout", "900"]
-        worst = max(worst, _run([sys.executable, "tests/plain/run.py", *arguments], directory, full))
+        worst = max(worst, _run([sys.executable, "tests/rootless/run.py", *arguments], directory, full))
     return worst
 
 
@@ -42,7 +42,7 @@ def collect(directory: Path) -> dict[str, dict[str, dict[str, str]]]:
     found: dict[str, dict[str, dict[str, str]]] = {}
     for path in sorted(directory.glob("*.json")):
         account = json.loads(path.read_text())
-        user = "root" if account["user"] == 0 else "plain"
+        user = "root" if account["user"] == 0 else "rootless"
         for name, kinds in account["seen"].items():
             kinds_seen = found.setdefault(user, {}).setdefault(name, {})
             for kind, outcome in kinds.items():
@@ -61,8 +61,8 @@ def table(found: dict[str, dict[str, dict[str, str]]]) -> Iterable[str]:
     yield "| id | attack or fault | root | rootless | control seen failing |"
     yield "|---|---|---|---|---|"
     for name, what in CASES.items():
-        cells = [_cell(found.get(user, {}).get(name, {}).get("case")) for user in ("root", "plain")]
-        controls = {found.get(user, {}).get(name, {}).get("control") for user in ("root", "plain")}
+        cells = [_cell(found.get(user, {}).get(name, {}).get("case")) for user in ("root", "rootless")]
+        controls = {found.get(user, {}).get(name, {}).get("control") for user in ("root", "rootless")}
         control = "FAILED" if "FAILED" in controls else "yes" if "ok" in controls else "no"
         yield f"| {name} | {what} | {cells[0]} | {cells[1]} | {control} |"
 

@@ -111,7 +111,7 @@ def test_few_descriptors_are_a_typed_error(tmp_path: Path) -> None:
 def test_other_peoples_fds_on_their_way_are_waited_for(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What all processes of a plain user pass to each other counts together."""
+    """The kernel counts descriptors in flight per user, over all processes of an unprivileged user."""
     send, refusals = native.send, [errno.ETOOMANYREFS] * 3
 
     def refused(socket: int, message: bytes, fds: list[int] | tuple[int, ...] = ()) -> None:

@@ -234,7 +234,7 @@ def _walk(paths: list[str]) -> list[str]:
     return list(json.loads(done.stdout))
 
 
-_second = pytest.mark.skipif(os.geteuid() != 0, reason="a plain user cannot become another one")
+_second = pytest.mark.skipif(os.geteuid() != 0, reason="only root can switch to another user")
 
 
 @_second

@@ -66,22 +66,20 @@ def _reached(program: str, how: str, tmp_path: Path) -> tuple[int, set[str]]:
 
 @pytest.mark.case("N03")
 @pytest.mark.parametrize("program", ["pasta", "slirp4netns"])
-def test_a_plain_users_way_out_does_not_lead_to_the_host(
-    engine: Engine, program: str, tmp_path: Path
-) -> None:
+def test_rootless_uplink_does_not_reach_the_host(engine: Engine, program: str, tmp_path: Path) -> None:
     needs_way_out(engine)
     assert _reached(program, "whole", tmp_path)[1] == set()
 
 
 @pytest.mark.control("N03")
 @pytest.mark.parametrize("program", ["pasta", "slirp4netns"])
-def test_without_the_rule_a_plain_users_way_out_leads_there(
+def test_rootless_uplink_without_the_rule_reaches_the_host(
     engine: Engine, program: str, tmp_path: Path
 ) -> None:
     needs_way_out(engine)
     count, reached = _reached(program, "weak", tmp_path)
     if program == "pasta" and count < 2:
-        pytest.skip("pasta takes the one address of this host for its own")
+        pytest.skip("pasta uses the only address of this host itself")
     assert reached
 
 

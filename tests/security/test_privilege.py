@@ -213,7 +213,7 @@ def test_no_device_but_the_listed(more: dict[str, object]) -> None:
 @pytest.mark.control("E20")
 def test_without_nodev_a_device_would_be_opened(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
     if not engine.features.privileged:
-        pytest.skip("the kernel itself keeps a plain user's mounts without devices")
+        pytest.skip("the kernel forces nodev on mounts of an unprivileged user")
     from pycontain._runtime import compile as compiling
 
     monkeypatch.setattr(compiling, "MountAttr", types.SimpleNamespace(NOSUID=2, NODEV=0, RDONLY=1))

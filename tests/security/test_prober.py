@@ -115,7 +115,7 @@ def test_reach_is_as_the_table_says(
     found = measure(PRESETS[preset], main=main)
     assert len(found.axis("syscall")) == 601
     different = differences(load(preset), found, lacking)
-    if os.geteuid() != 0:  # a plain user's agent has no id of its own: K02 says what of it may be written
+    if os.geteuid() != 0:  # rootless: the agent has no id of its own, and K02 lists its writable files
         different = [one for one in different if "/proc/OTHER/" not in one]
     assert different == []
 

@@ -331,7 +331,7 @@ def test_ranges_that_overlap_would_be_seen(
 
 @pytest.fixture
 def as_host_root(engine: Engine) -> None:
-    """Skip where the ids are a plain user's."""
+    """Skip where the engine is rootless."""
     if not engine.features.privileged:
         pytest.skip("a rootless container has no block of ids")
 

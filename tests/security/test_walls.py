@@ -171,7 +171,7 @@ def test_a_canary_in_reach_would_be_found(canary: Canary) -> None:
 @pytest.mark.case("K02")
 def test_the_agents_files_are_nobodys_inside(engine: Engine) -> None:
     if not engine.features.privileged:
-        pytest.skip("a plain user's containers have no id that is the agent's alone")
+        pytest.skip("rootless: the agent shares its id with the guest")
     script = "cd /proc/1; for f in *; do test -w $f && echo $f; done; stat -c %u oom_score_adj environ"
     with Container() as container:
         # timerslack_ns has 0666 by itself; writing it takes a capability (proc_pid_timerslack_ns(5)).

@@ -159,7 +159,7 @@ def test_steps_are_in_the_order_of_the_controls() -> None:
 
 
 def test_a_source_names_no_fd_of_its_own() -> None:
-    """A plain user's launcher opens sources by path: an index left in one would send it another fd."""
+    """A rootless launcher opens sources by path, so an index left in the plan would select a wrong fd."""
     from pycontain._rootfs.layout import layer_source
 
     assert layer_source(idmap=True).fd == layer_source(idmap=False).fd == plan.NO_FD

@@ -1,7 +1,7 @@
 """The kernel and security tests as unprivileged users: one with sub-ids, one without.
 
 As root this makes both users, gives them a copy of the package and the test tools, and
-removes everything again.  As a plain user the suite has run as that user already.
+removes everything again.  The suite has already run as the caller if the caller is rootless.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def run_as(user: str, top: Path, arguments: list[str]) -> int:
     """pytest as `user`; its exit status."""
     python = interpreter(user)
     if python is None:
-        print(f"plain: no Python of this version that the user {user} may execute: skipped")
+        print(f"rootless: no Python of this version that the user {user} may execute: skipped")
         return 0
     home = pwd.getpwnam(user)
     environment = {
@@ -137,14 +137,14 @@ def _outside() -> Iterator[None]:
 def main() -> int:
     """Both users, one after the other."""
     if os.geteuid() != 0:
-        print("plain: the suite has run as this plain user already")
+        print("rootless: the suite has already run as this user")
         return 0
     arguments = sys.argv[1:] or ["tests/kernel", "tests/security", "-q", "-n", "2", "-m", "not soak"]
     worst = 0
     # The users have one name each on this machine: whoever came second would remove those of the first.
     with (
-        open("/tmp/pyc-plain.lock", "a") as lock,
-        tempfile.TemporaryDirectory(prefix="pyc-plain-", dir="/tmp") as directory,
+        open("/tmp/pyc-rootless.lock", "a") as lock,
+        tempfile.TemporaryDirectory(prefix="pyc-rootless-", dir="/tmp") as directory,
         contextlib.ExitStack() as stack,
     ):
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -157,7 +157,7 @@ def main() -> int:
             remove_user(user)
             make_user(user, sub_ids)
             try:
-                print(f"plain: as {user}, {'with' if sub_ids else 'without'} sub-ids", flush=True)
+                print(f"rootless: as {user}, {'with' if sub_ids else 'without'} sub-ids", flush=True)
                 worst = max(worst, run_as(user, top, arguments))
             finally:
                 remove_user(user)
