@@ -326,14 +326,14 @@ def test_snapshot_of_a_container_with_a_disk_limit() -> None:
 
 
 def test_a_seal_that_fails_leaves_it_as_it_was(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pycontain._objects import branching
+    from pycontain._objects import snapshots
 
     def fail(*_: object) -> None:
         raise PathError("no", path="/", errno=5)
 
     _sh(container, "echo x > /file")
     with monkeypatch.context() as patch:
-        patch.setattr(branching, "restack", fail)
+        patch.setattr(snapshots, "restack", fail)
         with pytest.raises(PathError):
             container.snapshot()
     assert Snapshot.list() == []
@@ -411,9 +411,9 @@ find /d /e /mnt -type f | sort | xargs cat
 def test_layers_that_are_merged_are_what_they_were(
     container: Container, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pycontain._objects import branching
+    from pycontain._objects import snapshots
 
-    monkeypatch.setattr(branching, "MOST_LAYERS", 4)
+    monkeypatch.setattr(snapshots, "MOST_LAYERS", 4)
     depths, seen = [], []
     for script in (*_STEPS, *_STEPS):
         container.exec(script, shell=True)

@@ -446,7 +446,7 @@ class Container(Lifecycle):
         Raises StateError when it does not run, StartError with the step
         that failed.
         """
-        from pycontain._objects.branching import snapshot
+        from pycontain._objects.snapshots import snapshot
 
         return snapshot(self)
 
@@ -456,7 +456,7 @@ class Container(Lifecycle):
         Their names and ids are their own, their volumes the same; their commands begin anew.  Remove each,
         or use it as a context manager.  Raises as `snapshot` and `start` do; none is left then.
         """
-        from pycontain._objects.branching import fork
+        from pycontain._objects.snapshots import fork
 
         return fork(self, n)
 
@@ -466,7 +466,7 @@ class Container(Lifecycle):
         Its command, if it has one, begins anew; tmpfs are empty; volumes are as they are.  Raises
         ValueError for a snapshot of another image, StartError, StateError.
         """
-        from pycontain._objects.branching import rollback
+        from pycontain._objects.snapshots import rollback
 
         rollback(self, snapshot)
         return self

@@ -14,7 +14,7 @@ from pycontain._images.layers import LayerBuild, opened
 from pycontain._images.pouring import pour
 from pycontain._images.told import told
 from pycontain._images.write import archive
-from pycontain._objects import snapshot as snapshots
+from pycontain._objects import snapshot as values
 from pycontain._objects.changes import sealed_layers, still
 from pycontain._runtime.restack import SEAL, restack
 from pycontain._runtime.spec import default_name, new_id
@@ -46,8 +46,8 @@ def snapshot(container: Container) -> Snapshot:
             pins.add("sealed", *below)
             _merge(store, image, below[0])
         chain = (layer, *below)
-        made = sealed.new_record(snapshots.described(image), "sealed", chain)
-        sealed.keep(store, made, snapshots.pins_of(image))
+        made = sealed.new_record(values.described(image), "sealed", chain)
+        sealed.keep(store, made, values.pins_of(image))
         try:
             if not _seal(container, running, chain):
                 sealed.mark_copied(store, made.id)
@@ -56,7 +56,7 @@ def snapshot(container: Container) -> Snapshot:
         except BaseException:
             sealed.forget(store, made.id)
             raise
-    return snapshots.value(engine, made, image.base)
+    return values.value(engine, made, image.base)
 
 
 def _merge(store: Store, image: Image, layer: str) -> None:
@@ -89,7 +89,7 @@ def _seal(container: Container, running: Running, chain: tuple[str, ...]) -> boo
     with running.by_itself() as alone:
         if not alone:
             return False
-        image = snapshots.upon(engine.store, container.spec.image.base, chain)
+        image = values.upon(engine.store, container.spec.image.base, chain)
         place = sealed.make_place(engine.store, chain[0])
         upper = running.upper_path
         try:
