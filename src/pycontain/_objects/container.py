@@ -415,7 +415,7 @@ class Container(Lifecycle):
         What is mounted does not count, nor do /etc/hosts, hostname and resolv.conf, which are the
         engine's.  Raises StateError when it does not run.
         """
-        from pycontain._objects.changes import diff
+        from pycontain._objects.commit import diff
 
         return diff(self)
 
@@ -432,7 +432,7 @@ class Container(Lifecycle):
         The processes are paused meanwhile, where this host can.  config: in place of the image's own.
         Raises StateError when it does not run, InvalidReference.
         """
-        from pycontain._objects.changes import Made, commit
+        from pycontain._objects.commit import Made, commit
 
         return commit(self, Made(reference, config, author, message))
 
@@ -476,7 +476,7 @@ class Container(Lifecycle):
 
         Raises StateError when it does not run, ImageError.
         """
-        from pycontain._objects.changes import export
+        from pycontain._objects.commit import export
 
         export(self, target)
 

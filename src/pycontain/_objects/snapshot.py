@@ -79,7 +79,7 @@ class Snapshot:
 
         Raises as `Container.commit` does.
         """
-        from pycontain._objects.changes import Made, commit_layers
+        from pycontain._objects.commit import Made, commit_layers
 
         chosen = engine_of(self._engine)
         return commit_layers(chosen, self.image, (), Made(reference, config, author, message))

@@ -15,7 +15,7 @@ from pycontain._images.pouring import pour
 from pycontain._images.told import told
 from pycontain._images.write import archive
 from pycontain._objects import snapshot as values
-from pycontain._objects.changes import sealed_layers, still
+from pycontain._objects.commit import sealed_layers, still
 from pycontain._runtime.restack import SEAL, restack
 from pycontain._runtime.spec import default_name, new_id
 from pycontain.errors import PathError, StartError, StateError

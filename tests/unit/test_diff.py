@@ -6,7 +6,7 @@ import io
 import tarfile
 
 from pycontain._model.change import Change
-from pycontain._objects import changes
+from pycontain._objects import commit
 
 
 def _archive(*names: str) -> bytes:
@@ -20,7 +20,7 @@ def _archive(*names: str) -> bytes:
 def _found(*layers: tuple[str, ...]) -> list[str]:
     found: dict[str, Change] = {}
     for names in layers:
-        changes._take(found, sorted(found), iter([_archive(*names)]), [])
+        commit._take(found, sorted(found), iter([_archive(*names)]), [])
     return sorted(found)
 
 
