@@ -8,7 +8,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from pycontain._model.targets import Target, target_of
-from pycontain._objects.closing import Closing
+from pycontain._objects.context_manager import ClosingContextManager
 from pycontain.errors import LimitError, StateError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ MOST_TARGETS = 4096
 """The kernel judges the first packet of a connection by one range after the other."""
 
 
-class Egress(Closing):
+class Egress(ClosingContextManager):
     """A network that reaches only certain names and ranges.
 
     Use it as `network=Egress.allow('packages.example.org:443', '10.0.0.0/8')`.

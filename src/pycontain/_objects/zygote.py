@@ -18,7 +18,7 @@ from pycontain._kernel.waiting import now
 from pycontain._model.process import CallResult, Usage
 from pycontain._model.sizes import parse_cap, parse_duration
 from pycontain._objects.call import Invocation
-from pycontain._objects.closing import Closing
+from pycontain._objects.context_manager import ClosingContextManager
 from pycontain._runtime import spec as specs
 from pycontain._runtime.exec import returncode_of
 from pycontain._runtime.fork import ANSWER_ROOM, HEADER, Child, Late, NotBorn, Prepared
@@ -65,7 +65,7 @@ class CallOptions:
         )
 
 
-class Zygote(Closing):
+class Zygote(ClosingContextManager):
     """A Python interpreter in a container that imported `imports` once, and is forked for each call.
 
     Every call runs in a fresh fork: nothing of one is seen by the next but what it wrote to the container's

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self
 
 
-class Closing:
+class ClosingContextManager:
     """Used as a context manager it is closed at the end."""
 
     def close(self) -> None:
