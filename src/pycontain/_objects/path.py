@@ -11,8 +11,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pycontain._kernel.filer import SET_MODE, SET_TIMES, UTIME_NOW, Verb
 from pycontain._model.sizes import parse_size
-from pycontain._objects.naming import NamedInside, Other, pure_path
 from pycontain._objects.pattern import matching
+from pycontain._objects.purepath import Other, PureContainerPath, pure_path
 from pycontain._runtime.files import ask, decoded, encoded, seen_inside, user_of
 from pycontain.errors import PathError, PathExists, PathNotFound, path_error
 
@@ -29,7 +29,7 @@ SET_ID = stat.S_ISUID | stat.S_ISGID
 _CHUNK = 1 << 20
 
 
-class ContainerPath(NamedInside):
+class ContainerPath(PureContainerPath):
     """A path inside a container: pathlib's verbs and attributes, while the container runs.
 
     The files server of the container does what is asked, with the rights of the container's `user`, or

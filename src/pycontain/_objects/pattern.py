@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pycontain._objects.naming import pure_path
+from pycontain._objects.purepath import pure_path
 from pycontain.errors import PathError
 
 if TYPE_CHECKING:

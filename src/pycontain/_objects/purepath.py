@@ -9,10 +9,10 @@ if TYPE_CHECKING:
 
     from pycontain._objects.container import Container
 
-Other: TypeAlias = "NamedInside | PurePosixPath | str"
+Other: TypeAlias = "PureContainerPath | PurePosixPath | str"
 
 
-class NamedInside:
+class PureContainerPath:
     """An absolute path and its container.  Raises ValueError for a relative one."""
 
     __slots__ = ("_container", "_pure", "_user")
@@ -125,12 +125,12 @@ class NamedInside:
         return f"<ContainerPath {str(self._pure)!r} of {self._container.name}>"
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, NamedInside):
+        if not isinstance(other, PureContainerPath):
             return NotImplemented
         return self._container is other._container and self._pure == other._pure
 
     def __lt__(self, other: object) -> bool:
-        if not isinstance(other, NamedInside):
+        if not isinstance(other, PureContainerPath):
             return NotImplemented
         return self._pure < other._pure
 
@@ -146,7 +146,7 @@ def pure_path(path: Other) -> PurePosixPath:
     # Not before a path is made: pathlib brings urllib along.
     from pathlib import PurePosixPath
 
-    if isinstance(path, NamedInside):
+    if isinstance(path, PureContainerPath):
         return path.pure
     if isinstance(path, PurePosixPath):
         return path
