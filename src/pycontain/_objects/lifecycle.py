@@ -15,7 +15,7 @@ from attrs import evolve
 from pycontain._model.process import ExitStatus, Reason, Usage
 from pycontain._model.sizes import parse_duration
 from pycontain._objects.log import Selection, Since
-from pycontain._objects.main import MainCommand
+from pycontain._objects.main_command import MainCommand
 from pycontain._objects.options import volume_names
 from pycontain._runtime import spec as specs
 from pycontain._runtime.collect import shielded
