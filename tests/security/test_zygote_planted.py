@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pycontain import CallError, Container
-from pycontain._objects.call import Invocation
+from pycontain._objects.exec import Invocation
 from pycontain._objects.zygote import make
 from pycontain._zygote.writer import COUNT, SIZE
 

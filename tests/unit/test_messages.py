@@ -12,7 +12,7 @@ from pycontain import Bind, CgroupLimits, Container, Image, LimitError, NotFound
 from pycontain import errors as all_errors
 from pycontain._cgroups.refusals import refusal
 from pycontain._model.process import Usage
-from pycontain._objects.call import Invocation
+from pycontain._objects.exec import Invocation
 from pycontain._runtime import spec
 from pycontain._runtime.users import check_known
 from pycontain.errors import (
@@ -169,7 +169,7 @@ def test_an_unknown_user_is_refused_when_the_container_is_made() -> None:
 
 @pytest.mark.parametrize("data", [5, ["a"], object()])
 def test_input_of_another_type(data: Any) -> None:
-    from pycontain._objects.call import _input_bytes
+    from pycontain._objects.exec import _input_bytes
 
     with pytest.raises(TypeError, match="input must be text or bytes, got"):
         _input_bytes(data, "utf-8")

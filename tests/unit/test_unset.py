@@ -31,7 +31,7 @@ from pycontain import (
 from pycontain._images import write
 from pycontain._model.ports import published
 from pycontain._model.user import asked_user
-from pycontain._objects.call import Invocation
+from pycontain._objects.exec import Invocation
 from pycontain._objects.network import aliases_of
 from pycontain._registry import credentials, endpoint
 from pycontain._rootfs import host

@@ -19,7 +19,7 @@ from pycontain._model.ports import published as parse_ports
 from pycontain._model.process import ExecResult
 from pycontain._model.sizes import parse_cap, parse_duration
 from pycontain._model.user import asked_user
-from pycontain._objects.call import Call, Invocation
+from pycontain._objects.exec import Exec, Invocation
 from pycontain._objects.image import Default, Image, engine_of
 from pycontain._objects.lifecycle import Lifecycle
 from pycontain._objects.linkage import Networks, linkage_of
@@ -232,7 +232,7 @@ class Container(Lifecycle):
             StateError: the container does not run.
             ValueError: for malformed input.
         """
-        call = Call(
+        execution = Exec(
             args,
             stdout,
             stderr,
@@ -247,7 +247,7 @@ class Container(Lifecycle):
             cancel=cancel,
         )
         what = Invocation.of(args, shell, env, workdir, user, limits)
-        return call.run(self._awake(), what, check=check)
+        return execution.run(self._awake(), what, check=check)
 
     @explains_options("popen")
     def popen(

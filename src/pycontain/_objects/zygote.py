@@ -17,8 +17,8 @@ from pycontain._kernel import native
 from pycontain._kernel.waiting import now
 from pycontain._model.process import CallResult, Usage
 from pycontain._model.sizes import parse_cap, parse_duration
-from pycontain._objects.call import Invocation
 from pycontain._objects.context_manager import ClosingContextManager
+from pycontain._objects.exec import Invocation
 from pycontain._runtime import spec as specs
 from pycontain._runtime.exec import returncode_of
 from pycontain._runtime.fork import ANSWER_ROOM, HEADER, Child, Late, NotBorn, Prepared

@@ -72,7 +72,7 @@ class Invocation:
         return execution, plumbing.ours
 
 
-class Call:
+class Exec:
     """One `exec`: its input, its streams, its bounds, and how its output is read.
 
     Raises ValueError, TypeError, LookupError for what cannot be meant.
