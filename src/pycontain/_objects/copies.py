@@ -35,7 +35,7 @@ def is_content(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def told(what: str, path: str = "") -> Iterator[None]:
+def translate_errors(what: str, path: str = "") -> Iterator[None]:
     """Raise OSErrors of the host's paths and of open files as PathError."""
     try:
         yield
@@ -89,7 +89,7 @@ def copy_in(
         raise path_error(
             "cannot change the owner of", str(there), errno.EPERM, "pass user='root' with owner="
         )
-    with told("cannot read", text):
+    with translate_errors("cannot read", text):
         fd = hostpath.open_path(text, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         kind = stat.S_IFMT(os.fstat(fd).st_mode)
@@ -146,7 +146,7 @@ def _file_in(fd: int, there: ContainerPath, ids: tuple[int, int]) -> None:
     out = fresh._ask(Verb.OPEN, flags=os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=0o600)
     try:
         try:
-            with told("cannot copy to", str(there)):
+            with translate_errors("cannot copy to", str(there)):
                 copy_bytes(fd, out, _HOST_BYTES, str(there))
             times = (*divmod(found.st_atime_ns, 10**9), *divmod(found.st_mtime_ns, 10**9))
             change = SET_OWNER | SET_MODE | SET_TIMES

@@ -19,7 +19,7 @@ from attrs import frozen
 from pycontain._kernel import hostpath
 from pycontain._kernel.transfer import Way, out_of
 from pycontain._model.sizes import parse_size
-from pycontain._objects.copies import carried, check_report, copy_bytes, is_content, told
+from pycontain._objects.copies import carried, check_report, copy_bytes, is_content, translate_errors
 from pycontain._objects.path import ContainerPath
 from pycontain.errors import LimitError, PathError, PycontainError, path_error
 
@@ -62,7 +62,7 @@ def copy_out(
         is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
         content = is_directory and isinstance(source, str) and is_content(source)
         text = os.fspath(target)
-        with told("cannot write", text):
+        with translate_errors("cannot write", text):
             there = _destination(here, text, content=content, is_directory=is_directory)
             try:
                 if is_directory:
