@@ -98,26 +98,12 @@ def copy_in(
         with container._awake().held():
             slash = isinstance(target, str) and target.endswith("/")
             there = _place_inside(container, text, there, slash, is_directory=kind == stat.S_IFDIR)
-            with _owner_hint(ids, acting):
-                if kind == stat.S_IFDIR:
-                    _tree_in(container, fd, there, ids, acting)
-                else:
-                    _file_in(fd, there, ids)
+            if kind == stat.S_IFDIR:
+                _tree_in(container, fd, there, ids, acting)
+            else:
+                _file_in(fd, there, ids)
     finally:
         os.close(fd)
-
-
-@contextlib.contextmanager
-def _owner_hint(ids: tuple[int, int], user: User) -> Iterator[None]:
-    """Say how files are given to another user than the one that acts."""
-    try:
-        yield
-    except PathError as error:
-        if ids == user[:2] or user[0] == 0 or error.errno != errno.EPERM:
-            raise
-        raise path_error(
-            "cannot change the owner of", error.path, errno.EPERM, "pass user='root' with owner="
-        ) from error
 
 
 def _place_inside(
