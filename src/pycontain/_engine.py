@@ -235,22 +235,22 @@ class Engine:
         lost their record.
         """
         from pycontain._images.fsck import check
-        from pycontain._images.told import told
+        from pycontain._images.store_errors import translate_store_errors
         from pycontain._volumes.records import unrecorded
 
-        with told(self.roots.data):
+        with translate_store_errors(self.roots.data):
             found = [str(one) for one in check(self.store, repair=repair)]
             lost = unrecorded(self.store, adopt=repair)
         return found + [f"volume {name}: has no record{'; recorded' * repair}" for name in lost]
 
     def sweep(self) -> Swept:
         """Remove content and layers that no image names and nobody uses."""
+        from pycontain._images.store_errors import translate_store_errors
         from pycontain._images.sweep import sweep
-        from pycontain._images.told import told
 
         self.holdings.let_go()
         self.holdings.sweep_sealed()
-        with told(self.roots.data):
+        with translate_store_errors(self.roots.data):
             return sweep(self.store)
 
     def info(self) -> dict[str, object]:

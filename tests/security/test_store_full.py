@@ -39,5 +39,5 @@ def test_an_error_of_the_kernel_itself_is_seen(tmp_path: Path, engine: Engine) -
         pytest.skip("a small file system is mounted by root")
     rooms = [pages * _PAGE for pages in (20, 40)]
     with stores.site(tmp_path) as where:
-        found = stores.in_child(full.fill_up_untold, "save", astuple(where), str(tmp_path), rooms)
+        found = stores.in_child(full.fill_up_untranslated, "save", astuple(where), str(tmp_path), rooms)
     assert [one for one in found["problems"] if "untyped" in one], found

@@ -85,11 +85,12 @@ def _one(root: Path, work: Work, where: Site, room: int) -> tuple[bool, list[str
     return done, found
 
 
-def fill_up_untold(name: str, where: list[str], base: str, rooms: list[int]) -> dict[str, Any]:
-    """`fill_up`, where nothing makes errors of ours out of the kernel's."""
-    from pycontain._images import told
+def fill_up_untranslated(name: str, where: list[str], base: str, rooms: list[int]) -> dict[str, Any]:
+    """`fill_up` without the translation of OSError, as a control."""
+    from pycontain._images import store_errors
 
-    vars(told)["told"] = vars(told)["told_of_path"] = lambda place: contextlib.nullcontext()
+    for name_of_translation in ("translate_store_errors", "translate_path_errors"):
+        vars(store_errors)[name_of_translation] = lambda place: contextlib.nullcontext()
     return fill_up(name, where, base, rooms)
 
 

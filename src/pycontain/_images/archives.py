@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Literal
 
 from pycontain._images.layers import LayerBuild
 from pycontain._images.layout import blob_name
-from pycontain._images.told import told_of_path
+from pycontain._images.store_errors import translate_path_errors
 from pycontain._images.write import source_date
 from pycontain._kernel import hostpath
 from pycontain.errors import DigestMismatch, ImageError, NotFound, PathError
@@ -62,7 +62,7 @@ def replacing(target: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[bytes]]
         return
     path = os.fspath(target)
     parent, name = os.path.split(os.path.abspath(path))
-    with told_of_path(path):
+    with translate_path_errors(path):
         directory = hostpath.open_directory(parent)
         try:
             with hostpath.replaced(directory, name, 0o666) as fd, open(fd, "wb", closefd=False) as file:

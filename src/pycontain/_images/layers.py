@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pycontain._images.blobs import CHUNK
 from pycontain._images.inflate import Inflater
-from pycontain._images.told import HINTS
+from pycontain._images.store_errors import HINTS
 from pycontain._kernel.unpacker import Report, Unpacker
 from pycontain.errors import DigestMismatch, ImageError, StateError
 from pycontain.oci import Digest

@@ -16,7 +16,7 @@ from pycontain._images.imports import import_tree
 from pycontain._images.layers import opened
 from pycontain._images.library import tag_name
 from pycontain._images.sealed import first_id_of
-from pycontain._images.told import told
+from pycontain._images.store_errors import translate_store_errors
 from pycontain._images.write import archive, compose, now, write_layer
 from pycontain._kernel import native
 from pycontain._model.change import Change
@@ -193,7 +193,7 @@ def commit_layers(
     names = [] if made.reference is None else [tag_name(made.reference)]
     store = engine.store
     layers = [*sealed_layers(image), *uppers]
-    with told(store.roots.data), store.pinning() as pins:
+    with translate_store_errors(store.roots.data), store.pinning() as pins:
 
         def pin(digest: Digest) -> None:
             pins.add("blob", digest)

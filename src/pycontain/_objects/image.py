@@ -123,7 +123,7 @@ class Image:
         """
         from pycontain._images.progress import metering
         from pycontain._images.pull import Pull
-        from pycontain._images.told import told
+        from pycontain._images.store_errors import translate_store_errors
         from pycontain._registry.credentials import Credentials
         from pycontain._registry.endpoint import Patience
         from pycontain.oci import Reference
@@ -133,7 +133,7 @@ class Image:
         credentials = Credentials.of(auth)
         patience = Patience.within(timeout, retries)
         store = engine_of(engine).store
-        with told(store.roots.data), metering(parsed.familiar, progress) as meter:
+        with translate_store_errors(store.roots.data), metering(parsed.familiar, progress) as meter:
             pull = Pull(
                 store,
                 parsed,
@@ -182,13 +182,13 @@ class Image:
         Raises NotFound for no file, ImageError for no such archive, DigestMismatch.
         """
         from pycontain._images.archives import opened_to_read, unpacked
-        from pycontain._images.told import told
+        from pycontain._images.store_errors import translate_store_errors
 
         if isinstance(source, str | os.PathLike):
             check_path("source", source)
         store = (chosen := engine_of(engine)).store
         with (
-            told(store.roots.data),
+            translate_store_errors(store.roots.data),
             opened_to_read(source) as file,
             unpacked(store, file.read) as directory,
         ):
@@ -211,10 +211,10 @@ class Image:
         cls, directory: str | os.PathLike[str], name: str | None = None, *, engine: Engine | None = None
     ) -> Image:
         """The one image of an OCI layout, or the one that its index calls so.  Raises as `from_archive`."""
-        from pycontain._images.told import told
+        from pycontain._images.store_errors import translate_store_errors
 
         chosen = engine_of(engine)
-        with told(chosen.roots.data):
+        with translate_store_errors(chosen.roots.data):
             found = cls._from_layout(chosen, check_path("directory", directory), check_given("name", name))
         return _single(found, None, directory, engine)
 
@@ -240,7 +240,7 @@ class Image:
         directory nor a tar archive.
         """
         from pycontain._images.imports import import_archive, import_tree
-        from pycontain._images.told import told
+        from pycontain._images.store_errors import translate_store_errors
 
         check_flag("copy", copy)
         check_given("tag", tag)
@@ -252,7 +252,7 @@ class Image:
             raise ImageError(f"neither a directory nor an archive: {path}")
         chosen = engine_of(engine)
         bring = import_tree if os.path.isdir(path) else import_archive
-        with told(chosen.roots.data):
+        with translate_store_errors(chosen.roots.data):
             record = bring(chosen.store, path, tag)
         return cls._stored(chosen, record.digest, tag or name)
 
@@ -310,10 +310,10 @@ class Image:
     def tag(self, name: str) -> Image:
         """Give it a name, even one that another image has.  Raises InvalidReference, NotFound."""
         from pycontain._images.library import tag_name
-        from pycontain._images.told import told
+        from pycontain._images.store_errors import translate_store_errors
 
         manifest = self._kept()
-        with told(self._store_engine().roots.data):
+        with translate_store_errors(self._store_engine().roots.data):
             self._store_engine().store.set_tag(tag_name(name), manifest.digest)
         return self._stored(self._store_engine(), manifest.digest, name)
 
@@ -324,12 +324,12 @@ class Image:
         Raises Conflict while a container of this engine is of it, NotFound when it is gone.
         """
         from pycontain._images.library import remove
-        from pycontain._images.told import told
+        from pycontain._images.store_errors import translate_store_errors
 
         manifest, engine = self._kept(), self._store_engine()
         for container in engine.holdings.users(self):
             raise Conflict(f"the container {container.name} is of {self.name}", hint="remove it first")
-        with told(engine.roots.data):
+        with translate_store_errors(engine.roots.data):
             remove(engine.store, manifest.digest, self.name, force=force)
         engine.sweep()
 

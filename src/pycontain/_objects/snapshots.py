@@ -12,7 +12,7 @@ from attrs import evolve
 from pycontain._images import sealed
 from pycontain._images.layers import LayerBuild, opened
 from pycontain._images.pouring import pour
-from pycontain._images.told import told
+from pycontain._images.store_errors import translate_store_errors
 from pycontain._images.write import archive
 from pycontain._objects import snapshot as values
 from pycontain._objects.commit import sealed_layers, still
@@ -36,7 +36,7 @@ def snapshot(container: Container) -> Snapshot:
     """See `Container.snapshot`."""
     engine, running = container._engine, container._live()
     store = engine.store
-    with told(store.roots.data), container._lock, store.pinning() as pins:
+    with translate_store_errors(store.roots.data), container._lock, store.pinning() as pins:
         image = container.spec.image
         layer = sealed.new_layer(running.first_id)
         below = image.sealed

@@ -46,7 +46,7 @@ class Volume:
         labels: Mapping[str, str] | None = None,
         engine: Engine | None = None,
     ) -> None:
-        from pycontain._images.told import told
+        from pycontain._images.store_errors import translate_store_errors
         from pycontain._volumes import records
 
         if name is not None:
@@ -57,7 +57,7 @@ class Volume:
         store = self._engine.store
         owner = "" if name is not None else store.owner.name
         record = records.new(name or secrets.token_hex(16), wanted, checked_labels(labels), owner)
-        with told(store.roots.data):
+        with translate_store_errors(store.roots.data):
             self._record = records.create(store, record)
 
     def _check_size(self, size: int | None) -> None:

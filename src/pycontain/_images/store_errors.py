@@ -18,7 +18,7 @@ HINTS = {
 
 
 @contextlib.contextmanager
-def told(place: str) -> Iterator[None]:
+def translate_store_errors(place: str) -> Iterator[None]:
     """Translate an OSError to an ImageError that names the store and the file."""
     try:
         yield
@@ -29,7 +29,7 @@ def told(place: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told_of_path(path: str) -> Iterator[None]:
+def translate_path_errors(path: str) -> Iterator[None]:
     """Translate an OSError on a file of the caller to a PathError."""
     try:
         yield
