@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from attrs import evolve
 
 from pycontain._images.defaults import is_empty_place
-from pycontain._images.pouring import pour
+from pycontain._images.extract import extract
 from pycontain._images.write import archive
 from pycontain._model.mounts import VolumeMount
 from pycontain._runtime.network import NONE, Linkage
@@ -60,7 +60,7 @@ def _fill(container: Container, place: str, what: VolumeMount) -> None:
             try:
                 first_id = source._live().block or 0
                 chunks = archive(engine.store, inside, first_id=first_id, one_mount=True, exact=True)
-                pour(engine.store, root, chunks, first_id=records.first_id_of(engine.store))
+                extract(engine.store, root, chunks, first_id=records.first_id_of(engine.store))
             finally:
                 os.close(root)
         finally:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from attrs import evolve
 
 from pycontain._images import sealed
+from pycontain._images.extract import extract
 from pycontain._images.layers import LayerBuild, opened
-from pycontain._images.pouring import pour
 from pycontain._images.store_errors import translate_store_errors
 from pycontain._images.write import archive
 from pycontain._objects import snapshot as values
@@ -67,7 +67,7 @@ def _merge(store: Store, image: Image, layer: str) -> None:
     with opened([place]) as (root,):
         for path, first_id in sealed_layers(image):
             with opened([path]) as (fd,):
-                pour(
+                extract(
                     store,
                     root,
                     archive(store, fd, first_id=first_id, whiteouts=True, exact=True),

@@ -183,7 +183,7 @@ class Volume:
         what is no archive, which leaves what came before the fault; PathError.
         """
         from pycontain._images.archives import opened_to_read
-        from pycontain._images.pouring import pour
+        from pycontain._images.extract import extract
         from pycontain._volumes import records
 
         store = self._engine.store
@@ -192,7 +192,7 @@ class Volume:
                 raise Conflict(f"the volume {self.name!r} is in use", hint="remove its containers first")
             if os.listdir(root):
                 raise Conflict(f"the volume {self.name!r} is not empty", hint="restore into a new one")
-            pour(store, root, iter(lambda: file.read(1 << 20), b""), first_id=records.first_id_of(store))
+            extract(store, root, iter(lambda: file.read(1 << 20), b""), first_id=records.first_id_of(store))
             records.used(store, self.name)
 
     @contextlib.contextmanager

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pycontain._images.store import Store
 
 
-def pour(
+def extract(
     store: Store,
     root: int,
     chunks: Iterable[bytes],
