@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pycontain._images.archives import opened_to_read
-from pycontain._images.library import tag_name
+from pycontain._images.lookup import tag_name
 from pycontain._images.write import (
     Written,
     adopt_archive,

@@ -224,25 +224,25 @@ class Layout:
                 )
             put_document(store, raw, manifest.config.digest)
             config = ImageConfig.parse(raw)
-            with assembling(store, pins, manifest, config) as assembly:
+            with ingesting(store, pins, manifest, config) as ingest:
                 put_document(store, manifest.raw)
                 for at, layer in enumerate(manifest.layers):
                     path = found.files.get(layer.digest, blob_name(layer.digest))
-                    there = not assembly.lacks_blob(at)
+                    there = not ingest.lacks_blob(at)
                     if not there:
                         self._copy(store, layer, path)
-                    if not assembly.lacks_tree(at):
+                    if not ingest.lacks_tree(at):
                         continue
                     try:
-                        unpack_blob(store, assembly, at)
+                        unpack_blob(store, ingest, at)
                     except ImageError:
                         if not there or blob_problem(store, layer.digest, layer.size) is None:
                             raise
-                        assembly.begin_again(at)
+                        ingest.begin_again(at)
                         os.unlink(store.blob_path(layer.digest))
                         self._copy(store, layer, path)
-                        unpack_blob(store, assembly, at)
-                return assembly.conclude(names)
+                        unpack_blob(store, ingest, at)
+                return ingest.conclude(names)
 
     def _copy(self, store: Store, layer: Descriptor, path: str) -> None:
         with Partial(store, layer.digest, layer.size) as part:

@@ -14,7 +14,7 @@ from attrs import evolve, frozen
 from pycontain._images.archives import replacing
 from pycontain._images.imports import import_tree
 from pycontain._images.layers import opened
-from pycontain._images.library import tag_name
+from pycontain._images.lookup import tag_name
 from pycontain._images.sealed import first_id_of
 from pycontain._images.store_errors import translate_store_errors
 from pycontain._images.write import archive, compose, now, write_layer

@@ -152,7 +152,7 @@ class Image:
 
         Raises NotFound; Conflict when several ids begin so; ImageError when a layer of it is damaged.
         """
-        from pycontain._images.library import check_there, find
+        from pycontain._images.lookup import check_there, find
 
         chosen = engine_of(engine)
         record, called = find(chosen.store, name)
@@ -162,7 +162,7 @@ class Image:
     @classmethod
     def list(cls, *, engine: Engine | None = None) -> builtins.list[Image]:
         """The images of the store, the newest first; those that are damaged are left to `Engine.fsck`."""
-        from pycontain._images.library import name_of
+        from pycontain._images.lookup import name_of
 
         chosen = engine_of(engine)
         found = []
@@ -309,7 +309,7 @@ class Image:
 
     def tag(self, name: str) -> Image:
         """Give it a name, even one that another image has.  Raises InvalidReference, NotFound."""
-        from pycontain._images.library import tag_name
+        from pycontain._images.lookup import tag_name
         from pycontain._images.store_errors import translate_store_errors
 
         manifest = self._kept()
@@ -323,7 +323,7 @@ class Image:
         Layers go when no other image has them and no container uses them.  force: all names at once.
         Raises Conflict while a container of this engine is of it, NotFound when it is gone.
         """
-        from pycontain._images.library import remove
+        from pycontain._images.lookup import remove
         from pycontain._images.store_errors import translate_store_errors
 
         manifest, engine = self._kept(), self._store_engine()
@@ -466,7 +466,7 @@ def _platform(platform: str | Platform | None) -> Platform:
 
 def _single(found: Sequence[Image], name: str | None, source: object, engine: Engine | None) -> Image:
     if name is not None:
-        from pycontain._images.library import tag_name
+        from pycontain._images.lookup import tag_name
 
         found = [image for image in found if tag_name(name) in image.tags]
     if not found:
