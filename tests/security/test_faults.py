@@ -367,7 +367,7 @@ def test_the_wall_clock_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     # Dates in the records of the store and in logs, and one that a registry names: no wait depends on them.
     dated = {
         "_images/store.py",
-        "_images/assembly.py",
+        "_images/ingest.py",
         "_images/sealed.py",
         "_objects/log.py",
         "_registry/http.py",

@@ -101,16 +101,16 @@ def test_a_change_that_is_killed_at_every_call(name: str, call: str, tmp_path: P
 
 def record_first(where: list[str], root: str) -> list[str]:
     """The record comes before what it speaks of, and a kill between them."""
-    from pycontain._images.assembly import Assembly
+    from pycontain._images.ingest import Ingest
 
-    def conclude(self: Assembly, names: object = (), origin: object = None) -> None:
+    def conclude(self: Ingest, names: object = (), origin: object = None) -> None:
         self._record(names, origin)  # type: ignore[arg-type]
         os.kill(os.getpid(), signal.SIGKILL)
 
     work, place = stores.WORKS["pull"], stores.Site(*where)
     pid = os.fork()
     if pid == 0:
-        Assembly.conclude = conclude  # type: ignore[method-assign, assignment]
+        Ingest.conclude = conclude  # type: ignore[method-assign, assignment]
         with Engine(root) as engine:
             work.do(engine, place)
         os._exit(0)

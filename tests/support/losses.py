@@ -183,9 +183,9 @@ def _no_fsync() -> None:
 
 
 def _no_directories() -> None:
-    from pycontain._images import assembly, blobs
+    from pycontain._images import blobs, ingest
 
-    for module in (blobs, assembly):
+    for module in (blobs, ingest):
         vars(module)["sync_directory"] = lambda path: None
 
 
@@ -196,17 +196,17 @@ def _no_syncfs() -> None:
 
 
 def _record_first() -> None:
-    from pycontain._images.assembly import Assembly
+    from pycontain._images.ingest import Ingest
 
-    conclude = Assembly.conclude
+    conclude = Ingest.conclude
 
-    def early(self: Assembly, names: Any = (), origin: Any = None) -> Any:
+    def early(self: Ingest, names: Any = (), origin: Any = None) -> Any:
         builds = dict(self._builds)
         self._record(names, origin)
         self._builds = builds
         return conclude(self, names, origin)
 
-    Assembly.conclude = early  # type: ignore[method-assign]
+    Ingest.conclude = early  # type: ignore[method-assign]
 
 
 HARM: dict[str, Callable[[], object]] = {

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from pycontain._images.assembly import assembling
 from pycontain._images.blobs import CHUNK, Partial, blob_problem, put_document
 from pycontain._images.inflate import HEAD, compression_of
+from pycontain._images.ingest import ingesting
 from pycontain._images.pull import unpack_blob
 from pycontain._kernel import hostpath, native
 from pycontain._model.sizes import shown
@@ -262,7 +262,7 @@ def blob_name(digest: Digest) -> str:
 
 def full_names(names: Sequence[str]) -> list[str]:
     """Normalize the names in an archive; bare tags, as layouts have them, are dropped."""
-    from pycontain._images.library import tag_name
+    from pycontain._images.lookup import tag_name
 
     result = []
     for name in names:

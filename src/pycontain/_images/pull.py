@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from attrs import evolve
 
-from pycontain._images.assembly import Assembly, assembling
 from pycontain._images.blobs import Partial, partial_size, put_document
+from pycontain._images.ingest import Ingest, ingesting
 from pycontain._images.layers import feed_verified
 from pycontain._images.progress import Meter
 from pycontain._registry.client import Fetched, Registry
@@ -79,12 +79,12 @@ class Pull:
             config = self._configuration(registry, pins, manifest)
             if self._exactly and not config.platform.serves(self._platform):
                 raise ImageError(f"{self._reference} is for {config.platform}, not for {self._platform}")
-            with assembling(self._store, pins, manifest, config) as assembly:
+            with ingesting(self._store, pins, manifest, config) as ingest:
                 put_document(self._store, manifest.raw)
-                self._fetch_all(registry, assembly)
+                self._fetch_all(registry, ingest)
                 self._meter.phase("finishing")
                 names = [str(evolve(self._reference, digest=None))] if self._reference.tag else []
-                record = assembly.conclude(names, (registry.endpoint.name, registry.repository))
+                record = ingest.conclude(names, (registry.endpoint.name, registry.repository))
         self._meter.phase("done")
         return record
 
@@ -156,40 +156,40 @@ class Pull:
                     raise
                 time.sleep(min(self._patience.first_pause * tries, self._patience.longest_pause))
 
-    def _fetch_all(self, registry: Registry, assembly: Assembly) -> None:
-        missing = assembly.missing
-        layers = assembly.manifest.layers
-        fetched = sum(layers[at].size for at in missing if assembly.lacks_blob(at))
+    def _fetch_all(self, registry: Registry, ingest: Ingest) -> None:
+        missing = ingest.missing
+        layers = ingest.manifest.layers
+        fetched = sum(layers[at].size for at in missing if ingest.lacks_blob(at))
         fetched -= sum(
-            partial_size(self._store, layers[at].digest) for at in missing if assembly.lacks_blob(at)
+            partial_size(self._store, layers[at].digest) for at in missing if ingest.lacks_blob(at)
         )
         self._meter.begin(max(fetched, 0), len(layers), len(layers) - len(missing))
 
         stop = threading.Event()
 
         def fetch(position: int) -> None:
-            self._fetch(registry, assembly, position, stop)
+            self._fetch(registry, ingest, position, stop)
             self._meter.layer()
 
         each(fetch, missing, stop)
 
-    def _fetch(self, registry: Registry, assembly: Assembly, position: int, stop: threading.Event) -> None:
+    def _fetch(self, registry: Registry, ingest: Ingest, position: int, stop: threading.Event) -> None:
         """One layer; once more from the start where what was there of it turns out to be bad."""
-        layer = assembly.manifest.layers[position]
+        layer = ingest.manifest.layers[position]
         for last in (False, True):
             with Partial(self._store, layer.digest, layer.size, stop.is_set) as part:
                 suspect = part.there or part.resumed
                 came: list[int] = []
                 try:
                     if not part.there:
-                        self._stream(registry, assembly, position, part, stop, came)
-                    elif assembly.lacks_tree(position):
-                        unpack_blob(self._store, assembly, position)
+                        self._stream(registry, ingest, position, part, stop, came)
+                    elif ingest.lacks_tree(position):
+                        unpack_blob(self._store, ingest, position)
                     return
                 except ImageError as error:
                     if last or not suspect or stop.is_set() or isinstance(error, PullError | AuthError):
                         raise
-                    assembly.begin_again(position)
+                    ingest.begin_again(position)
                     self._meter.add(-sum(came))
                     if part.there:
                         os.unlink(self._store.blob_path(layer.digest))
@@ -199,15 +199,15 @@ class Pull:
     def _stream(
         self,
         registry: Registry,
-        assembly: Assembly,
+        ingest: Ingest,
         position: int,
         part: Partial,
         stop: threading.Event,
         came: list[int],
     ) -> None:
         """What is there of a blob, then the rest from the registry; `came` gets the sizes of its pieces."""
-        layer = assembly.manifest.layers[position]
-        build = assembly.build(position) if assembly.lacks_tree(position) else None
+        layer = ingest.manifest.layers[position]
+        build = ingest.build(position) if ingest.lacks_tree(position) else None
         while chunk := part.existing():
             if build is not None:
                 build.feed(chunk)
@@ -224,7 +224,7 @@ class Pull:
         part.commit()
         if build is not None:
             build.end()
-            assembly.ended(position)
+            ingest.ended(position)
 
 
 def each(work: Callable[[_T], None], items: Sequence[_T], stop: threading.Event) -> None:
@@ -250,10 +250,10 @@ def each(work: Callable[[_T], None], items: Sequence[_T], stop: threading.Event)
         raise errors[0]
 
 
-def unpack_blob(store: Store, assembly: Assembly, position: int) -> None:
+def unpack_blob(store: Store, ingest: Ingest, position: int) -> None:
     """A layer out of content that is in the store.  Raises DigestMismatch where that is damaged."""
-    layer = assembly.manifest.layers[position]
-    build = assembly.build(position)
+    layer = ingest.manifest.layers[position]
+    build = ingest.build(position)
     feed_verified(store, layer.digest, build)
     build.end()
-    assembly.ended(position)
+    ingest.ended(position)

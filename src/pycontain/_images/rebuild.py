@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pycontain._images.assembly import assembling
+from pycontain._images.ingest import ingesting
 from pycontain._images.pull import unpack_blob
 from pycontain.errors import ImageError, NotFound
 from pycontain.oci import Digest, ImageConfig, Manifest
@@ -25,11 +25,11 @@ def rebuild(store: Store) -> tuple[Digest, ...]:
     found = []
     for manifest, config in _whole_images(store):
         try:
-            with store.pinning() as pins, assembling(store, pins, manifest, config) as assembly:
+            with store.pinning() as pins, ingesting(store, pins, manifest, config) as ingest:
                 for at in range(len(manifest.layers)):
-                    if assembly.lacks_tree(at):
-                        unpack_blob(store, assembly, at)
-                assembly.conclude()
+                    if ingest.lacks_tree(at):
+                        unpack_blob(store, ingest, at)
+                ingest.conclude()
         except (ImageError, NotFound):
             continue  # some of its content is missing or damaged
         found.append(manifest.digest)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
 
-from pycontain._images.assembly import assembling
 from pycontain._images.blobs import CHUNK, NewBlob, put_document
 from pycontain._images.inflate import Inflater
+from pycontain._images.ingest import ingesting
 from pycontain._images.layers import checked, opened
 from pycontain._images.pull import unpack_blob
 from pycontain._kernel.packer import Packer
@@ -177,13 +177,13 @@ def compose(
             size=len(whole.raw),
         )
         manifest = Manifest.make(kind, described, (*below, *own))
-        with assembling(store, pins, manifest, whole) as assembly:
+        with ingesting(store, pins, manifest, whole) as ingest:
             put_document(store, whole.raw)
             put_document(store, manifest.raw)
             for at in range(len(manifest.layers)):
-                if assembly.lacks_tree(at):
-                    unpack_blob(store, assembly, at)
-            return assembly.conclude(names)
+                if ingest.lacks_tree(at):
+                    unpack_blob(store, ingest, at)
+            return ingest.conclude(names)
 
 
 def _typed(layer: Descriptor, docker: bool) -> Descriptor:

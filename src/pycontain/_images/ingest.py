@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def assembling(store: Store, pins: Pins, manifest: Manifest, config: ImageConfig) -> Iterator[Assembly]:
-    """Lock the missing layers of an image and yield their assembly; abandon it unless concluded.
+def ingesting(store: Store, pins: Pins, manifest: Manifest, config: ImageConfig) -> Iterator[Ingest]:
+    """Lock the missing layers of an image and yield their ingest; abandon it unless concluded.
 
     Raises:
         ImageError: Manifest and configuration disagree on the layers, or no container can start from
@@ -42,14 +42,14 @@ def assembling(store: Store, pins: Pins, manifest: Manifest, config: ImageConfig
             stack.enter_context(
                 exclusive(os.path.join(store.partial, f"{chain.hex}.layer"), patience=PATIENCE)
             )
-        assembly = Assembly(store, manifest, config)
+        ingest = Ingest(store, manifest, config)
         try:
-            yield assembly
+            yield ingest
         finally:
-            assembly.abandon()
+            ingest.abandon()
 
 
-class Assembly:
+class Ingest:
     """The layers of one image: records of those in the store, builds of the missing ones."""
 
     def __init__(self, store: Store, manifest: Manifest, config: ImageConfig) -> None:
