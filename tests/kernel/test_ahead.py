@@ -35,8 +35,8 @@ def waiting(engine: Engine) -> dict[str, int]:
     """Id and PID 1 of all that wait, the oldest first."""
     found = {}
     for one in engine.ahead._stock:
-        one.attempt.hear()
-        found[one.attempt.spec.id] = one.attempt._exchange.reply.record.value
+        one.launch.hear()
+        found[one.launch.spec.id] = one.launch._exchange.reply.record.value
     return found
 
 
@@ -168,7 +168,7 @@ def test_nobody_has_run_in_one(busy: Engine) -> None:
 def test_a_forked_child_holds_none(busy: Engine) -> None:
     """A copy of a control socket would keep one alive beyond its owner."""
     waiting(busy)
-    sockets = [one.attempt._control for one in busy.ahead._stock]
+    sockets = [one.launch._control for one in busy.ahead._stock]
     child = os.fork()
     if child == 0:
         held = [fd for fd in sockets if os.path.exists(f"/proc/self/fd/{fd}")]

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from attrs import define
 
 from pycontain._kernel.pidfd import wait_dead
-from pycontain._runtime.attempt import Attempt
 from pycontain._runtime.collect import shielded
 from pycontain._runtime.compile import Template, known_template
+from pycontain._runtime.launch import Launch
 from pycontain._runtime.spare import Spares
 from pycontain._runtime.spec import new_id
 from pycontain.errors import PycontainError
@@ -40,7 +40,7 @@ _MOST_HELD = 8
 class Standby:
     """A container that waits.  sources: what stood at the paths it mounts.  holder: who will start it."""
 
-    attempt: Attempt
+    launch: Launch
     hostname: str | None
     sources: list[tuple[int, ...]]
     holder: weakref.ref[Container] | None = None
@@ -52,7 +52,7 @@ class Standby:
 
     def fits(self, template: Template | None, hostname: str | None) -> bool:
         """Is it what such a container would be?"""
-        return self.attempt.template is template and self.hostname == hostname
+        return self.launch.template is template and self.hostname == hostname
 
 
 class Ahead:
@@ -67,7 +67,7 @@ class Ahead:
         self._lock = threading.Lock()
         self._last = float("-inf")
         self._before: tuple[Template, str | None] | None = None
-        self._due: Attempt | None = None
+        self._due: Launch | None = None
 
     def named(self, spec: ContainerSpec, holder: Container) -> ContainerSpec:
         """The spec, by the id of a container that waits for such a one if there is one."""
@@ -78,72 +78,72 @@ class Ahead:
             for one in self._stock:
                 if one.free and one.fits(template, _hostname_of(spec)):
                     one.holder = weakref.ref(holder)
-                    return spec.renamed(one.attempt.spec.id)
+                    return spec.renamed(one.launch.spec.id)
         return spec
 
     def take(self, spec: ContainerSpec) -> Running | None:
         """The container that waits for this one, if it does and may still be used."""
-        standby = next((one for one in list(self._stock) if one.attempt.spec.id == spec.id), None)
+        standby = next((one for one in list(self._stock) if one.launch.spec.id == spec.id), None)
         if standby is None:
             return None
-        attempt = standby.attempt
+        launch = standby.launch
         try:
-            if standby.sources == _sources_of(attempt.template):
-                running = attempt.conclude(spec)
-                if not wait_dead(attempt.pidfd, 0):
+            if standby.sources == _sources_of(launch.template):
+                running = launch.conclude(spec)
+                if not wait_dead(launch.pidfd, 0):
                     self._engine.adopt(running)
                     self._engine.disk.add(running)
-                    self._note(attempt)
+                    self._note(launch)
                     self._pop(spec.id)  # only now: until then it is known to be here, whatever interrupts
                     return running
         except (PycontainError, OSError):
-            self._unfit.add(attempt.template)  # a start from the beginning will tell what is wrong
+            self._unfit.add(launch.template)  # a start from the beginning will tell what is wrong
         except BaseException:
             self._pop(spec.id)
-            shielded(attempt.abandon)
+            shielded(launch.abandon)
             raise
         self._pop(spec.id)
-        attempt.abandon()
+        launch.abandon()
         self._engine.settle()  # the names are its successor's
         return None
 
     def _pop(self, name: str) -> Standby | None:
         with self._lock:
             for at, one in enumerate(self._stock):
-                if one.attempt.spec.id == name:
+                if one.launch.spec.id == name:
                     return self._stock.pop(at)
         return None
 
-    def started(self, launcher: Launcher, attempt: Attempt) -> None:
+    def started(self, launcher: Launcher, launch: Launch) -> None:
         """A container was started.  What the next one will want is made when one ends.
 
         It would take processor and locks from the first command of this one; where starts follow each
         other without an end between, it is made at once.
         """
         pending = self._due is not None
-        self._note(attempt)
+        self._note(launch)
         if not self._most:
             return
         if self._due is not None and pending:
-            self.spares.refill(launcher, attempt.template)
+            self.spares.refill(launcher, launch.template)
 
-    def _note(self, attempt: Attempt) -> None:
+    def _note(self, launch: Launch) -> None:
         now = time.monotonic()
         soon, self._last = now - self._last < _SUCCESSION, now
-        self._due = attempt if soon else None
+        self._due = launch if soon else None
 
     def ended(self) -> None:
         """A container ended: time for what is due."""
-        engine, attempt, self._due = self._engine, self._due, None
-        if not self._most or attempt is None or engine.closed or not engine.launchers.idle:
+        engine, launch, self._due = self._engine, self._due, None
+        if not self._most or launch is None or engine.closed or not engine.launchers.idle:
             return
-        kind = attempt.template, _hostname_of(attempt.spec)
+        kind = launch.template, _hostname_of(launch.spec)
         again, self._before = kind == self._before, kind
         while again and self._wanted(*kind):
-            self._make(attempt.spec, kind[1])
+            self._make(launch.spec, kind[1])
         if not again:
-            with engine.birthplace(attempt.spec.linkage).borrow() as launcher:
-                self.spares.refill(launcher, attempt.template)
+            with engine.birthplace(launch.spec.linkage).borrow() as launcher:
+                self.spares.refill(launcher, launch.template)
 
     def _wanted(self, template: Template, hostname: str | None) -> bool:
         if (
@@ -162,18 +162,18 @@ class Ahead:
     def _make(self, spec: ContainerSpec, hostname: str | None) -> None:
         """Ask for a container like this one; who takes it, or its launcher, hears what became of it."""
         engine = self._engine
-        attempt = Attempt(engine, spec.renamed(new_id()))
-        standby = Standby(attempt, hostname, _sources_of(attempt.template))
+        launch = Launch(engine, spec.renamed(new_id()))
+        standby = Standby(launch, hostname, _sources_of(launch.template))
         try:
             with engine.birthplace(spec.linkage).borrow() as launcher:
-                attempt.prepare(ahead=True)
-                attempt.ask(launcher)
+                launch.prepare(ahead=True)
+                launch.ask(launcher)
             with self._lock:
                 self._stock.append(standby)
         except BaseException as error:
-            self._pop(attempt.spec.id)
-            shielded(attempt.abandon)
-            self._unfit.add(attempt.template)
+            self._pop(launch.spec.id)
+            shielded(launch.abandon)
+            self._unfit.add(launch.template)
             if not isinstance(error, PycontainError | OSError):
                 raise
 
@@ -182,13 +182,13 @@ class Ahead:
         while self._stock:
             with self._lock:
                 one = self._stock.pop()
-            one.attempt.abandon()
+            one.launch.abandon()
         self._engine.settle()  # who holds one's id starts from the beginning, under the same names
 
     def forget(self) -> None:
         """For a forked child: the parent's are the parent's."""
         for one in self._stock:
-            one.attempt.forget()
+            one.launch.forget()
         self._stock.clear()
 
 

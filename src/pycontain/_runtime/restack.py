@@ -13,8 +13,8 @@ import attrs
 
 from pycontain._kernel import native
 from pycontain._kernel.plan import Op, OpFlag, OpKind, Plan, Source, request
-from pycontain._runtime.attempt import mount_of
 from pycontain._runtime.compile import NEWUSER, described, layer_sources
+from pycontain._runtime.launch import mount_of
 from pycontain.errors import StartError
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pycontain._runtime.attempt import Attempt
 from pycontain._runtime.collect import shielded
+from pycontain._runtime.launch import Launch
 from pycontain._runtime.network import JOINED
 from pycontain._runtime.running import Running
 from pycontain.errors import StartError
@@ -46,24 +46,24 @@ def start(engine: Engine, spec: ContainerSpec, command: tuple[bytes, Sequence[in
 def _make(
     engine: Engine, spec: ContainerSpec, command: tuple[bytes, Sequence[int]] | None, *, spares: bool
 ) -> Running:
-    attempt = Attempt(engine, spec, command)
+    launch = Launch(engine, spec, command)
     try:
         with engine.birthplace(spec.linkage).borrow() as launcher:
             spare = None
             if spares and command is None and spec.linkage.kind != JOINED:
-                spare = engine.ahead.spares.take(launcher, attempt.template, attempt.limits)
-            attempt.prepare(spare=spare)
-            attempt.ask(launcher)
-            running = attempt.conclude()
-            engine.ahead.started(launcher, attempt)
+                spare = engine.ahead.spares.take(launcher, launch.template, launch.limits)
+            launch.prepare(spare=spare)
+            launch.ask(launcher)
+            running = launch.conclude()
+            engine.ahead.started(launcher, launch)
         engine.adopt(running)
         engine.disk.add(running)
         return running
     except BaseException:
-        shielded(lambda: _undo(engine, attempt))
+        shielded(lambda: _undo(engine, launch))
         raise
 
 
-def _undo(engine: Engine, attempt: Attempt) -> None:
-    attempt.abandon()
+def _undo(engine: Engine, launch: Launch) -> None:
+    launch.abandon()
     engine.collector.settle()

@@ -1,4 +1,4 @@
-"""One start under way: record, cgroups, directory, plan, launcher, READY; and how to undo it."""
+"""One launch of a container: its record, cgroups, directory and plan, the answers, and how to undo it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def mount_of(path: str, source: Source) -> int:
         ) from error
 
 
-class Attempt:
+class Launch:
     """A container that is being born.  `prepare`, `ask`, `hear`, `conclude`, in this order; or `abandon`.
 
     command: an exec buffer and three streams, where the command is PID 1 itself.
