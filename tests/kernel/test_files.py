@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from pycontain import Container, ContainerPath, Engine, Image, PathError, StateError
-from pycontain._kernel.filer import Filer
+from pycontain._kernel.file_server import FileServer
 from pycontain._kernel.launcher import Launcher
 from pycontain._kernel.pidfd import wait_dead
 
@@ -425,24 +425,24 @@ def test_trees_that_keep_their_owner_out(container: Container, tmp_path: Path) -
 # ---- the server -------------------------------------------------------------------------------------------
 
 
-def _filer(container: Container) -> Filer:
+def _file_server(container: Container) -> FileServer:
     container.path("/").exists()
-    filer = container._live().filer
-    assert filer is not None
-    return filer
+    file_server = container._live().file_server
+    assert file_server is not None
+    return file_server
 
 
 def test_a_server_that_died_is_replaced(container: Container) -> None:
-    first = _filer(container)
+    first = _file_server(container)
     signal.pidfd_send_signal(first.pid_fd, signal.SIGKILL)
     time.sleep(0.2)
     assert container.path("/tmp").is_dir()
-    assert container._live().filer is not first
+    assert container._live().file_server is not first
 
 
 def test_the_server_ends_with_the_container() -> None:
     with Container() as container:
-        held = os.dup(_filer(container).pid_fd)
+        held = os.dup(_file_server(container).pid_fd)
         path = container.path("/tmp")
     try:
         assert wait_dead(held, 0)
@@ -453,7 +453,7 @@ def test_the_server_ends_with_the_container() -> None:
 
 
 def test_the_guest_does_not_see_the_server(container: Container) -> None:
-    _filer(container)
+    _file_server(container)
     assert len(container.exec(["sh", "-c", "ls -d /proc/[0-9]*"]).stdout.split()) <= 4
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pycontain import DEVNULL, Container, ContainerPath, Image, PycontainError
-from pycontain._kernel.filer import Verb
+from pycontain._kernel.file_server import Verb
 from pycontain._objects import path as paths
 from pycontain._runtime.running import Running
 from pycontain._runtime.users import open_inside
@@ -350,9 +350,9 @@ def _pid(fd: int) -> int:
 @pytest.mark.case("E29", "E30", "E31")
 def test_the_server_is_confined_and_loads_nothing_of_the_guest(guest: Container) -> None:
     guest.path("/etc/passwd").exists()
-    filer = guest._live().filer
-    assert filer is not None
-    pid = _pid(filer.pid_fd)
+    file_server = guest._live().file_server
+    assert file_server is not None
+    pid = _pid(file_server.pid_fd)
     status = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     assert int(status["CapPrm"], 16) == int(status["CapBnd"], 16) == SERVER_CAPABILITIES
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")

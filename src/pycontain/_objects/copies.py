@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from pycontain._kernel import hostpath
-from pycontain._kernel.filer import SET_MODE, SET_OWNER, SET_TIMES, Verb
+from pycontain._kernel.file_server import SET_MODE, SET_OWNER, SET_TIMES, Verb
 from pycontain._kernel.transfer import Way, into
 from pycontain._kernel.unpacker import Report, User
 from pycontain._objects.path import SET_ID, ContainerPath, may_set_id

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any
 
-from pycontain._kernel.filer import SET_MODE, SET_TIMES, UTIME_NOW, Verb
+from pycontain._kernel.file_server import SET_MODE, SET_TIMES, UTIME_NOW, Verb
 from pycontain._model.sizes import parse_size
 from pycontain._objects.pattern import matching
 from pycontain._objects.purepath import Other, PureContainerPath, pure_path

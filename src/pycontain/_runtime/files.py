@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from pycontain._kernel.filer import Filer, Verb
+from pycontain._kernel.file_server import FileServer, Verb
 from pycontain._kernel.unpacker import User
 from pycontain._model.user import asked_user
 from pycontain._runtime.users import ROOT, open_inside, resolve
@@ -39,7 +39,7 @@ def decoded(name: str) -> str:
 
 
 def ask(running: Running, verb: Verb, path: str, second: str = "", **options: Any) -> int:
-    """`Filer.ask` of this container's server, started if need be.
+    """`FileServer.ask` of this container's server, started if need be.
 
     Raises PathError with the path, StateError when the container ended, ValueError.
     """
@@ -50,11 +50,11 @@ def ask(running: Running, verb: Verb, path: str, second: str = "", **options: An
 def _ask(running: Running, verb: Verb, path: str, second: str, options: dict[str, Any]) -> int:
     raw, other = encoded(path), encoded(second)
     for last in (False, True):
-        filer = _filer(running)
+        file_server = _file_server(running)
         try:
-            return filer.ask(verb, raw, other, **options)
+            return file_server.ask(verb, raw, other, **options)
         except ConnectionError as error:
-            running.drop_filer(filer)
+            running.drop_file_server(file_server)
             if running.dead:
                 raise StateError(f"container {running.spec.name} has ended") from error
             # A broken pipe says that the server was gone before it was asked.
@@ -73,14 +73,14 @@ def _names(verb: Verb) -> str:
     return {Verb.LINK: "link", Verb.SET: "change"}.get(verb, verb.name.lower())
 
 
-def _filer(running: Running) -> Filer:
-    with running.filing:
-        if running.filer is None:
+def _file_server(running: Running) -> FileServer:
+    with running.file_server_lock:
+        if running.file_server is None:
             if not running.spec.init:
                 raise StateError("the command is PID 1 itself (init=False): no agent opens its files")
             root = open_inside(running, "/", os.O_RDONLY | os.O_DIRECTORY)
             try:
-                made = Filer(root, running.pidfd, landlock=running.engine.features.landlock)
+                made = FileServer(root, running.pidfd, landlock=running.engine.features.landlock)
             except OSError as error:
                 if running.dead:
                     raise StateError(f"container {running.spec.name} has ended") from error
@@ -90,8 +90,8 @@ def _filer(running: Running) -> Filer:
             if running.ended:
                 made.close()
                 raise StateError(f"container {running.spec.name} has ended")
-            running.filer = made
-        return running.filer
+            running.file_server = made
+        return running.file_server
 
 
 def user_of(running: Running, name: str | int | None) -> User:

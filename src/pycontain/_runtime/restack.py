@@ -64,7 +64,7 @@ def restack(running: Running, image: Image) -> None:
                 os.close(fd)
     _check(running, reply, told, [path for path, _ in sources[1:]])
     running.upper += 1
-    running.drop_filer()  # it stands on the old root
+    running.drop_file_server()  # it stands on the old root
 
 
 def _plan(running: Running, places: list[Source]) -> bytes:

@@ -23,7 +23,7 @@ from pycontain.errors import ContainerEnded, StateError
 if TYPE_CHECKING:
     from pycontain._cgroups.group import Group
     from pycontain._engine import Engine
-    from pycontain._kernel.filer import Filer
+    from pycontain._kernel.file_server import FileServer
     from pycontain._model.process import Reason
     from pycontain._networks.attached import Attached
     from pycontain._runtime.cancel import Cancellable
@@ -93,8 +93,8 @@ class Running:
     writers: weakref.WeakSet[IO[Any]] = field(factory=weakref.WeakSet)
     remains: Remains | None = None
     dependents: list[Dependent] = field(factory=list)  # what holds fds for as long as this runs
-    filing: threading.Lock = field(factory=threading.Lock)
-    filer: Filer | None = None
+    file_server_lock: threading.Lock = field(factory=threading.Lock)
+    file_server: FileServer | None = None
     attached: Attached | None = None
     shared: bool = False
     active: set[Cancellable] = field(factory=set)
@@ -270,7 +270,7 @@ class Running:
             remains, exit_socket, self.exit_socket = self.remains, self.exit_socket, -1
         if exit_socket >= 0:
             os.close(exit_socket)
-        self.drop_filer()
+        self.drop_file_server()
         self._kill_and_clean(remains)
         for one in list(self.dependents):
             one.let_go()
@@ -289,13 +289,13 @@ class Running:
                 self.before_cleanup()
             self.engine.collector.put(remains)
 
-    def drop_filer(self, which: Filer | None = None) -> None:
+    def drop_file_server(self, which: FileServer | None = None) -> None:
         """End the files server, or this one if it still is; the next use starts one on the root of then."""
-        with self.filing:
-            filer = self.filer
-            if filer is not None and which in (None, filer):
-                filer.close()
-                self.filer = None
+        with self.file_server_lock:
+            file_server = self.file_server
+            if file_server is not None and which in (None, file_server):
+                file_server.close()
+                self.file_server = None
 
     def forget(self) -> None:
         """For a forked child: close the fds alone; the container goes on, and is the parent's."""
@@ -305,9 +305,9 @@ class Running:
         self.lock, self.users, self.alone = threading.Lock(), 0, False
         self.still = threading.Condition(self.lock)
         self.active, self.processes = set(), weakref.WeakSet()
-        filer, self.filer, self.filing = self.filer, None, threading.Lock()
-        if filer is not None:
-            filer.forget()
+        file_server, self.file_server, self.file_server_lock = self.file_server, None, threading.Lock()
+        if file_server is not None:
+            file_server.forget()
         for fd in fds:
             if fd >= 0:
                 os.close(fd)

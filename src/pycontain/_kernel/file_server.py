@@ -35,7 +35,7 @@ class Verb(IntEnum):
     SET = 8
 
 
-class Filer:
+class FileServer:
     """A files server: root in the user namespace of the process behind `pidfd`, with `root` as its root.
 
     Both fds stay the caller's.  Many threads may ask, one after the other.  Raises OSError.
