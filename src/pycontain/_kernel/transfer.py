@@ -15,7 +15,7 @@ _OUTPUT_PROBLEM = "the archive cannot be written"
 
 
 @frozen(kw_only=True)
-class Way:
+class CopySpec:
     """What both directions have in common: fds of the two directories, and how much may come.
 
     size, entries: bytes and number.  content: what is in the one directory comes into the other.
@@ -31,20 +31,22 @@ class Way:
     no_set_id: bool = False
 
 
-def into(way: Way, host: Callable[[], Launcher], pidfd: int, owner: tuple[int, int], user: User) -> Report:
+def into(
+    spec: CopySpec, host: Callable[[], Launcher], pidfd: int, owner: tuple[int, int], user: User
+) -> Report:
     """A tree of the host into a container, that of the process behind pidfd, for this owner inside.
 
     host: makes a launcher of this user's.  Raises ConnectionResetError where a process died.
     """
     unpacker = Unpacker(
         _joining,
-        way.target,
+        spec.target,
         owners=True,
         plain=True,
-        no_set_id=way.no_set_id,
-        landlock=way.landlock,
-        size=way.size,
-        entries=way.entries,
+        no_set_id=spec.no_set_id,
+        landlock=spec.landlock,
+        size=spec.size,
+        entries=spec.entries,
         join=pidfd,
         user=user,
     )
@@ -52,36 +54,36 @@ def into(way: Way, host: Callable[[], Launcher], pidfd: int, owner: tuple[int, i
         unpacker,
         lambda stream: Packer(
             host,
-            way.source,
+            spec.source,
             owner=owner,
-            content=way.content,
+            content=spec.content,
             no_kernel=True,
-            landlock=way.landlock,
+            landlock=spec.landlock,
             stream=stream,
         ),
     )
 
 
-def out_of(way: Way, host: Callable[[], Launcher], pidfd: int) -> Report:
+def out_of(spec: CopySpec, host: Callable[[], Launcher], pidfd: int) -> Report:
     """A tree of a container to the host, as this user's.  As `into`."""
     unpacker = Unpacker(
         host,
-        way.target,
+        spec.target,
         owners=False,
         plain=True,
         tame=True,
-        landlock=way.landlock,
-        size=way.size,
-        entries=way.entries,
+        landlock=spec.landlock,
+        size=spec.size,
+        entries=spec.entries,
     )
     return _carry(
         unpacker,
         lambda stream: Packer(
             _joining,
-            way.source,
-            content=way.content,
+            spec.source,
+            content=spec.content,
             no_kernel=True,
-            landlock=way.landlock,
+            landlock=spec.landlock,
             stream=stream,
             join=pidfd,
         ),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pycontain._kernel import hostpath
 from pycontain._kernel.file_server import SET_MODE, SET_OWNER, SET_TIMES, Verb
-from pycontain._kernel.transfer import Way, into
+from pycontain._kernel.transfer import CopySpec, into
 from pycontain._kernel.unpacker import Report, User
 from pycontain._objects.path import SET_ID, ContainerPath, may_set_id
 from pycontain._runtime.files import user_of
@@ -157,7 +157,7 @@ def _tree_in(container: Container, fd: int, there: ContainerPath, ids: tuple[int
         top = work._fd(os.O_RDONLY | os.O_DIRECTORY)
         try:
             engine, pidfd = container._engine, container._awake().pidfd
-            way = Way(
+            spec = CopySpec(
                 source=fd,
                 target=top,
                 size=_HOST_BYTES,
@@ -166,7 +166,7 @@ def _tree_in(container: Container, fd: int, there: ContainerPath, ids: tuple[int
                 landlock=engine.features.landlock,
                 no_set_id=not may_set_id(there, top),
             )
-            report = carried(lambda: into(way, engine._make_janitor, pidfd, ids, user))
+            report = carried(lambda: into(spec, engine._make_janitor, pidfd, ids, user))
             check_report("copy to", str(there), report)
         finally:
             os.close(top)

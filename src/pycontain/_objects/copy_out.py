@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from pycontain._kernel import hostpath
-from pycontain._kernel.transfer import Way, out_of
+from pycontain._kernel.transfer import CopySpec, out_of
 from pycontain._model.sizes import parse_size
 from pycontain._objects.copies import carried, check_report, copy_bytes, is_content, translate_errors
 from pycontain._objects.path import ContainerPath
@@ -144,7 +144,7 @@ def _tree_out(container: Container, fd: int, there: _Destination, bounds: _Bound
     try:
         top = hostpath.open_named(there.directory, name)
         engine, pidfd = container._engine, container._awake().pidfd
-        way = Way(
+        spec = CopySpec(
             source=fd,
             target=top,
             size=bounds.size,
@@ -152,7 +152,7 @@ def _tree_out(container: Container, fd: int, there: _Destination, bounds: _Bound
             content=not there.name,
             landlock=engine.features.landlock,
         )
-        report = carried(lambda: out_of(way, engine._make_janitor, pidfd))
+        report = carried(lambda: out_of(spec, engine._make_janitor, pidfd))
         check_report("copy to", there.path, report)
         if there.name:
             os.rename(name, there.name, src_dir_fd=there.directory, dst_dir_fd=there.directory)
