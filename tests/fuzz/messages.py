@@ -18,7 +18,7 @@ from typing import Any
 from attrs import evolve, frozen
 
 from pycontain._kernel import native
-from pycontain._kernel.inside import Wanted
+from pycontain._kernel.netns import SocketSpec
 from pycontain._kernel.plan import NO_FD, ExecFlag, Op, OpFlag, OpKind, PlanFlag, Source, request
 from tests.fuzz import make_corpus
 
@@ -502,7 +502,7 @@ class Maker:
     def _network(self) -> Message:
         """Sockets of a namespace, after settings that no kernel has."""
         wanted = [
-            Wanted(
+            SocketSpec(
                 self.random.choice([1, 2, 10, 16]),
                 self.random.choice([1, 2, 3, 5, 0x801]),
                 self.random.choice([0, 6, 12, 17]),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pycontain import Container, Endpoint, Engine, Network, PycontainError, StateError
-from pycontain._kernel.inside import Wanted
+from pycontain._kernel.netns import SocketSpec
 from pycontain._networks.attached import Attached
 from pycontain._networks.domain import Domain
 from pycontain._networks.publish import Publisher
@@ -45,7 +45,7 @@ def test_who_ends_while_it_is_linked_is_mistaken_for_nobody(
     kind = os.readlink(f"/proc/self/fd/{running.pidfd}")
 
     def after_its_end(
-        self: Domain, pidfd: int, wanted: Sequence[Wanted], settings: Mapping[str, str]
+        self: Domain, pidfd: int, wanted: Sequence[SocketSpec], settings: Mapping[str, str]
     ) -> list[int]:
         ending.start()
         assert _within(10, lambda: running.remains is not None and running.remains.taken)

@@ -13,7 +13,7 @@ import dns.rcode
 import dns.rdatatype
 
 from pycontain import Container
-from pycontain._kernel.inside import Wanted
+from pycontain._kernel.netns import SocketSpec
 from pycontain._networks.attached import RESOLVER
 
 PORT = 7000
@@ -28,7 +28,7 @@ def open_in(
     """A socket of the container's namespace."""
     running = container._live()
     domain = container._engine.fabric.domain
-    (fd,) = domain.within(running.pidfd, [Wanted(family, kind, protocol)], {})
+    (fd,) = domain.within(running.pidfd, [SocketSpec(family, kind, protocol)], {})
     return socket.socket(fileno=fd)
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from pycontain._kernel.inside import Wanted
 from pycontain._kernel.netlink import ROUTE, Netlink, NetlinkError
+from pycontain._kernel.netns import SocketSpec
 from pycontain._kernel.pidfd import wait_dead
 from pycontain._networks import links
 from pycontain._networks.zone import Client, Entry
@@ -168,9 +168,9 @@ class Attached:
         settings["ipv4/ip_unprivileged_port_start"] = "0"
         settings["ipv4/ping_group_range"] = f"0 {self._who.groups - 1}"
         wanted = [
-            Wanted(socket.AF_NETLINK, socket.SOCK_RAW, ROUTE),
-            Wanted(socket.AF_INET, socket.SOCK_DGRAM | _QUIET, 0, RESOLVER, 53),
-            Wanted(socket.AF_INET, socket.SOCK_STREAM | _QUIET, 0, RESOLVER, 53, 64),
+            SocketSpec(socket.AF_NETLINK, socket.SOCK_RAW, ROUTE),
+            SocketSpec(socket.AF_INET, socket.SOCK_DGRAM | _QUIET, 0, RESOLVER, 53),
+            SocketSpec(socket.AF_INET, socket.SOCK_STREAM | _QUIET, 0, RESOLVER, 53, 64),
         ]
         netlink, udp, tcp = bridge.domain.within(self._who.pidfd, wanted, settings)
         self._inner = Netlink(ROUTE, netlink)

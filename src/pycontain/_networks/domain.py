@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
 
-from pycontain._kernel.inside import Wanted, sockets_within
 from pycontain._kernel.netlink import NETFILTER, ROUTE, Netlink
+from pycontain._kernel.netns import SocketSpec, open_sockets
 from pycontain._networks import links
 from pycontain._state.locks import lock_within
 from pycontain._state.paths import private_directory
@@ -35,7 +35,7 @@ class Domain:
         self.hub = hub
         self._forwarding: dict[int, int] = {}
         if hub:
-            wanted = [Wanted(socket.AF_NETLINK, _RAW, kind) for kind in (ROUTE, NETFILTER)]
+            wanted = [SocketSpec(socket.AF_NETLINK, _RAW, kind) for kind in (ROUTE, NETFILTER)]
             try:
                 route, rules = self.within(-1, wanted, {})
             except StartError as error:
@@ -44,10 +44,10 @@ class Domain:
         else:
             self.route, self.rules = Netlink(ROUTE), Netlink(NETFILTER)
 
-    def within(self, pidfd: int, wanted: Sequence[Wanted], settings: Mapping[str, str]) -> list[int]:
+    def within(self, pidfd: int, wanted: Sequence[SocketSpec], settings: Mapping[str, str]) -> list[int]:
         """Sockets of a process's network namespace, after its settings were made.  Raises StartError."""
         with self.launchers.borrow() as launcher:
-            return sockets_within(launcher, pidfd, wanted, settings)
+            return open_sockets(launcher, pidfd, wanted, settings)
 
     def set(self, settings: Mapping[str, str]) -> None:
         """Write below /proc/sys/net of this namespace.  Raises StartError, OSError."""

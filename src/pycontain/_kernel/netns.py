@@ -22,7 +22,7 @@ _SOCKET = struct.Struct("=HHHH2sH4s")
 
 
 @frozen
-class Wanted:
+class SocketSpec:
     """A socket as of socket(2); with a port it is bound, with a backlog it listens.  IPv4 alone."""
 
     domain: int
@@ -45,8 +45,8 @@ class Wanted:
         )
 
 
-def sockets_within(
-    launcher: Launcher, pidfd: int, wanted: Sequence[Wanted], settings: Mapping[str, str]
+def open_sockets(
+    launcher: Launcher, pidfd: int, wanted: Sequence[SocketSpec], settings: Mapping[str, str]
 ) -> list[int]:
     """fds of sockets in the network namespace of a process, after settings below /proc/sys/net were made.
 
