@@ -26,7 +26,7 @@ from pycontain import (
     UnsupportedError,
     Zygote,
 )
-from pycontain._runtime.fork import Prepared
+from pycontain._python.host import Prepared
 from tests.support.descriptors import open_descriptors
 
 pytest.importorskip("cloudpickle", reason="pycontain[call] is not installed")

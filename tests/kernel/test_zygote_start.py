@@ -11,7 +11,7 @@ import pytest
 
 from pycontain import CallError, CommandTimeout, Container
 from pycontain._objects.zygote import make
-from pycontain._runtime import fork
+from pycontain._python import host
 
 pytest.importorskip("cloudpickle", reason="pycontain[call] is not installed")
 
@@ -46,7 +46,7 @@ def test_timeout_covers_the_wait_for_another_start() -> None:
 
 
 def test_interpreter_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fork, "_HELLO_PATIENCE", 0.5)
+    monkeypatch.setattr(host, "_HELLO_PATIENCE", 0.5)
     with Container() as container:
         container.exec("printf '#!/bin/sh\nsleep 100' > /tmp/python; chmod +x /tmp/python", shell=True)
         with pytest.raises(CallError, match="not prepared in time"):

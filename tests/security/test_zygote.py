@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pycontain import CallError, Container, Engine, Image, PycontainError, Security, StateError, Zygote
-from pycontain._runtime import fork
+from pycontain._python import host
 
 pytest.importorskip("cloudpickle", reason="pycontain[call] is not installed")
 
@@ -133,7 +133,7 @@ def signal_all(number: int) -> dict[str, str]:
 def test_call_cannot_harm_the_next_one_by_a_signal(
     zygote: Zygote, number: int, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fork, "_START_PATIENCE", 1.0)
+    monkeypatch.setattr(host, "_START_PATIENCE", 1.0)
     before = zygote.call(os.getppid)
     try:
         sent = zygote.call(signal_all, number, timeout=5)
@@ -161,7 +161,7 @@ def test_killed_zygote_is_replaced(container: Container, zygote: Zygote) -> None
 def test_stopped_zygote_is_replaced(
     container: Container, zygote: Zygote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fork, "_START_PATIENCE", 0.5)
+    monkeypatch.setattr(host, "_START_PATIENCE", 0.5)
     pid = _zygote_pid(container, zygote)
     time.sleep(0.3)
     container.exec(["sh", "-c", f"kill -STOP {pid}"], check=True)
@@ -304,7 +304,7 @@ def test_words_of_a_guest_are_fit_for_a_terminal(zygote: Zygote) -> None:
     ],
 )
 def test_interpreter_that_lies_is_refused(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fork, "_START_PATIENCE", 0.3)
+    monkeypatch.setattr(host, "_START_PATIENCE", 0.3)
     text = f"""#!/usr/bin/python3
 import importlib.util, json, os, sys, time
 def hello():

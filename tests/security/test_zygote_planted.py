@@ -15,7 +15,7 @@ import pytest
 from pycontain import CallError, Container
 from pycontain._objects.exec import Invocation
 from pycontain._objects.zygote import make
-from pycontain._zygote.writer import COUNT, SIZE
+from pycontain._python.writer import COUNT, SIZE
 
 pytest.importorskip("cloudpickle", reason="pycontain[call] is not installed")
 
@@ -110,7 +110,7 @@ FORGED = {
 """Values whose objects are large beside their bytes."""
 MEASURE = """
 import json, sys
-from pycontain._zygote import codec, frames
+from pycontain._python import codec, frames
 def peak():
     # ru_maxrss keeps, through exec, the peak of the process that forked this one.
     return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])

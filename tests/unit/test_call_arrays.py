@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pycontain._zygote import codec, writer
-from pycontain._zygote.source import Malformed
-from pycontain._zygote.writer import SIZE
+from pycontain._python import codec, writer
+from pycontain._python.source import Malformed
+from pycontain._python.writer import SIZE
 
 np: Any = pytest.importorskip("numpy", reason="numpy is not installed")
 

@@ -20,9 +20,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pycontain._zygote import classes, codec, writer
-from pycontain._zygote.source import Malformed, Source, TooLarge
-from pycontain._zygote.writer import COUNT, SIZE, NotPlain
+from pycontain._python import classes, codec, writer
+from pycontain._python.source import Malformed, Source, TooLarge
+from pycontain._python.writer import COUNT, SIZE, NotPlain
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -321,6 +321,6 @@ def test_words_of_an_error_are_bounded() -> None:
 
 def test_record_of_the_zygote_is_that_of_the_protocol() -> None:
     from pycontain._kernel import native
-    from pycontain._zygote import inside
+    from pycontain._python import fork_server
 
-    assert inside.RECORD.size == native.ffi.sizeof("struct pc_record")
+    assert fork_server.RECORD.size == native.ffi.sizeof("struct pc_record")

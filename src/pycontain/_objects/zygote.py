@@ -19,12 +19,12 @@ from pycontain._model.process import CallResult, Usage
 from pycontain._model.sizes import parse_cap, parse_duration
 from pycontain._objects.context_manager import ClosingContextManager
 from pycontain._objects.exec import Invocation
+from pycontain._python import classes, ship
+from pycontain._python.host import ANSWER_ROOM, HEADER, Child, Late, NotBorn, Prepared
+from pycontain._python.source import Malformed, Source, TooLarge, printable
 from pycontain._runtime import spec as specs
 from pycontain._runtime.exec import returncode_of
-from pycontain._runtime.fork import ANSWER_ROOM, HEADER, Child, Late, NotBorn, Prepared
 from pycontain._runtime.streams import Ending, Pump
-from pycontain._zygote import classes, ship
-from pycontain._zygote.source import Malformed, Source, TooLarge, printable
 from pycontain.errors import CallError, CommandFailed, CommandTimeout, StartError, StateError
 
 if TYPE_CHECKING:
@@ -347,7 +347,7 @@ class _Run:
         """Return the answer's parts, the guest's words made fit for a terminal."""
         if not answer.size:
             return ["!", "EOFError", "the process ended before its function returned", ""]
-        from pycontain._zygote import codec  # with a dozen modules of the standard library, on first use
+        from pycontain._python import codec  # with a dozen modules of the standard library, on first use
 
         try:
             parts = codec.decode(answer, max(self._most * codec.BUDGET, codec.LEAST_BUDGET), self._known)

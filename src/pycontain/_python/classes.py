@@ -19,7 +19,7 @@ from typing import Any
 
 from attrs import frozen
 
-from pycontain._zygote.source import Malformed
+from pycontain._python.source import Malformed
 
 _MOST_SCANNED = 1000
 """Elements of an argument whose classes are looked at."""

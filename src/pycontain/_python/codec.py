@@ -21,9 +21,9 @@ import uuid
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
-from pycontain._zygote import classes, writer
-from pycontain._zygote.source import Malformed, Source, TooLarge
-from pycontain._zygote.writer import COUNT, DEEPEST, SIZE
+from pycontain._python import classes, writer
+from pycontain._python.source import Malformed, Source, TooLarge
+from pycontain._python.writer import COUNT, DEEPEST, SIZE
 
 BUDGET = 6
 """Bytes of counted objects for each byte that the caller allows."""
@@ -428,7 +428,7 @@ def _exception(reader: Reader, depth: int) -> BaseException:
 
 
 def _numpy(reader: Reader, depth: int) -> Any:
-    from pycontain._zygote import frames
+    from pycontain._python import frames
 
     reader.at -= 1
     tag = reader.take(1)

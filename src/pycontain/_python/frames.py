@@ -12,10 +12,10 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pycontain._zygote.source import Malformed
+from pycontain._python.source import Malformed
 
 if TYPE_CHECKING:
-    from pycontain._zygote.codec import Reader
+    from pycontain._python.codec import Reader
 
 _SIMPLE = re.compile(r"[<>|=]([biufcSUV]\d{1,9}|[mM]8(\[\d{0,9}[A-Za-z]{1,7}\])?)", re.ASCII)
 _MASKED = re.compile(r"U?Int(8|16|32|64)|Float(32|64)|boolean")

@@ -16,9 +16,9 @@ from pycontain.errors import UnsupportedError
 _PARTS = (
     ("cloudpickle", "cloudpickle", True),
     ("cloudpickle.cloudpickle", "cloudpickle.cloudpickle", False),
-    ("pycontain._zygote", "_pycontain_call", True),
-    ("pycontain._zygote.arrays", "_pycontain_call.arrays", False),
-    ("pycontain._zygote.writer", "_pycontain_call.writer", False),
+    ("pycontain._python", "_pycontain_call", True),
+    ("pycontain._python.arrays", "_pycontain_call.arrays", False),
+    ("pycontain._python.writer", "_pycontain_call.writer", False),
 )
 """Modules that are sent: the name here, the name inside, and whether it is a package.
 The last runs first."""
@@ -56,10 +56,10 @@ def reader() -> bytes:
 
 @functools.cache
 def program() -> str:
-    """The text of the zygote (inside.py)."""
-    spec = importlib.util.find_spec("pycontain._zygote.inside")
+    """The text of the zygote (fork_server.py)."""
+    spec = importlib.util.find_spec("pycontain._python.fork_server")
     get_source = getattr(spec and spec.loader, "get_source", None)
-    source = get_source("pycontain._zygote.inside") if get_source is not None else None
+    source = get_source("pycontain._python.fork_server") if get_source is not None else None
     assert isinstance(source, str)
     return source
 

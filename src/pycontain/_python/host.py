@@ -16,10 +16,10 @@ from attrs import define, field
 
 from pycontain._kernel import native
 from pycontain._kernel.waiting import is_ready, now
+from pycontain._python import ship
+from pycontain._python.source import Source, printable
 from pycontain._runtime.exec import Command, Execution, start_failure
 from pycontain._runtime.streams import PIPE, Plumbing
-from pycontain._zygote import ship
-from pycontain._zygote.source import Source, printable
 from pycontain.errors import CallError, StartError, StateError, UnsupportedError
 
 if TYPE_CHECKING:

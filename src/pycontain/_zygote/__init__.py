@@ -1,1 +1,0 @@
-"""Calls of Python functions: what travels in, what comes back, and the program that forks inside."""
