@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pycontain._objects.image import Image
     from pycontain._objects.network import Network
     from pycontain._objects.volume import Volume
-    from pycontain._runtime.compile import Template
+    from pycontain._runtime.compile import RootPlan
     from pycontain._runtime.network import Linkage
     from pycontain._runtime.running import Running
     from pycontain._runtime.spec import ContainerSpec
@@ -103,7 +103,7 @@ class Engine:
         self._hub: LauncherPool | None = None
         self.interrupts = Interrupts(self._list_running)
         self._held: dict[object, CgroupLimits] = {}
-        self.templates: dict[object, Template] = {}
+        self.root_plans: dict[object, RootPlan] = {}
         self._collected = collect_dead(self.roots, self.cgroups.layout, self._make_janitor)
 
     def _views(self) -> list[tuple[str, bytes]]:

@@ -8,8 +8,8 @@ import os
 import threading
 
 from pycontain._cgroups import translate
-from pycontain._cgroups.blueprint import NAME, OWNER, Blueprint
 from pycontain._cgroups.detect import BASE, Layout, detect, write
+from pycontain._cgroups.group_script import NAME, OWNER, GroupScript
 from pycontain._cgroups.leaf import Counters, Leaf, keyed, remove_groups, remove_subtree, wait_empty
 from pycontain._cgroups.refusals import remedy
 from pycontain._cgroups.steps import Steps
@@ -21,7 +21,7 @@ from pycontain.errors import UnsupportedError
 _TO_V1 = {"io": "blkio"}
 _ALWAYS = ("memory", "pids")
 _ONLY_V2 = {"io_weight": "io", "memory_high": "memory"}
-_BLUEPRINTS = 64
+_GROUP_SCRIPTS = 64
 _PER_EXEC = frozenset({"memory", "pids", "cpu", "io"})
 """Controllers of v2 that every container passes on to its leaves; others when a limit asks for them."""
 
@@ -34,7 +34,7 @@ class Cgroups:
         self.owner = owner
         self._made: set[str] = set()
         self._fds: dict[str, int] = {}
-        self._blueprints: dict[object, Blueprint] = {}
+        self._group_scripts: dict[object, GroupScript] = {}
         self._lock = threading.Lock()
         self.unified = self._prepare_unified()
 
@@ -104,16 +104,16 @@ class Cgroups:
         """Can this user make any group here?"""
         return self.unified is not None or bool(self.layout.legacy)
 
-    def blueprint(self, limits: CgroupLimits, first: int, owned: bool) -> Blueprint:
+    def group_script(self, limits: CgroupLimits, first: int, owned: bool) -> GroupScript:
         """How groups of these limits are made by a launcher; their directories are sent from `first` on."""
         key = (limits, first, owned)
-        found = self._blueprints.get(key)
+        found = self._group_scripts.get(key)
         if found is None:
-            found = Group(self, NAME, OWNER if owned else None).blueprint(limits, first)
-            if len(self._blueprints) >= _BLUEPRINTS or limits.cpuset_cpus or limits.cpuset_mems:
-                self._blueprints.clear()  # where it says what cpuset inherits, it holds for now alone
+            found = Group(self, NAME, OWNER if owned else None).group_script(limits, first)
+            if len(self._group_scripts) >= _GROUP_SCRIPTS or limits.cpuset_cpus or limits.cpuset_mems:
+                self._group_scripts.clear()  # where it says what cpuset inherits, it holds for now alone
             else:
-                self._blueprints[key] = found
+                self._group_scripts[key] = found
         return found
 
     def directory_fd(self, path: str) -> int:
@@ -166,7 +166,10 @@ def make_legacy(controller: str, path: str) -> None:
 
 
 class Group:
-    """One container's groups.  `birth`: where in v2 PID 1 is born; `tasks`: v1 files by which it enters."""
+    """The cgroups of one container.
+
+    unified_fd: the v2 directory that PID 1 is cloned into, or -1.  tasks: the v1 files that it enters by.
+    """
 
     def __init__(self, cgroups: Cgroups, name: str, block: int | None) -> None:
         self._cgroups = cgroups
@@ -182,7 +185,7 @@ class Group:
         self._number = 0
         self._memory: int | None = None
         self._lock = threading.Lock()
-        self.birth = -1
+        self.unified_fd = -1
         self.tasks: tuple[int, ...] = ()
 
     def make(self, limits: CgroupLimits) -> None:
@@ -192,30 +195,30 @@ class Group:
         """
         opened = self._plan(limits).run()
         if self._unified is not None:
-            self.birth = opened.pop(0)
+            self.unified_fd = opened.pop(0)
         self.tasks = tuple(opened)
 
     def ahead(self, limits: CgroupLimits, first: int = 0) -> bytes:
         """How a launcher makes this group, with a first leaf: a script for it.
 
-        Its parents' fds stand from `first` on among those sent.  It opens the group of birth, if there is
+        Its parents' fds stand from `first` on among those sent.  It opens the v2 group of PID 1, if there is
         one, and the `tasks` files, in this order.
         """
         self._memory = limits.memory
-        plan = self._cgroups.blueprint(limits, first, self._block is not None)
+        plan = self._cgroups.group_script(limits, first, self._block is not None)
         self._unified = plan.unified.replace(NAME, self.name) if plan.unified is not None else None
         self._legacy = {one: path.replace(NAME, self.name) for one, path in plan.legacy.items()}
         self._passed, self._leaf_controllers, self._number = plan.passed, plan.leaf_controllers, 1
         self._spare.append(plan.leaf.moved(NAME, self.name))
         return plan.script_for(self.name, self._block)
 
-    def blueprint(self, limits: CgroupLimits, first: int) -> Blueprint:
+    def group_script(self, limits: CgroupLimits, first: int) -> GroupScript:
         """What `ahead` does for groups like this one."""
         steps = self._plan(limits)
         leaf, more = self._plan_leaf(None)
         steps.merge(more)
         script = steps.below(self._above(), first)
-        return Blueprint(
+        return GroupScript(
             self._unified, dict(self._legacy), self._passed, self._leaf_controllers, leaf, script
         )
 
@@ -283,15 +286,15 @@ class Group:
         self._limit(steps, limits)
         return steps
 
-    def entrance(self) -> list[int]:
-        """What a start sends: the directory of birth, if there is one, and the files to enter by."""
-        return [*((self.birth,) if self.birth >= 0 else ()), *self.tasks]
+    def entry_fds(self) -> list[int]:
+        """Return the descriptors that a start sends: the v2 directory, if there is one, and the v1 files."""
+        return [*((self.unified_fd,) if self.unified_fd >= 0 else ()), *self.tasks]
 
     def started(self) -> None:
         """PID 1 stands in its groups: close what only a start needs."""
-        for fd in (*self.tasks, *((self.birth,) if self.birth >= 0 else ())):
+        for fd in (*self.tasks, *((self.unified_fd,) if self.unified_fd >= 0 else ())):
             os.close(fd)
-        self.tasks, self.birth = (), -1
+        self.tasks, self.unified_fd = (), -1
 
     def acquire(self, limits: CgroupLimits | None = None, *, resting: bool = False) -> Leaf | None:
         """A leaf for one exec, or None on a host without cgroups.  Raises LimitError, UnsupportedError.
@@ -487,11 +490,11 @@ class Group:
         return [os.path.dirname(path) for path in self.paths().values()]
 
     @property
-    def born(self) -> bool:
-        """Is PID 1 born in a v2 group?"""
+    def enters_unified(self) -> bool:
+        """True if PID 1 is cloned into a v2 group."""
         return self._unified is not None
 
     @property
-    def entrances(self) -> int:
-        """In how many v1 hierarchies PID 1 enters by `tasks`."""
+    def tasks_count(self) -> int:
+        """The number of v1 hierarchies, in each of which PID 1 writes itself to `tasks`."""
         return len(self._legacy)

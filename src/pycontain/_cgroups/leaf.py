@@ -100,16 +100,16 @@ class Leaf:
     resting: bool = False
     limited: bool = False
     _meter: Meter = field(init=False)
-    _entrance: bytes = field(init=False)
+    _entry_script: bytes = field(init=False)
     _now: dict[str, int] = field(factory=dict, init=False)
     _base: dict[str, int] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
-        entrance = [files.open_directory(self.directory)] if self.directory is not None else []
-        entrance += [files.open_to_write(f"{path}/tasks") for path in self.legacy.values()]
+        entry = [files.open_directory(self.directory)] if self.directory is not None else []
+        entry += [files.open_to_write(f"{path}/tasks") for path in self.legacy.values()]
         if self.above is not None:
-            entrance.append(files.read(self.above))
-        self._entrance = b"".join(entrance)
+            entry.append(files.read(self.above))
+        self._entry_script = b"".join(entry)
         self._meter = self._make_meter()
 
     def moved(self, old: str, new: str) -> Leaf:
@@ -118,7 +118,7 @@ class Leaf:
         twin.directory = self.directory.replace(old, new) if self.directory is not None else None
         twin.legacy = {one: path.replace(old, new) for one, path in self.legacy.items()}
         twin.above = self.above.replace(old, new) if self.above is not None else None
-        twin._entrance = self._entrance.replace(old.encode(), new.encode())
+        twin._entry_script = self._entry_script.replace(old.encode(), new.encode())
         script = self._meter.script.replace(old.encode(), new.encode())
         twin._meter = Meter(self._meter.numbers, script)
         twin._now, twin._base = {}, {}
@@ -151,7 +151,7 @@ class Leaf:
 
     def open(self) -> list[int]:
         """The v2 directory to be born in, if there is one, and the v1 `tasks` files to enter by."""
-        done = files.run(self._entrance)
+        done = files.run(self._entry_script)
         if self.above is not None and (refused := keyed(done.texts[0], b"max")) is not None:
             self._base["above"] = refused
         return done.fds

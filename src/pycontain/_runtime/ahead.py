@@ -17,7 +17,7 @@ from attrs import define
 
 from pycontain._kernel.pidfd import wait_dead
 from pycontain._runtime.collect import shielded
-from pycontain._runtime.compile import Template, known_template
+from pycontain._runtime.compile import RootPlan, known_root_plan
 from pycontain._runtime.launch import Launch
 from pycontain._runtime.spare import Spares
 from pycontain._runtime.spec import new_id
@@ -50,9 +50,9 @@ class Standby:
         """Has nobody its id?"""
         return self.holder is None or self.holder() is None
 
-    def fits(self, template: Template | None, hostname: str | None) -> bool:
+    def fits(self, root_plan: RootPlan | None, hostname: str | None) -> bool:
         """Is it what such a container would be?"""
-        return self.launch.template is template and self.hostname == hostname
+        return self.launch.root_plan is root_plan and self.hostname == hostname
 
 
 class Ahead:
@@ -63,20 +63,20 @@ class Ahead:
         self._engine = engine
         self._most = most
         self._stock: list[Standby] = []
-        self._unfit: weakref.WeakSet[Template] = weakref.WeakSet()
+        self._unfit: weakref.WeakSet[RootPlan] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._last = float("-inf")
-        self._before: tuple[Template, str | None] | None = None
+        self._before: tuple[RootPlan, str | None] | None = None
         self._due: Launch | None = None
 
     def named(self, spec: ContainerSpec, holder: Container) -> ContainerSpec:
         """The spec, by the id of a container that waits for such a one if there is one."""
         if not self._stock:
             return spec
-        template = known_template(self._engine, spec)
+        root_plan = known_root_plan(self._engine, spec)
         with self._lock:
             for one in self._stock:
-                if one.free and one.fits(template, _hostname_of(spec)):
+                if one.free and one.fits(root_plan, _hostname_of(spec)):
                     one.holder = weakref.ref(holder)
                     return spec.renamed(one.launch.spec.id)
         return spec
@@ -88,7 +88,7 @@ class Ahead:
             return None
         launch = standby.launch
         try:
-            if standby.sources == _sources_of(launch.template):
+            if standby.sources == _sources_of(launch.root_plan):
                 running = launch.conclude(spec)
                 if not wait_dead(launch.pidfd, 0):
                     self._engine.adopt(running)
@@ -97,7 +97,7 @@ class Ahead:
                     self._pop(spec.id)  # only now: until then it is known to be here, whatever interrupts
                     return running
         except (PycontainError, OSError):
-            self._unfit.add(launch.template)  # a start from the beginning will tell what is wrong
+            self._unfit.add(launch.root_plan)  # a start from the beginning will tell what is wrong
         except BaseException:
             self._pop(spec.id)
             shielded(launch.abandon)
@@ -125,7 +125,7 @@ class Ahead:
         if not self._most:
             return
         if self._due is not None and pending:
-            self.spares.refill(launcher, launch.template)
+            self.spares.refill(launcher, launch.root_plan)
 
     def _note(self, launch: Launch) -> None:
         now = time.monotonic()
@@ -137,33 +137,33 @@ class Ahead:
         engine, launch, self._due = self._engine, self._due, None
         if not self._most or launch is None or engine.closed or not engine.launchers.idle:
             return
-        kind = launch.template, _hostname_of(launch.spec)
+        kind = launch.root_plan, _hostname_of(launch.spec)
         again, self._before = kind == self._before, kind
         while again and self._wanted(*kind):
             self._make(launch.spec, kind[1])
         if not again:
             with engine.birthplace(launch.spec.linkage).borrow() as launcher:
-                self.spares.refill(launcher, launch.template)
+                self.spares.refill(launcher, launch.root_plan)
 
-    def _wanted(self, template: Template, hostname: str | None) -> bool:
+    def _wanted(self, root_plan: RootPlan, hostname: str | None) -> bool:
         if (
-            not template.init
-            or template.joins
-            or template.shares
-            or not template.fits_one_message
-            or template in self._unfit
+            not root_plan.init
+            or root_plan.joins
+            or root_plan.shares
+            or not root_plan.fits_one_message
+            or root_plan in self._unfit
         ):
             return False
         with self._lock:
             if len(self._stock) >= _MOST_HELD:
                 return False
-            return sum(one.free and one.fits(template, hostname) for one in self._stock) < self._most
+            return sum(one.free and one.fits(root_plan, hostname) for one in self._stock) < self._most
 
     def _make(self, spec: ContainerSpec, hostname: str | None) -> None:
         """Ask for a container like this one; who takes it, or its launcher, hears what became of it."""
         engine = self._engine
         launch = Launch(engine, spec.renamed(new_id()))
-        standby = Standby(launch, hostname, _sources_of(launch.template))
+        standby = Standby(launch, hostname, _sources_of(launch.root_plan))
         try:
             with engine.birthplace(spec.linkage).borrow() as launcher:
                 launch.prepare(ahead=True)
@@ -173,7 +173,7 @@ class Ahead:
         except BaseException as error:
             self._pop(launch.spec.id)
             shielded(launch.abandon)
-            self._unfit.add(launch.template)
+            self._unfit.add(launch.root_plan)
             if not isinstance(error, PycontainError | OSError):
                 raise
 
@@ -197,18 +197,18 @@ def _hostname_of(spec: ContainerSpec) -> str | None:
     return None if spec.hostname == spec.id[:12] else spec.hostname
 
 
-def _sources_of(template: Template) -> list[tuple[int, ...]]:
+def _sources_of(root_plan: RootPlan) -> list[tuple[int, ...]]:
     """What stands now at the paths to be mounted; a layer's root tells of changes right below it."""
     found: list[tuple[int, ...]] = []
-    for at, (path, _) in enumerate(template.sources):
+    for at, (path, _) in enumerate(root_plan.sources):
         try:
             seen = os.stat(path)
         except OSError:
             found.append((0,))
             continue
-        layer = at < template.layers
+        layer = at < root_plan.layers
         found.append((seen.st_dev, seen.st_ino, *((seen.st_mtime_ns, seen.st_ctime_ns) if layer else ())))
-    if template.binds:
+    if root_plan.binds:
         # Mounts below a bound directory show inside too, as they were when the container was made.
         with open("/proc/self/mountinfo", "rb") as file:
             found.append((hash(file.read()),))

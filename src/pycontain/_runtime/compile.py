@@ -40,7 +40,7 @@ NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
     0x40000000,
 )
 _SCRATCH_MOST = 256 << 20
-_TEMPLATES = 256
+_ROOT_PLANS = 256
 _BULK_MOST = 64 << 10
 """Bytes of a plan that go in one message with the script of its cgroups in any case."""
 _SOURCES_MOST = 200
@@ -55,16 +55,16 @@ _BLOCK = "0 1111111111 65536\n"
 
 
 @frozen
-class Entrance:
-    """How PID 1 comes into its groups: behind `skipped` fds, a v2 directory if `born`, v1 files."""
+class CgroupEntry:
+    """A start's cgroup descriptors: after `skipped` others, a v2 directory if `unified`, then v1 files."""
 
-    born: bool = False
+    unified: bool = False
     tasks: int = 0
     skipped: int = 0
 
 
 @frozen(eq=False)
-class Template:
+class RootPlan:
     """A plan of which only host name, ids and fds are open: made once for containers that are alike.
 
     ops, sources as (path, how), the image's `layers` first, security: as the plan has them, for errors and
@@ -101,7 +101,7 @@ class Template:
         self,
         spec: ContainerSpec,
         block: int | None,
-        entrance: Entrance,
+        entry: CgroupEntry,
         command: bytes = b"",
         *,
         spare: bool = False,
@@ -114,24 +114,24 @@ class Template:
         cgroups.
         """
         if command or not self.privileged or len(spec.hostname) != len(_NAME) or join is not None:
-            return self._encode(spec, spec.hostname, block, entrance, command, spare, join, group)
-        ready = self._encoded.get((entrance, spare))
+            return self._encode(spec, spec.hostname, block, entry, command, spare, join, group)
+        ready = self._encoded.get((entry, spare))
         if ready is None:
-            ready = self._encoded[entrance, spare] = self._encode(spec, _NAME, None, entrance, b"", spare)
+            ready = self._encoded[entry, spare] = self._encode(spec, _NAME, None, entry, b"", spare)
         name, ids = spec.hostname.encode(), f"0 {block} 65536\n".encode()
         ready = ready.replace(_GROUP.encode(), group.encode())
         return ready.replace(_NAME.encode(), name).replace(_BLOCK.encode(), ids)
 
-    def spare(self, block: int, entrance: Entrance) -> bytes:
-        """The plan by which a child may wait for one of this template's."""
-        key = ("spare", entrance)
+    def spare(self, block: int, entry: CgroupEntry) -> bytes:
+        """Return the plan of a pre-cloned child, which waits for a container with this root plan."""
+        key = ("spare", entry)
         ready = self._encoded.get(key)
         if ready is None:
             ready = self._encoded[key] = Plan(
                 control_fd=0,
-                cgroup_fd=entrance.skipped if entrance.born else NO_FD,
-                tasks_fd=entrance.skipped + entrance.born,
-                tasks=entrance.tasks,
+                cgroup_fd=entry.skipped if entry.unified else NO_FD,
+                tasks_fd=entry.skipped + entry.unified,
+                tasks=entry.tasks,
                 namespaces=self.namespaces,
                 ops=(),
                 sources=(),
@@ -147,7 +147,7 @@ class Template:
         spec: ContainerSpec,
         hostname: str,
         block: int | None,
-        entrance: Entrance,
+        entry: CgroupEntry,
         command: bytes,
         spare: bool,
         join: int | None = None,
@@ -160,7 +160,7 @@ class Template:
             attrs.evolve(source, fd=first + at) if self.privileged else described(path, source)
             for at, (path, source) in enumerate(sources)
         ]
-        groups = first + (len(sources) if self.privileged else 0) + entrance.skipped
+        groups = first + (len(sources) if self.privileged else 0) + entry.skipped
         id_map = self.id_map
         if self.privileged:
             id_map = _BLOCK if block is None else f"0 {block} 65536\n"
@@ -168,9 +168,9 @@ class Template:
         return Plan(
             control_fd=0,
             exit_fd=NO_FD if self.init else 1,
-            cgroup_fd=groups if entrance.born else NO_FD,
-            tasks_fd=groups + entrance.born,
-            tasks=entrance.tasks,
+            cgroup_fd=groups if entry.unified else NO_FD,
+            tasks_fd=groups + entry.unified,
+            tasks=entry.tasks,
             namespaces=self.namespaces,
             ops=files,
             sources=places[1:],
@@ -214,23 +214,23 @@ def _seen_at(path: str, *, by_rule: bool) -> os.stat_result:
         os.close(fd)
 
 
-def known_template(engine: Engine, spec: ContainerSpec) -> Template | None:
-    """The template of containers like this one, where one was started already."""
+def known_root_plan(engine: Engine, spec: ContainerSpec) -> RootPlan | None:
+    """Return the root plan of containers with this specification if one was started before."""
     try:
-        return engine.templates.get(_key(spec))
+        return engine.root_plans.get(_key(spec))
     except TypeError:  # limits with mappings
         return None
 
 
-def template_of(engine: Engine, spec: ContainerSpec) -> Template:
-    """The template of containers like this one.  Raises UnsupportedError."""
-    found = known_template(engine, spec)
+def root_plan_of(engine: Engine, spec: ContainerSpec) -> RootPlan:
+    """Return the root plan of containers with this specification.  Raises UnsupportedError."""
+    found = known_root_plan(engine, spec)
     if found is None:
         found = compile_root(engine, spec)
-        if len(engine.templates) >= _TEMPLATES:
-            engine.templates.clear()
+        if len(engine.root_plans) >= _ROOT_PLANS:
+            engine.root_plans.clear()
         with contextlib.suppress(TypeError):
-            engine.templates[_key(spec)] = found
+            engine.root_plans[_key(spec)] = found
     return found
 
 
@@ -282,7 +282,7 @@ def _of_host() -> bytes:
         return b""
 
 
-def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
+def compile_root(engine: Engine, spec: ContainerSpec) -> RootPlan:
     """Compile everything but fds and ids.  Raises UnsupportedError."""
     idmap = engine.features.privileged
     sources = layer_sources(spec.image, idmap=idmap)
@@ -291,15 +291,15 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
     for path, place in spec.image.trees:
         # Not through the id map: of the host's own files a guest's root is nobody's owner, so that what only
         # root may read stays unread, and no lease of theirs keeps a program of the host waiting.
-        template = attrs.evolve(layout.layer_source(idmap=False), flags=recursive)
+        source = attrs.evolve(layout.layer_source(idmap=False), flags=recursive)
         layered = os.path.isdir(path)
         target = place.lstrip("/")
         trees.append(
             layout.MountSpec(target=target, source=len(sources), is_file=not layered, layered=layered)
         )
-        sources.append((path, template))
+        sources.append((path, source))
         if layered:
-            sources.append((host.empty_directory(spec.image.directories[-1]), template))
+            sources.append((host.empty_directory(spec.image.directories[-1]), source))
     mounts = []
     for place, what in spec.mounts.items():
         if isinstance(what, Tmpfs):
@@ -336,7 +336,7 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> Template:
     flags = PlanFlag.LOOPBACK if spec.linkage.kind in (NONE, LINKED) else PlanFlag(0)
     if not engine.features.privileged and not engine.sub_ids:
         flags |= PlanFlag.DENY_SETGROUPS
-    return Template(
+    return RootPlan(
         ops=tuple(ops),
         sources=tuple(sources),
         security=security,

@@ -52,7 +52,7 @@ class Isolation:
 def isolation_of(running: Running) -> Isolation:
     """The report of a live container."""
     engine, spec = running.engine, running.spec
-    flags = running.template.namespaces
+    flags = running.root_plan.namespaces
     held = engine.enforceable(spec.limits, spec.asked, spec.security.optional)
     missing = []
     if engine.cgroups.keeps_out:
@@ -61,7 +61,7 @@ def isolation_of(running: Running) -> Isolation:
         missing.append("loss of the caller's supplementary groups")
     if not engine.features.time_namespace:
         missing.append("time namespace")
-    if spec.security.landlock and not running.template.landlock:
+    if spec.security.landlock and not running.root_plan.landlock:
         missing.append("landlock")
     for name in ("memory", "pids"):
         if getattr(held, name) is None and getattr(spec.limits, name) is not None:
@@ -78,9 +78,9 @@ def isolation_of(running: Running) -> Isolation:
         limits=limits,
         capabilities=tuple(sorted(spec.security.capabilities)),
         no_new_privs=spec.security.no_new_privs,
-        seccomp=running.template.seccomp,
-        restrict_suid_sgid=running.template.seccomp and spec.security.restrict_suid_sgid,
-        landlock=running.template.landlock,
+        seccomp=running.root_plan.seccomp,
+        restrict_suid_sgid=running.root_plan.seccomp and spec.security.restrict_suid_sgid,
+        landlock=running.root_plan.landlock,
         read_only=spec.read_only,
         network=spec.network,
         missing=tuple(missing),

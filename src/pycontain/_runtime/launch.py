@@ -12,7 +12,7 @@ from pycontain._cgroups.leaf import Leaf
 from pycontain._kernel import files, hostpath, native
 from pycontain._kernel.plan import OpFlag, Source, request
 from pycontain._runtime.collect import Remains
-from pycontain._runtime.compile import Entrance, Template, template_of
+from pycontain._runtime.compile import CgroupEntry, RootPlan, root_plan_of
 from pycontain._runtime.network import JOINED
 from pycontain._runtime.running import Running, kill_by
 from pycontain.errors import PathError, StartError
@@ -81,7 +81,7 @@ class Launch:
     ) -> None:
         self.engine = engine
         self.spec = spec
-        self.template: Template = template_of(engine, spec)
+        self.root_plan: RootPlan = root_plan_of(engine, spec)
         self.limits: CgroupLimits = engine.enforceable(spec.limits, spec.asked, spec.security.optional)
         self._command, self._streams = command or (b"", ())
         self._spare: Spare | None = None
@@ -139,7 +139,7 @@ class Launch:
         self._control, guest = native.pair()
         self._fds.append(guest)
         if self.spec.init:
-            native.send(self._control, self.template.security_request)
+            native.send(self._control, self.root_plan.security_request)
         else:
             self._exit_socket, other = native.pair()
             self._fds.append(other)
@@ -148,12 +148,12 @@ class Launch:
         """As root, the mounts that the plan names, in its order; the launcher opens them for plain users."""
         if not self.engine.features.privileged:
             return
-        for path, source in ((self._directory, Source()), *self.template.sources):
+        for path, source in ((self._directory, Source()), *self.root_plan.sources):
             self._fds.append(mount_of(path, source))
 
     def _encode(self, ahead: bool) -> None:
         """The message: the plan and, where the launcher has groups to make or to limit, the script for it."""
-        group, entrance, script = self._group, Entrance(), b""
+        group, entry, script = self._group, CgroupEntry(), b""
         self._outgoing = list(self._fds)
         by_launcher = group is not None and (ahead or self._spare is not None)
         if group is not None and by_launcher:
@@ -161,21 +161,21 @@ class Launch:
             script = (group.ahead if ahead else group.claim)(self.limits, first)
             parents = [fd for fd, _ in group.parents()]
             if ahead:
-                entrance = Entrance(group.born, group.entrances, len(parents))
+                entry = CgroupEntry(group.enters_unified, group.tasks_count, len(parents))
             self._outgoing += parents
         elif group is not None:
-            entrance = Entrance(group.birth >= 0, len(group.tasks))
-            self._outgoing += group.entrance()
+            entry = CgroupEntry(group.unified_fd >= 0, len(group.tasks))
+            self._outgoing += group.entry_fds()
         join = None
         if self.spec.linkage.kind == JOINED:
             join = len(self._outgoing)
             self._fds.append(self.engine.find_named(self.spec.linkage.other).share())
             self._outgoing.append(self._fds[-1])
         self._outgoing += self._streams
-        plan = self.template.fill(
+        plan = self.root_plan.fill(
             self.spec,
             self._block,
-            entrance,
+            entry,
             self._command,
             spare=self._spare is not None,
             join=join,
@@ -262,7 +262,7 @@ class Launch:
             self._exit_socket,
             group,
             self._block,
-            self.template,
+            self.root_plan,
             self._timings(),
             reply.value,
         )
@@ -312,9 +312,9 @@ class Launch:
         step, path = record.step_name, None
         if record.op >= 0:
             if step in ("mount source", "mount id map"):
-                path = self.template.sources[record.op][0]
-            elif record.op < len(self.template.ops):
-                path = "/" + self.template.ops[record.op].target.lstrip("/")
+                path = self.root_plan.sources[record.op][0]
+            elif record.op < len(self.root_plan.ops):
+                path = "/" + self.root_plan.ops[record.op].target.lstrip("/")
         hint = _HINTS.get((step, record.errno))
         if path is not None and path.startswith("/proc/sys/"):
             step, hint = "sysctl", _SYSCTL_HINT

@@ -68,12 +68,12 @@ def restack(running: Running, image: Image) -> None:
 
 
 def _plan(running: Running, places: list[Source]) -> bytes:
-    template = running.template
+    root_plan = running.root_plan
     ops = [
         Op(OpKind.UPPER, mode=running.upper + 1),
         Op(OpKind.OVERLAY, source=0, count=len(places) - 1, attributes=_GUARDED),
     ]
-    for op in template.ops:
+    for op in root_plan.ops:
         if op.kind == OpKind.SEAL:
             ops.append(op)
         elif op.kind not in _MADE or (op.kind == OpKind.OVERLAY and op.target):
@@ -87,9 +87,9 @@ def _plan(running: Running, places: list[Source]) -> bytes:
         ops=ops,
         sources=places[1:],
         store=places[0],
-        security=template.security,
-        flags=template.flags,
-        uid_map=f"0 {running.block} 65536\n" if running.block is not None else template.id_map,
+        security=root_plan.security,
+        flags=root_plan.flags,
+        uid_map=f"0 {running.block} 65536\n" if running.block is not None else root_plan.id_map,
     ).encode()
 
 

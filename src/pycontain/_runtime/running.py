@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pycontain._model.process import Reason
     from pycontain._networks.attached import Attached
     from pycontain._runtime.cancel import Cancellable
-    from pycontain._runtime.compile import Template
+    from pycontain._runtime.compile import RootPlan
     from pycontain._runtime.spec import ContainerSpec
 
 _PIDFD_GET_MNT_NAMESPACE = 0xFF03
@@ -77,7 +77,7 @@ class Running:
     exit_socket: int
     group: Group | None
     block: int | None
-    template: Template
+    root_plan: RootPlan
     timings: dict[str, float]
     pid: int
     environment: Any = None  # exec's default one, encoded on first use

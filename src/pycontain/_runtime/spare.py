@@ -15,11 +15,11 @@ from pycontain._kernel.launcher import Launcher
 from pycontain._kernel.plan import request
 from pycontain._model.limits import CgroupLimits
 from pycontain._runtime.collect import Remains
-from pycontain._runtime.compile import Entrance
+from pycontain._runtime.compile import CgroupEntry
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
-    from pycontain._runtime.compile import Template
+    from pycontain._runtime.compile import RootPlan
 
 
 @frozen(eq=False)
@@ -39,22 +39,22 @@ class Spares:
         self._engine = engine
         self._number = 0
 
-    def take(self, launcher: Launcher, template: Template, limits: CgroupLimits) -> Spare | None:
-        """The spare that waits in this launcher, if the template can be started in it."""
+    def take(self, launcher: Launcher, root_plan: RootPlan, limits: CgroupLimits) -> Spare | None:
+        """The spare that waits in this launcher, if a container with this root plan can be started in it."""
         spare: Spare | None = launcher.spare
-        if spare is None or not template.init or not template.fits_one_message:
+        if spare is None or not root_plan.init or not root_plan.fits_one_message:
             return None
-        if (spare.namespaces, spare.flags) != (template.namespaces, template.flags):
+        if (spare.namespaces, spare.flags) != (root_plan.namespaces, root_plan.flags):
             return None
         if not spare.group.takes(limits):
             return None
         launcher.spare = None
         return spare
 
-    def refill(self, launcher: Launcher, template: Template) -> None:
-        """Let a child wait in this launcher, if none does and the template can be started in one."""
+    def refill(self, launcher: Launcher, root_plan: RootPlan) -> None:
+        """Let a child wait in this launcher, if none does and the root plan allows it."""
         cgroups = self._engine.cgroups
-        if launcher.spare is not None or not template.init or not template.privileged:
+        if launcher.spare is not None or not root_plan.init or not root_plan.privileged:
             return
         if not cgroups.usable:
             return
@@ -63,9 +63,9 @@ class Spares:
         group = Group(cgroups, f"s{self._number}", block)
         script = group.ahead(CgroupLimits())
         parents = [fd for fd, _ in group.parents()]
-        plan = template.spare(block, Entrance(group.born, group.entrances, len(parents)))
+        plan = root_plan.spare(block, CgroupEntry(group.enters_unified, group.tasks_count, len(parents)))
         # Known before it exists: whatever of it comes to be is removed with the launcher's engine.
-        launcher.spare = Spare(group, block, template.namespaces, template.flags)
+        launcher.spare = Spare(group, block, root_plan.namespaces, root_plan.flags)
         native.send(launcher.socket, request(native.PREPARE, plan + script, value=len(plan)), parents)
 
     def discard(self) -> None:

@@ -51,7 +51,7 @@ def _make(
         with engine.birthplace(spec.linkage).borrow() as launcher:
             spare = None
             if spares and command is None and spec.linkage.kind != JOINED:
-                spare = engine.ahead.spares.take(launcher, launch.template, launch.limits)
+                spare = engine.ahead.spares.take(launcher, launch.root_plan, launch.limits)
             launch.prepare(spare=spare)
             launch.ask(launcher)
             running = launch.conclude()

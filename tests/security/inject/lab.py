@@ -116,14 +116,14 @@ class Lab:
     def _make_ahead(self, security: dict[str, Any], way: str) -> None:
         if way not in ("spare", "ahead"):
             return
-        from pycontain._runtime.compile import template_of
+        from pycontain._runtime.compile import root_plan_of
 
         engine, spec = self._engine, self._container(security).spec
         if way == "ahead":
             engine.ahead._make(spec, spec.hostname)
             return
         with engine.launchers.borrow() as launcher:
-            engine.ahead.spares.refill(launcher, template_of(engine, spec))
+            engine.ahead.spares.refill(launcher, root_plan_of(engine, spec))
 
     def _look(self, container: Container, report: dict[str, Any]) -> None:
         outside = limits(container)

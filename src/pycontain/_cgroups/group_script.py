@@ -1,4 +1,4 @@
-"""How a launcher makes a container's groups: worked out once for containers of the same limits."""
+"""The script by which a launcher makes cgroups, computed once for containers of the same limits."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from attrs import frozen
 from pycontain._cgroups.leaf import Leaf
 
 NAME = "\x02name\x03"
-"""Stands for the name of the group; no part of it is the beginning of it."""
+"""Placeholder for the group's name; no suffix of it is a prefix of it."""
 OWNER = 1111111111
-"""Stands for the id that may start processes in it: as many digits as every block has."""
+"""Placeholder for the id that may start processes in the group; ids of blocks have as many digits."""
 
 
 @frozen(eq=False)
-class Blueprint:
-    """A group that is not there, with a first leaf, and the script that makes it.
+class GroupScript:
+    """The file operations that make a group and its first leaf, with placeholders.
 
-    unified, legacy, passed, leaf_controllers: as `Group` has them.
+    unified, legacy, passed, leaf_controllers: as in `Group`.
     """
 
     unified: str | None
@@ -27,6 +27,6 @@ class Blueprint:
     script: bytes
 
     def script_for(self, name: str, owner: int | None) -> bytes:
-        """What makes the group `name`."""
+        """Return the script for the group `name`, whose processes the id `owner` may start."""
         script = self.script.replace(NAME.encode(), name.encode())
         return script if owner is None else script.replace(b"%d" % OWNER, b"%d" % owner)
