@@ -319,7 +319,7 @@ leave (int own[4])
 }
 
 static word
-clone_child (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds,
+clone_namespaces (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds,
              int *pidfd)
 {
   int owned = launcher->privileged && plan->namespaces & CLONE_NEWUSER;
@@ -349,7 +349,7 @@ fds_present (const struct pc_plan *plan, const struct pc_fds *fds)
 }
 
 static void
-bury (struct pc_born *born)
+kill_and_reap (struct pc_born *born)
 {
   if (born->pid == 0)
     return;
@@ -362,7 +362,7 @@ bury (struct pc_born *born)
 
 /* Clone a child and give it its ids; 0, or -1 and the reply. */
 static int
-give_birth (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fds *fds, int spare,
+clone_child (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fds *fds, int spare,
             struct pc_born *born, struct pc_record *reply)
 {
   int sync[2];
@@ -373,7 +373,7 @@ give_birth (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_
   if (error < 0)
     return pc_failed (reply, PC_STEP_LAUNCHER, error, -1);
   error = join (plan, fds, own);
-  word pid = error < 0 ? error : clone_child (launcher, plan, fds, &born->pidfd);
+  word pid = error < 0 ? error : clone_namespaces (launcher, plan, fds, &born->pidfd);
   if (pid == 0)
     {
       sys_close (sync[0]);
@@ -393,7 +393,7 @@ give_birth (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_
   error = plan->namespaces & CLONE_NEWUSER ? write_maps (plan, pid) : 0;
   if (error < 0)
     {
-      bury (born);
+      kill_and_reap (born);
       return pc_failed (reply, PC_STEP_IDMAP, error, -1);
     }
   return 0;
@@ -411,7 +411,7 @@ claim_spare (struct pc_launcher *launcher, const struct pc_plan *plan, const str
   int error = pc_send (born->sync, plan, plan->size, &fds->fd[plan->control_fd], 1, 0);
   if (error < 0)
     {
-      bury (born);
+      kill_and_reap (born);
       return pc_failed (reply, PC_STEP_SPARE, error, -1);
     }
   return 0;
@@ -432,9 +432,9 @@ pc_prepare_spare (struct pc_launcher *launcher, const struct pc_plan *plan, stru
 {
   struct pc_record unsaid = { .kind = 0 };
 
-  bury (&launcher->spare);
+  kill_and_reap (&launcher->spare);
   if (!fds_present (plan, fds)
-      || give_birth (launcher, plan, fds, 1, &launcher->spare, &unsaid) < 0)
+      || clone_child (launcher, plan, fds, 1, &launcher->spare, &unsaid) < 0)
     launcher->spare.pid = 0;
 }
 
@@ -447,12 +447,12 @@ pc_spawn (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fd
   if (!fds_present (plan, fds))
     return pc_failed (reply, PC_STEP_PLAN, -EBADF, -1);
   int error = plan->flags & PC_PLAN_SPARE ? claim_spare (launcher, plan, fds, &born, reply)
-                                          : give_birth (launcher, plan, fds, 0, &born, reply);
+                                          : clone_child (launcher, plan, fds, 0, &born, reply);
   if (error < 0)
     return -1;
   if (pc_send_sources (launcher, plan, fds, born.pid, born.sync, reply) < 0)
     {
-      bury (&born);
+      kill_and_reap (&born);
       return -1;
     }
   pc_close_fd (&born.sync);
