@@ -76,7 +76,7 @@ give (struct pc_unpack *unpack, int fd, const char *name, const struct pc_tar_en
 
 /* Set owner, attributes, mode and times in this order: chown clears set-id bits and capabilities. */
 static int
-dress (struct pc_unpack *unpack, const struct pc_tar *tar, const struct pc_tar_entry *entry, int fd,
+set_metadata (struct pc_unpack *unpack, const struct pc_tar *tar, const struct pc_tar_entry *entry, int fd,
        const char *name, int set_mode)
 {
   i64 times[4] = { entry->seconds, entry->nanoseconds, entry->seconds, entry->nanoseconds };
@@ -169,7 +169,7 @@ make_file (struct pc_unpack *unpack, struct pc_tar *tar, const struct pc_tar_ent
   if (fd < 0)
     return failed (unpack, PC_UNPACK_CREATE, fd);
   int done = fill_file (unpack, tar, entry, fd);
-  return done < 0 ? done : dress (unpack, tar, entry, fd, name, special != 0);
+  return done < 0 ? done : set_metadata (unpack, tar, entry, fd, name, special != 0);
 }
 
 /* Remove the attributes that an earlier entry of the same name set. */
@@ -225,7 +225,7 @@ make_directory (struct pc_unpack *unpack, const struct pc_tar *tar, const struct
       if (fd < 0)
         return failed (unpack, PC_UNPACK_CREATE, fd);
     }
-  int done = dress (unpack, tar, entry, fd, name, 1);
+  int done = set_metadata (unpack, tar, entry, fd, name, 1);
   if (done < 0)
     return done;
   error = pc_tree_note (unpack, unpack->path, entry->seconds, entry->nanoseconds, PC_NOTED_NAMED);
@@ -233,12 +233,12 @@ make_directory (struct pc_unpack *unpack, const struct pc_tar *tar, const struct
 }
 
 static int
-dress_root (struct pc_unpack *unpack, const struct pc_tar *tar, const struct pc_tar_entry *entry)
+set_root_metadata (struct pc_unpack *unpack, const struct pc_tar *tar, const struct pc_tar_entry *entry)
 {
   if (entry->type != PC_TAR_DIRECTORY)
     return failed (unpack, PC_UNPACK_NAME, 0);
   unpack->root_seen = 1;
-  int done = dress (unpack, tar, entry, -1, ".", 1);
+  int done = set_metadata (unpack, tar, entry, -1, ".", 1);
   pc_tree_forget (unpack); /* the directory may pass its group on from now on */
   if (done < 0)
     return done;
@@ -275,7 +275,7 @@ make_other (struct pc_unpack *unpack, const struct pc_tar *tar, const struct pc_
     return failed (unpack, PC_UNPACK_CREATE, error);
   /* In a live tree the node is created with its final mode: chmod by name could follow a guest's link. */
   int set_mode = entry->type != PC_TAR_SYMLINK && !(unpack->flags & PC_UNPACK_PLAIN);
-  return dress (unpack, tar, entry, -1, name, set_mode);
+  return set_metadata (unpack, tar, entry, -1, name, set_mode);
 }
 
 /* Open a directory of this layer, where the lower layers' links lead once they are known. */
@@ -402,7 +402,7 @@ pc_unpack_entry (struct pc_unpack *unpack, struct pc_tar *tar, const struct pc_t
   if (error < 0)
     return error;
   if (last[0] == '\0')
-    return dress_root (unpack, tar, entry);
+    return set_root_metadata (unpack, tar, entry);
   if (!(unpack->flags & PC_UNPACK_PLAIN) && pc_starts_with (last, ".wh."))
     return apply_marker (unpack, last);
   switch (entry->type)
