@@ -51,8 +51,8 @@ enum pc_unpack_problem
 #define PC_UNPACK_DEVICES 2u  /* device nodes are made, else left out */
 #define PC_UNPACK_LANDLOCK 4u /* this kernel has Landlock: it must hold */
 #define PC_UNPACK_READABLE 8u /* whatever mode the archive names, its owner may read */
-#define PC_UNPACK_PLAIN 16u   /* no layer but a tree: names and marks mean nothing, what stands there is added to */
-#define PC_UNPACK_TAME 32u    /* no pipes, no set-id bits, no attributes but user.* */
+#define PC_UNPACK_INTO_TREE 16u    /* add to an existing tree that is no layer: whiteout names have no meaning */
+#define PC_UNPACK_NO_SPECIAL_FILES 32u /* no FIFOs, no set-id bits, no attributes but user.* */
 #define PC_UNPACK_NO_SET_ID 128u /* files get no set-id bits and no capabilities */
 #define PC_UNPACK_THROUGH 256u /* a PC_REQUEST_FINISH before the stream brings the lower layers, and paths lead through their links */
 #define PC_UNPACK_MERGE 64u   /* a layer upon the one that stands there: its whiteouts take away what that has */

@@ -198,7 +198,7 @@ send_part (int sync, struct pc_sources_head *head, struct pc_fds *part, u32 more
 
 int
 pc_send_sources (const struct pc_launcher *launcher, const struct pc_plan *plan,
-              const struct pc_fds *fds, word pid, int sync, struct pc_record *reply)
+                 const struct pc_fds *fds, word pid, int sync, struct pc_record *reply)
 {
   struct pc_fds out = { .count = 0 };
   const struct pc_source *sources = pc_at (plan, plan->sources);
@@ -320,7 +320,7 @@ leave (int own[4])
 
 static word
 clone_namespaces (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds,
-             int *pidfd)
+                  int *pidfd)
 {
   int owned = launcher->privileged && plan->namespaces & CLONE_NEWUSER;
   struct clone_args args = {
@@ -363,7 +363,7 @@ kill_and_reap (struct pc_born *born)
 /* Clone a child and give it its ids; 0, or -1 and the reply. */
 static int
 clone_child (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fds *fds, int spare,
-            struct pc_born *born, struct pc_record *reply)
+             struct pc_born *born, struct pc_record *reply)
 {
   int sync[2];
   int own[4] = { -1, -1, -1, -1 };

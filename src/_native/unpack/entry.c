@@ -18,7 +18,7 @@ failed (struct pc_unpack *unpack, u32 problem, word error)
 static int
 set_attributes (struct pc_unpack *unpack, const struct pc_tar *tar, int fd, const char *name)
 {
-  int tame = (unpack->flags & PC_UNPACK_TAME) != 0;
+  int no_special_files = (unpack->flags & PC_UNPACK_NO_SPECIAL_FILES) != 0;
   int no_set_id = (unpack->flags & PC_UNPACK_NO_SET_ID) != 0;
   usize at = 0;
   const char *key;
@@ -31,8 +31,9 @@ set_attributes (struct pc_unpack *unpack, const struct pc_tar *tar, int fd, cons
       word error = -EOPNOTSUPP;
       /* The kernel accepts an empty capability attribute from any user and grants nothing for it. */
       int is_empty = size == 0 && pc_streq (key, "security.capability");
-      int is_left_out = no_set_id && pc_streq (key, "security.capability");
-      if (pc_attribute_is_content (key) && !is_empty && !is_left_out && (!tame || pc_starts_with (key, "user.")))
+      int is_left_out = (no_set_id && pc_streq (key, "security.capability"))
+                        || (no_special_files && !pc_starts_with (key, "user."));
+      if (pc_attribute_is_content (key) && !is_empty && !is_left_out)
         {
           if (fd < 0 && !entered && (error = raw1 (__NR_fchdir, unpack->parent)) < 0)
             return failed (unpack, PC_UNPACK_ATTRIBUTE, error);
@@ -77,7 +78,7 @@ give (struct pc_unpack *unpack, int fd, const char *name, const struct pc_tar_en
 /* Set owner, attributes, mode and times in this order: chown clears set-id bits and capabilities. */
 static int
 set_metadata (struct pc_unpack *unpack, const struct pc_tar *tar, const struct pc_tar_entry *entry, int fd,
-       const char *name, int set_mode)
+              const char *name, int set_mode)
 {
   i64 times[4] = { entry->seconds, entry->nanoseconds, entry->seconds, entry->nanoseconds };
   word error = give (unpack, fd, name, entry);
@@ -219,7 +220,7 @@ make_directory (struct pc_unpack *unpack, const struct pc_tar *tar, const struct
     }
   /* In a running container's tree the guest may have replaced the name by a link. */
   cleanup_fd int fd = -1;
-  if (unpack->flags & PC_UNPACK_PLAIN)
+  if (unpack->flags & PC_UNPACK_INTO_TREE)
     {
       fd = (int) sys_openat (unpack->parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
       if (fd < 0)
@@ -274,7 +275,7 @@ make_other (struct pc_unpack *unpack, const struct pc_tar *tar, const struct pc_
   if (error < 0)
     return failed (unpack, PC_UNPACK_CREATE, error);
   /* In a live tree the node is created with its final mode: chmod by name could follow a guest's link. */
-  int set_mode = entry->type != PC_TAR_SYMLINK && !(unpack->flags & PC_UNPACK_PLAIN);
+  int set_mode = entry->type != PC_TAR_SYMLINK && !(unpack->flags & PC_UNPACK_INTO_TREE);
   return set_metadata (unpack, tar, entry, -1, name, set_mode);
 }
 
@@ -403,7 +404,7 @@ pc_unpack_entry (struct pc_unpack *unpack, struct pc_tar *tar, const struct pc_t
     return error;
   if (last[0] == '\0')
     return set_root_metadata (unpack, tar, entry);
-  if (!(unpack->flags & PC_UNPACK_PLAIN) && pc_starts_with (last, ".wh."))
+  if (!(unpack->flags & PC_UNPACK_INTO_TREE) && pc_starts_with (last, ".wh."))
     return apply_marker (unpack, last);
   switch (entry->type)
     {
@@ -427,7 +428,7 @@ pc_unpack_entry (struct pc_unpack *unpack, struct pc_tar *tar, const struct pc_t
       unpack->report.skipped++;
       return 0;
     case PC_TAR_FIFO:
-      if (unpack->flags & PC_UNPACK_TAME)
+      if (unpack->flags & PC_UNPACK_NO_SPECIAL_FILES)
         {
           unpack->report.skipped++;
           return 0;

@@ -292,7 +292,7 @@ open_noted (const struct pc_unpack *unpack, char *path, int *parent, const char 
   *last = path[0] == '\0' ? "." : path + cut;
   if (cut > 0)
     path[cut - 1] = '\0';
-  *parent = pc_tree_open_plain (unpack->top, cut > 0 ? path : ".");
+  *parent = pc_tree_open_nofollow (unpack->top, cut > 0 ? path : ".");
   if (cut > 0)
     path[cut - 1] = '/';
   if (*parent < 0)
@@ -391,7 +391,7 @@ pc_unpack_finish (struct pc_unpack *unpack, const int *lowers, u32 count)
     if (noted->kind != PC_NOTED_NAMED)
       error = settle (unpack, lowers, count, noted);
   /* A plain tree without an entry for its root keeps the root's attributes. */
-  int settles_root = !unpack->root_seen && !(unpack->flags & PC_UNPACK_PLAIN);
+  int settles_root = !unpack->root_seen && !(unpack->flags & PC_UNPACK_INTO_TREE);
   if (error == 0 && settles_root)
     error = settle_directory (unpack, lowers, count, unpack->top, "", &root.noted);
   for (usize at = 0; error == 0 && (noted = next_noted (unpack, &at)) != NULL;)

@@ -57,7 +57,7 @@ pc_tree_open (int top, const char *path)
 }
 
 int
-pc_tree_open_plain (int top, const char *path)
+pc_tree_open_nofollow (int top, const char *path)
 {
   return open_by (top, path, RESOLVE_NO_SYMLINKS);
 }
@@ -227,20 +227,20 @@ open_parent (struct pc_unpack *unpack)
 
   memcpy (path, unpack->asked, unpack->asked_size + 1);
   unpack->parent_size = unpack->asked_size;
-  int fd = unpack->parent_size == 0 ? unpack->top : pc_tree_open_plain (unpack->top, path);
+  int fd = unpack->parent_size == 0 ? unpack->top : pc_tree_open_nofollow (unpack->top, path);
   if (fd == -ELOOP || (unpack->lowers.count > 0 && (fd == -ENOENT || fd == -ENOTDIR)))
     {
       int error = pc_tree_resolve (unpack, path, &unpack->parent_size);
       if (error < 0)
         return pc_unpack_crosses (unpack, PC_UNPACK_PARENT, error);
-      fd = unpack->parent_size == 0 ? unpack->top : pc_tree_open_plain (unpack->top, path);
+      fd = unpack->parent_size == 0 ? unpack->top : pc_tree_open_nofollow (unpack->top, path);
     }
   if (fd == -ENOENT || fd == -ENOTDIR)
     {
       int error = make_way (unpack, path);
       if (error < 0)
         return error;
-      fd = pc_tree_open_plain (unpack->top, path);
+      fd = pc_tree_open_nofollow (unpack->top, path);
     }
   return fd < 0 ? pc_unpack_failed (unpack, PC_UNPACK_PARENT, fd) : fd;
 }
@@ -259,7 +259,7 @@ pc_tree_enter (struct pc_unpack *unpack, const char *name, const char **last)
   *last = path + cut;
   usize parent = cut > 0 ? cut - 1 : 0;
   for (usize at = 0; at < cut; at++)
-    if (!(unpack->flags & PC_UNPACK_PLAIN) && (at == 0 || path[at - 1] == '/') && is_marker (path + at))
+    if (!(unpack->flags & PC_UNPACK_INTO_TREE) && (at == 0 || path[at - 1] == '/') && is_marker (path + at))
       return pc_unpack_failed (unpack, PC_UNPACK_WHITEOUT, 0);
   if (unpack->parent >= 0 && unpack->asked_size == parent && memcmp (unpack->asked, path, parent) == 0)
     return join (unpack, last);
@@ -297,7 +297,7 @@ pc_tree_clear (int dir, const char *name)
 int
 pc_tree_mark_opaque (struct pc_unpack *unpack, int dir, const char *name, const char *path)
 {
-  if (unpack->flags & PC_UNPACK_PLAIN)
+  if (unpack->flags & PC_UNPACK_INTO_TREE)
     return 0;
   cleanup_fd int fd = (int) sys_openat (dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
   if (fd < 0)

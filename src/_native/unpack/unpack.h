@@ -74,7 +74,7 @@ void pc_tree_forget (struct pc_unpack *unpack);
 /* Open a directory beneath top as O_PATH, following links within it; an fd or a negative errno. */
 int pc_tree_open (int top, const char *path);
 /* The same without following links: -ELOOP when the path has one. */
-int pc_tree_open_plain (int top, const char *path);
+int pc_tree_open_nofollow (int top, const char *path);
 /* Make the directory at a path that no entry named, `name` in the open directory `above`. Where the lower layers are
    known and have a link there, copy the link instead. 0 or a negative errno. */
 word pc_tree_imply (struct pc_unpack *unpack, int above, const char *path, const char *name);

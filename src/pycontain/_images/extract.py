@@ -30,7 +30,7 @@ def extract(
         chunks: The archive.
         first_id: The host id of the archive's id 0.
         lowers: The directories below, the uppermost first, when the archive is a layer; without them it
-            is a plain tree, in which whiteout names have no meaning.
+            is a tree, in which whiteout names have no meaning.
 
     Raises:
         ImageError: The archive is damaged or exceeds a limit.
@@ -42,7 +42,7 @@ def extract(
         owners=store.owners,
         readable=not store.owners,
         devices=lowers is not None and store.privileged,
-        plain=lowers is None,
+        tree=lowers is None,
         merge=lowers is not None,
         first_id=first_id,
         landlock=store.landlock,

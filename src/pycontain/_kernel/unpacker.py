@@ -18,7 +18,7 @@ _UNPACK, _FINISH = 11, 12
 _BOUNDS = struct.Struct("<QQII")
 _USER = struct.Struct("<IIII64I")
 _REPORT = struct.Struct("<IiIIQQQ256s")
-_OWNERS, _DEVICES, _LANDLOCK, _READABLE, _PLAIN, _TAME, _MERGE = 1, 2, 4, 8, 16, 32, 64
+_OWNERS, _DEVICES, _LANDLOCK, _READABLE, _TREE, _NO_SPECIAL_FILES, _MERGE = 1, 2, 4, 8, 16, 32, 64
 _NO_SET_ID, _THROUGH = 128, 256
 _ROOT_OPAQUE, _CROSSES = 1, 2
 _LANDLOCK_FROM = 3
@@ -86,8 +86,8 @@ class Unpacker:
 
     `feed` the archive and `end_stream`, ask for the `report`, then `finish`; `close` ends it at
     any time.  owners: files get the owners that the archive names.  devices: nodes are made.
-    readable: whatever mode the archive names, the owner may read.  plain: it is a tree and no layer, to be
-    added to what is there.  tame: no pipes, set-id bits and attributes but user.*.  merge: the
+    readable: whatever mode the archive names, the owner may read.  tree: add to a tree that is no layer.
+    no_special_files: no FIFOs, set-id bits and attributes but user.*.  merge: the
     layer comes upon the one that stands in the directory.  no_set_id: files get no set-id bits and no
     capabilities.  through: the lower layers' directories, the uppermost first; paths of the archive
     lead through their links.  first_id: what
@@ -106,8 +106,8 @@ class Unpacker:
         entries: int,
         devices: bool = False,
         readable: bool = False,
-        plain: bool = False,
-        tame: bool = False,
+        tree: bool = False,
+        no_special_files: bool = False,
         merge: bool = False,
         no_set_id: bool = False,
         through: Sequence[int] = (),
@@ -120,8 +120,8 @@ class Unpacker:
             | devices * _DEVICES
             | (landlock >= _LANDLOCK_FROM) * _LANDLOCK
             | readable * _READABLE
-            | plain * _PLAIN
-            | tame * _TAME
+            | tree * _TREE
+            | no_special_files * _NO_SPECIAL_FILES
             | merge * _MERGE
             | no_set_id * _NO_SET_ID
             | bool(through) * _THROUGH
