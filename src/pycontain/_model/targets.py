@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
@@ -53,8 +54,9 @@ class Target:
         return self.network is not None and any(self.network.subnet_of(one) for one in METADATA)
 
 
+@functools.lru_cache(maxsize=8192)
 def is_public(address: IPv4Address) -> bool:
-    """May whoever owns a name say that it is there?"""
+    """Return whether the owner of a name may point it to this address."""
     if address.is_multicast or address in _PROTOCOLS or any(address in one for one in METADATA):
         return False
     return address.is_global

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import struct
 import sys
 import threading
@@ -227,7 +228,7 @@ class Guide:
         with self._lock:
             if not self.allows(name):
                 return []
-            allowed = [one for one in addresses if self._may_be_told(one)][:MOST_PER_ANSWER]
+            allowed = list(itertools.islice(filter(self._may_be_told, addresses), MOST_PER_ANSWER))
             until = min(max(ttl, _KEPT), _KEPT_LONGEST)
             targets = self._index.names(name)
             keys = [key for one in allowed for target in targets for key in self._keys(target, one)]

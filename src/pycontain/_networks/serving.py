@@ -97,10 +97,9 @@ class Loop:
         waits += [max(until - now, 0) for until in self.resting.values()]
         return min((one for one in waits if one is not None), default=None)
 
-    @property
-    def share(self) -> float:
-        """Of a processor, for one of the clients that have spent their budgets."""
-        return budget.SHARE / (len(self.resting) + 1)
+    def share(self, seat: Seat) -> float:
+        """Return the part of a processor for a client, beside the others that have spent their budgets."""
+        return budget.SHARE / (len(self.resting) + (seat not in self.resting))
 
     def admit(self, client: Client, udp: socket.socket, tcp: socket.socket) -> None:
         """Answer a client.  Raises OSError; it is as before then."""
@@ -262,7 +261,7 @@ class Seat:
         Its datagrams are dropped by the kernel then, at the sender's expense, and its connections wait.
         """
         now = time.thread_time()
-        wait = self._budget.spend(now - self._begun, self.loop.share)
+        wait = self._budget.spend(now - self._begun, self.loop.share(self))
         self._begun = now
         if not wait or self._closed:
             return
