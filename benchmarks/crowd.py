@@ -47,9 +47,9 @@ def _left() -> dict[str, int]:
             processes += os.readlink(f"/proc/{pid}/ns/net") == own
     found["processes"] = processes
     if shutil.which("nft") is not None:
-        told = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
+        rules = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
         # Elements stand on lines of their own or many on one: those of bridges and ports are all alike.
-        found["rules"] = told.count("\n") + told.count("pyc-")
+        found["rules"] = rules.count("\n") + rules.count("pyc-")
     return found
 
 

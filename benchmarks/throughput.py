@@ -37,8 +37,8 @@ def tree(top: Path) -> Path:
     for name in ("bin", "proc", "dev", "tmp", "etc", "sys", "run"):
         (root / name).mkdir(parents=True)
     shutil.copy(program, root / "bin" / "iperf3")
-    told = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
-    for word in told.split():
+    linked = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+    for word in linked.split():
         if word.startswith("/"):
             place = root / word[1:]
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -107,8 +107,8 @@ def _docker_container(client: Any, network: str) -> Iterator[Any]:
             container.remove(force=True)
 
 
-def _lookups(told: str) -> list[float]:
-    return [int(line) / 1e9 for line in told.splitlines()]
+def _lookups(text: str) -> list[float]:
+    return [int(line) / 1e9 for line in text.splitlines()]
 
 
 def _names(image: Image, client: Any, rounds: int) -> list[dict[str, object]]:

@@ -25,7 +25,7 @@ def test_as_docker_does_or_as_the_table_says(case: Case, compared: tuple[Outcome
 
 def test_the_page_has_every_case() -> None:
     rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
-    told = {line.split(" | ")[0].removeprefix("| "): line for line in rows}
+    by_title = {line.split(" | ")[0].removeprefix("| "): line for line in rows}
     for one in CASES:
-        assert f"| {one.outcome} | {one.docker or 'the same'} | {one.why} |" in told[one.title]
+        assert f"| {one.outcome} | {one.docker or 'the same'} | {one.why} |" in by_title[one.title]
     assert len(CASES) >= 30

@@ -66,8 +66,8 @@ def test_psql_finds_postgresql_by_name(debian: Image, net: Network) -> None:
         psql = [f"{_POSTGRES}/psql", "-h", "db", "-U", "postgres", "-tAc"]
         ask = "CREATE TABLE t AS SELECT generate_series(1, 100000) AS n; "
         ask += "SELECT sum(n), host(inet_client_addr()) FROM t"
-        told = client.exec([*psql, ask], check=True, user="postgres").stdout.split()[-1]
-        assert told == f"5000050000|{client.address}"
+        endpoint = client.exec([*psql, ask], check=True, user="postgres").stdout.split()[-1]
+        assert endpoint == f"5000050000|{client.address}"
         net.disconnect(server)
         with pytest.raises(PycontainError):
             client.exec([*psql, "SELECT 1"], check=True, timeout=20, user="postgres")

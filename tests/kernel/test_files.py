@@ -162,12 +162,12 @@ def test_what_a_path_is(container: Container, place: ContainerPath) -> None:
     (place / "to-nothing").symlink_to("none")
     (place / "loop").symlink_to("loop")
     container.exec(["mkfifo", "/tmp/place/pipe"])
-    told = {
+    listed = {
         name: (path.exists(), path.is_file(), path.is_dir(), path.is_symlink())
         for name in ("", "file", "to-file", "to-nothing", "loop", "pipe", "none", "file/below")
         for path in [place / name]
     }
-    assert told == {
+    assert listed == {
         "": (True, False, True, False),
         "file": (True, True, False, False),
         "to-file": (True, True, False, True),

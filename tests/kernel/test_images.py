@@ -144,7 +144,7 @@ def test_image_without_a_command_has_no_default(image: Image) -> None:
 
 def test_stop_sends_the_images_signal(image: Image) -> None:
     made = _configured(image, ContainerConfig(env=("PATH=/bin",), stop_signal="USR1"))
-    trap = "trap 'echo heard; exit 3' USR1; echo ready; while :; do sleep 0.05; done"
+    trap = "trap 'echo caught; exit 3' USR1; echo ready; while :; do sleep 0.05; done"
     with Container(made, ["sh", "-c", trap]) as container:
         said = container.logs(follow=True)
         assert b"ready" in next(said)
@@ -211,8 +211,8 @@ def test_changes_are_told(needs_idmap: None, image: Image) -> None:
         container.exec(
             "rm /etc/group; echo x > /etc/passwd; mkdir /new; ln -s a /new/link", shell=True, check=True
         )
-        told = {change.path: change.kind for change in container.diff()}
-    assert told == {
+        changes = {change.path: change.kind for change in container.diff()}
+    assert changes == {
         "/etc": "changed",
         "/etc/group": "deleted",
         "/etc/passwd": "changed",

@@ -142,10 +142,10 @@ def test_spawn_runs_a_plan(launcher: Launcher, tmp_path: Path) -> None:
         ready = native.receive(ours)
         assert ready is not None
         assert ready.kind == native.READY
-        told = b""
+        received = b""
         while chunk := os.read(read, 100):
-            told += chunk
-        assert told == b"1\nbelow\n"
+            received += chunk
+        assert received == b"1\nbelow\n"
     finally:
         for fd in (read, ours, spawned.pidfd):
             os.close(fd)

@@ -68,9 +68,9 @@ def test_delay_loss_and_rate(pair: tuple[Domain, World]) -> None:
     with _shaped(domain, world, Shape(delay=0.2)):
         assert _round_trip(world) > 0.19
     with _shaped(domain, world, Shape(delay=0.05, jitter=0.001, loss=0.25, rate=1_250_000)):
-        told = _listing(world)
+        listing = _listing(world)
         for part in ("delay 50", "1ms", "loss 25%", "rate 10Mbit"):
-            assert part in told, told
+            assert part in listing, listing
     assert "netem" not in _listing(world)
     with _shaped(domain, world, Shape(loss=1.0)), pytest.raises(TimeoutError):
         _round_trip(world)

@@ -453,14 +453,14 @@ _STRANGERS = """
 import subprocess
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 from pycontain import Engine
-def told(engine):
+def reported(engine):
     return [line for line in engine.doctor() if line.startswith("forwarding for networks")]
 with Engine() as engine:
-    print(told(engine))
+    print(reported(engine))
     rules = "add table ip filter\\nadd chain ip filter DOCKER-USER\\n"
     rules += "add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }"
     subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
-    print(told(engine))
+    print(reported(engine))
 """
 
 

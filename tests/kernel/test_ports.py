@@ -186,8 +186,8 @@ def test_egress_lets_pass_what_is_named(engine: Engine, world: World) -> None:
         assert is_cut_off(one, world.address, port=7001)
         assert is_cut_off(one, two.address)
         assert resolve(one, "pycontain.example") == "REFUSED"
-        told = {(found.target, found.port, found.protocol) for found in egress.refused}
-        assert {("pycontain.example", 0, "dns"), (world.address, 7001, "tcp")} <= told
+        attempts = {(found.target, found.port, found.protocol) for found in egress.refused}
+        assert {("pycontain.example", 0, "dns"), (world.address, 7001, "tcp")} <= attempts
 
         with open_in(one, socket.SOCK_STREAM) as kept:
             kept.settimeout(2)

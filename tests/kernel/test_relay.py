@@ -253,17 +253,17 @@ def test_an_end_in_one_direction_leaves_the_other_open(relay: Relay) -> None:
 
 
 def test_an_end_of_the_service_leaves_the_client_free_to_send(relay: Relay) -> None:
-    heard: list[bytes] = []
+    received: list[bytes] = []
 
     def stop_speaking(connection: socket.socket) -> None:
         connection.sendall(b"all I say")
         connection.shutdown(socket.SHUT_WR)
-        heard.append(read_all(connection))
+        received.append(read_all(connection))
 
     with Service(stop_speaking) as service, connect(publish(relay, service.port)) as client:
         assert read_all(client) == b"all I say"
         client.sendall(b"still here")
-    assert heard == [b"still here"]
+    assert received == [b"still here"]
 
 
 def test_nobody_behind_is_a_reset_at_once(relay: Relay) -> None:

@@ -277,9 +277,9 @@ def test_a_damaged_snapshot_is_told(container: Container, engine: Engine) -> Non
         os.rename(layer + "-away", layer)
     assert Snapshot.list() == [snapshot]
     os.rename(layer, layer + "-away")
-    (told,) = engine.fsck(repair=True)
+    (changes,) = engine.fsck(repair=True)
     os.rename(layer + "-away", layer)
-    assert told.endswith("removed")
+    assert changes.endswith("removed")
     assert engine.fsck() == []
     assert Snapshot.list() == []
 
@@ -291,10 +291,10 @@ def test_diff_and_commit_tell_of_all_steps(root: Path, engine: Engine) -> None:
             _sh(one, "echo one > /one; mkdir /d; touch /d/x; rm -rf /home")
             first = one.snapshot()
             _sh(one, "echo two > /two; rm /one /d/x; touch /d/y")
-            told = {change.path: change.kind for change in one.diff()}
-            assert told["/two"] == told["/d/y"] == "added"
-            assert "/one" not in told
-            assert "/d/x" not in told
+            changes = {change.path: change.kind for change in one.diff()}
+            assert changes["/two"] == changes["/d/y"] == "added"
+            assert "/one" not in changes
+            assert "/d/x" not in changes
             image = one.commit("pyc/whole:1")
             with pytest.raises(Exception, match="is of"):
                 base.remove()
@@ -427,9 +427,9 @@ def test_layers_that_are_merged_are_what_they_were(
     for snapshot, before in seen:
         with Container(snapshot) as other:
             assert _sh(other, _ALL) == before
-    told = [(change.path, change.kind) for change in container.diff()]
+    changes = [(change.path, change.kind) for change in container.diff()]
     container.rollback(seen[-1][0])
-    assert [(change.path, change.kind) for change in container.diff()] == told
+    assert [(change.path, change.kind) for change in container.diff()] == changes
 
 
 def test_an_orphan_is_somebody(container: Container) -> None:

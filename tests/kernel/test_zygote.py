@@ -262,13 +262,13 @@ def test_what_a_call_leaves_running_ends_with_it(
     container: Container, zygote: Zygote, needs_freezer: None
 ) -> None:
     def leave() -> int:
-        heard, tell = os.pipe()
+        ready, tell = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.setsid()
             os.write(tell, b"x")
             time.sleep(1000)
-        os.read(heard, 1)
+        os.read(ready, 1)
         return pid
 
     left = zygote.call(leave)

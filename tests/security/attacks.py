@@ -65,8 +65,8 @@ def scan_processes(execs: int, seconds: float) -> list[str]:
         assert watcher.stdout.readline() == "up\n"
         for _ in range(execs):
             container.exec(["true"])
-        told, wrong = watcher.communicate()
-    found: list[str] = told.splitlines()
+        output, wrong = watcher.communicate()
+    found: list[str] = output.splitlines()
     assert found[-1:] == ["end"], (found, wrong, watcher.returncode)
     return found[:-1]
 
@@ -102,8 +102,8 @@ print(sorted(set(found)))
         watcher.stdout.readline()
         for _ in range(int(seconds * 100)):
             container.exec(["true"])
-        told: str = watcher.communicate()[0]
-    return [] if told.strip() == "[]" else [told.strip()]
+        output: str = watcher.communicate()[0]
+    return [] if output.strip() == "[]" else [output.strip()]
 
 
 def enter_descriptors(most: int) -> list[str]:
@@ -138,9 +138,9 @@ def count_descriptors() -> list[str]:
     try:
         with Container() as container:
             code = "import os; print(*(fd for fd in os.listdir('/proc/self/fd') if int(fd) > 2))"
-            told = container.exec([sys.executable, "-S", "-c", code]).stdout.split()
+            output = container.exec([sys.executable, "-S", "-c", code]).stdout.split()
             # One of them is the listing's own.
-            return [f"fd {fd}" for fd in told[1:]]
+            return [f"fd {fd}" for fd in output[1:]]
     finally:
         for fd in held:
             os.close(fd)
@@ -205,7 +205,7 @@ def push_into_the_terminal() -> list[str]:
     if pid == 0:
         command = _with_this_build(code)
         os.execv(command[0], command)
-    told = b""
+    output = b""
     while True:
         try:
             part = os.read(master, 4096)
@@ -213,10 +213,10 @@ def push_into_the_terminal() -> list[str]:
             break
         if not part:
             break
-        told += part
+        output += part
     os.close(master)
     os.waitpid(pid, 0)
-    line = next(line for line in told.decode().splitlines() if line.startswith("found"))
+    line = next(line for line in output.decode().splitlines() if line.startswith("found"))
     return [] if "[]" in line else [line]
 
 

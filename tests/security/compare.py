@@ -123,8 +123,8 @@ def _said(name: str, command: list[str]) -> Reach | Absent:
     except subprocess.TimeoutExpired:
         return Absent(name, f"no answer in {PATIENCE} s")
     if done.returncode:
-        told = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        return Absent(name, told[-1][-200:] if told else f"exit status {done.returncode}")
+        message = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        return Absent(name, message[-1][-200:] if message else f"exit status {done.returncode}")
     return parse(done.stdout)
 
 

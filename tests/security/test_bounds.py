@@ -137,10 +137,10 @@ def _descriptors(most: int) -> list[str]:
 
 @pytest.mark.case("L09")
 def test_descriptors_are_bounded_open_or_in_flight() -> None:
-    told = _descriptors(300)
-    assert told[0] == "EMFILE"
-    assert int(told[1]) < 300
-    assert told[-1] == "True"
+    words = _descriptors(300)
+    assert words[0] == "EMFILE"
+    assert int(words[1]) < 300
+    assert words[-1] == "True"
 
 
 @pytest.mark.control("L09")

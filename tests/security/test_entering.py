@@ -82,8 +82,8 @@ print('umask', os.umask(0), 'root', os.stat('/').st_ino)
 
 
 def _view(container: Container, **options: object) -> dict[str, str]:
-    told = container.exec([sys.executable, "-c", STATUS], **options).stdout  # type: ignore[call-overload]
-    return {line.split(" ", 1)[0]: line for line in told.splitlines() if line}
+    output = container.exec([sys.executable, "-c", STATUS], **options).stdout  # type: ignore[call-overload]
+    return {line.split(" ", 1)[0]: line for line in output.splitlines() if line}
 
 
 @pytest.mark.case("E15", "L14")
@@ -188,8 +188,8 @@ def test_users_are_who_they_are(root: Path, engine: Engine) -> None:
     with Container(Image.from_rootfs(root)) as container:
         for user, wanted in RIGHT_USERS.items():
             script = "id -u; id -g"
-            told = container.exec(["sh", "-c", script], user=user).stdout.split()
-            assert tuple(map(int, told)) == wanted, user
+            output = container.exec(["sh", "-c", script], user=user).stdout.split()
+            assert tuple(map(int, output)) == wanted, user
 
 
 @pytest.mark.control("E17")
@@ -225,9 +225,9 @@ os.kill(0, 28)
 """
     with Container() as container:
         process = container.popen([sys.executable, "-c", code], pty=True)
-        told = process.communicate()[0]
-    assert "pushed" not in told
-    assert told.split().count("1") >= 6
+        output = process.communicate()[0]
+    assert "pushed" not in output
+    assert output.split().count("1") >= 6
 
 
 @pytest.mark.case("E26")
@@ -238,9 +238,13 @@ def test_no_variable_crosses_or_is_mixed_up(monkeypatch: pytest.MonkeyPatch) -> 
     def work(mark: str) -> None:
         for turn in range(250 if FULL else 20):
             with Container(env={"MARK": f"{mark}{turn}"}) as container:
-                told = container.exec("env; cat /proc/1/environ", shell=True).stdout
-                if f"MARK={mark}{turn}\n" not in told or told.count("MARK=") > 1 or "of-the-host" in told:
-                    wrong.append(told)
+                output = container.exec("env; cat /proc/1/environ", shell=True).stdout
+                if (
+                    f"MARK={mark}{turn}\n" not in output
+                    or output.count("MARK=") > 1
+                    or "of-the-host" in output
+                ):
+                    wrong.append(output)
 
     threads = [threading.Thread(target=work, args=(mark,)) for mark in "abcd"]
     for thread in threads:
@@ -290,9 +294,9 @@ def _search(secret: bytes, **options: object) -> str:
 def test_memory_of_the_caller_is_not_found() -> None:
     secret = os.urandom(24)
     copies = [bytes(bytearray(secret)) for _ in range(1000)]
-    told = _search(secret)
+    output = _search(secret)
     # What is found is what the search computed for itself: one copy in its own heap.
-    assert "environ" not in told
+    assert "environ" not in output
     assert len(copies) == 1000
     with Container() as container:
         assert container.exec(["cat", "/proc/1/mem"]).returncode != 0

@@ -73,15 +73,15 @@ def _host_service() -> Iterator[int]:
 @pytest.mark.case("N01")
 def test_without_a_network_nothing_is_reached() -> None:
     with _host_service() as port, Container() as one:
-        told = one.exec(["python3", "-c", _REACH, str(port), _own_address()], check=True).stdout
-    assert told == "0 []\n"
+        output = one.exec(["python3", "-c", _REACH, str(port), _own_address()], check=True).stdout
+    assert output == "0 []\n"
 
 
 @pytest.mark.control("N01")
 def test_on_the_hosts_network_the_host_is_reached() -> None:
     with _host_service() as port, Container(network="host") as one:
-        told = one.exec(["python3", "-c", _REACH, str(port), _own_address()], check=True).stdout
-    assert int(told.split()[0]) >= 2
+        output = one.exec(["python3", "-c", _REACH, str(port), _own_address()], check=True).stdout
+    assert int(output.split()[0]) >= 2
 
 
 _UNIX = """
@@ -116,16 +116,16 @@ def test_sockets_of_the_host_are_out_of_reach(
     if kind == "host" and not engine.features.landlock:
         pytest.skip("on the host's network Landlock alone keeps abstract sockets away")
     with _unix_services(tmp_path) as (name, path), Container(network=net if kind == "net" else kind) as one:
-        told = one.exec(["python3", "-c", _UNIX, name, path], check=True).stdout
-    assert told.split() == ["not", "not"]
+        output = one.exec(["python3", "-c", _UNIX, name, path], check=True).stdout
+    assert output.split() == ["not", "not"]
 
 
 @pytest.mark.control("N02")
 def test_an_abstract_socket_is_reached_without_landlock(tmp_path: Path) -> None:
     weak = Security.SANDBOX.evolve(landlock=False)
     with _unix_services(tmp_path) as (name, path), Container(network="host", security=weak) as one:
-        told = one.exec(["python3", "-c", _UNIX, name, path], check=True).stdout
-    assert told.split() == ["reached", "not"]
+        output = one.exec(["python3", "-c", _UNIX, name, path], check=True).stdout
+    assert output.split() == ["reached", "not"]
 
 
 def _endpoints() -> set[str]:
@@ -301,16 +301,16 @@ from tests.support.inside import echo, is_cut_off, reach
 subprocess.run(["nft", "add", "table", "inet", "stranger"], check=True)
 with Network("pyc-a") as a, Network("pyc-b") as b:
     with Container(network=a) as one, Container(network=b) as two, Container(network=a) as near, echo(one):
-        def told():
+        def output():
             own = "pycontain-" in subprocess.run(["nft", "list", "tables"], capture_output=True, text=True).stdout
             stranger = "stranger" in subprocess.run(["nft", "list", "tables"], capture_output=True, text=True).stdout
             return is_cut_off(two, one.address), reach(near, one.address) == near.address, own, stranger
-        print(told())
+        print(output())
         subprocess.run(["nft", "flush", "ruleset"], check=False)
         for tool in ("iptables", "ip6tables"):
             for table in ("filter", "nat"):
                 subprocess.run([tool, "-t", table, "-F"], check=False, capture_output=True)
-        print(told())
+        print(output())
 """
 
 

@@ -135,18 +135,18 @@ def _sent(world: World, container: Container, protocol: int, size: int) -> bool:
     with (
         subprocess.Popen(
             [*world.enter, "python3", "-c", code, str(protocol)], stdout=subprocess.PIPE, text=True
-        ) as hears,
+        ) as listener,
         open_in(container, socket.SOCK_RAW, socket.AF_INET, protocol) as raw,
     ):
-        assert hears.stdout is not None
-        hears.stdout.readline()
+        assert listener.stdout is not None
+        listener.stdout.readline()
         head = {17: b"\x1b\x59\x1b\x5a" + (8 + size).to_bytes(2, "big") + b"\0\0", 1: b"\x08\0\0\0\0\0\0\0"}
         with contextlib.suppress(OSError):
             body = b"x" * (size - 7) + b"pyc-way"
             raw.sendto(
                 _with_sum(protocol, head.get(protocol, b"\x1b\x59\x1b\x58") + body), (world.address, 0)
             )
-        return hears.stdout.read().strip() == "came"
+        return listener.stdout.read().strip() == "came"
 
 
 def _with_sum(protocol: int, packet: bytes) -> bytes:

@@ -33,8 +33,8 @@ def _mac(container: Container) -> bytes:
 
 
 def _address(network: Network, container: Container) -> bytes:
-    told = network.inspect()["containers"][container.id]["address6"]  # type: ignore[index]
-    return socket.inet_pton(socket.AF_INET6, told)
+    shown = network.inspect()["containers"][container.id]["address6"]  # type: ignore[index]
+    return socket.inet_pton(socket.AF_INET6, shown)
 
 
 def _message(kind: bytes, own: bytes, source: bytes, target: bytes, to: bytes, options: bytes) -> bytes:
@@ -76,7 +76,7 @@ def _fooled(six: Network, security: Security) -> set[str]:
         Container(network=six) as asking,
         echo(victim, socket.AF_INET6),
         open_in(attacker, socket.SOCK_RAW, socket.AF_PACKET) as raw,
-        open_in(asking, socket.SOCK_RAW, socket.AF_PACKET) as hears,
+        open_in(asking, socket.SOCK_RAW, socket.AF_PACKET) as sniffer,
     ):
         raw.bind(("eth0", 0x86DD))
         address, attackers = (
@@ -85,22 +85,22 @@ def _fooled(six: Network, security: Security) -> set[str]:
         for name, frame in _frames(six, attacker, victim, asking).items():
             assert reach(asking, address, patience=3.0) is not None, name
             raw.send(frame)
-            _pass_one(raw, hears, frame, _mac(asking))
-            told = asking.exec(["ip", "-6", "neigh", "show", "to", address], check=True).stdout
-            if _mac(attacker).hex(":") in told:
+            _pass_one(raw, sniffer, frame, _mac(asking))
+            shown = asking.exec(["ip", "-6", "neigh", "show", "to", address], check=True).stdout
+            if _mac(attacker).hex(":") in shown:
                 found.add(name)
                 _correct(victim, asking, six)
         assert reach(attacker, address) == attackers  # its own traffic is let through
     return found
 
 
-def _pass_one(raw: socket.socket, hears: socket.socket, frame: bytes, to: bytes) -> None:
+def _pass_one(raw: socket.socket, sniffer: socket.socket, frame: bytes, to: bytes) -> None:
     """What was sent before this, which nothing stops, has come too."""
     mark = to + frame[6:14] + b"\x60\0\0\0\0\5\x11\xff" + _own(frame) + b"\xff" * 16 + b"pyc-m"
-    hears.bind(("eth0", 0x0003))
-    hears.settimeout(5)
+    sniffer.bind(("eth0", 0x0003))
+    sniffer.settimeout(5)
     raw.send(mark)
-    while not hears.recv(2048).endswith(b"pyc-m"):
+    while not sniffer.recv(2048).endswith(b"pyc-m"):
         pass
 
 

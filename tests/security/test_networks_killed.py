@@ -41,7 +41,7 @@ for one in forwarding:
     one.write_text("0")
 top, how, victim = sys.argv[1:]
 
-def told():
+def report():
     links = json.loads(subprocess.run(["ip", "-j", "link"], capture_output=True, check=True).stdout)
     tables = subprocess.run(["nft", "list", "tables"], capture_output=True, check=True, text=True).stdout
     return {
@@ -65,17 +65,17 @@ with (
     Container(network=net, engine=live) as far,
     echo(far),
 ):
-    before = told()
+    before = report()
     command = [sys.executable, "-c", victim, how]
     environment = {**os.environ, "PYCONTAIN_ROOT": top + "/dead"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     owner, stays, subnet, port = process.stdout.readline().split()
-    meanwhile = told()
+    meanwhile = report()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    after = told()
+    after = report()
     with Engine(top + "/dead") as again:
-        collected = told()
+        collected = report()
         with (
             Network("pyc-dead", subnet=subnet, engine=again) as new,
             Container(network=new, ports={80: int(port)}, engine=again) as one,
@@ -83,7 +83,7 @@ with (
             taken = not bound(int(port))
     print(json.dumps({
         "owner": owner, "stays": stays == "True", "before": before, "meanwhile": meanwhile, "after": after,
-        "collected": collected, "taken": taken, "last": told(),
+        "collected": collected, "taken": taken, "last": report(),
     }))
 """
 
@@ -94,42 +94,42 @@ def _kill(how: str, top: Path) -> dict[str, Any]:
     command = ["unshare", "-n", sys.executable, "-c", _WATCH, str(top), how, _VICTIM]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    told: dict[str, Any] = json.loads(done.stdout)
-    assert told["meanwhile"]["bridges"] == told["before"]["bridges"] + 3
-    assert told["meanwhile"]["forwarding"] == ["1", "1"]
-    assert _tables(told, "meanwhile") == {f"inet {name}" for name in ("{}", "{}-nat")} | {"bridge {}"}
-    return told
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert report["meanwhile"]["bridges"] == report["before"]["bridges"] + 3
+    assert report["meanwhile"]["forwarding"] == ["1", "1"]
+    assert _tables(report, "meanwhile") == {f"inet {name}" for name in ("{}", "{}-nat")} | {"bridge {}"}
+    return report
 
 
-def _tables(told: dict[str, Any], when: str) -> set[str]:
-    name = f"pycontain-{told['owner']}"
-    return {one.replace(name, "{}") for one in told[when]["tables"] if name in one}
+def _tables(report: dict[str, Any], when: str) -> set[str]:
+    name = f"pycontain-{report['owner']}"
+    return {one.replace(name, "{}") for one in report[when]["tables"] if name in one}
 
 
 @pytest.mark.case("N08")
 def test_what_a_killed_engine_left_is_collected(engine: Engine, tmp_path: Path) -> None:
     """Another engine's networks stand and work all the while; subnet and port are free again."""
     root_only(engine)
-    told = _kill("whole", tmp_path)
-    assert told["collected"] == told["before"]
-    assert told["last"] == told["before"]
-    assert told["taken"]
-    assert all(told[when]["lives"] for when in ("before", "meanwhile", "after", "collected"))
+    report = _kill("whole", tmp_path)
+    assert report["collected"] == report["before"]
+    assert report["last"] == report["before"]
+    assert report["taken"]
+    assert all(report[when]["lives"] for when in ("before", "meanwhile", "after", "collected"))
 
 
 @pytest.mark.case("N05")
 def test_what_is_refused_is_refused_until_the_guests_are_dead(engine: Engine, tmp_path: Path) -> None:
     """And a host that passed on nothing before passes on nothing for others until it is as before."""
     root_only(engine)
-    told = _kill("whole", tmp_path)
-    if not told["stays"]:
+    report = _kill("whole", tmp_path)
+    if not report["stays"]:
         pytest.skip("before Linux 6.9 every rule goes with its socket")
-    assert _tables(told, "after") == {"inet {}", "bridge {}"}
+    assert _tables(report, "after") == {"inet {}", "bridge {}"}
 
 
 @pytest.mark.control("N05", "N08")
 def test_rules_that_went_with_their_engine_would_be_missed(engine: Engine, tmp_path: Path) -> None:
     root_only(engine)
-    told = _kill("weak", tmp_path)
-    assert _tables(told, "after") == set()
-    assert told["after"]["bridges"] == told["before"]["bridges"] + 3
+    report = _kill("weak", tmp_path)
+    assert _tables(report, "after") == set()
+    assert report["after"]["bridges"] == report["before"]["bridges"] + 3

@@ -44,8 +44,8 @@ def _arp(own: bytes, claimed: str, target: str, to: bytes = b"\xff" * 6) -> byte
 
 def _neighbour(container: Container, address: str) -> bytes | None:
     """What a container's kernel takes for the MAC at an address."""
-    told = container.exec(["cat", "/proc/net/arp"], check=True).stdout
-    for line in told.splitlines():
+    table = container.exec(["cat", "/proc/net/arp"], check=True).stdout
+    for line in table.splitlines():
         fields = line.split()
         if fields[0] == address:
             return bytes.fromhex(fields[3].replace(":", ""))
@@ -161,14 +161,14 @@ def test_router_advertisements_change_nothing(engine: Engine) -> None:
         assert Path(f"/proc/sys/net/ipv6/conf/{link}/accept_ra").read_text() == "0\n"
         assert victim.exec(["cat", "/proc/sys/net/ipv6/conf/eth0/accept_ra"], check=True).stdout == "0\n"
         frame = _advertisement(_mac(attacker))
-        with open_in(victim, socket.SOCK_RAW, socket.AF_PACKET) as heard:
-            heard.bind(("eth0", 0x86DD))
-            heard.settimeout(0.5)
+        with open_in(victim, socket.SOCK_RAW, socket.AF_PACKET) as sniffer:
+            sniffer.bind(("eth0", 0x86DD))
+            sniffer.settimeout(0.5)
             _send(attacker, frame)
-            assert not _hears(heard, b"\x86\0")
+            assert not _captures(sniffer, b"\x86\0")
             with Container(network=six) as unguarded:
                 _send(unguarded, _advertisement(_mac(unguarded)))
-                assert _hears(heard, b"\x86\0")
+                assert _captures(sniffer, b"\x86\0")
 
 
 def _advertisement(own: bytes) -> bytes:
@@ -187,7 +187,7 @@ def _advertisement(own: bytes) -> bytes:
     return head + source + all_nodes + bytes(body)
 
 
-def _hears(raw: socket.socket, kind: bytes) -> bool:
+def _captures(raw: socket.socket, kind: bytes) -> bool:
     with contextlib.suppress(TimeoutError):
         while True:
             if raw.recv(2048)[54:56] == kind:
@@ -198,7 +198,7 @@ def _hears(raw: socket.socket, kind: bytes) -> bool:
 @pytest.mark.case("N04")
 @pytest.mark.control("N04")
 def test_unicast_of_others_is_not_overheard(engine: Engine, net: Network) -> None:
-    """What is for all is heard: the control."""
+    """What is for all is sniffer: the control."""
     root_only(engine)
     with (
         Container(network=net, security=_RAW) as attacker,

@@ -127,9 +127,9 @@ def _lives_on(network: Network) -> str:
         owner.remove()
         with Container(network=Endpoint(network, address=address)) as new:
             assert new.address == address
-            told = [who.exec(["cat", "/proc/net/dev"], check=True).stdout for who in (joined, second)]
-        assert ("eth0" in told[0]) == ("eth0" in told[1])
-        return str(told[0])
+            devices = [who.exec(["cat", "/proc/net/dev"], check=True).stdout for who in (joined, second)]
+        assert ("eth0" in devices[0]) == ("eth0" in devices[1])
+        return str(devices[0])
 
 
 @pytest.mark.case("N04")

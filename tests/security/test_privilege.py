@@ -110,10 +110,10 @@ def test_no_program_gives_privilege(init: bool, compiled: Path, root: Path, as_r
         options = {"mounts": {"/v": Bind(root.parent / "volume")}, "user": "1000:1000"}
         with Container(Image.from_rootfs(root), command=command, init=init, **options) as container:  # type: ignore[arg-type]
             container.wait(20)
-            told = b"".join(container.logs()).decode()
-        for part in told.split("\n\n"):
+            output = b"".join(container.logs()).decode()
+        for part in output.split("\n\n"):
             sets = _who(part)
-            assert sets["id"] == "uid 1000 gid 1000", (name, told)
+            assert sets["id"] == "uid 1000 gid 1000", (name, output)
             assert sets["NoNewPrivs"].strip() == "1"
             assert int(sets["CapPrm"], 16) == 0
 
@@ -165,8 +165,8 @@ except OSError: pass
 @pytest.mark.case("E19")
 def test_no_key_crosses(one_key: str) -> None:
     with Container() as container:
-        told = container.exec([sys.executable, "-c", KEYS]).stdout.split()
-    assert told == ["1"] * 5
+        output = container.exec([sys.executable, "-c", KEYS]).stdout.split()
+    assert output == ["1"] * 5
     behind = Security.SANDBOX.evolve(seccomp=None)
     with Container(security=behind) as one, Container(security=behind) as other:
         assert "found" not in one.exec([sys.executable, "-c", KEYS]).stdout
@@ -279,8 +279,8 @@ def test_foreign_processes_are_not_there() -> None:
     try:
         with Container() as container:
             keeper = container.popen(["sleep", "100"])
-            told = container.exec([sys.executable, "-c", FOREIGN, str(sentinel.pid), "kill"]).stdout
-            assert told == ""
+            output = container.exec([sys.executable, "-c", FOREIGN, str(sentinel.pid), "kill"]).stdout
+            assert output == ""
             keeper.wait()
             assert container.exec(["echo", "on"]).stdout == "on\n"
         assert sentinel.poll() is None
@@ -338,5 +338,5 @@ def test_with_sys_admin_a_name_would_be_set() -> None:
 def test_time_passes() -> None:
     """Clocks inside go on as the host's do: what was refused above was not simply absent."""
     with Container() as container:
-        told = float(container.exec([sys.executable, "-c", "import time; print(time.time())"]).stdout)
-    assert abs(told - time.time()) < 5
+        output = float(container.exec([sys.executable, "-c", "import time; print(time.time())"]).stdout)
+    assert abs(output - time.time()) < 5

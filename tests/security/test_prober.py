@@ -150,8 +150,8 @@ def test_the_table_does_not_fit_a_weaker_container(
     if weakness == "nothing covered" and not _settings_are_ours(measure):
         pytest.skip("no file below /proc/sys is the container's own on this kernel")
     found = measure(WEAKENED[weakness])
-    told = {line.split()[0] for line in differences(sandbox, found, lacking)}
-    assert set(axes.split()) <= told
+    differing = {line.split()[0] for line in differences(sandbox, found, lacking)}
+    assert set(axes.split()) <= differing
 
 
 def _settings_are_ours(measure: Measure) -> bool:

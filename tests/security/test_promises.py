@@ -213,13 +213,13 @@ def test_the_report_is_true_of_the_guest() -> None:
         with Container(security=security, read_only=read_only) as container:
             done = container.exec([sys.executable, "-c", VIEW])
             assert done.returncode == 0, (done, security)
-            told = json.loads(done.stdout)
+            inside = json.loads(done.stdout)
             report = container.isolation
             bits = sum(1 << capabilities.NAMES.index(name) for name in report.capabilities)
-            assert told["caps"] == bits
-            assert told["nnp"] == report.no_new_privs
-            assert told["filter"] == report.seccomp
-            assert told["read_only"] == report.read_only
+            assert inside["caps"] == bits
+            assert inside["nnp"] == report.no_new_privs
+            assert inside["filter"] == report.seccomp
+            assert inside["read_only"] == report.read_only
             assert report.network == "none"
 
 

@@ -25,7 +25,7 @@ def once_known(rule: Rule) -> Rule:
     return lambda answer: (rule if answer.asked.authorization else asks)(answer)
 
 
-def told(*registries: Registry) -> list[str]:
+def credentials_sent(*registries: Registry) -> list[str]:
     """Everything secret that they were sent, wherever it stood."""
     found = []
     for registry in registries:
@@ -84,7 +84,7 @@ def test_storage_that_asks_who_it_is_learns_nothing(challenge: str, net: Net, en
     with pytest.raises(ImageError):
         pull(engine, home.has(fresh()), auth=LOGIN)
     assert other.asked
-    assert told(other) == []
+    assert credentials_sent(other) == []
     assert not any(one.path.startswith("/token") for one in home.asked)
 
 
@@ -109,7 +109,7 @@ def test_a_mirror_learns_nothing_of_the_registrys_user(
     monkeypatch.setenv("PYCONTAIN_MIRRORS", f"{HOME}=mirror.example.net")
     pull(engine, home.has(fresh()), auth=LOGIN)
     assert mirror.asked
-    assert told(mirror) == []
+    assert credentials_sent(mirror) == []
 
 
 @pytest.mark.control("R01")
@@ -121,7 +121,7 @@ def test_a_client_that_follows_the_places_of_layers_would_be_seen(
     follow_blindly(monkeypatch)
     with pytest.raises(ImageError):
         pull(engine, home.has(fresh()), auth=LOGIN)
-    assert told(other)
+    assert credentials_sent(other)
 
 
 # ---- R02: redirects -----------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_a_redirect_takes_no_secret_along(where: str, what: str, net: Net, engin
     with pytest.raises(PycontainError):
         pull(engine, reference, auth=LOGIN)
     assert home.authorizations()
-    assert told(*others) == []
+    assert credentials_sent(*others) == []
     assert [one for one in net.connected if one[0] not in (HOME, OTHER, f"{HOME}.")] == []
     assert others[2].asked == []
 
@@ -194,7 +194,7 @@ def test_every_redirect_serves_content_without_secrets(
     )
     assert pull(engine, reference, auth=LOGIN).digest == image.digest
     assert len(other.asked) == 2
-    assert told(other) == []
+    assert credentials_sent(other) == []
 
 
 @pytest.mark.case("R02")
@@ -224,7 +224,7 @@ def _pushed(net: Net, engine: Engine, location: str) -> tuple[Registry, list[Reg
 def test_an_upload_sent_elsewhere_takes_no_secret_along(where: str, net: Net, engine: Engine) -> None:
     home, others = _pushed(net, engine, ELSEWHERE[where])
     assert home.authorizations()
-    assert told(*others) == []
+    assert credentials_sent(*others) == []
     assert [one for one in net.connected if one[0] not in (HOME, OTHER, f"{HOME}.")] == []
     assert others[2].asked == []
 
@@ -250,7 +250,7 @@ def test_a_client_that_follows_blindly_would_be_seen(
     home.on("GET", "/v2/.*/manifests/", once_known(replies(307, Location=ELSEWHERE[where])))
     with pytest.raises(PycontainError):
         pull(engine, home.has(fresh()), auth=LOGIN)
-    assert told(*others)
+    assert credentials_sent(*others)
 
 
 @pytest.mark.control("R02")
@@ -263,7 +263,7 @@ def test_a_url_that_two_readers_read_differently_would_be_seen(
     home.on("GET", "/v2/.*/manifests/", once_known(replies(307, Location=ELSEWHERE[where])))
     with pytest.raises(PycontainError):
         pull(engine, home.has(fresh()), auth=LOGIN)
-    assert told(other) or ("169.254.169.254", 443) in net.connected
+    assert credentials_sent(other) or ("169.254.169.254", 443) in net.connected
 
 
 def _as_the_standard_library_reads(url: str) -> tuple[str, str, int]:
@@ -277,7 +277,7 @@ def test_an_upload_that_keeps_its_secret_would_be_seen(
 ) -> None:
     own_everything(monkeypatch)
     _, others = _pushed(net, engine, ELSEWHERE["host"])
-    assert told(*others)
+    assert credentials_sent(*others)
 
 
 # ---- R03: realms --------------------------------------------------------------------------------------------
@@ -340,7 +340,7 @@ def _realm(net: Net, engine: Engine, realm: str, auth: Credentials | None) -> li
 )
 def test_no_stranger_is_told_who_the_user_is(realm: str, auth: Credentials, net: Net, engine: Engine) -> None:
     others = _realm(net, engine, realm, auth)
-    assert told(*others) == []
+    assert credentials_sent(*others) == []
     assert net.connected == [(HOME, 443)]
 
 
@@ -366,8 +366,8 @@ def test_a_token_service_that_sends_on_takes_no_secret_along(
     other.on("*", "/", token("x"))
     with pytest.raises(PycontainError):
         pull(engine, home.has(fresh()), auth=auth)
-    assert told(service)
-    assert told(other) == []
+    assert credentials_sent(service)
+    assert credentials_sent(other) == []
 
 
 @pytest.mark.case("R03")
@@ -431,7 +431,7 @@ def test_a_realm_that_is_not_checked_would_be_seen(
     home.challenge, home.accepted = f'Bearer realm="{REALMS[realm]}"', set()
     with pytest.raises(PycontainError):
         pull(engine, home.has(fresh()), auth=LOGIN)
-    assert told(other)
+    assert credentials_sent(other)
 
 
 @pytest.mark.control("R03")

@@ -136,8 +136,8 @@ def test_a_devices_name_that_leads_elsewhere_masks_all_the_same(root: Path, targ
     with Container(Image.from_rootfs(root)) as container:
         for path, there in _masked().items():
             if there:
-                told = container.exec(["sh", "-c", f"cat {path} 2>/dev/null; ls -A {path}"]).stdout
-                assert told.replace(path, "").strip() == "", path
+                output = container.exec(["sh", "-c", f"cat {path} 2>/dev/null; ls -A {path}"]).stdout
+                assert output.replace(path, "").strip() == "", path
         assert container.exec(["sh", "-c", f"echo x > {target}"]).returncode != 0
         assert (
             container.exec(["stat", "-c", "%F %t %T", "/dev/null"]).stdout == "character special file 1 3\n"
@@ -244,8 +244,8 @@ def test_no_mount_crosses_in_either_direction(canary: Canary, engine: Engine) ->
     with Container(mounts={"/v": Bind(canary.top, read_only=True)}, security=opened) as container:
         script = "mount -t tmpfs none /v/inner && echo mounted; mount --make-rshared / && echo shared; "
         script += "mount -t tmpfs none /v && echo over"
-        told = container.exec(["sh", "-c", script]).stdout
-        assert "mounted" in told, "the attack did not even mount"
+        output = container.exec(["sh", "-c", script]).stdout
+        assert "mounted" in output, "the attack did not even mount"
         assert our_mounts() == before
         lines = container.exec(["cat", "/proc/self/mountinfo"]).stdout
         assert "master:" not in lines
@@ -272,11 +272,11 @@ print('in', open('/proc/self/cgroup').read())
 @pytest.mark.case("E24")
 def test_no_cgroup_is_in_reach(engine: Engine) -> None:
     with Container() as container:
-        told = container.exec([sys.executable, "-c", CGROUPS]).stdout
-        assert "mounted" not in told
-        assert "made" not in told
-        assert "opened" not in told
-        assert engine.owner.name not in told or engine.cgroups.keeps_out or not engine.features.privileged
+        output = container.exec([sys.executable, "-c", CGROUPS]).stdout
+        assert "mounted" not in output
+        assert "made" not in output
+        assert "opened" not in output
+        assert engine.owner.name not in output or engine.cgroups.keeps_out or not engine.features.privileged
 
 
 @pytest.mark.control("E24")

@@ -17,7 +17,7 @@ from tests.security.layers_made import made
 from tests.support.images import Entry, device, directory, fifo, file, hard, oci_layout, symlink, tar
 from tests.support.roots import make_root
 from tests.support.trees import difference, listing
-from tests.support.unpacked import above, by_umoci, merged, named_layout, told
+from tests.support.unpacked import above, by_umoci, certain, merged, named_layout
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="owners and overlay mounts of the host are root's")
 KINDS: dict[str, Callable[[str], Entry]] = {
@@ -55,7 +55,7 @@ def _unlike_umoci(engine: Engine, top: Path, layers: Sequence[Sequence[Entry]]) 
     with merged(image.directories, top / "merged") as ours:
         names = sorted(path for path, *_ in listing(ours).items())
         if theirs is not None:
-            found = {**difference(told(ours, unsure), told(theirs, unsure))}
+            found = {**difference(certain(ours, unsure), certain(theirs, unsure))}
     assert names
     image.remove(force=True)
     return found

@@ -31,8 +31,8 @@ def _calls(security: Security) -> dict[str, int]:
     code += "    print(name, libc.syscall(int(number), 0x7777777, -1, -1, -1, -1, -1), ctypes.get_errno())\n"
     with Container(security=security) as container:
         arguments = [f"{name}={number}" for name, number in CALLS.items()]
-        told = container.exec([sys.executable, "-c", code, *arguments]).stdout
-    return {line.split()[0]: int(line.split()[2]) for line in told.splitlines()}
+        output = container.exec([sys.executable, "-c", code, *arguments]).stdout
+    return {line.split()[0]: int(line.split()[2]) for line in output.splitlines()}
 
 
 @pytest.mark.case("K01")
@@ -175,5 +175,5 @@ def test_the_agents_files_are_nobodys_inside(engine: Engine) -> None:
     script = "cd /proc/1; for f in *; do test -w $f && echo $f; done; stat -c %u oom_score_adj environ"
     with Container() as container:
         # timerslack_ns has 0666 by itself; writing it takes a capability (proc_pid_timerslack_ns(5)).
-        told = set(container.exec(script, shell=True).stdout.split()) - {"timerslack_ns"}
-    assert told == {"65534"}
+        output = set(container.exec(script, shell=True).stdout.split()) - {"timerslack_ns"}
+    assert output == {"65534"}

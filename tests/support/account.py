@@ -26,14 +26,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 def _note(name: str, kind: str, report: pytest.TestReport) -> None:
-    told = _SEEN.setdefault(name, {})
+    outcomes = _SEEN.setdefault(name, {})
     if report.failed:
-        told[kind] = "FAILED"
+        outcomes[kind] = "FAILED"
     elif report.skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        told.setdefault(kind, "skipped: " + reason.removeprefix("Skipped: "))
-    elif told.get(kind) != "FAILED":
-        told[kind] = "ok"
+        outcomes.setdefault(kind, "skipped: " + reason.removeprefix("Skipped: "))
+    elif outcomes.get(kind) != "FAILED":
+        outcomes[kind] = "ok"
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

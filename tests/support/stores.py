@@ -214,19 +214,19 @@ def prepared(root: Path, work: Work, where: Site) -> None:
 
 
 def _work_in_fork(root: Path, work: Work, where: Site, wait: bool) -> tuple[int, int, int]:
-    """A child that does the work: its pid, an fd that tells when it begins, one that lets it."""
-    told, tells = os.pipe()
+    """A child that does the work: its pid, an fd that reports the start, one that lets it."""
+    started, starting = os.pipe()
     waits, lets = os.pipe()
     pid = os.fork()
     if pid:
-        os.close(tells)
+        os.close(starting)
         os.close(waits)
-        return pid, told, lets
+        return pid, started, lets
     code = 3
     try:
         engine = Engine(root)
         assert engine.store.tags() is not None  # the records are open
-        os.write(tells, b"!")
+        os.write(starting, b"!")
         if wait:
             os.read(waits, 1)
         work.do(engine, where)
@@ -259,13 +259,13 @@ def kill_at_random(name: str, where: list[str], base: str, rounds: int, seed: in
     for at in range(rounds):
         root = Path(base, str(at))
         prepared(root, work, place)
-        pid, told, lets = _work_in_fork(root, work, place, wait=False)
-        os.read(told, 1)
+        pid, started, lets = _work_in_fork(root, work, place, wait=False)
+        os.read(started, 1)
         delay = source.uniform(0, span)
         time.sleep(delay)
         os.kill(pid, signal.SIGKILL)
         cut += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
-        os.close(told)
+        os.close(started)
         os.close(lets)
         problems += [f"round {at}, {delay:.4f} s: {one}" for one in problems_of(root, work, place)]
         subprocess.run(["rm", "-rf", str(root)], check=True)
@@ -282,8 +282,8 @@ def kill_at_calls(name: str, where: list[str], base: str, call: str, step: int, 
     for when in range(1, most + 1, step):
         root = Path(base, f"{call}{when}")
         prepared(root, work, place)
-        pid, told, lets = _work_in_fork(root, work, place, wait=True)
-        os.read(told, 1)
+        pid, started, lets = _work_in_fork(root, work, place, wait=True)
+        os.read(started, 1)
         inject = f"inject={call}:signal=SIGKILL:when={when}"
         tracer = subprocess.Popen(
             ["strace", "-f", "-p", str(pid), "-e", f"trace={call}", "-e", inject, "-o", "/dev/null"],
@@ -294,7 +294,7 @@ def kill_at_calls(name: str, where: list[str], base: str, call: str, step: int, 
         os.write(lets, b"!")
         status = os.waitpid(pid, 0)[1]
         tracer.communicate()
-        os.close(told)
+        os.close(started)
         os.close(lets)
         cut += os.WIFSIGNALED(status)
         codes.append(os.waitstatus_to_exitcode(status))

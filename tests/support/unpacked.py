@@ -49,7 +49,7 @@ def named_layout(layers: Sequence[bytes]) -> Layout:
     return layout
 
 
-def told(top: Path, unsure: Container[str] = ()) -> dict[str, Any]:
+def certain(top: Path, unsure: Container[str] = ()) -> dict[str, Any]:
     """A listing without the times that nobody gave: of unnamed directories and of `unsure` ones."""
     found = {}
     for name, (mode, owner, time, *rest) in listing(top).items():

@@ -33,8 +33,8 @@ def test_what_is_missing_comes_with_its_command(
 
 def test_programs_get_json(checks: list[Check], capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["doctor", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told[1] == {
+    printed = json.loads(capsys.readouterr().out)
+    assert printed[1] == {
         "name": "ids",
         "ok": False,
         "detail": checks[1].detail,

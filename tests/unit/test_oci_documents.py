@@ -81,25 +81,25 @@ _VAGUE = (None, "", "application/json", "text/plain; charset=utf-8", "applicatio
 
 
 @pytest.mark.parametrize(
-    "heard", [*_VAGUE, *_TYPES, "application/vnd.oci.image.MANIFEST.v1+json; x=y", "text/html"]
+    "media_type", [*_VAGUE, *_TYPES, "application/vnd.oci.image.MANIFEST.v1+json; x=y", "text/html"]
 )
 @pytest.mark.parametrize("said", [None, "", *_TYPES, "text/html"])
 @pytest.mark.parametrize("document", [MANIFEST, INDEX])
 def test_what_it_is_called_and_what_it_is(
-    document: dict[str, Any], said: str | None, heard: str | None
+    document: dict[str, Any], said: str | None, media_type: str | None
 ) -> None:
     """CVE-2021-41190: nobody may take the one for the other."""
     is_index = document is INDEX
-    called = (heard or "").partition(";")[0].lower()
+    called = (media_type or "").partition(";")[0].lower()
     names = {name for name in (said, called) if name and name not in _VAGUE and name != "text/plain"}
     fitting = MediaType.INDEXES if is_index else MediaType.MANIFESTS
     raw = _raw({**document, "mediaType": said})
     if len(names) < 2 and names <= fitting:
         kind = Index if is_index else Manifest
-        assert isinstance(parse_manifest(raw, heard), kind)
+        assert isinstance(parse_manifest(raw, media_type), kind)
     else:
         with pytest.raises(ImageError):
-            parse_manifest(raw, heard)
+            parse_manifest(raw, media_type)
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,10 @@ def judge(aim: Aim | None, report: dict[str, Any], clean: tuple[str, ...]) -> Ru
         verdict = "refused" if report["typed"] else "untyped"
         return evolve(run, verdict=verdict, where=report["error"], names_step=bool(report["step"]))
     if views != clean:  # a command that wrote nothing, and whose end was told
-        told = all(code != 0 for code, view in zip(report["codes"], views, strict=True) if not view)
-        return evolve(run, verdict="refused" if told else "wrong", where=f"return codes {report['codes']}")
+        reported = all(code != 0 for code, view in zip(report["codes"], views, strict=True) if not view)
+        return evolve(
+            run, verdict="refused" if reported else "wrong", where=f"return codes {report['codes']}"
+        )
     if any(report["codes"]):
         return evolve(run, verdict="wrong", where=f"the guest ran, return codes {report['codes']}")
     if aim is not None and not run.call:

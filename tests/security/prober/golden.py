@@ -72,18 +72,18 @@ def load(name: str) -> Golden:
 
 def differences(golden: Golden, found: Reach, lacking: frozenset[str]) -> list[str]:
     """Where a finding is not what the table says.  lacking: the calls that this kernel has not."""
-    told = []
+    lines = []
     for axis in EXACT:
         for key, outcome in found.axis(axis).items():
             expected = golden.expected(axis, key)
             if axis == "syscall" and expected == "reached" and key in lacking:
                 expected = "ENOSYS"
             if outcome != expected:
-                told.append(f"{axis} {key}: {outcome}, not {expected}")
+                lines.append(f"{axis} {key}: {outcome}, not {expected}")
     for axis, outcomes in GRANTED.items():
         granted = sorted(found.having(axis, *outcomes))
-        told += [f"{axis} {key}: {found.axis(axis)[key]}" for key in granted if not golden.grants(axis, key)]
-    return told
+        lines += [f"{axis} {key}: {found.axis(axis)[key]}" for key in granted if not golden.grants(axis, key)]
+    return lines
 
 
 def text(found: Reach) -> str:

@@ -225,14 +225,14 @@ static struct verdict
 judge (const struct call *call, int patience_ms)
 {
   struct verdict verdict;
-  int told = in_child (call, ASK_FILTER, WAIT_MS);
+  int filtered = in_child (call, ASK_FILTER, WAIT_MS);
 
-  verdict.result = told == ENOSYS || told == UNFILTERED ? in_child (call, EARNEST, patience_ms) : told;
+  verdict.result = filtered == ENOSYS || filtered == UNFILTERED ? in_child (call, EARNEST, patience_ms) : filtered;
   if (verdict.result == KILLED)
     strcpy (verdict.filter, "killed");
-  else if (verdict.result < 0 || (told == ENOSYS && verdict.result != ENOSYS))
+  else if (verdict.result < 0 || (filtered == ENOSYS && verdict.result != ENOSYS))
     strcpy (verdict.filter, "passed");
-  else if (told == UNFILTERED && verdict.result != ENOSYS && verdict.result != EPERM)
+  else if (filtered == UNFILTERED && verdict.result != ENOSYS && verdict.result != EPERM)
     strcpy (verdict.filter, "passed"); /* no filter can be added here: believe what is seen */
   else
     snprintf (verdict.filter, sizeof verdict.filter, "%s", error_name (verdict.result));

@@ -82,20 +82,20 @@ def _start(side: str, top: Path) -> tuple[subprocess.Popen[bytes], Path]:
 def _finish(process: subprocess.Popen[bytes], result: Path) -> Outcomes:
     process.wait()
     assert process.returncode == 0, result.with_suffix(".log").read_text()[-4000:]
-    told = json.loads(result.read_text())
-    if "skipped" in told:
-        pytest.skip(told["skipped"])
-    return Outcomes(**told)
+    outcomes = json.loads(result.read_text())
+    if "skipped" in outcomes:
+        pytest.skip(outcomes["skipped"])
+    return Outcomes(**outcomes)
 
 
 def perform(name: str, top: Path) -> None:
     """One side, in the namespaces that this process has for itself."""
     try:
         with _world(top / f"{name}.resolv") as world, _side(name, top) as side:
-            told = asdict(_all(side, world))
+            outcomes = asdict(_all(side, world))
     except pytest.skip.Exception as skipped:
-        told = {"skipped": str(skipped)}
-    (top / f"{name}.json").write_text(json.dumps(told))
+        outcomes = {"skipped": str(skipped)}
+    (top / f"{name}.json").write_text(json.dumps(outcomes))
 
 
 @contextlib.contextmanager

@@ -35,8 +35,8 @@ def interfaces_of_the_host(stage: Stage) -> str:
 
 @case("MTU", "1500")
 def mtu(stage: Stage) -> str:
-    told = stage.run(stage.one, "ip", "link", "show", "eth0").split()
-    return told[told.index("mtu") + 1]
+    words = stage.run(stage.one, "ip", "link", "show", "eth0").split()
+    return words[words.index("mtu") + 1]
 
 
 @case("way out", "by gateway of red")
@@ -78,9 +78,9 @@ def no_ipv6(stage: Stage) -> str:
     why="the name service answers for the hostname, and follows connect and disconnect",
 )
 def hosts_file(stage: Stage) -> str:
-    told = [line.split() for line in stage.run(stage.one, "cat", "/etc/hosts").splitlines()]
+    words = [line.split() for line in stage.run(stage.one, "cat", "/etc/hosts").splitlines()]
     wanted = [stage.address(stage.one), stage.one.id[:12]]
-    return "hostname and address" if wanted in told else "no address"
+    return "hostname and address" if wanted in words else "no address"
 
 
 @case(

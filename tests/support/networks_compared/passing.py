@@ -189,7 +189,7 @@ def connection_after_disconnect(stage: Stage) -> str:
             accepted.settimeout(probe.PATIENCE)
             try:
                 mine.send(b"hello")
-                return f"hears {accepted.recv(9)!r}"
+                return f"receives {accepted.recv(9)!r}"
             except OSError as error:
                 return probe.failure(error)
 
