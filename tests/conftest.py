@@ -123,7 +123,7 @@ def leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     from pycontain import Container
 
-    with Container() as container:  # launcher, janitor and first leaf exist before the count
+    with Container() as container:  # launcher, cleanup helper and first leaf exist before the count
         container.exec(["true"])
         # So does the process that watches for Ctrl-C, made by the first command of another thread.
         thread = threading.Thread(target=container.exec, args=(["true"],))

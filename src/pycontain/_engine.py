@@ -18,10 +18,10 @@ from pycontain._kernel.launcher import Launcher, LauncherPool, sub_id_maps
 from pycontain._model.limits import CgroupLimits
 from pycontain._runtime.ahead import Ahead
 from pycontain._runtime.cancel import Interrupts
-from pycontain._runtime.collect import Collector
-from pycontain._runtime.dead import collect_dead
+from pycontain._runtime.cleanup import Cleanup
 from pycontain._runtime.disk import DiskWatch
 from pycontain._runtime.holdings import Holdings
+from pycontain._runtime.recover import recover
 from pycontain._runtime.running import Cause
 from pycontain._security import policy
 from pycontain._state.owner import BLOCK, Owner
@@ -80,14 +80,14 @@ class Engine:
             raise
         self.closed = False
         _engines.add(self)
-        if self._collected:
+        if self._recovered:
             self._let_go_of_dead()
 
     def _open(self, ahead: int) -> None:
         self.cgroups = Cgroups(self.owner.name)
         self.launchers = LauncherPool(plain=not self.features.privileged, maps=self._maps, views=self._views)
-        self.collector = Collector(self.owner, self._make_janitor)
-        self.holdings = Holdings(self.owner.name, lambda: self.store, self.collector)
+        self.cleanup = Cleanup(self.owner, self._make_helper)
+        self.holdings = Holdings(self.owner.name, lambda: self.store, self.cleanup)
         self.ahead = Ahead(self, ahead)
         self.disk = DiskWatch(self)
         self._lock = threading.Lock()
@@ -104,14 +104,14 @@ class Engine:
         self.interrupts = Interrupts(self._list_running)
         self._held: dict[object, CgroupLimits] = {}
         self.root_plans: dict[object, RootPlan] = {}
-        self._collected = collect_dead(self.roots, self.cgroups.layout, self._make_janitor)
+        self._recovered = recover(self.roots, self.cgroups.layout, self._make_helper)
 
     def _views(self) -> list[tuple[str, bytes]]:
         """Return the entries of the /sys that containers see."""
         with self._viewing:
             return [(entry.path, entry.encode()) for entry in view.entries(self.cgroups)]
 
-    def _make_janitor(self) -> Launcher:
+    def _make_helper(self) -> Launcher:
         return Launcher(plain=not self.features.privileged, maps=self._maps)
 
     @property
@@ -161,7 +161,7 @@ class Engine:
                     privileged=privileged,
                     owners=privileged or bool(self.sub_ids),
                     landlock=self.features.landlock,
-                    make_launcher=self._make_janitor,
+                    make_launcher=self._make_helper,
                 )
             return self._store
 
@@ -278,12 +278,12 @@ class Engine:
         from pycontain._rootfs.host import prune as prune_host_images
 
         self.settle()
-        collected = collect_dead(self.roots, self.cgroups.layout, self._make_janitor)
+        recovered = recover(self.roots, self.cgroups.layout, self._make_helper)
         prune_host_images(os.path.join(self.roots.data, "host"))
         if os.path.exists(os.path.join(self.roots.data, "store.db")):
             self.holdings.drop_volumes()
             self.sweep()
-        return collected
+        return recovered
 
     def _let_go_of_dead(self) -> None:
         """What only containers of dead processes had in the store."""
@@ -293,8 +293,8 @@ class Engine:
                 self.holdings.sweep_sealed()
 
     def settle(self) -> None:
-        """Wait until the remains of every ended container are removed."""
-        self.collector.settle()
+        """Wait until everything that ended containers left is removed."""
+        self.cleanup.settle()
 
     def kill_all(self) -> None:
         """End every container of this engine at once; the engine goes on.
@@ -337,14 +337,14 @@ class Engine:
             with contextlib.suppress(ImageError):
                 self.holdings.end(store)
             store.close()
-        for name in os.listdir(self.owner.live):  # what an interrupt kept from the collector
-            self.collector.discard(name)
-        self.collector.close()
+        for name in os.listdir(self.owner.live):  # left by an interrupted removal
+            self.cleanup.discard(name)
+        self.cleanup.close()
         self.launchers.close()
         if self._hub is not None:
             self._hub.close()
         if not self.cgroups.remove():
-            groups.collect(self.owner.name, self.cgroups.layout)
+            groups.recover(self.owner.name, self.cgroups.layout)
         with contextlib.suppress(OSError):
             self.owner.close()
         self._unlock_host_images()
@@ -370,7 +370,7 @@ class Engine:
                 part.forget()
         self._fabric = self._hub = None
         self.launchers.forget()
-        self.collector.forget()
+        self.cleanup.forget()
         self.cgroups.forget()
         self.owner.forget()
         self._unlock_host_images()

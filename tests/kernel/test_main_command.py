@@ -99,7 +99,7 @@ def test_closed_output_is_not_the_end() -> None:
 def test_removal_ends_the_follower_and_its_fds(init: bool) -> None:
     gc.collect()
     with Engine(ahead=0) as engine:
-        Container(engine=engine).start().remove()  # launcher and janitor are there before the count
+        Container(engine=engine).start().remove()  # launcher and cleanup helper exist before the count
         before, followers = _fds(), _followers()
         for _ in range(3):
             command = ["sh", "-c", "sleep 100 & exec sleep 100"]

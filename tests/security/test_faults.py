@@ -90,7 +90,7 @@ after = len(os.listdir('/proc/self/fd'))
 with Container(engine=engine) as c: assert c.exec(['echo', 'on']).stdout == 'on\\n'
 engine.ahead.discard()
 live = os.listdir(engine.owner.live)
-print(*engine.collector.errors, live, sep='\\n', file=sys.stderr)
+print(*engine.cleanup.errors, live, sep='\\n', file=sys.stderr)
 engine.close()
 print(good > 0, bad > 0, after - before, len(live))
 """
@@ -121,12 +121,12 @@ def test_other_peoples_fds_on_their_way_are_waited_for(
 
     place = Path(engine.owner.live, "pyc-refused")
     place.mkdir()
-    engine.collector.discard("pyc-gone")  # there is a janitor from here on
+    engine.cleanup.discard("pyc-gone")  # the cleanup helper exists from here on
     engine.settle()
     monkeypatch.setattr(native, "send", refused)
-    engine.collector.discard("pyc-refused")
+    engine.cleanup.discard("pyc-refused")
     engine.settle()
-    assert (refusals, engine.collector.errors) == ([], [])
+    assert (refusals, engine.cleanup.errors) == ([], [])
     assert not place.exists()
 
 

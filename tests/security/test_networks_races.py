@@ -48,7 +48,7 @@ def test_who_ends_while_it_is_linked_is_mistaken_for_nobody(
         self: Domain, pidfd: int, wanted: Sequence[SocketSpec], settings: Mapping[str, str]
     ) -> list[int]:
         ending.start()
-        assert _within(10, lambda: running.remains is not None and running.remains.taken)
+        assert _within(10, lambda: running.cleanup_job is not None and running.cleanup_job.taken)
         with contextlib.suppress(OSError):
             seen.append(os.readlink(f"/proc/self/fd/{pidfd}"))
         return enter(self, pidfd, wanted, settings)

@@ -45,11 +45,11 @@ def test_a_dead_owner_is_claimed_once(roots: Roots) -> None:
     claims = claim_dead(roots)
     assert [claim.owner for claim in claims] == [name]
     assert claim_dead(roots) == []
-    claims[0].release(collected=False)
+    claims[0].release(removed=False)
     again = claim_dead(roots)
     assert [claim.owner for claim in again] == [name]
     os.rmdir(os.path.join(roots.data, "live", name))
-    again[0].release(collected=True)
+    again[0].release(removed=True)
     assert claim_dead(roots) == []
     assert os.listdir(os.path.join(roots.run, "owners")) == []
 
@@ -59,7 +59,7 @@ def test_directories_that_outlived_a_reboot_are_claimed(roots: Roots) -> None:
     os.unlink(os.path.join(roots.run, "owners", f"{name}.lock"))
     (claim,) = claim_dead(roots)
     assert claim.owner == name
-    claim.release(collected=True)
+    claim.release(removed=True)
 
 
 def test_an_owner_that_comes_is_never_seen_dead(roots: Roots) -> None:

@@ -140,7 +140,7 @@ class Cgroups:
             os.close(self._fds.popitem()[1])
 
 
-def collect(owner: str, layout: Layout) -> bool:
+def recover(owner: str, layout: Layout) -> bool:
     """End and remove everything of a dead owner; False where something could not be removed."""
     done = True
     if layout.unified is not None:
@@ -474,7 +474,7 @@ class Group:
         return {**self._legacy, **({"unified": self._unified} if self._unified else {})}
 
     def abandon(self) -> list[tuple[int, str]]:
-        """What a janitor has to remove: (directory's fd, name); leaves go with the group that they are in."""
+        """Return what the cleanup helper removes: (descriptor of the directory, name)."""
         self.started()
         with self._lock:
             self._spare.clear()

@@ -5,7 +5,7 @@ On the disk, below the engine's data directory::
     blobs/sha256/<hex>       content as registries have it; never changed once it has its name
     layers/<hex>/fs          an unpacked layer, as overlayfs takes it
     partial/<hex>            an unfinished blob, locked by the process that fetches it, resumable
-    live/<owner>/            temporary files and trees of a session; collected with their owner
+    live/<owner>/            temporary files and trees of a session; removed with their owner
     store.db                 records: images, tags, layers, pins
 
 Order of writing (crash safety): content, fsync; rename to its name, fsync of the directory; then the

@@ -166,7 +166,7 @@ def _tree_in(container: Container, fd: int, there: ContainerPath, ids: tuple[int
                 landlock=engine.features.landlock,
                 no_set_id=not may_set_id(there, top),
             )
-            report = carried(lambda: into(spec, engine._make_janitor, pidfd, ids, user))
+            report = carried(lambda: into(spec, engine._make_helper, pidfd, ids, user))
             check_report("copy to", str(there), report)
         finally:
             os.close(top)

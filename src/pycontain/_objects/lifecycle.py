@@ -18,10 +18,10 @@ from pycontain._objects.log import Selection, Since
 from pycontain._objects.main_command import MainCommand
 from pycontain._objects.options import volume_names
 from pycontain._runtime import spec as specs
-from pycontain._runtime.collect import shielded
 from pycontain._runtime.isolation import Isolation, isolation_of
 from pycontain._runtime.network import LINKED, attach
 from pycontain._runtime.running import KILLED, REMOVED, STOPPED, Cause, Running
+from pycontain._runtime.signals import shielded
 from pycontain._runtime.start import start
 from pycontain._runtime.stats import Stats, stats_of
 from pycontain.errors import Conflict, NotFound, StateError, UnsupportedError

@@ -176,7 +176,7 @@ def rollback(container: Container, to: Snapshot) -> None:
             container.start()
         finally:
             if aside is not None:
-                container._engine.collector.discard(aside)
+                container._engine.cleanup.discard(aside)
     container._engine.holdings.let_go()
     container._engine.holdings.sweep_sealed()
 
@@ -184,7 +184,7 @@ def rollback(container: Container, to: Snapshot) -> None:
 def _put_aside(container: Container) -> str | None:
     """What it wrote is removed when it runs again: its place is free for what comes."""
     running = container._running
-    if running is None or running.remains is not None:
+    if running is None or running.cleanup_job is not None:
         return None
     live = running.engine.owner.live
     dead = f"dead-{os.urandom(8).hex()}"

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from attrs import define
 
 from pycontain._kernel.pidfd import wait_dead
-from pycontain._runtime.collect import shielded
 from pycontain._runtime.compile import RootPlan, known_root_plan
 from pycontain._runtime.launch import Launch
+from pycontain._runtime.signals import shielded
 from pycontain._runtime.spare import Spares
 from pycontain._runtime.spec import new_id
 from pycontain.errors import PycontainError

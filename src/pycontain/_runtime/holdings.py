@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pycontain._runtime.collect import Collector
+from pycontain._runtime.cleanup import Cleanup
 from pycontain.errors import Conflict, ImageError, NotFound, StateError
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ class Holdings:
     store: makes the store, or raises StateError when the engine is closed.
     """
 
-    def __init__(self, owner: str, store: Callable[[], Store], collector: Collector) -> None:
+    def __init__(self, owner: str, store: Callable[[], Store], cleanup: Cleanup) -> None:
         self._owner = owner
         self._store = store
-        self._collector = collector
+        self._cleanup = cleanup
         self._lock = threading.Lock()
         self._pins: Pins | None = None
         self._users: weakref.WeakKeyDictionary[Container, tuple[str, ...]] = weakref.WeakKeyDictionary()
@@ -86,7 +86,7 @@ class Holdings:
         """What no snapshot and no container stands on any more is removed, behind the caller's back."""
         from pycontain._images import sealed
 
-        sealed.sweep_sealed(self._store(), self._collector.discard)
+        sealed.sweep_sealed(self._store(), self._cleanup.discard)
 
     def drop_volumes(self) -> None:
         """Volumes without a name go with their engine: of engines that are gone."""
@@ -110,4 +110,4 @@ class Holdings:
 
         for one in records.unowned(store, ended=ended):
             with contextlib.suppress(Conflict, NotFound):
-                records.remove(store, one.name, self._collector.discard)
+                records.remove(store, one.name, self._cleanup.discard)

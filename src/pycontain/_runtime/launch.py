@@ -11,7 +11,7 @@ from pycontain._cgroups.group import Group
 from pycontain._cgroups.leaf import Leaf
 from pycontain._kernel import files, hostpath, native
 from pycontain._kernel.plan import OpFlag, Source, request
-from pycontain._runtime.collect import Remains
+from pycontain._runtime.cleanup import CleanupJob
 from pycontain._runtime.compile import CgroupEntry, RootPlan, root_plan_of
 from pycontain._runtime.network import JOINED
 from pycontain._runtime.running import Running, kill_by
@@ -120,7 +120,7 @@ class Launch:
         else:
             if engine.features.privileged:
                 self._block = engine.owner.blocks.acquire()
-            # Known before it exists: what an interrupt leaves of it is collected.
+            # Known before it exists: what an interrupt leaves of it is removed.
             self._group = engine.plan_group(spec.id, self._block)
             if self._group is not None and not ahead:
                 self._group.make(self.limits)
@@ -280,7 +280,7 @@ class Launch:
         }
 
     def abandon(self) -> None:
-        """Undo it, and leave the rest to the collector."""
+        """Undo it, and leave the rest to the cleanup helper."""
         if self._running is not None:
             self._running.end()
             return
@@ -292,9 +292,9 @@ class Launch:
         try:
             if self._group is not None:
                 self._group.kill()
-        finally:  # no fd may be left to say it to the group by: what is left is collected all the same
-            self.engine.collector.put(
-                Remains(self.spec.id, self._group, self.pidfd, self._block, bool(self._directory))
+        finally:  # no fd may be left to say it to the group by: what is left is removed all the same
+            self.engine.cleanup.put(
+                CleanupJob(self.spec.id, self._group, self.pidfd, self._block, bool(self._directory))
             )
 
     def forget(self) -> None:

@@ -17,7 +17,7 @@ from attrs import define, field, frozen
 from pycontain._kernel import native
 from pycontain._kernel.pidfd import exit_status, wait_dead
 from pycontain._kernel.plan import request
-from pycontain._runtime.collect import Remains
+from pycontain._runtime.cleanup import CleanupJob
 from pycontain.errors import ContainerEnded, StateError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _REAPED_WITHIN = 20
 _IDLE_WITHIN = 1000
 """Milliseconds in which an agent that nobody asks begins the last command, or is taken for busy."""
 _END_PATIENCE = 10.0
-"""Seconds in which a killed PID 1 has to be gone; what is stuck in the kernel longer is the collector's."""
+"""Seconds to wait for a killed PID 1; after that the cleanup helper waits for it."""
 
 
 _STATUS_WITHIN = 1.0
@@ -91,7 +91,7 @@ class Running:
     upper: int = 0
     aside: bool = False
     writers: weakref.WeakSet[IO[Any]] = field(factory=weakref.WeakSet)
-    remains: Remains | None = None
+    cleanup_job: CleanupJob | None = None
     dependents: list[Dependent] = field(factory=list)  # what holds fds for as long as this runs
     file_server_lock: threading.Lock = field(factory=threading.Lock)
     file_server: FileServer | None = None
@@ -248,7 +248,7 @@ class Running:
                 kill_by(self.pidfd)
 
     def end(self, cause: Cause = REMOVED) -> None:
-        """Kill everything inside, wait until PID 1 is dead, and leave the rest to the collector.
+        """Kill everything inside, wait until PID 1 is dead, and leave the rest to the cleanup helper.
 
         Idempotent, also where an interrupt ended it half-way.  The first cause is kept.  In a forked child
         nothing happens: the container belongs to the parent.
@@ -263,31 +263,31 @@ class Running:
                 native.lib.pcx_shutdown(self.control)
                 if self.users == 0:
                     os.close(self.control)
-            if self.remains is None:
-                self.remains = Remains(
+            if self.cleanup_job is None:
+                self.cleanup_job = CleanupJob(
                     self.spec.id, self.group, self.pidfd, self.block, has_directory=not self.aside
                 )
-            remains, exit_socket, self.exit_socket = self.remains, self.exit_socket, -1
+            job, exit_socket, self.exit_socket = self.cleanup_job, self.exit_socket, -1
         if exit_socket >= 0:
             os.close(exit_socket)
         self.drop_file_server()
-        self._kill_and_clean(remains)
+        self._kill_and_clean(job)
         for one in list(self.dependents):
             one.let_go()
         self.engine.disk.drop(self)
         self.engine.unregister(self)
 
-    def _kill_and_clean(self, remains: Remains) -> None:
-        if not remains.taken:
-            if remains.mounts < 0:  # else this is the second time, after an interrupt
-                remains.mounts = mounts_of(self.pidfd)
+    def _kill_and_clean(self, job: CleanupJob) -> None:
+        if not job.taken:
+            if job.mounts < 0:  # else this is the second time, after an interrupt
+                job.mounts = mounts_of(self.pidfd)
             kill_by(self.pidfd)
             self.engine.ahead.ended()  # while it dies
             if not wait_dead(self.pidfd, _END_PATIENCE) and self.group is not None:
                 self.group.kill()
             if self.before_cleanup is not None:
                 self.before_cleanup()
-            self.engine.collector.put(remains)
+            self.engine.cleanup.put(job)
 
     def drop_file_server(self, which: FileServer | None = None) -> None:
         """End the files server, or this one if it still is; the next use starts one on the root of then."""

@@ -14,7 +14,7 @@ from pycontain._kernel import native
 from pycontain._kernel.launcher import Launcher
 from pycontain._kernel.plan import request
 from pycontain._model.limits import CgroupLimits
-from pycontain._runtime.collect import Remains
+from pycontain._runtime.cleanup import CleanupJob
 from pycontain._runtime.compile import CgroupEntry
 
 if TYPE_CHECKING:
@@ -71,4 +71,4 @@ class Spares:
     def discard(self) -> None:
         """Remove what the spares leave; their launchers are closed already."""
         for spare in self._engine.launchers.spares():
-            self._engine.collector.put(Remains(spare.group.name, spare.group, -1, spare.block, False))
+            self._engine.cleanup.put(CleanupJob(spare.group.name, spare.group, -1, spare.block, False))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pycontain._runtime.collect import shielded
 from pycontain._runtime.launch import Launch
 from pycontain._runtime.network import JOINED
 from pycontain._runtime.running import Running
+from pycontain._runtime.signals import shielded
 from pycontain.errors import StartError
 
 if TYPE_CHECKING:
@@ -66,4 +66,4 @@ def _make(
 
 def _undo(engine: Engine, launch: Launch) -> None:
     launch.abandon()
-    engine.collector.settle()
+    engine.cleanup.settle()

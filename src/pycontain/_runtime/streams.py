@@ -18,7 +18,7 @@ from pycontain._kernel.plan import request
 from pycontain._kernel.waiting import IN, OUT, Wait, cooperative, now_ns
 from pycontain._model.sizes import shown
 from pycontain._runtime.cancel import TaskWatch
-from pycontain._runtime.collect import shielded
+from pycontain._runtime.signals import shielded
 from pycontain.errors import StateError
 
 if TYPE_CHECKING:

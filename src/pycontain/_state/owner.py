@@ -48,7 +48,7 @@ class Owner:
         self.blocks = IdBlocks(os.path.join(roots.run, "ids"))
 
     def close(self) -> None:
-        """Give up the claim; the caller has collected what stood under it."""
+        """Give up the claim; the caller has removed everything under it."""
         with _registry(self._roots, fcntl.LOCK_SH):
             os.rmdir(self.live)
             os.unlink(self._lock_path)
@@ -76,15 +76,15 @@ def _registry(roots: Roots, how: int) -> Iterator[None]:
 
 @frozen
 class Claim:
-    """What a dead owner left, claimed for collection by this process alone."""
+    """What a dead owner left, claimed by this process for removal."""
 
     owner: str
     _path: str
     _lock: int
 
-    def release(self, *, collected: bool) -> None:
+    def release(self, *, removed: bool) -> None:
         """Give the claim up; the owner's name is forgotten once nothing is left under it."""
-        if collected:
+        if removed:
             os.unlink(self._path)
         os.close(self._lock)
 
@@ -109,7 +109,7 @@ def claim_dead(roots: Roots) -> list[Claim]:
             except BlockingIOError:
                 os.close(lock)
                 continue
-            if os.fstat(lock).st_nlink == 0:  # collected by another between our open and our lock
+            if os.fstat(lock).st_nlink == 0:  # removed by another between our open and our lock
                 os.close(lock)
                 continue
             claims.append(Claim(owner, path, lock))

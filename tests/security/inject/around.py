@@ -54,9 +54,9 @@ class Around:
     def _state(self) -> dict[str, Any]:
         self._reap()
         engine = self._engine
-        janitor = engine.collector._janitor
+        helper = engine.cleanup._helper
         fds = _kinds_of_fds("self")
-        helpers = [*engine.launchers._all, *([janitor] if janitor is not None else [])]
+        helpers = [*engine.launchers._all, *([helper] if helper is not None else [])]
         fds["socket:[N]"] -= len(helpers)
         fds["anon_inode:[pidfd]"] -= len(helpers)
         fds.subtract(_links(engine.cgroups.held))
@@ -70,7 +70,7 @@ class Around:
             "directories": os.listdir(engine.owner.live),
             "mounts": [line for line in _mounts("self") if str(self._top) in line],
             "ids": sorted(engine.owner.blocks._used - ids),
-            "collector": list(engine.collector.errors),
+            "cleanup": list(engine.cleanup.errors),
             "live": sorted(engine._running),
             "processes": sorted(_names(self._strangers(programs))),
         }

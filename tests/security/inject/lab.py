@@ -70,7 +70,7 @@ class Lab:
             report |= self._ask({"calls": order.get("calls", False)})
         report["leaks"] = self._around.leaks()
         self._around.clear()
-        self._engine.collector.errors.clear()
+        self._engine.cleanup.errors.clear()
         return report
 
     def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
