@@ -333,7 +333,7 @@ def test_a_seal_that_fails_leaves_it_as_it_was(container: Container, monkeypatch
 
     _sh(container, "echo x > /file")
     with monkeypatch.context() as patch:
-        patch.setattr(snapshots, "restack", fail)
+        patch.setattr(snapshots, "replace_root", fail)
         with pytest.raises(PathError):
             container.snapshot()
     assert Snapshot.list() == []

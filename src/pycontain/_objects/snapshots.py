@@ -16,7 +16,7 @@ from pycontain._images.store_errors import translate_store_errors
 from pycontain._images.write import archive
 from pycontain._objects import snapshot as values
 from pycontain._objects.commit import sealed_layers, still
-from pycontain._runtime.restack import SEAL, restack
+from pycontain._runtime.replace_root import SEAL, replace_root
 from pycontain._runtime.spec import default_name, new_id
 from pycontain.errors import PathError, StartError, StateError
 
@@ -101,7 +101,7 @@ def _seal(container: Container, running: Running, chain: tuple[str, ...]) -> boo
                 f"cannot seal {upper}: {error.strerror}", path=upper, errno=error.errno or 0
             ) from error
         try:
-            restack(running, image)
+            replace_root(running, image)
         except BaseException as error:
             os.rename(place, upper)
             if isinstance(error, StartError) and error.step == SEAL:

@@ -1,7 +1,7 @@
-"""Another root for a container that goes on: what it has written becomes a layer, and it writes to a new one.
+"""Replacement of a running container's root: its upper directory becomes a layer, and it gets an empty one.
 
-The launcher's child joins the container's user and mount namespaces, where the agent is alone meanwhile;
-what is mounted in the old root goes along.
+A child of the launcher joins the container's user and mount namespaces while the agent is the only process
+there.  Mounts of the old root are moved to the new one.
 """
 
 from __future__ import annotations
@@ -22,18 +22,22 @@ if TYPE_CHECKING:
     from pycontain._runtime.running import Running
 
 SEAL = "seal"
-"""The step in which the old root becomes read-only.  EBUSY: a descriptor that can write to it is open."""
+"""Step that makes the old root read-only; it fails with EBUSY while a writable descriptor of it is open."""
 _MADE = (OpKind.UPPER, OpKind.FILE, OpKind.OVERLAY, OpKind.SYSCTL)
 _GUARDED = 2 | 4  # nosuid, nodev
 
 
-def restack(running: Running, image: Image) -> None:
-    """Give it a root of the image's layers, and an upper directory that is empty.
+def replace_root(running: Running, image: Image) -> None:
+    """Give a container a root of an image's layers and an empty upper directory.
 
     The file system of the old root is read-only afterwards, for every descriptor and through every mount.
 
+    Args:
+        running: The container, whose agent has no other process.
+        image: The image, whose topmost layer is what the container has written so far.
+
     Raises:
-        StartError: A step failed; the container is as it was then.
+        StartError: A step failed; the container has its old root.
     """
     privileged = running.engine.features.privileged
     store = os.path.join(running.engine.owner.live, running.spec.id)
@@ -57,14 +61,14 @@ def restack(running: Running, image: Image) -> None:
             os.close(theirs)
             theirs = -1
             reply = native.receive_uninterrupted(launcher.socket)
-            told = native.receive_uninterrupted(ours)
+            result = native.receive_uninterrupted(ours)
     finally:
         for fd in (ours, theirs, *opened):
             if fd >= 0:
                 os.close(fd)
-    _check(running, reply, told, [path for path, _ in sources[1:]])
+    _check(running, reply, result, [path for path, _ in sources[1:]])
     running.upper += 1
-    running.drop_file_server()  # it stands on the old root
+    running.drop_file_server()  # it has the old root open
 
 
 def _plan(running: Running, places: list[Source]) -> bytes:
@@ -94,11 +98,11 @@ def _plan(running: Running, places: list[Source]) -> bytes:
 
 
 def _check(
-    running: Running, reply: native.Record | None, told: native.Record | None, layers: list[str]
+    running: Running, reply: native.Record | None, result: native.Record | None, layers: list[str]
 ) -> None:
-    if told is not None and told.kind == native.READY and reply is not None and not reply.errno:
+    if result is not None and result.kind == native.READY and reply is not None and not reply.errno:
         return
-    record = told if told is not None and told.kind == native.FAILED else reply
+    record = result if result is not None and result.kind == native.FAILED else reply
     name = running.spec.name
     if record is None:
         raise StartError(f"the root of {name} could not be replaced: its launcher died", step="launcher")
