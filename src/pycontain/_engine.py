@@ -20,7 +20,7 @@ from pycontain._runtime.ahead import Ahead
 from pycontain._runtime.cancel import Interrupts
 from pycontain._runtime.cleanup import Cleanup
 from pycontain._runtime.disk import DiskWatch
-from pycontain._runtime.holdings import Holdings
+from pycontain._runtime.leases import Leases
 from pycontain._runtime.recover import recover
 from pycontain._runtime.running import Cause
 from pycontain._security import policy
@@ -87,7 +87,7 @@ class Engine:
         self.cgroups = Cgroups(self.owner.name)
         self.launchers = LauncherPool(plain=not self.features.privileged, maps=self._maps, views=self._views)
         self.cleanup = Cleanup(self.owner, self._make_helper)
-        self.holdings = Holdings(self.owner.name, lambda: self.store, self.cleanup)
+        self.leases = Leases(self.owner.name, lambda: self.store, self.cleanup)
         self.ahead = Ahead(self, ahead)
         self.disk = DiskWatch(self)
         self._lock = threading.Lock()
@@ -248,8 +248,8 @@ class Engine:
         from pycontain._images.store_errors import translate_store_errors
         from pycontain._images.sweep import sweep
 
-        self.holdings.let_go()
-        self.holdings.sweep_sealed()
+        self.leases.prune()
+        self.leases.sweep_sealed()
         with translate_store_errors(self.roots.data):
             return sweep(self.store)
 
@@ -281,7 +281,7 @@ class Engine:
         recovered = recover(self.roots, self.cgroups.layout, self._make_helper)
         prune_host_images(os.path.join(self.roots.data, "host"))
         if os.path.exists(os.path.join(self.roots.data, "store.db")):
-            self.holdings.drop_volumes()
+            self.leases.remove_anonymous_volumes()
             self.sweep()
         return recovered
 
@@ -289,8 +289,8 @@ class Engine:
         """What only containers of dead processes had in the store."""
         if any(os.path.isdir(os.path.join(self.roots.data, name)) for name in ("sealed", "volumes")):
             with contextlib.suppress(ImageError):
-                self.holdings.drop_volumes()
-                self.holdings.sweep_sealed()
+                self.leases.remove_anonymous_volumes()
+                self.leases.sweep_sealed()
 
     def settle(self) -> None:
         """Wait until everything that ended containers left is removed."""
@@ -335,7 +335,7 @@ class Engine:
         self.ahead.spares.discard()
         if store is not None:
             with contextlib.suppress(ImageError):
-                self.holdings.end(store)
+                self.leases.close(store)
             store.close()
         for name in os.listdir(self.owner.live):  # left by an interrupted removal
             self.cleanup.discard(name)
@@ -362,7 +362,7 @@ class Engine:
         if self._store is not None:
             self._store.forget()
         self._store = None
-        self.holdings.forget()
+        self.leases.forget()
         for one in self._running.values():
             one.forget()
         for part in (self.ahead, self.interrupts, self.disk, self._fabric, self._hub):

@@ -334,8 +334,8 @@ def test_whiteouts_and_links_hide_and_show(image: Image, tmp_path: Path, engine:
             archive.addfile(*entry)
     layer.seek(0)
     assert base.manifest is not None
-    with engine.store.pinning() as pins:
-        written: Written = adopt_archive(engine.store, layer.read, lambda digest: pins.add("blob", digest))
+    with engine.store.leasing() as lease:
+        written: Written = adopt_archive(engine.store, layer.read, lambda digest: lease.add("blob", digest))
         record = compose(engine.store, (base.manifest, base.config), [written], base.config, [History()], [])
     with Container(record.digest) as container:
         shown = container.exec("ls /keep /keep/sub /full; stat -c %a /keep", shell=True).stdout

@@ -487,7 +487,7 @@ def test_kills_leave_snapshots_whole(engine: Engine) -> None:
             assert lines[0] == "base"
     for record in sealed.records(engine.store):
         sealed.forget(engine.store, record.id)  # a kill between record and layer leaves one that is damaged
-    engine.holdings.sweep_sealed()
+    engine.leases.sweep_sealed()
     engine.settle()
     assert os.listdir(os.path.join(engine.roots.data, "sealed")) == []
     assert len(os.listdir(os.path.join(engine.roots.data, "live"))) == 1

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pycontain import Engine, Image, ImageError, Progress
-from pycontain._images.store import Pins
+from pycontain._images.store import Lease
 from tests.support import sharing, stores
 from tests.support.served import Served, busybox_files
 
@@ -65,8 +65,8 @@ def test_sweep_spares_the_layers_of_a_pull_without_record(tmp_path: Path) -> Non
 
 
 @pytest.mark.control("F09")
-def test_sweep_removes_the_layers_of_a_pull_that_pins_nothing(
+def test_sweep_removes_the_layers_of_a_pull_without_leases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Pins, "add", lambda self, kind, *keys: None)
+    monkeypatch.setattr(Lease, "add", lambda self, kind, *keys: None)
     assert _pull_beside_a_sweep(tmp_path) != []

@@ -90,8 +90,8 @@ def _recorded(steps: list[Step], root: Path, sabotage: Callable[[], object]) -> 
                 os.mkdir(marks / str(at))
         # The log of the records is removed and made anew; nothing is asked to be kept.
         with Engine(root) as engine:
-            with engine.store.pinning() as pins:
-                pins.add("blob", engine.store.images()[0].digest)
+            with engine.store.leasing() as lease:
+                lease.add("blob", engine.store.images()[0].digest)
             engine.sweep()
 
     return Reader(str(root / "data"), str(marks)).read(record(work))

@@ -82,7 +82,7 @@ def unpacked(store: Store, read: Callable[[int], bytes]) -> Iterator[str]:
     Raises:
         ImageError: The archive is damaged or exceeds a limit.
     """
-    with store.pinning():
+    with store.leasing():
         build = LayerBuild(store, None, owners=False)
         try:
             while chunk := read(_CHUNK):

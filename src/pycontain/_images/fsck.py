@@ -63,7 +63,7 @@ def check(store: Store, *, repair: bool = False) -> list[Damage]:
             return [damage]
         return [evolve(damage, images=rebuild(store), repaired=True), *check(store, repair=True)]
     found = [*_permissions(store)]
-    with store.pinning():
+    with store.leasing():
         for record in store.images():
             found += _image(store, record)
     found = [*_merged(found), *_snapshots(store)]
@@ -184,8 +184,8 @@ def _forget_layer(store: Store, chain: Digest) -> bool:
         return False
     with exclusive(lock):
         with store.database.writing(durable=True) as records:
-            pinned = "SELECT 1 FROM pin WHERE kind = 'layer' AND key = ?"
-            if records.execute(pinned, (chain,)).fetchone():
+            leased = "SELECT 1 FROM pin WHERE kind = 'layer' AND key = ?"
+            if records.execute(leased, (chain,)).fetchone():
                 return False
             records.execute("DELETE FROM layer WHERE chain = ?", (chain,))
         path = os.path.dirname(store.layer_path(chain))

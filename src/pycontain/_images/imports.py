@@ -29,8 +29,8 @@ def import_archive(store: Store, path: str, tag: str | None) -> Record:
         ImageError: The archive is damaged or exceeds a limit.
     """
     names = [tag_name(tag)] if tag is not None else []
-    with store.pinning() as pins, opened_to_read(path) as file:
-        written = adopt_archive(store, file.read, lambda digest: pins.add("blob", digest))
+    with store.leasing() as lease, opened_to_read(path) as file:
+        written = adopt_archive(store, file.read, lambda digest: lease.add("blob", digest))
         return _compose(store, written, names, None)
 
 
@@ -38,13 +38,13 @@ def import_tree(store: Store, path: str, tag: str | None) -> Record:
     """Import a directory, with owners, times and extended attributes, as an image of one layer."""
     names = [tag_name(tag)] if tag is not None else []
 
-    def pin(digest: Digest) -> None:
-        pins.add("blob", digest)
+    def add_lease(digest: Digest) -> None:
+        lease.add("blob", digest)
 
     top = hostpath.open_directory(path)
     try:
-        with store.pinning() as pins:
-            written = write_layer(store, archive(store, top), pin)
+        with store.leasing() as lease:
+            written = write_layer(store, archive(store, top), add_lease)
             return _compose(store, written, names, os.path.basename(path))
     finally:
         os.close(top)

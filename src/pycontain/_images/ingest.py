@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pycontain._images.defaults import defaults_of
 from pycontain._images.layers import LayerBuild, discard, feed_verified
-from pycontain._images.store import LayerRecord, Pins, Record, sync_directory
+from pycontain._images.store import LayerRecord, Lease, Record, sync_directory
 from pycontain._state.locks import PATIENCE, exclusive
 from pycontain.errors import ImageError, StateError
 from pycontain.oci import ImageConfig, Manifest
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def ingesting(store: Store, pins: Pins, manifest: Manifest, config: ImageConfig) -> Iterator[Ingest]:
+def ingesting(store: Store, lease: Lease, manifest: Manifest, config: ImageConfig) -> Iterator[Ingest]:
     """Lock the missing layers of an image and yield their ingest; abandon it unless concluded.
 
     Raises:
@@ -34,8 +34,8 @@ def ingesting(store: Store, pins: Pins, manifest: Manifest, config: ImageConfig)
             f"the manifest has {len(manifest.layers)} layers, the configuration {len(config.diff_ids)}"
         )
     defaults_of(config)
-    pins.add("blob", manifest.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers))
-    pins.add("layer", *config.chain_ids)
+    lease.add("blob", manifest.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers))
+    lease.add("layer", *config.chain_ids)
     with contextlib.ExitStack() as stack:
         # Every process takes the locks in sorted order, so two pulls that share layers cannot deadlock.
         for chain in sorted(chain for chain in set(config.chain_ids) if store.layer(chain) is None):

@@ -213,8 +213,8 @@ class Layout:
     def keep(self, store: Store, found: Found, names: Sequence[str]) -> Record:
         """Add one image to the store, verified like one from a registry."""
         manifest = found.manifest
-        with store.pinning() as pins:
-            pins.add("blob", manifest.config.digest)
+        with store.leasing() as lease:
+            lease.add("blob", manifest.config.digest)
             raw = self.read(
                 found.files.get(manifest.config.digest, blob_name(manifest.config.digest)), CONFIG_MOST
             )
@@ -224,7 +224,7 @@ class Layout:
                 )
             put_document(store, raw, manifest.config.digest)
             config = ImageConfig.parse(raw)
-            with ingesting(store, pins, manifest, config) as ingest:
+            with ingesting(store, lease, manifest, config) as ingest:
                 put_document(store, manifest.raw)
                 for at, layer in enumerate(manifest.layers):
                     path = found.files.get(layer.digest, blob_name(layer.digest))

@@ -31,7 +31,7 @@ from pycontain.oci import (
 from pycontain.oci.document import CONFIG_MOST
 
 if TYPE_CHECKING:
-    from pycontain._images.store import Pins, Record, Store
+    from pycontain._images.store import Lease, Record, Store
     from pycontain._registry.credentials import Credentials
 
 _AT_ONCE = 3
@@ -74,12 +74,12 @@ class Pull:
             return self._from(registry)
 
     def _from(self, registry: Registry) -> Record:
-        with self._store.pinning() as pins:
+        with self._store.leasing() as lease:
             manifest = self._resolve(registry)
-            config = self._configuration(registry, pins, manifest)
+            config = self._configuration(registry, lease, manifest)
             if self._exactly and not config.platform.serves(self._platform):
                 raise ImageError(f"{self._reference} is for {config.platform}, not for {self._platform}")
-            with ingesting(self._store, pins, manifest, config) as ingest:
+            with ingesting(self._store, lease, manifest, config) as ingest:
                 put_document(self._store, manifest.raw)
                 self._fetch_all(registry, ingest)
                 self._meter.phase("finishing")
@@ -108,11 +108,11 @@ class Pull:
             )
         return fetched
 
-    def _configuration(self, registry: Registry, pins: Pins, manifest: Manifest) -> ImageConfig:
+    def _configuration(self, registry: Registry, lease: Lease, manifest: Manifest) -> ImageConfig:
         descriptor = manifest.config
         if descriptor.size > CONFIG_MOST:
             raise ImageError(f"the image configuration is larger than {CONFIG_MOST} bytes")
-        pins.add("blob", descriptor.digest)
+        lease.add("blob", descriptor.digest)
         if self._store.has_blob(descriptor.digest, descriptor.size):
             with contextlib.suppress(DigestMismatch):
                 return self._store.config(descriptor.digest)

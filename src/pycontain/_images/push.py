@@ -43,11 +43,11 @@ class Push:
     def run(self) -> Digest:
         """Send what is missing; the manifest's digest there."""
         store = self._store
-        with store.pinning() as pins:
-            pins.add("blob", self._digest)
+        with store.leasing() as lease:
+            lease.add("blob", self._digest)
             manifest = store.manifest(self._digest)
             content = list({one.digest: one for one in (*manifest.layers, manifest.config)}.values())
-            pins.add("blob", *(one.digest for one in content))
+            lease.add("blob", *(one.digest for one in content))
             for one in content:
                 if not store.has_blob(one.digest, one.size):
                     raise NotFound(

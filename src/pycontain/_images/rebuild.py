@@ -25,7 +25,7 @@ def rebuild(store: Store) -> tuple[Digest, ...]:
     found = []
     for manifest, config in _whole_images(store):
         try:
-            with store.pinning() as pins, ingesting(store, pins, manifest, config) as ingest:
+            with store.leasing() as lease, ingesting(store, lease, manifest, config) as ingest:
                 for at in range(len(manifest.layers)):
                     if ingest.lacks_tree(at):
                         unpack_blob(store, ingest, at)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["sealed", "copied"]
 KEPT = ""
-"""The owner of pins that end with their snapshot, not with a process."""
+"""Owner of leases that end with their snapshot instead of with a process."""
 
 
 @frozen(kw_only=True)
@@ -56,12 +56,12 @@ def path_of(store: Store, layer: str) -> str:
 
 
 def make_place(store: Store, layer: str) -> str:
-    """A place for a layer that is pinned already; what is to be moved there is named so afterwards."""
+    """A place for a layer that is leased already; what is to be moved there is named so afterwards."""
     private_directory(os.path.join(home(store), layer))
     return path_of(store, layer)
 
 
-def keep(store: Store, record: Record, pinned: Collection[tuple[str, str]]) -> None:
+def keep(store: Store, record: Record, leased: Collection[tuple[str, str]]) -> None:
     """Record a snapshot and everything that it needs, before any of it is there."""
     with store.database.writing() as records:
         records.execute(
@@ -72,7 +72,7 @@ def keep(store: Store, record: Record, pinned: Collection[tuple[str, str]]) -> N
             "INSERT OR IGNORE INTO pin VALUES (?, ?, ?, ?)",
             [
                 (f"snapshot-{record.id}", kind, key, KEPT)
-                for kind, key in (*pinned, *(("sealed", layer) for layer in record.sealed))
+                for kind, key in (*leased, *(("sealed", layer) for layer in record.sealed))
             ],
         )
 
@@ -123,8 +123,8 @@ def sweep_sealed(store: Store, discard: Callable[[str], None]) -> None:
         return
     doomed = []
     with store.database.writing() as rows:
-        store.forget_dead(rows)
-        kept = _pinned(rows)
+        store.release_dead(rows)
+        kept = _leased(rows)
         for layer in os.listdir(home(store)):
             if layer in kept:
                 continue
@@ -135,7 +135,7 @@ def sweep_sealed(store: Store, discard: Callable[[str], None]) -> None:
         discard(name)
 
 
-def _pinned(rows: sqlite3.Connection) -> set[str]:
+def _leased(rows: sqlite3.Connection) -> set[str]:
     return {row[0] for row in rows.execute("SELECT key FROM pin WHERE kind = 'sealed'")}
 
 

@@ -6,7 +6,7 @@ On the disk, below the engine's data directory::
     layers/<hex>/fs          an unpacked layer, as overlayfs takes it
     partial/<hex>            an unfinished blob, locked by the process that fetches it, resumable
     live/<owner>/            temporary files and trees of a session; removed with their owner
-    store.db                 records: images, tags, layers, pins
+    store.db                 records: images, tags, layers, leases
 
 Order of writing (crash safety): content, fsync; rename to its name, fsync of the directory; then the
 record, fsync of SQLite's log. An image exists once it is recorded: a kill or a power loss leaves
@@ -116,7 +116,7 @@ class Store:
         for algorithm in ALGORITHMS:
             private_directory(os.path.join(self.blobs, algorithm))
         self.unreleased: set[str] = set()
-        """Sessions whose pins could not be removed; the next sweep removes them."""
+        """Sessions whose leases could not be removed; the next sweep removes them."""
         self.database = Database(os.path.join(data, "store.db"))
         self.closing = threading.Event()
         self._gate = threading.Condition()
@@ -286,17 +286,17 @@ class Store:
         with self.database.writing() as records:
             records.execute("INSERT OR IGNORE INTO origin VALUES (?, ?, ?)", (blob, registry, repository))
 
-    def forget_dead(self, records: sqlite3.Connection) -> None:
-        """Remove the pins of dead processes."""
+    def release_dead(self, records: sqlite3.Connection) -> None:
+        """Remove the leases of dead processes."""
         for (owner,) in records.execute("SELECT DISTINCT owner FROM pin WHERE owner != ''").fetchall():
             if owner != self.owner.name and not is_alive(self.roots, owner):
                 records.execute("DELETE FROM pin WHERE owner = ?", (owner,))
 
-    # ---- pins ---------------------------------------------------------------------------------------------
+    # ---- leases -------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def pinning(self) -> Iterator[Pins]:
-        """Yield pins for one operation, during which the store stays open.
+    def leasing(self) -> Iterator[Lease]:
+        """Yield a lease for one operation, during which the store stays open.
 
         Raises:
             StateError: The engine is closed.
@@ -306,29 +306,29 @@ class Store:
                 raise StateError("the engine is closed")
             self._working += 1
         try:
-            pins = Pins(self, os.urandom(8).hex())
+            lease = Lease(self, os.urandom(8).hex())
             try:
-                yield pins
+                yield lease
             finally:
                 try:
-                    pins.release()
+                    lease.release()
                 except ImageError:  # on a full disk the operation has succeeded or failed already
-                    self.unreleased.add(pins.session)
+                    self.unreleased.add(lease.session)
         finally:
             with self._gate:
                 self._working -= 1
                 self._gate.notify_all()
 
 
-class Pins:
-    """The content that a session uses; no sweep removes it before the session or its process ends."""
+class Lease:
+    """Content that a session uses: no sweep removes it before the session or its process ends."""
 
     def __init__(self, store: Store, session: str) -> None:
         self._store = store
         self.session = session
 
     def add(self, kind: str, *keys: str) -> None:
-        """Pin content before checking that it exists, so that it cannot be removed in between."""
+        """Protect content, before checking that it exists so that it is not removed in between."""
         with self._store.database.writing() as records:
             records.executemany(
                 "INSERT OR IGNORE INTO pin VALUES (?, ?, ?, ?)",
@@ -336,7 +336,7 @@ class Pins:
             )
 
     def keep_only(self, keys: Collection[str]) -> None:
-        """Release all pins but these."""
+        """Release all content but this."""
         with self._store.database.writing() as records:
             held = records.execute("SELECT key FROM pin WHERE session = ?", (self.session,)).fetchall()
             records.executemany(
@@ -345,6 +345,6 @@ class Pins:
             )
 
     def release(self) -> None:
-        """Release all pins."""
+        """Release all content."""
         with self._store.database.writing() as records:
             records.execute("DELETE FROM pin WHERE session = ?", (self.session,))

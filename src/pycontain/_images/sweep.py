@@ -1,4 +1,4 @@
-"""Garbage collection: remove content that no image names and no live process has pinned."""
+"""Garbage collection: remove content that no image names and no live process has leased."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ class Swept:
 def sweep(store: Store) -> Swept:
     """Remove garbage.
 
-    Safe beside pulls, which pin content before they check for it. Names are removed in the one
-    transaction during which no pin can be added; the bytes follow after it.
+    Safe beside pulls, which lease content before they check for it. Names are removed in the one
+    transaction during which no lease can be added; the bytes follow after it.
     """
     doomed: list[str] = []
     blobs = size = 0
     with store.database.writing() as records:
         over = set(store.unreleased)
         records.executemany("DELETE FROM pin WHERE session = ?", [(session,) for session in over])
-        store.forget_dead(records)
+        store.release_dead(records)
         named = {row[0] for row in records.execute("SELECT chain FROM part")}
-        named |= _pinned(records, "layer")
+        named |= _leased(records, "layer")
         sizes = dict(records.execute("SELECT chain, size FROM layer"))
         for name in os.listdir(store.layers):
             chain = f"{'sha256' if len(name) == 64 else 'sha512'}:{name}"
@@ -57,7 +57,7 @@ def sweep(store: Store) -> Swept:
             doomed.append(dead)
             size += sizes.get(chain, 0)
         spared = {row[0] for row in records.execute("SELECT blob FROM part UNION SELECT config FROM image")}
-        spared |= {row[0] for row in records.execute("SELECT digest FROM image")} | _pinned(records, "blob")
+        spared |= {row[0] for row in records.execute("SELECT digest FROM image")} | _leased(records, "blob")
         dead = f"dead-{os.urandom(8).hex()}"
         os.mkdir(os.path.join(store.owner.live, dead), 0o700)
         doomed.append(dead)
@@ -73,7 +73,7 @@ def sweep(store: Store) -> Swept:
     return Swept(blobs=blobs, layers=len(doomed) - 1, size=size)
 
 
-def _pinned(records: sqlite3.Connection, kind: str) -> set[str]:
+def _leased(records: sqlite3.Connection, kind: str) -> set[str]:
     return {row[0] for row in records.execute("SELECT key FROM pin WHERE kind = ?", (kind,))}
 
 

@@ -126,11 +126,11 @@ def archive(
         packer.close()
 
 
-def write_layer(store: Store, chunks: Iterator[bytes], pin: Callable[[Digest], None]) -> Written:
+def write_layer(store: Store, chunks: Iterator[bytes], add_lease: Callable[[Digest], None]) -> Written:
     """Compress a tar into a gzip layer in the store.
 
     Args:
-        pin: Called with the layer's digest before the blob gets its name.
+        add_lease: Called with the layer's digest before the blob gets its name.
     """
     plain, gzip = hashlib.sha256(), Gzip()
     with NewBlob(store) as blob:
@@ -139,7 +139,7 @@ def write_layer(store: Store, chunks: Iterator[bytes], pin: Callable[[Digest], N
             if out := gzip.feed(chunk):
                 blob.write(out)
         blob.write(gzip.finish())
-        pin(blob.digest)
+        add_lease(blob.digest)
         digest = blob.commit()
         size = blob.size
     return Written(
@@ -158,7 +158,7 @@ def compose(
 ) -> Record:
     """Record an image of a base and further layers; layers and history of `config` are replaced.
 
-    The caller has pinned the content of `layers`.
+    The caller has leased the content of `layers`.
     """
     below = base[0].layers if base else ()
     before = base[1].diff_ids if base else ()
@@ -170,14 +170,14 @@ def compose(
     kind = base[0].media_type if base else MediaType.OCI_MANIFEST
     docker = kind == MediaType.DOCKER_MANIFEST
     own = [_typed(layer.descriptor, docker) for layer in layers]
-    with store.pinning() as pins:
+    with store.leasing() as lease:
         described = Descriptor(
             media_type=MediaType.DOCKER_CONFIG if docker else MediaType.OCI_CONFIG,
             digest=Digest.of(whole.raw),
             size=len(whole.raw),
         )
         manifest = Manifest.make(kind, described, (*below, *own))
-        with ingesting(store, pins, manifest, whole) as ingest:
+        with ingesting(store, lease, manifest, whole) as ingest:
             put_document(store, whole.raw)
             put_document(store, manifest.raw)
             for at in range(len(manifest.layers)):
@@ -190,7 +190,7 @@ def _typed(layer: Descriptor, docker: bool) -> Descriptor:
     return evolve(layer, media_type=MediaType.DOCKER_LAYER + ".gzip") if docker else layer
 
 
-def adopt_archive(store: Store, read: Callable[[int], bytes], pin: Callable[[Digest], None]) -> Written:
+def adopt_archive(store: Store, read: Callable[[int], bytes], add_lease: Callable[[Digest], None]) -> Written:
     """Store a tar archive as a layer's content; recompress it unless it is gzip or zstd.
 
     The archive is checked when it is unpacked.
@@ -210,8 +210,8 @@ def adopt_archive(store: Store, read: Callable[[int], bytes], pin: Callable[[Dig
             raise ImageError("not a tar archive: it is empty")
         if inflater.kind not in ("gzip", "zstd"):
             with open(blob.path, "rb") as file:
-                return write_layer(store, _inflated(store, file.read), pin)
-        pin(blob.digest)
+                return write_layer(store, _inflated(store, file.read), add_lease)
+        add_lease(blob.digest)
         described = Descriptor(
             media_type=f"{MediaType.OCI_LAYER}+{inflater.kind}", digest=blob.commit(), size=blob.size
         )

@@ -27,7 +27,7 @@ from pycontain.oci import ContainerConfig, Digest, History, ImageConfig, Manifes
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
-    from pycontain._images.store import Pins, Store
+    from pycontain._images.store import Lease, Store
     from pycontain._objects.container import Container
 
 _ENGINES = ("etc/hostname", "etc/hosts", "etc/resolv.conf", "proc", "dev", "tmp", "sys")
@@ -143,7 +143,7 @@ def _is_there(lower: int, path: str) -> bool:
     return True
 
 
-def _base(image: Image, store: Store, pins: Pins) -> tuple[Manifest, ImageConfig]:
+def _base(image: Image, store: Store, lease: Lease) -> tuple[Manifest, ImageConfig]:
     """The image below, brought into the store where it is a directory."""
     image = image.base
     if image.manifest is not None:
@@ -155,7 +155,7 @@ def _base(image: Image, store: Store, pins: Pins) -> tuple[Manifest, ImageConfig
         )
     digest = import_tree(store, image.directories[0], None).digest
     manifest = store.manifest(digest)
-    pins.add("blob", digest, manifest.config.digest, *(layer.digest for layer in manifest.layers))
+    lease.add("blob", digest, manifest.config.digest, *(layer.digest for layer in manifest.layers))
     return manifest, store.config(manifest.config.digest)
 
 
@@ -193,17 +193,17 @@ def commit_layers(
     names = [] if made.reference is None else [tag_name(made.reference)]
     store = engine.store
     layers = [*sealed_layers(image), *uppers]
-    with translate_store_errors(store.roots.data), store.pinning() as pins:
+    with translate_store_errors(store.roots.data), store.leasing() as lease:
 
-        def pin(digest: Digest) -> None:
-            pins.add("blob", digest)
+        def add_lease(digest: Digest) -> None:
+            lease.add("blob", digest)
 
-        manifest, below = _base(image, store, pins)
+        manifest, below = _base(image, store, lease)
         written = []
         for path, first_id in layers:
             with opened([path]) as fds:
                 chunks = archive(store, fds[0], first_id=first_id, whiteouts=True, left_out=left_out)
-                written.append(write_layer(store, chunks, pin))
+                written.append(write_layer(store, chunks, add_lease))
         moment = now()
         history = History(
             created=moment, created_by="pycontain commit", author=made.author, comment=made.message

@@ -130,7 +130,7 @@ class Container(Lifecycle):
         linkage, shown_network = linkage_of(self._engine, network, published, names)
         points = specs.mount_points(mounts_of(self._engine, volumes, mounts), tmpfs)
         base = image_of(self._engine, image)
-        self._engine.holdings.hold(base, self)
+        self._engine.leases.lease_image(base, self)
         for layer in base.directories:
             check_layer(layer)
         if who is not None:

@@ -327,7 +327,7 @@ class Image:
         from pycontain._images.store_errors import translate_store_errors
 
         manifest, engine = self._kept(), self._store_engine()
-        for container in engine.holdings.users(self):
+        for container in engine.leases.holders(self):
             raise Conflict(f"the container {container.name} is of {self.name}", hint="remove it first")
         with translate_store_errors(engine.roots.data):
             remove(engine.store, manifest.digest, self.name, force=force)

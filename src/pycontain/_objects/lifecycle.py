@@ -53,7 +53,7 @@ class Lifecycle:
         self.id = self.spec.id
         self._volumes = volume_names(spec.mounts)
         if self._volumes:
-            self._engine.holdings.hold_volumes(self._whole)
+            self._engine.leases.lease_volumes(self._whole, self._volumes)
         self._running: Running | None = None
         self._main: MainCommand | None = None
         self._timer: threading.Timer | None = None
@@ -68,7 +68,7 @@ class Lifecycle:
         """One like another, whose options were checked."""
         new = cls.__new__(cls)
         new._adopt(engine)
-        engine.holdings.hold(spec.image, new._whole)
+        engine.leases.lease_image(spec.image, new._whole)
         new._begin(spec)
         return new
 
@@ -199,15 +199,16 @@ class Lifecycle:
         main = self._main
         if main is not None:
             main.close()
+        self._engine.leases.release_image(self._whole)
         self._removed = True
         if self._volumes and not self._engine.closed:
-            self._engine.holdings.let_go_volumes(self.id)
+            self._engine.leases.release_volumes(self.id)
             for one in self._anonymous:
                 with contextlib.suppress(Conflict, NotFound):  # a fork has it
                     one.remove()
         if self.spec.image.sealed and not self._engine.closed:
-            self._engine.holdings.let_go()
-            self._engine.holdings.sweep_sealed()
+            self._engine.leases.prune()
+            self._engine.leases.sweep_sealed()
 
     def stop(self, timeout: float | timedelta | None = None) -> None:
         """Send the image's stop signal or SIGTERM to the command, and SIGKILL to all after a time.

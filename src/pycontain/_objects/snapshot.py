@@ -65,7 +65,7 @@ class Snapshot:
 
         chosen = engine_of(self._engine)
         sealed.forget(chosen.store, self.id)
-        chosen.holdings.sweep_sealed()
+        chosen.leases.sweep_sealed()
 
     def commit(
         self,

@@ -36,14 +36,14 @@ def snapshot(container: Container) -> Snapshot:
     """See `Container.snapshot`."""
     engine, running = container._engine, container._live()
     store = engine.store
-    with translate_store_errors(store.roots.data), container._lock, store.pinning() as pins:
+    with translate_store_errors(store.roots.data), container._lock, store.leasing() as lease:
         image = container.spec.image
         layer = sealed.new_layer(running.first_id)
         below = image.sealed
-        pins.add("sealed", layer, *below)
+        lease.add("sealed", layer, *below)
         if len(image.directories) >= MOST_LAYERS and len(below) > 1:
             below = (sealed.new_layer(running.first_id),)
-            pins.add("sealed", *below)
+            lease.add("sealed", *below)
             _merge(store, image, below[0])
         chain = (layer, *below)
         made = sealed.new_record(values.described(image), "sealed", chain)
@@ -108,7 +108,7 @@ def _seal(container: Container, running: Running, chain: tuple[str, ...]) -> boo
                 return False  # a descriptor that can still write is open somewhere, or the kernel cannot say
             raise
         container.spec = evolve(container.spec, image=image)
-        engine.holdings.hold(image, container)
+        engine.leases.lease_image(image, container)
     return True
 
 
@@ -164,7 +164,7 @@ def rollback(container: Container, to: Snapshot) -> None:
     with container._lock:
         if container._removed:
             raise StateError(f"container {container.name} is removed")
-        container._engine.holdings.hold(image, container)
+        container._engine.leases.lease_image(image, container)
         aside = _put_aside(container)
         container._end()
         main = container._main
@@ -177,8 +177,8 @@ def rollback(container: Container, to: Snapshot) -> None:
         finally:
             if aside is not None:
                 container._engine.cleanup.discard(aside)
-    container._engine.holdings.let_go()
-    container._engine.holdings.sweep_sealed()
+    container._engine.leases.prune()
+    container._engine.leases.sweep_sealed()
 
 
 def _put_aside(container: Container) -> str | None:

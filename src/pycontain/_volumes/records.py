@@ -188,8 +188,12 @@ def new(name: str, size: int | None, labels: Mapping[str, str], owner: str) -> R
     return Record(name=name, size=size, created=time.time(), labels=dict(labels), owner=owner)
 
 
-def hold(store: Store, container: str, names: Iterable[str]) -> None:
-    """A container has these volumes until `let_go` or the end of this process.  Raises NotFound."""
+def lease(store: Store, container: str, names: Iterable[str]) -> None:
+    """Lease volumes for a container until `release` or the end of this process.
+
+    Raises:
+        NotFound: One of the volumes does not exist.
+    """
     with store.database.writing() as rows:
         for name in names:
             if _row(rows, name) is None:
@@ -200,14 +204,14 @@ def hold(store: Store, container: str, names: Iterable[str]) -> None:
             )
 
 
-def let_go(store: Store, container: str) -> None:
-    """A container has no volume any more."""
+def release(store: Store, container: str) -> None:
+    """Release the volumes of a container."""
     with store.database.writing() as rows:
         rows.execute("DELETE FROM pin WHERE session = ? AND kind = 'volume'", (f"container-{container}",))
 
 
-def let_go_all(store: Store) -> None:
-    """No container of this engine has a volume any more: it ends."""
+def release_all(store: Store) -> None:
+    """Release the volumes of every container of this engine."""
     with store.database.writing() as rows:
         rows.execute("DELETE FROM pin WHERE owner = ? AND kind = 'volume'", (store.owner.name,))
 
@@ -219,7 +223,7 @@ def users(store: Store, name: str) -> list[str]:
 
 
 def _users(store: Store, rows: sqlite3.Connection, name: str) -> list[str]:
-    store.forget_dead(rows)
+    store.release_dead(rows)
     found = rows.execute("SELECT session FROM pin WHERE kind = 'volume' AND key = ?", (name,)).fetchall()
     return sorted(session.removeprefix("container-") for (session,) in found)
 
