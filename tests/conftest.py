@@ -1,4 +1,4 @@
-"""Fixtures of every suite: a store of the run's own, and a watch on what a test leaves behind."""
+"""Fixtures of every suite: a private store for the run, and a check for leaks after each kernel test."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _store() -> Iterator[None]:
 
 
 def pytest_unconfigure() -> None:
-    """Also where no test ran, as in the process that hands them out."""
+    """Remove the store, also in the xdist controller, which runs no tests."""
     shutil.rmtree(_ROOT, ignore_errors=True)
 
 
@@ -89,7 +89,7 @@ def _snapshot() -> dict[str, object]:
 
 @pytest.fixture
 def engine() -> Engine:
-    """The engine of this run."""
+    """Return the default engine of this run."""
     from pycontain._engine import default_engine
 
     return default_engine()
@@ -111,34 +111,34 @@ def needs_pids(engine: Engine) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A root file system of busybox, the directories that the engine wants, and nothing else."""
+    """Return a root file system with busybox and the directories that the engine needs."""
     return make_root(tmp_path / "rootfs")
 
 
 @pytest.fixture(autouse=True)
 def leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A kernel test ends with the mounts, cgroups, directories and fds that it began with."""
+    """Compare mounts, cgroups, directories and fds before and after each kernel test."""
     if request.node.get_closest_marker("kernel") is None:
         yield
         return
     from pycontain import Container
 
-    with Container() as container:  # launcher, cleanup helper and first leaf exist before the count
+    with Container() as container:  # launcher, cleanup helper and first exec cgroup exist before the count
         container.exec(["true"])
-        # So does the process that watches for Ctrl-C, made by the first command of another thread.
+        # The process that watches for Ctrl-C is made by the first command of another thread.
         thread = threading.Thread(target=container.exec, args=(["true"],))
         thread.start()
         thread.join()
     before = _snapshot()
     yield
     after = _snapshot()
-    # A leaf made ahead may be used up by an exec: what matters is that nothing is added.
+    # An exec may use up an exec cgroup that was made in advance, so only added cgroups count.
     assert not after.pop("cgroups") - before.pop("cgroups")  # type: ignore[operator]
     assert after == before
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """End with the count of skips by reason: skipped is not passed."""
+    """Print the number of skips by reason."""
     reasons: collections.Counter[str] = collections.Counter()
     for report in terminalreporter.stats.get("skipped", []):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)

@@ -1,4 +1,4 @@
-"""What keeps the layout: direction of imports, size of modules, names that say nothing."""
+"""Layout rules: direction of imports, size of modules, forbidden module names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROOMS = [
     {"__init__"},
     {"__main__"},
 ]
-"""From the bottom up: a room may import itself and those below."""
+"""Rooms from the bottom up: each may import itself and those below."""
 
 UPWARD = {
     ("_runtime/spec.py", "_objects"),  # the image is a value; it moves down with the image store
@@ -49,7 +49,7 @@ def _room(path: Path) -> str:
 
 
 def _imports(path: Path) -> Iterator[str]:
-    """Rooms that a module imports when it runs; what stands under TYPE_CHECKING does not."""
+    """Return the rooms that a module imports at run time, without those under TYPE_CHECKING."""
     tree = ast.parse(path.read_text())
     guarded = {
         id(inner)

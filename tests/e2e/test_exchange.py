@@ -50,7 +50,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def access(served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Served:
-    """What it takes to be let in: trust, and the user's own files."""
+    """Configure access to the registry: as insecure, or by its CA and a credentials file."""
     if served.authority is None:
         monkeypatch.setenv("PYCONTAIN_INSECURE_REGISTRIES", served.name)
         return served

@@ -89,7 +89,7 @@ def test_nginx_is_published_on_the_host(debian: Image, net: Network) -> None:
         server.exec(write, shell=True, input=_NGINX, check=True, user="www-data")
         nginx = server.popen(
             ["nginx", "-c", "/srv/nginx.conf"], user="www-data"
-        )  # port 80, as nobody in particular
+        )  # port 80, as an unprivileged user
         try:
             url = f"http://127.0.0.1:{server.port(80)}/"
             assert _fetched(url, nginx.poll) == _PAGE

@@ -90,7 +90,7 @@ def _embedded(data: bytes, top: Path) -> list[Path]:
 
 
 def _weaknesses(program: Path) -> list[str]:
-    """What a loader would do for an attacker: fixed addresses, memory to write and execute."""
+    """Return hardening problems of an ELF file: a fixed load address, writable and executable segments."""
     done = subprocess.run(["readelf", "-hlW", str(program)], capture_output=True, text=True, check=False)
     found = []
     if not re.search(r"Type:\s+DYN", done.stdout):

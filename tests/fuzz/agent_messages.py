@@ -58,7 +58,7 @@ class Trouble(ConnectionError):
 
 @frozen
 class Finding:
-    """What went wrong with whom, and the messages that bring it about."""
+    """A failure of one target, with the messages that cause it."""
 
     target: str
     what: str
@@ -85,7 +85,7 @@ class Finding:
 
 
 def _fd_count(pid: int) -> int | None:
-    """How many fds a process has, or None where that may not be read."""
+    """Return the number of fds of a process, or None if /proc does not show it."""
     try:
         return len(os.listdir(f"/proc/{pid}/fd"))
     except OSError:
@@ -110,7 +110,7 @@ def _hear(socket: int) -> native.Record:
 
 
 def _has_started(channel: int) -> bool:
-    """Whether an exec was answered with its pid; what came with the answers is closed."""
+    """Return whether an exec was answered with a pid, and close the fds that came with the answers."""
     started = False
     with contextlib.suppress(TimeoutError):
         while (record := native.receive(channel, 0)) is not None:
@@ -121,7 +121,7 @@ def _has_started(channel: int) -> bool:
 
 
 def _send(socket: int, body: bytes, fds: list[int]) -> bool:
-    """Whether it could be sent.  Raises Trouble where nobody receives."""
+    """Send a message and return whether the socket took it.  Raises Trouble if the peer has closed it."""
     try:
         native.send(socket, body, fds)
     except OSError as error:
@@ -142,7 +142,7 @@ class Target:
     scratch: Path
     baseline: int | None = None
     done: int = 0
-    """How many messages led to a process."""
+    """Number of messages that started a process."""
 
     def start(self) -> None:
         """Bring it to life and note how many fds it holds."""
@@ -161,11 +161,11 @@ class Target:
         raise NotImplementedError
 
     def least(self) -> int | None:
-        """Its count of fds, when what it still held is gone."""
+        """Return the lowest number of fds that the target reaches after its processes have ended."""
         return min((count for count in (self.work() for _ in range(3)) if count is not None), default=None)
 
     def verify(self) -> None:
-        """It works, and holds what it held before.  Raises Trouble."""
+        """Check that the target answers and has as many fds as before.  Raises Trouble."""
         patience = time.monotonic() + _SETTLE
         try:
             count = self.work()
@@ -219,7 +219,7 @@ class AgentTarget(Target):
             _hear(ours)
         finally:
             os.close(ours)
-        # Answers to SECURITY come here, where nobody waits for them any more.
+        # Late answers to SECURITY arrive here and are discarded.
         with contextlib.suppress(TimeoutError):
             while native.receive(control, 0) is not None:
                 continue
@@ -250,7 +250,7 @@ class LauncherTarget(Target):
 
     def start(self) -> None:
         """A launcher is made on first use."""
-        # What waits in this launcher is what messages left there: the engine must not take it for its own.
+        # Children pending in this launcher were made by fuzz messages, so the engine must not use them.
         vars(self.engine.ahead)["ended"] = vars(self.engine.ahead)["started"] = lambda *_: None
         self.work()
         self.baseline = self.least()
@@ -358,7 +358,7 @@ class Round:
 
 
 def replay(target: Target, messages: list[Message]) -> str | None:
-    """What is wrong with a fresh target after these, or None."""
+    """Send the messages to a fresh target and return its failure, or None."""
     try:
         for message in messages:
             target.deliver(message)
@@ -373,7 +373,7 @@ def _with_fds(count: int) -> tuple[str, ...]:
 
 
 def probes() -> dict[str, tuple[str, Message]]:
-    """Messages with a name: what was found once, or follows from reading."""
+    """Return named messages: past findings, and edge cases found by reading the code."""
     long_exec = make_corpus.command(argv=[b"true", b"x" * 5000], flags=0, tasks=0)
     long_plan = make_corpus.plan(hostname="x" * 5000)
     joins = make_corpus.plan(tasks=0, joins=[(4, 1 << 30), (5, 1 << 30)], store=Source(fd=2))

@@ -199,7 +199,7 @@ def _marks() -> dict[str, bytes]:
 
 
 def _refused() -> dict[str, bytes]:
-    """What no reader may take, each a little beyond what it may."""
+    """Return archives that every reader must refuse, each just beyond a limit."""
     size, back = (b"GNU.sparse.size", b"5000"), (b"GNU.sparse.map", b"4096,4,0,3")
     data = b"d" * 7
     return {
@@ -222,7 +222,7 @@ def _refused() -> dict[str, bytes]:
 
 
 def archives() -> dict[str, bytes]:
-    """By the names of their files; each ends as it should, but two."""
+    """Return archives by file name. All but two have a correct end."""
     every = {**_sparse(), **_names(), **_links(), **_marks(), **_refused()}
     ended = {name: data + _END for name, data in every.items()}
     ended["plain"] = directory(b"etc/") + member(b"etc/hosts", b"127.0.0.1 localhost\n") + _END

@@ -67,7 +67,7 @@ class Message:
 
     @property
     def signature(self) -> str:
-        """What findings of one cause have in common, roughly."""
+        """Return a key that findings with the same cause usually share."""
         if not self.kind:
             return "empty" if not self.body else "short header"
         name = _NAMES[self.kind - 1] if self.kind <= len(_NAMES) else "unknown kind"
@@ -106,7 +106,7 @@ def _datagram() -> list[int]:
 
 
 def _full() -> list[int]:
-    """A channel that nobody reads and that takes no more."""
+    """Return a channel whose buffer is full and that has no reader."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.setblocking(False)
     try:
@@ -152,7 +152,7 @@ def _memory(data: bytes) -> int:
 
 
 class Opened:
-    """The fds of one message, open: `sent` goes with it; what answers its first fd comes to `answers`."""
+    """Open fds of one message: `sent` go with it, `answers` is the other end of the first of them."""
 
     _SAME_FROM = 6
 
@@ -202,7 +202,7 @@ class Opened:
 
 
 def make_scratch(directory: Path) -> None:
-    """What the kinds of `_SCRATCH` open."""
+    """Create the files that the kinds of `_SCRATCH` open."""
     (directory / "tree" / "a" / "b").mkdir(parents=True, exist_ok=True)
     (directory / "tree" / "a" / "b" / "leaf").touch()
     (directory / "store").mkdir(exist_ok=True)
@@ -258,7 +258,7 @@ class Maker:
         message = self._spoil(message)
         return message if self._lies else _honest(message)
 
-    # What the messages are made of.
+    # Building blocks of the messages.
 
     def _chance(self, one_in: int) -> bool:
         return self.random.randrange(one_in) == 0
@@ -294,7 +294,7 @@ class Maker:
         return bytes(out)
 
     def _repaired(self, data: bytes) -> bytes:
-        """With its size field true, most of the time: the check looks at that first."""
+        """Return the message with a correct size field most of the time, since that is checked first."""
         if len(data) < 12 or self._chance(6):
             return data
         return data[:8] + struct.pack("<I", len(data)) + data[12:]
@@ -400,7 +400,7 @@ class Maker:
         return self._in_memory(native.EXEC, self._payload(data), fds)
 
     def _open(self) -> Message:
-        """Nothing is named that a later `true` needs: O_TRUNC is among the flags."""
+        """Return an open request, never of a file that a later `true` needs (O_TRUNC may be set)."""
         path = self.random.choice(
             [
                 b"/",
@@ -489,7 +489,7 @@ class Maker:
         return self._in_memory(native.SPAWN, self._payload(data), fds)
 
     def _restack(self) -> Message:
-        """For a container that is none: the pidfd is the harness's, whose namespaces cannot be joined."""
+        """Return a request whose pidfd is the harness itself: its namespaces cannot be joined."""
         data, fds = self._plan()
         value = self.random.choice([0, -1, 1, os.getpid()])
         return Message(request(native.RESTACK, self._payload(data), value=value), fds)

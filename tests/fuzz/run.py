@@ -40,7 +40,7 @@ _OPTIONS = {
 _FOUND = (1, 77, 99)
 """Exit statuses of sanitizers and libFuzzer after a finding; a replayed one leaves no new file."""
 _COVERAGE = "-fsanitize-coverage=trace-pc"
-"""Of the target alone: the driver that hears of it must not."""
+"""Coverage flags for the target only: the driver must not be instrumented."""
 _SMALLER = {
     "PC_TAR_BUFFER (1u << 20)": "PC_TAR_BUFFER 1600u",
     "PC_TAR_EXTENDED_MOST (1u << 20)": "PC_TAR_EXTENDED_MOST 8192u",
@@ -52,7 +52,7 @@ _KERNEL = (
     ("raw6 (word nr", "kernel6 (word nr"),
     ("#define raw5(", "word raw6 (word nr, word a, word b, word c, word d, word e, word f);\n#define raw5("),
 )
-"""What raw.h becomes for layers_kernel.c to stand before the kernel."""
+"""The replacement of raw.h that routes system calls to layers_kernel.c instead of the kernel."""
 _OWN_MEMORY = [f"-D{name}=own_{name}" for name in ("memcpy", "memset", "memcmp")]
 """wire.c brings what the sanitizer has to see itself."""
 
@@ -63,7 +63,7 @@ class NoCompiler(Exception):
 
 @dataclass(frozen=True)
 class Target:
-    """What is fuzzed: the files of the harness and what they link with, each with options of its own."""
+    """A fuzz target: the harness and the sources that it links, each with its compiler options."""
 
     name: str
     mutations: tuple[str, ...]
@@ -71,7 +71,7 @@ class Target:
 
     @property
     def corpus(self) -> Path:
-        """Where its small valid inputs are."""
+        """Return the directory of small valid inputs."""
         return HERE / "corpus" / self.name
 
 
@@ -153,7 +153,7 @@ def _candidates(engine: str) -> list[tuple[str, list[str], list[str], list[str]]
 
 
 def _has_runtime(compiler: list[str], sanitizers: str, into: Path) -> bool:
-    """Whether the compiler links a program with these sanitizers, and that program runs."""
+    """Return whether the compiler can build a program with these sanitizers that runs."""
     probe, program = into / "probe.c", into / "probe"
     entry = "int LLVMFuzzerTestOneInput (const unsigned char *d, unsigned long n) { return d == 0 && n; }"
     probe.write_text(entry if "fuzzer" in sanitizers else "int main (void) { return 0; }")

@@ -61,7 +61,7 @@ def boot(command: list[str], *, memory: str, timeout: float, cwd: str) -> int:
 
 
 def _preloaded(job: str) -> dict[str, str]:
-    """What lets this kernel run on processors that are younger than it: xstate.c says why."""
+    """Return the library that lets this kernel run on newer processors (see xstate.c)."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None or os.uname().machine != "x86_64":
         return {}

@@ -1,4 +1,4 @@
-"""What tests of networks share: networks, an outside, and a watch on what is left."""
+"""Fixtures of network tests: networks, an outside host, and a check for leftovers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.world import World
 
 @pytest.fixture(scope="session", autouse=True)
 def _fabric() -> None:
-    """What every network stands on is there before anything is counted."""
+    """Create the objects that all networks share before the leak check counts."""
     from pycontain._engine import default_engine
 
     try:
@@ -73,7 +73,7 @@ def needs_way_out(engine: Engine) -> None:
 
 @pytest.fixture
 def world(engine: Engine) -> Iterator[World]:
-    """Somebody outside of this host."""
+    """Return a host outside this machine."""
     if not engine.features.privileged:
         pytest.skip("the host's interfaces are root's")
     with open("/tmp/pyc-world.lock", "a") as lock:

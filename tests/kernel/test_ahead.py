@@ -157,7 +157,7 @@ def test_closing_the_engine_ends_them() -> None:
 
 
 def test_nobody_has_run_in_one(busy: Engine) -> None:
-    """What one container leaves is not in the next, however it came to be."""
+    """State of a container is not visible in the next one, whether it was warm or not."""
     for turn in range(4):
         with Container(engine=busy) as container:
             script = f"ls -A /tmp /dev/shm /root 2>/dev/null; echo {turn} > /tmp/mark; echo {turn} > /mark"

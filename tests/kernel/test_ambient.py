@@ -60,7 +60,7 @@ open({out!r}, "w").write(kept.stdout)
 """
 
 RAISE_ONLY_BY_PRIVILEGE = {"nice", "oom_score_adj", "policy"}
-"""What an unprivileged process cannot take back: those few may be seen by rootless containers."""
+"""State that an unprivileged process cannot reset, so rootless containers may see it."""
 
 NOT_HERE = 77
 
@@ -68,7 +68,7 @@ NOT_HERE = 77
 def call(
     tmp_path: Path, first: str, *options: str, env: Mapping[str, str] | None = None, **how: object
 ) -> Seen:
-    """What a container of a caller in such a state sees."""
+    """Return the state that a container sees when its caller runs with this state."""
     (tmp_path / "seen.py").write_text(SEEN)
     out = tmp_path / "out"
     user = 1000 if os.geteuid() == 0 else 0
@@ -404,7 +404,7 @@ print(max(b - a for a, b in zip(ticks, ticks[1:])) < 0.35)
     ],
 )
 def test_commands_let_other_greenlets_run(library: str, patch: str, wait: str, result: str) -> None:
-    """As `subprocess.run` does there; the bound is far from the 0.4 s that each command takes."""
+    """Like `subprocess.run` under gevent. The bound is far from the 0.4 s that each command takes."""
     # Importing eventlet would make every later fork of this process warn.
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed: pip install {library}")

@@ -382,7 +382,7 @@ def test_killed_child_is_counted_where_the_command_ends_with_0() -> None:
 
 @pytest.mark.usefixtures("needs_idmap")
 def test_written_bytes_are_counted(container: Container) -> None:
-    """By the io controller, else by what the kernel accounted to the waited-for processes."""
+    """Written bytes come from the io controller, or else from the rusage of reaped processes."""
     if container.exec("stat -f -c %T /var", shell=True).stdout.strip() == "tmpfs":
         pytest.skip("the container's files are in memory")
     script = "dd if=/dev/zero of=/root/f bs=1M count=8 conv=fsync 2>/dev/null || exit 7"

@@ -1,4 +1,4 @@
-"""What a start and an exec cost in counted things: system calls, detaches, waits for grace periods."""
+"""Counted costs of a start and an exec: system calls, mount detaches, waits for RCU grace periods."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def tracing(instance: Path) -> Iterator[None]:
 
 
 def grace_periods(instance: Path, engine: Engine) -> dict[str, set[int]]:
-    """Which processes waited for a grace period in which system call: this one, and what its launchers made.
+    """Return the pids that waited for a grace period by call: this process and children of its launchers.
 
     One wait may show as several, since a sleeper is woken to look and sleeps on.
     """
@@ -145,7 +145,7 @@ def straced(engine: Engine, tmp_path: Path) -> Iterator[Path]:
     program = shutil.which("strace")
     if program is None:
         pytest.skip("no strace on this host")
-    for _ in range(2):  # the first uses up a spare, if one waits; after a pause nobody asks for another
+    for _ in range(2):  # the first uses up a pre-cloned child if there is one; no other is made after a pause
         time.sleep(1.1)
         Container().start().remove()
     time.sleep(1.1)

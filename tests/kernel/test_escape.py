@@ -45,7 +45,7 @@ def test_workdir_in_proc_is_inside_or_refused(container: Container) -> None:
 
 @pytest.mark.security
 def test_no_mount_is_a_peer_of_the_hosts(tmp_path: Path) -> None:
-    """E23: of a shared mount every clone is a peer unless it is told otherwise."""
+    """E23: every clone of a shared mount is a peer unless its propagation is changed."""
     if os.geteuid() != 0:
         pytest.skip("a rootless engine cannot share a mount of the host")
     code = """
@@ -86,7 +86,7 @@ def test_a_link_leads_no_mount_onto_the_engines_own(target: str, root: Path) -> 
 
 @pytest.mark.security
 def test_host_trees_have_no_owner_inside(container: Container) -> None:
-    """K03: what only the host's root may read stays unread, and no lease holds up the host's programs."""
+    """K03: files that only the host's root may read stay unreadable, and leases block no host program."""
     if os.geteuid() != 0:
         pytest.skip("rootless: the container's files belong to the caller")
     code = (
@@ -162,7 +162,7 @@ def test_exec_beside_removal_says_state_error_or_works(engine: Engine) -> None:
                 assert container.exec(["echo", mark]).stdout in (f"{mark}\n", "")
         except StateError:
             pass
-        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001  told below
+        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001  reported below
             wrong.append(error)
 
     for turn in range(25):
@@ -221,7 +221,7 @@ print(hits, after[0] - before[0], len(after[1]), left)
     assert done.returncode == 0, done.stderr[-2000:]
     hits, more, lost, left = done.stdout.split(maxsplit=3)
     assert int(hits) > 20
-    # What a call has just returned when a handler raises is lost to Python itself: less than a fd in two
+    # Python itself loses the result of a call if a handler raises right after it: less than a fd in two
     # interrupts, and a container in ten, until the engine ends.  Then nothing is left.
     assert int(more) <= int(hits) // 2, done.stdout
     assert int(lost) <= int(hits) // 10, done.stdout

@@ -70,7 +70,7 @@ def test_added_paths_are_shown_read_only(tmp_path: Path, engine: Engine) -> None
 
 
 def test_files_that_no_package_published_are_not_shown(engine: Engine) -> None:
-    """Also those that every user of the host may read: tokens are kept in such files."""
+    """World-readable files are hidden as well, because some hold tokens."""
     with Container(engine=engine) as container:
         names = set(container.exec(["ls", "/etc"], check=True).stdout.split())
     refused = {"shadow", "gshadow", "ssh", "sudoers", "ppp", "machine-id", "fstab", "pip.conf", "npmrc"}

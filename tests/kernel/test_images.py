@@ -160,7 +160,7 @@ def test_declared_volumes_are_writable_in_a_read_only_container(image: Image) ->
 
 
 def test_missing_working_directory_of_an_image_is_made(image: Image) -> None:
-    """For the container's user, as podman has it; the way to it is root's."""
+    """Like podman: the directory belongs to the container's user and its parents to root."""
     made = _configured(image, ContainerConfig(env=("PATH=/bin",), workdir="/srv/app", user="1000:1000"))
     for options in ({}, {"read_only": True}, {"workdir": "/elsewhere/deep"}):
         with Container(made, user=0 if _single() else None, **options) as one:
@@ -199,7 +199,7 @@ def test_declared_volumes_are_there_with_their_content(image: Image) -> None:
 
 
 def _single() -> bool:
-    """Has a container of this user only the id 0?"""
+    """Return whether containers of this user have only the id 0."""
     from pycontain._engine import default_engine
 
     return not (default_engine().features.privileged or default_engine().sub_ids)

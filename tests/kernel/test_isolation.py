@@ -1,4 +1,4 @@
-"""What a guest can see and reach: nothing of the host but what is named."""
+"""Isolation: a guest sees and reaches only the objects of the host that its options name."""
 
 from __future__ import annotations
 

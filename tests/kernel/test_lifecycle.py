@@ -315,7 +315,7 @@ def _memory() -> int:
 
 
 def test_first_containers_of_many_threads(tmp_path: Path) -> None:
-    """The host image of a new store is made once, whoever comes first."""
+    """Concurrent first starts create the host image of a new store once."""
     from concurrent.futures import ThreadPoolExecutor
 
     with Engine(tmp_path / "root") as engine, ThreadPoolExecutor(8) as pool:

@@ -19,7 +19,7 @@ from tests.support.world import World
 
 @pytest.fixture
 def pair(engine: Engine) -> Iterator[tuple[Domain, World]]:
-    """An interface that leads to somebody."""
+    """Return an interface with a peer behind it."""
     if not engine.features.privileged:
         pytest.skip("the host's interfaces are root's")
     try:
@@ -50,7 +50,7 @@ def _listing(world: World) -> str:
 
 
 def _round_trip(world: World) -> float:
-    """Seconds until a datagram is refused by whoever it came to."""
+    """Return the seconds until the peer answers a datagram with port unreachable."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mine:
         mine.settimeout(1)
         mine.connect((world.address, 9))

@@ -1,4 +1,4 @@
-"""Networks: who reaches whom, by which name, from where."""
+"""Networks: reachability, names and addresses between containers."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_two_on_a_network_reach_each_other_by_every_name(net: Network) -> None:
 
 
 def test_the_first_packet_after_connect_passes(engine: Engine) -> None:
-    """Else it is sent again a second later.  Of the port, sysfs tells what the kernel has noticed so far."""
+    """A lost first packet costs a second (retransmission).  The bridge port state in sysfs may lag behind."""
     root_only(engine)
     with Network("pyc-often", internal=True) as often, Container() as one:
         for _ in range(100):
@@ -224,7 +224,7 @@ def test_sharing_another_containers_network(net: Network) -> None:
                     net.connect(second)
         assert third.address is not None
     with pytest.raises(NotFound):
-        Container(network="container:pyc-nobody")
+        Container(network="container:pyc-absent")
 
 
 def test_the_hosts_network() -> None:
@@ -338,7 +338,7 @@ def test_who_is_guarded_sends_from_its_own_address(net: Network) -> None:
         assert one.address is not None
         assert two.address is not None
         assert reaches(one, two.address)
-        assert is_cut_off(two, one.address)  # nobody listens, but it is asked
+        assert is_cut_off(two, one.address)  # the port is closed, but the refusal comes from the container
         assert reach(one, two.address) == one.address
 
 

@@ -152,7 +152,7 @@ def test_to_the_outside(outside: Network, world: World) -> None:
 
 
 def _give_routes(container: Container, network: Network, world: World) -> None:
-    """There and back, as somebody who may would: the lack of one is not what keeps a network internal."""
+    """Add routes in both directions, so that a missing route is not what isolates an internal network."""
     if os.geteuid() == 0:
         there = ["nsenter", "-t", str(container.pid), "-n", "ip", "route", "add", "default"]
         subprocess.run([*there, "via", network.gateway], check=True)
@@ -205,7 +205,7 @@ def test_egress_lets_pass_what_is_named(engine: Engine, world: World) -> None:
 
 
 def _names_of_programs() -> list[str]:
-    """Of this user's processes that carry packets."""
+    """Return the names of this user's pasta and slirp4netns processes."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
@@ -252,7 +252,7 @@ with Egress.allow(f"{sys.argv[1]}:7000") as egress, Container(network=egress) as
 def test_a_volume_is_filled_without_network(
     net: Network, root: Path, needs_idmap: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who fills it is a copy of a container that starts a moment later, with these addresses and ports."""
+    """The helper container that fills a volume must not take the addresses and ports of the real one."""
     (root / "srv" / "content").mkdir(parents=True)
     (root / "srv" / "content" / "file").write_text("of the image")
     image, seen = Image.from_rootfs(root), []

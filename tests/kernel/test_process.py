@@ -83,7 +83,7 @@ def _another_waits(process: Process) -> Iterator[Callable[[], int]]:
 
 
 def _within(call: Callable[[], Any]) -> Any:
-    """What `call` returns, in a thread of its own, so that a test of blocking does not block."""
+    """Run `call` in a thread and return its result, so that a hanging call fails the test."""
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(call()), daemon=True)
     thread.start()
@@ -123,8 +123,8 @@ def test_two_threads_wait(container: Container) -> None:
         assert list(pool.map(lambda _: process.wait(SOON), range(2))) == [0, 0]
 
 
-def test_kill_spares_the_command_that_got_the_leaf(container: Container) -> None:
-    """Whoever kills at the moment of the end must not hit what runs in the same leaf next."""
+def test_late_kill_spares_the_next_command_in_the_cgroup(container: Container) -> None:
+    """A kill that races with the end of a command must not hit the next command in the same cgroup."""
     for _ in range(30):
         process = container.popen(["sleep", "0.01"], stdout=DEVNULL, stderr=DEVNULL)
         with _another_waits_briefly(process):
@@ -181,7 +181,7 @@ def test_three_streams_and_nothing_else_are_inside(either: Container, pty: bool)
 @pytest.mark.skipif(os.geteuid() != 0, reason="an agent is not dumpable: root alone may look at its fds")
 def test_agents_keep_no_fd_of_a_started_command(either: Container) -> None:
     def held() -> int:
-        time.sleep(0.05)  # the channel of the last one closes when its end is told
+        time.sleep(0.05)  # the channel of the last one closes when its exit status arrives
         return len(os.listdir(f"/proc/{either.pid}/fd"))
 
     either.exec(["true"])

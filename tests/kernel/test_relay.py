@@ -1,4 +1,4 @@
-"""The relay of published ports: what comes by a listener comes to the address behind, and back."""
+"""The relay of published ports: bytes pass unchanged in both directions between listener and target."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def connect(port: int, host: str = HERE) -> socket.socket:
 
 
 def gone(pid: int) -> bool:
-    """Has the process ended?  Its launcher reaps it."""
+    """Return whether the process has ended.  Its launcher reaps it."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         try:
@@ -155,7 +155,7 @@ def cpu_ticks(pid: int) -> int:
 
 
 def rests(pid: int) -> bool:
-    """Does it use next to no processor time for half a second?"""
+    """Return whether the relay uses almost no processor time for half a second."""
     before = cpu_ticks(pid)
     time.sleep(0.5)
     return cpu_ticks(pid) - before < 10
@@ -177,7 +177,7 @@ def needs_grip() -> None:
 
 @contextlib.contextmanager
 def stopped(relay: Relay) -> Iterator[None]:
-    """What comes meanwhile, it sees at once."""
+    """Stop the relay for a while, so that it sees all events of that time in one wakeup."""
     os.kill(relay.pid, signal.SIGSTOP)
     while status(relay.pid)["State"][0] != "T":
         time.sleep(0.001)

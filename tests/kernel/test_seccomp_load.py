@@ -40,7 +40,7 @@ if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, ctypes.byref(one), 0, 0):
     sys.exit("not loaded: " + os.strerror(ctypes.get_errno()))
 os.execvp(sys.argv[2], sys.argv[2:])
 """
-"""no_new_privs, the filter, then the command: what the agent does for an exec."""
+"""The agent's order for an exec: no_new_privs, the filter, then execve."""
 
 CALLER = """
 import ctypes, json, sys
@@ -86,7 +86,7 @@ def confined(
 
 
 def errnos(directory: Path, filter_: Filter, *calls: tuple[str | int, list[int]]) -> list[int]:
-    """What each call gives behind a filter."""
+    """Return the errno of each call under a filter."""
     table = TABLE[MACHINE]
     numbered = [(table[name] if isinstance(name, str) else name, args) for name, args in calls]
     result = confined(directory, filter_, PYTHON, "-c", CALLER, json.dumps(numbered))

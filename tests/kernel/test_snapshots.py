@@ -1,4 +1,4 @@
-"""Snapshot, fork and rollback: what was written is what is found, and nobody sees another's."""
+"""Snapshot, fork and rollback: files are restored exactly and stay private to each container."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LISTED = "find /made /opt -printf '%p %y %m %U %G %s %T@ %l\\n' | sort"
 
 @pytest.fixture(autouse=True)
 def _snapshots(engine: Engine, needs_idmap: None) -> Iterator[None]:
-    """Nothing of a snapshot is left when the last was removed."""
+    """Check that no files of snapshots are left after the test."""
     yield
     for one in Snapshot.list():
         one.remove()
@@ -306,7 +306,7 @@ def test_diff_and_commit_tell_of_all_steps(root: Path, engine: Engine) -> None:
         for one_image in Image.list():
             one_image.remove(force=True)
         engine.sweep()
-        with Container(first) as other:  # what it stands on is not swept with its image
+        with Container(first) as other:  # the layers below it are not collected with its image
             assert _sh(other, "cat /one") == "one\n"
         first.remove()
     finally:
@@ -378,7 +378,7 @@ def test_a_command_that_is_asked_for_has_begun(container: Container) -> None:
 
 
 def _is_asked(control: int) -> bool:
-    """Is a request on its way to the agent?"""
+    """Return whether a request is on its way to the agent."""
     waiting = bytearray(4)
     fcntl.ioctl(control, termios.TIOCOUTQ, waiting)
     return int.from_bytes(waiting, sys.byteorder) > 0

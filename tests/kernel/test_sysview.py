@@ -1,4 +1,4 @@
-"""What a container sees below /sys: its own limits and the processors, and nothing else of the host."""
+"""The view of /sys in a container: its own limits and the processors, and nothing else of the host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Volumes: what is in them stays, is shared, is bounded, and is nobody else's."""
+"""Volumes: contents persist, are shared between containers, bounded in size and private to the store."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _volumes(engine: Engine, needs_idmap: None) -> Iterator[None]:
 
 
 def _without_devices(place: str) -> bool:
-    """A device lasts while anybody has it open, and who looks for one of its own opens each for a moment."""
+    """A loop device lives while any process has it open, and other scans open each device briefly."""
     deadline = time.monotonic() + 5
     while any(_backing(device).startswith(place) for device in os.listdir("/sys/block")):
         if time.monotonic() > deadline:
@@ -107,7 +107,7 @@ def test_owners_are_the_same_inside_and_on_the_disk(engine: Engine, root: Path) 
         assert _sh(one, "stat -c '%u %g' /data/theirs").split() == ["1000", "1001"]
     if engine.features.privileged:
         seen = os.stat(os.path.join(volume.mounted().path, "mine"))
-        assert (seen.st_uid, seen.st_gid) == (STORE_BLOCK + 1000, STORE_BLOCK + 1001)  # nobody's here
+        assert (seen.st_uid, seen.st_gid) == (STORE_BLOCK + 1000, STORE_BLOCK + 1001)  # no host user
 
 
 def test_one_in_use_is_not_removed() -> None:

@@ -50,7 +50,7 @@ def descriptors() -> list[str]:
         try:
             found.append(os.readlink(f"/proc/self/fd/{name}"))
         except FileNotFoundError:
-            continue  # what listed them
+            continue  # the process that listed them
     return sorted(found)
 
 
@@ -229,7 +229,7 @@ def test_large_argument_travels(zygote: Zygote) -> None:
 
 
 def sleepers() -> None:
-    """A tree of sessions of their own, each of which tells its pid."""
+    """Return the pids of a process tree in which every process has its own session."""
     os.write(1, b"%d\n" % os.getpid())
     for _ in range(3):
         if os.fork() == 0:

@@ -1,4 +1,4 @@
-"""The kernel and security tests as unprivileged users: one with sub-ids, one without.
+"""Run the kernel and security tests as unprivileged users: one with sub-ids, one without.
 
 As root this makes both users, gives them a copy of the package and the test tools, and
 removes everything again.  The suite has already run as the caller if the caller is rootless.
@@ -48,7 +48,7 @@ def remove_user(name: str) -> None:
 
 
 def portable_copy(top: Path) -> None:
-    """Package, tests and their tools where every user can read them."""
+    """Copy the package, the tests and their tools to a directory that every user can read."""
     shutil.copytree(ROOT / "src", top / "src", ignore=shutil.ignore_patterns("__pycache__", "_native"))
     shutil.copytree(ROOT / "tests", top / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(
@@ -69,7 +69,7 @@ def _as(user: str, command: list[str], **options: Any) -> subprocess.CompletedPr
 
 
 def interpreter(user: str) -> str | None:
-    """An interpreter of our own version that this user may execute."""
+    """Return an interpreter of the running version that this user may execute, or None."""
     wanted = f"{sys.version_info.major}.{sys.version_info.minor}"
     check = f"import sys; sys.exit('%d.%d' % sys.version_info[:2] != '{wanted}')"
     for candidate in (os.path.realpath(sys.executable), f"/usr/bin/python{wanted}", "/usr/bin/python3"):
@@ -83,7 +83,7 @@ def interpreter(user: str) -> str | None:
 
 
 def run_as(user: str, top: Path, arguments: list[str]) -> int:
-    """pytest as `user`; its exit status."""
+    """Run pytest as `user` and return its exit status."""
     python = interpreter(user)
     if python is None:
         print(f"rootless: no Python of this version that the user {user} may execute: skipped")
@@ -104,8 +104,8 @@ def run_as(user: str, top: Path, arguments: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def _tun_for_everybody() -> Iterator[None]:
-    """As udev has it on a machine with one: pasta and slirp4netns need it."""
+def _tun_for_all_users() -> Iterator[None]:
+    """Make /dev/net/tun accessible as udev does: pasta and slirp4netns need it."""
     try:
         mode = os.stat("/dev/net/tun").st_mode
     except FileNotFoundError:
@@ -120,7 +120,7 @@ def _tun_for_everybody() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _outside() -> Iterator[None]:
-    """Somebody to be reached beyond this host, where this machine lets one be made."""
+    """Provide a host outside this machine, if network namespaces allow one."""
     try:
         world = World()
     except (OSError, subprocess.CalledProcessError):
@@ -135,13 +135,13 @@ def _outside() -> Iterator[None]:
 
 
 def main() -> int:
-    """Both users, one after the other."""
+    """Run the suite as each of the two users, one after the other."""
     if os.geteuid() != 0:
         print("rootless: the suite has already run as this user")
         return 0
     arguments = sys.argv[1:] or ["tests/kernel", "tests/security", "-q", "-n", "2", "-m", "not soak"]
     worst = 0
-    # The users have one name each on this machine: whoever came second would remove those of the first.
+    # Both runs use the same user names, so a second run would remove the users of the first.
     with (
         open("/tmp/pyc-rootless.lock", "a") as lock,
         tempfile.TemporaryDirectory(prefix="pyc-rootless-", dir="/tmp") as directory,
@@ -151,7 +151,7 @@ def main() -> int:
         top = Path(directory)
         portable_copy(top)
         weak.build_all(top / "weak")
-        stack.enter_context(_tun_for_everybody())
+        stack.enter_context(_tun_for_all_users())
         stack.enter_context(_outside())
         for user, sub_ids in USERS.items():
             remove_user(user)

@@ -1,1 +1,1 @@
-"""The cases of the threat list, by id: what must not happen, and proof that the test would see it."""
+"""Attack and fault cases by id, each with a control that shows the attack succeed without the defence."""

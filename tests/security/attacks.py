@@ -129,7 +129,7 @@ def enter_descriptors(most: int) -> list[str]:
 
 
 def count_descriptors() -> list[str]:
-    """E04: what a command holds besides its three streams, while the caller holds 200."""
+    """E04: return fds of a command other than its three streams, while the caller has 200 open."""
     held = []
     for at in range(200):
         fd = os.open("/" if at % 2 else "/dev/null", os.O_RDONLY)
@@ -173,7 +173,7 @@ def links_for_the_engines_places(name: str) -> list[str]:
 
 
 def mounts_beside(root: Path) -> list[str]:
-    """Start a container of this directory; what of the engine's mounts and files does not stand inside."""
+    """Start a container of this directory and return the engine's mounts and files missing inside."""
     try:
         with Container(Image.from_rootfs(root), tmpfs={"/run": Tmpfs("1M")}) as container:
             lines = container.exec(["cat", "/proc/self/mountinfo"]).stdout.splitlines()
@@ -221,14 +221,14 @@ def push_into_the_terminal() -> list[str]:
 
 
 def open_the_terminal() -> list[str]:
-    """What of the calling process's terminal a command without one can open."""
+    """Return the paths by which a command without a terminal can open the caller's terminal."""
     with Engine() as engine, Container(engine=engine) as container:
         done = container.exec([sys.executable, "-c", "import os; print(os.open('/dev/tty', os.O_RDWR))"])
         return [] if done.returncode else ["/dev/tty was opened"]
 
 
 def groups_of_the_caller() -> list[str]:
-    """E16: the caller is in groups of the host; a command of another user is in none that nobody gave it."""
+    """E16: a command of another user has none of the supplementary groups of the caller."""
     code = "from tests.security.attacks import list_groups; print(list_groups())"
     done = subprocess.run(
         _with_this_build(code),

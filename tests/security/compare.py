@@ -1,4 +1,4 @@
-"""What a process can reach under pycontain, Docker, Podman and bubblewrap, on one machine with one program.
+"""Compare what a process can reach under pycontain, Docker, Podman and bubblewrap on one machine.
 
 python -m tests.security.compare [--write docs/explanation/reach.md]
 """
@@ -67,7 +67,7 @@ def _of_kernel(paths: frozenset[str]) -> frozenset[str]:
 
 
 def _readable(reach: Reach) -> frozenset[str]:
-    """Without what tells of the reader's own namespaces alone and is empty when there is nothing to tell."""
+    """Return the readable files, without those that show only the reader's own namespaces."""
     return frozenset(
         path
         for path in reach.having("readable")
@@ -115,7 +115,7 @@ def surplus(one: Reach, other: Reach) -> dict[str, frozenset[str]]:
 
 
 def _said(name: str, command: list[str]) -> Reach | Absent:
-    """What the prober said when run by a command."""
+    """Run the prober by a command and return its report."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=PATIENCE, stdin=subprocess.DEVNULL
@@ -129,7 +129,7 @@ def _said(name: str, command: list[str]) -> Reach | Absent:
 
 
 def own(security: Security, top: Path) -> Reach:
-    """What a container's own command reaches, as PID 1: so the peers run theirs."""
+    """Return the reach of a main command as PID 1, as the peers run theirs."""
     image = Image.from_rootfs(make_root(top))
     with Container(image, ["/prober"], init=False, security=security) as container:
         container.wait(PATIENCE)
@@ -139,8 +139,8 @@ def own(security: Security, top: Path) -> Reach:
 def bubblewrap(top: Path) -> Reach | Absent:
     """`bwrap --unshare-all`, the way that its users write it.
 
-    In a session of its own as its manual advises: what /proc/PID/autogroup tells hangs on the session
-    alone, and a caller in the session of the host's init would hand its empty one on.
+    It runs in its own session, as the manual advises: /proc/PID/autogroup depends only on the session,
+    and a caller in the session of the host's init would pass on an empty one.
     """
     if shutil.which("bwrap") is None:
         return Absent("bwrap", "not installed")

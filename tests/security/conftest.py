@@ -1,4 +1,4 @@
-"""What the cases share: a host with a canary on it, root file systems, and the account of what was shown."""
+"""Fixtures of the cases: a canary on the host, root file systems, and the record of outcomes by case."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Canary:
         return found
 
     def check(self) -> list[str]:
-        """What is not as it was."""
+        """Return the differences from the recorded state."""
         now = self._state()
         return sorted(name for name in {*now, *self._before} if now.get(name) != self._before.get(name))
 

@@ -1,4 +1,4 @@
-"""Layers that want out: what they say, in what order, and what has to become of them.
+"""Hostile layers that try to leave their directory, with the expected outcome of each.
 
 `hurt(case)` unpacks them as they are and says whose canary was touched: for builds without their walls.
 """
@@ -265,7 +265,7 @@ def wrong(engine: Engine, top: Path, *cases: str, first: bool = False) -> dict[s
             image = Image.from_oci_layout(oci_layout(layers).write(place / "layout"), engine=engine)
         except ImageError:
             pass
-        except Exception as error:  # noqa: BLE001  whatever it is, it is told
+        except Exception as error:  # noqa: BLE001  every error is reported
             found[name] = f"is refused as {type(error).__name__}: {error}"
         else:
             if ill := _ill(engine, image, attack):
@@ -283,7 +283,7 @@ def wrong(engine: Engine, top: Path, *cases: str, first: bool = False) -> dict[s
 
 
 def _ill(engine: Engine, image: Image, attack: Attack) -> str:
-    """What is wrong with an image that was let in."""
+    """Return the problems of an image that was accepted."""
     if attack.refused:
         return "is not refused"
     if damage := engine.fsck():

@@ -10,7 +10,7 @@ from tests.support.images import TIME, Entry, device, directory, fifo, file, har
 NAMES = ("a", "b", "c", "d.d", "é", "x y")
 MODES = (0o644, 0o755, 0o600, 0o000, 0o4755, 0o2755, 0o1777, 0o7777, 0o400)
 DIRECTORY_MODES = (0o755, 0o700, 0o1777, 0o711, 0o000)
-"""Without set-group-id: what other unpackers make below such a directory is whatever mkdir makes of it."""
+"""Modes of directories.  No set-group-id, since other unpackers let entries below inherit the group."""
 
 
 def _path(chosen: random.Random) -> str:

@@ -63,7 +63,7 @@ WAYS = {
     "directory": ("/made", O_RDONLY | O_DIRECTORY),
     "name": ("/made", O_PATH | O_DIRECTORY),
 }
-"""How it is written to, the path that is sent, and the flags with which that was opened."""
+"""Ways of writing: the way, the path that is sent, and the flags it was opened with."""
 SETUP = "mkdir -m 777 /made && printf original > /made/file && chmod 666 /made/file"
 STATE = "cd /made && stat -c '%n %a %s %y' * && cat *"
 

@@ -35,7 +35,7 @@ from tests.support.images import (
 
 MEMORY = 300 << 20
 SECONDS = 10.0
-"""For one archive of headers.  This machine is shared, so what takes part of a second has far to go."""
+"""Seconds for one archive of headers.  Generous, because the test machine is shared."""
 
 
 def _rootfs(engine: Engine, top: Path, data: bytes) -> Image:

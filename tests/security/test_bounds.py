@@ -130,7 +130,7 @@ print(sent < 50_000)
 
 
 def _descriptors(most: int) -> list[str]:
-    """How many files a command gets open, and whether sending them away makes room for more without end."""
+    """Return how many files a command can open, and whether sending them over sockets allows more."""
     with Container(rlimits={"nofile": most}) as container:
         return str(container.exec([sys.executable, "-c", DESCRIPTORS]).stdout).split()
 
@@ -215,7 +215,7 @@ def test_default_container_has_a_disk_limit() -> None:
 
 @pytest.mark.case("L07")
 def test_short_command_beyond_the_limit_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ended before the watch looked: its end is looked at too."""
+    """A command that ends before the disk watch polls is checked at its end."""
     with Container(disk="1M") as container:
         # Another program's free space can hide these 4 MiB from a single look.
         monkeypatch.setattr(container._engine.disk, "_free", lambda: (0, 0))
@@ -268,7 +268,7 @@ def needs_cpu(engine: Engine) -> None:
 
 
 def _processors(cpus: float) -> float:
-    """How many processors sixteen spinning processes had."""
+    """Return the processors that sixteen spinning processes used."""
     with Container(cpus=cpus) as container:
         usage = container.exec([sys.executable, "-c", SPIN]).usage
     assert usage.cpu_user is not None

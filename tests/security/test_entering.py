@@ -1,4 +1,4 @@
-"""E01 to E04, E15 to E18, E26, E28: what crosses when a container is entered."""
+"""E01 to E04, E15 to E18, E26, E28: state that could leak into a container at exec."""
 
 from __future__ import annotations
 
@@ -145,8 +145,8 @@ def test_negative_group_permissions_hold(root: Path, engine: Engine) -> None:
 
 WRONG_USERS = (
     "-1 -0 4294967295 4294967296 4294967297 8589934592 18446744073709551616 99999999999999999999 0x0 0x3e8 "
-    "1e3 1.0 +1 1000: :1000 : :: 0:-1 0:4294967295 0:4294967296 0:0x0 nobody-here bob:nobody-here "
-    "nobody-here:0 bob:more:0 1000:1000:1000 \u0660 \u2460 \uff10 root\t \troot root\n"
+    "1e3 1.0 +1 1000: :1000 : :: 0:-1 0:4294967295 0:4294967296 0:0x0 no-such-name bob:no-such-name "
+    "no-such-name:0 bob:more:0 1000:1000:1000 \u0660 \u2460 \uff10 root\t \troot root\n"
 ).split(" ")
 RIGHT_USERS = {
     "0": (0, 0),
@@ -295,7 +295,7 @@ def test_memory_of_the_caller_is_not_found() -> None:
     secret = os.urandom(24)
     copies = [bytes(bytearray(secret)) for _ in range(1000)]
     output = _search(secret)
-    # What is found is what the search computed for itself: one copy in its own heap.
+    # The search finds only the copy that it computed in its own heap.
     assert "environ" not in output
     assert len(copies) == 1000
     with Container() as container:

@@ -1,4 +1,4 @@
-"""F05 to F07, F10 to F17: what fails around the engine, and what it leaves then.  F08 is in test_inject.py."""
+"""F05 to F07, F10 to F17: failures around the engine and the cleanup after them (F08: test_inject.py)."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def share_by_processes(method: str) -> None:
 @pytest.mark.case("F10")
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_processes_of_a_pool_have_engines_of_their_own(method: str) -> None:
-    """In a process of its own: a pool's servers stay its children."""
+    """Run in a subprocess, because a pool's servers remain children of the process that made it."""
     code = f"from tests.security.test_faults import share_by_processes as share; share({method!r})"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -341,7 +341,7 @@ print(stopped, len(default_engine().containers))
 @pytest.mark.case("F16")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_with(number: signal.Signals) -> None:
-    """In a process of its own, with which goes what Python drops of a call that has just returned."""
+    """Run in a subprocess: Python can lose the result of a call when a signal handler raises."""
     command = [sys.executable, "-c", _STOPPED, str(int(number))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["5", "0"], done.stderr

@@ -60,7 +60,7 @@ def _plant(container: Container, canary: Canary) -> list[ContainerPath]:
 
 
 def _look(directory: ContainerPath, out: Path, canary: Canary) -> list[str]:
-    """What every verb that reads says of the canary behind this path."""
+    """Return the result of every reading verb on this path, which leads to the canary."""
     got: list[str] = []
     inode = canary.top.stat().st_ino
 
@@ -177,7 +177,7 @@ def _swapping(container: Container, to: Path) -> Iterator[None]:
 
 
 def _reads(container: Container, out: Path) -> Iterator[str]:
-    """What one round of reading brings, be it the guest's."""
+    """Read the path once by every verb and return the contents."""
     with contextlib.suppress(PycontainError):
         yield container.path("/tmp/r/secret").read_text()
     place = out / os.urandom(8).hex()
@@ -371,7 +371,7 @@ def test_the_server_is_confined_and_loads_nothing_of_the_guest(guest: Container)
 
 
 def _root_files(container: Container) -> dict[str, str]:
-    """What root has and user 1000 may not write."""
+    """Create files that only root may write, and return their contents."""
     script = "echo original > /etc/own; chmod 644 /etc/own; echo secret > /root/s; chmod 600 /root/s; chmod 711 /root"
     container.exec(script, shell=True, check=True, user="0")
     return {name: container.path(name, user="root").read_text() for name in ("/etc/own", "/root/s")}

@@ -54,7 +54,7 @@ while True:
 
 @pytest.fixture
 def work(tmp_path: Path) -> Iterator[Path]:
-    """A directory for a guest; what the test shares is forgotten afterwards."""
+    """Return a directory to bind into a guest, and reset the record of shared directories afterwards."""
     place = tmp_path / "work"
     place.mkdir()
     before = set(hostpath._shared)
@@ -119,7 +119,7 @@ def test_copy_out_lands_in_no_swapped_directory(work: Path, canary: Canary, want
 
 @pytest.mark.control("A34")
 def test_a_copy_by_path_follows_the_link(work: Path, tmp_path: Path) -> None:
-    """As copy_out did: a directory is made, and used by its path once more."""
+    """Control: a guest replaces a new directory by a link before the host writes into it by path."""
     victim = tmp_path / "victim"
     victim.mkdir()
     with Container(mounts={"/w": Bind(work)}) as c:

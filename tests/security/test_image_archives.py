@@ -208,7 +208,7 @@ print(json.dumps(seen))
 
 
 def _filled(top: Path) -> tuple[Path, list[str]]:
-    """A store made under no umask below a directory of everybody's, and every path of it."""
+    """Create a store with umask 0 in a world-writable directory and return all its paths."""
     top.chmod(0o777)
     entries: list[Entry | bytes] = [
         file("setuid", b"#!", mode=0o4777),

@@ -1,4 +1,4 @@
-"""P17, P18: what an image says of itself, and the users that it names."""
+"""P17, P18: hostile image configurations and the users that they name."""
 
 from __future__ import annotations
 

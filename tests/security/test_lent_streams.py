@@ -1,4 +1,4 @@
-"""A29, A33: what a guest can do to files of the host through lent streams and read-only binds."""
+"""A29, A33: attacks on host files through inherited streams and read-only binds."""
 
 from __future__ import annotations
 

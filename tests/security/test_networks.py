@@ -1,4 +1,4 @@
-"""N01 to N03, N05 to N07: what a network reaches, and what it does not."""
+"""N01 to N03, N05 to N07: reachability of the host, other networks and other containers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ print(len(reached), reached)
 
 
 def _own_address() -> str:
-    """Of this host, as others see it."""
+    """Return this host's address as other hosts see it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))
@@ -228,7 +228,7 @@ def _frame(to: bytes, own: bytes, source: str, target: str, port: int) -> bytes:
 
 
 def _spoofed(network: Network, one: Container, target: str, listen: str) -> bool:
-    """Does a frame for `target` that is sent onto the bridge come to the host's socket at `listen`?"""
+    """Return whether a frame for `target`, sent onto the bridge, reaches the host's socket at `listen`."""
     inspected = network.inspect()
     described = inspected["containers"][one.id]  # type: ignore[index]
     own = bytes.fromhex(described["mac"].replace(":", ""))
@@ -317,7 +317,7 @@ with Network("pyc-a") as a, Network("pyc-b") as b:
 @pytest.mark.case("N05")
 @pytest.mark.control("N05")
 def test_a_flush_takes_away_what_is_not_owned(engine: Engine, tmp_path: Path) -> None:
-    """A table of somebody else goes: the control; isolation stays."""
+    """Control: a foreign table is deleted, and isolation still holds."""
     root_only(engine)
     if shutil.which("nft") is None:
         pytest.skip("no nft")
@@ -358,7 +358,7 @@ def test_with_ipv6_there_is_some() -> None:
 
 
 def _large(container: Container, address: str) -> bool:
-    """Does a datagram in fragments come back?"""
+    """Return whether a fragmented datagram is answered."""
     with open_in(container, socket.SOCK_DGRAM) as mine:
         mine.settimeout(0.3)
         try:

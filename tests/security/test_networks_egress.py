@@ -43,7 +43,7 @@ for line in sys.stdin:
 
 @contextlib.contextmanager
 def _pushing(world: World) -> Iterator[subprocess.Popen[str]]:
-    """Somebody outside who says to whoever has spoken first what it is told, unasked."""
+    """Run an outside host that sends unrequested packets to the first sender."""
     command = [*world.enter, "python3", "-c", _PUSH]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
@@ -112,7 +112,7 @@ def test_a_connection_is_cut_off_when_it_is_revoked(world: World) -> None:
 @pytest.mark.case("N03")
 @pytest.mark.control("N03")
 def test_other_protocols_and_fragments_do_not_get_out(world: World) -> None:
-    """Where the address is allowed as a whole they do: the control."""
+    """Control: they pass where the whole address is allowed."""
     with Egress.allow(f"{world.address}:{PORT}/tcp") as egress, Container(network=egress) as one:
         assert [_sent(world, one, protocol, size) for protocol, size in _WAYS] == [False] * len(_WAYS)
         egress.permit(world.address)
@@ -120,11 +120,11 @@ def test_other_protocols_and_fragments_do_not_get_out(world: World) -> None:
 
 
 _WAYS = ((17, 16), (17, 9000), (1, 16), (132, 16), (47, 16), (136, 16), (253, 16))
-"""Of IP, by number: UDP whole and in fragments, ICMP, SCTP, GRE, UDP-Lite, one for experiments; bytes."""
+"""IP protocols by number: UDP whole and in fragments, ICMP, SCTP, GRE, UDP-Lite, experimental."""
 
 
 def _sent(world: World, container: Container, protocol: int, size: int) -> bool:
-    """Does a packet of this protocol, of a raw socket of the container's, come outside?"""
+    """Return whether a packet of this protocol from a raw socket of the container gets out."""
     code = (
         "import socket, sys; s = socket.socket(socket.AF_INET, socket.SOCK_RAW, int(sys.argv[1]));"
         "s.settimeout(0.5); print(flush=True)\n"
@@ -223,7 +223,7 @@ def test_names_lead_to_public_addresses_alone(engine: Engine) -> None:
     ],
 )
 def test_a_name_is_let_for_what_was_meant(engine: Engine, world: World, target: str, let: bool) -> None:
-    """The others are the control, and that nobody is reached who was not told of."""
+    """Controls: allowed targets are reached, and no other host is."""
     root_only(engine)
     with (
         world.serve(),
@@ -366,7 +366,7 @@ def _refused(*_: object) -> None:
 
 @contextlib.contextmanager
 def _egress(engine: Engine, *targets: str) -> Iterator[tuple[Egress, Guide]]:
-    """What the name service asks and tells."""
+    """Return an egress network and the policy of its name service."""
     if not engine.features.privileged and problems():
         pytest.skip("no way out for this user")
     with Egress.allow(*targets) as egress:

@@ -1,4 +1,4 @@
-"""N04 on IPv6: what a container with rights over raw sockets says of whose address is where."""
+"""N04 on IPv6: neighbour spoofing by a container that may use raw sockets."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _frames(six: Network, attacker: Container, victim: Container, asking: Contai
 
 
 def _fooled(six: Network, security: Security) -> set[str]:
-    """By which of them the victim's address is taken for the attacker's."""
+    """Return the spoofing messages by which the victim's address resolves to the attacker."""
     found = set()
     with (
         Container(network=six, security=security) as attacker,
@@ -95,7 +95,7 @@ def _fooled(six: Network, security: Security) -> set[str]:
 
 
 def _pass_one(raw: socket.socket, sniffer: socket.socket, frame: bytes, to: bytes) -> None:
-    """What was sent before this, which nothing stops, has come too."""
+    """Send an unfiltered frame and wait for it: earlier frames have then arrived as well."""
     mark = to + frame[6:14] + b"\x60\0\0\0\0\5\x11\xff" + _own(frame) + b"\xff" * 16 + b"pyc-m"
     sniffer.bind(("eth0", 0x0003))
     sniffer.settimeout(5)

@@ -1,4 +1,4 @@
-"""N03: what is told of a host's own addresses, and of an Egress that is wide."""
+"""N03: reachability of the host's own addresses and of metadata services."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ with contextlib.ExitStack() as stack:
 
 
 def _reached(program: str, how: str, tmp_path: Path) -> tuple[int, set[str]]:
-    """How many addresses the host has, and at which of them containers reach it."""
+    """Return the number of the host's addresses, and the ones at which containers reach it."""
     path = shutil.which(program)
     if path is None:
         pytest.skip(f"{program} is not installed")
@@ -102,7 +102,7 @@ def _metadata(world: World, address: str) -> Iterator[str]:
 @pytest.mark.control("N03")
 @pytest.mark.parametrize("address", _SECRETS)
 def test_an_egress_to_everywhere_does_not_lead_to_metadata(world: World, address: str) -> None:
-    """Where it is named it does: the control.  What is said of it first is told apart from what comes last."""
+    """A wide Egress excludes the metadata address.  Control: `permit` of the address reaches it."""
     with (
         _metadata(world, address),
         Egress.allow("0.0.0.0/0", "169.0.0.0/8") as egress,

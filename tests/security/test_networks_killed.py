@@ -89,7 +89,7 @@ with (
 
 
 def _kill(how: str, top: Path) -> dict[str, Any]:
-    """What is there before, while, and after an engine is killed beside another."""
+    """Kill an engine beside another and return the objects before, meanwhile and after."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = ["unshare", "-n", sys.executable, "-c", _WATCH, str(top), how, _VICTIM]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

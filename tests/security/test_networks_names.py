@@ -24,7 +24,7 @@ _MANY = 200
 
 
 def _answered(container: Container, name: str, kind: int, wanted: int) -> int:
-    """How many of questions that are asked without a pause are answered before there is silence."""
+    """Return how many back-to-back queries are answered before the service stops answering."""
     wire = dns.message.make_query(name, "A").to_wire()
     stream = kind == socket.SOCK_STREAM
     if stream:

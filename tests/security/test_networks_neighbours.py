@@ -43,7 +43,7 @@ def _arp(own: bytes, claimed: str, target: str, to: bytes = b"\xff" * 6) -> byte
 
 
 def _neighbour(container: Container, address: str) -> bytes | None:
-    """What a container's kernel takes for the MAC at an address."""
+    """Return the MAC of an address in a container's neighbour table."""
     table = container.exec(["cat", "/proc/net/arp"], check=True).stdout
     for line in table.splitlines():
         fields = line.split()
@@ -59,7 +59,7 @@ def _send(container: Container, frame: bytes) -> None:
 
 
 def _is_fooled(net: Network, security: Security) -> bool:
-    """Does a neighbour take the attacker for the victim?"""
+    """Return whether a neighbour resolves the victim's address to the attacker."""
     with (
         Container(network=net, security=security) as attacker,
         Container(network=net) as victim,
@@ -150,7 +150,7 @@ def test_with_rights_there_are_means(net: Network) -> None:
 @pytest.mark.case("N04")
 @pytest.mark.control("N04")
 def test_router_advertisements_change_nothing(engine: Engine) -> None:
-    """Of the bridge's guard, and of the kernels that would hear them; one that listens is the control."""
+    """The bridge drops them and guests ignore them.  Control: a guest that accepts them."""
     root_only(engine)
     with (
         Network("pyc-six", internal=True, ipv6=True) as six,
@@ -198,7 +198,7 @@ def _captures(raw: socket.socket, kind: bytes) -> bool:
 @pytest.mark.case("N04")
 @pytest.mark.control("N04")
 def test_unicast_of_others_is_not_overheard(engine: Engine, net: Network) -> None:
-    """What is for all is sniffer: the control."""
+    """Control: broadcasts are captured."""
     root_only(engine)
     with (
         Container(network=net, security=_RAW) as attacker,
@@ -231,7 +231,7 @@ _ROUNDS = 60
 
 
 def _state(engine: Engine) -> dict[str, object]:
-    """What cycles could leave."""
+    """Return the objects that connect cycles could leak."""
     fabric = engine.fabric
     engine.ahead.discard()
     engine.settle()
@@ -279,7 +279,7 @@ def _cycle(at: int, network: Network) -> None:
 @pytest.mark.case("N08")
 @pytest.mark.parametrize("rounds", [_ROUNDS, pytest.param(500, marks=pytest.mark.full)])
 def test_cycles_leave_nothing(engine: Engine, net: Network, rounds: int) -> None:
-    for at in range(22):  # each kind of round once: what is made on first use is there
+    for at in range(22):  # each kind of round once, so that lazily made objects exist
         _cycle(at, net)
     before = _settled(engine, {**_state(engine), "links": [net.inspect()["link"]]})
     for at in range(rounds):

@@ -37,7 +37,7 @@ def _within(seconds: float, what: Callable[[], bool]) -> bool:
 def test_who_ends_while_it_is_linked_is_mistaken_for_nobody(
     net: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Numbers of fds and processes are given again: what was begun for one must not be done to another."""
+    """Numbers of fds and processes are reused: an operation for an old owner must not hit a new one."""
     seen: list[str] = []
     enter = Domain.within
     one = Container().start()

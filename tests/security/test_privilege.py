@@ -1,4 +1,4 @@
-"""E11, E12, E19 to E22, E25: what a process may become, and whom it can reach."""
+"""E11, E12, E19 to E22, E25: privilege escalation, and access to other processes."""
 
 from __future__ import annotations
 
@@ -336,7 +336,7 @@ def test_with_sys_admin_a_name_would_be_set() -> None:
 
 
 def test_time_passes() -> None:
-    """Clocks inside go on as the host's do: what was refused above was not simply absent."""
+    """Control: the clocks inside follow the host's, so the refusals above are not due to missing clocks."""
     with Container() as container:
         output = float(container.exec([sys.executable, "-c", "import time; print(time.time())"]).stdout)
     assert abs(output - time.time()) < 5

@@ -1,4 +1,4 @@
-"""How far a process reaches, measured from inside, beside what it should be: tests/security/golden."""
+"""Compare the reach of a process, measured from inside, with the tables in tests/security/golden."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OWN = """
     attr/* autogroup clear_refs comm coredump_filter gid_map loginuid mem oom_adj oom_score_adj projid_map
     sched timens_offsets timerslack_ns uid_map
 """.split()
-"""What a process may open for writing of its own /proc/PID; without `mem`, of others in its container."""
+"""Files of /proc/PID that a process may write: its own, and without `mem` those of other processes."""
 
 Measure = Callable[..., Reach]
 
@@ -91,7 +91,7 @@ def sandbox() -> Golden:
 
 
 def _seen_by_both(found: Reach) -> dict[str, dict[str, str]]:
-    """Without other processes, for exec has the agent beside it, and without files of unsettled owner.
+    """Return the finding without other processes (exec also sees the agent) and files of varying owner.
 
     Some of /proc/PID/net belong to the root of the network's user namespace if its ids were mapped when the
     network was made, and to nobody if they were not.
@@ -103,7 +103,7 @@ def _seen_by_both(found: Reach) -> dict[str, dict[str, str]]:
     }
 
 
-# ---- E13: what can be called -----------------------------------------------------------------------------
+# ---- E13: system calls that can be made ------------------------------------------------------------------
 
 
 @pytest.mark.case("E13")
@@ -155,7 +155,7 @@ def test_the_table_does_not_fit_a_weaker_container(
 
 
 def _settings_are_ours(measure: Measure) -> bool:
-    """Whether an uncovered /proc/sys or /proc/pressure has anything that opens for writing."""
+    """Return whether an unmasked /proc/sys or /proc/pressure has a file that opens for writing."""
     return any(
         not path.startswith(("/proc/PID/", "/proc/OTHER/")) for path in _written(measure, "nothing covered")
     )

@@ -1,4 +1,4 @@
-"""E29, X01, X03 to X07: what the engine as a whole promises."""
+"""E29, X01, X03 to X07: guarantees of the engine as a whole."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ MISSING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "time namespace": ({"time_namespace": False}, {"security": Security.SANDBOX.evolve(optional=())}),
     "landlock": ({"landlock": 0}, {"security": Security.SANDBOX.evolve(optional=())}),
 }
-"""What a host lacks, and the container that needs it."""
+"""Missing host features, each with the options of a container that needs it."""
 
 
 @pytest.mark.case("X01")
@@ -230,7 +230,7 @@ def test_a_report_of_another_container_is_not() -> None:
 
 
 def _reach(security: Security, read_only: bool) -> set[str]:
-    """What a command of this container could do, out of a fixed list."""
+    """Return which actions of a fixed list a command of this container can do."""
     code = """
 import ctypes, os
 libc = ctypes.CDLL(None, use_errno=True)

@@ -20,7 +20,7 @@ IDENTITY = Credentials(username="<token>", identity_token="pyc-identity-51c0")
 
 
 def once_known(rule: Rule) -> Rule:
-    """A rule for whoever has said who they are; the others are asked."""
+    """Return a rule that answers authenticated requests and challenges others."""
     asks = replies(401, WWW_Authenticate='Basic realm="pyc"')
     return lambda answer: (rule if answer.asked.authorization else asks)(answer)
 

@@ -222,7 +222,7 @@ def test_redirects_without_end_are_left(place: str, where: str, net: Net, engine
 
 
 def _content(engine: Engine, image: Made) -> None:
-    """What is in the store is what was meant, down to the bytes."""
+    """Check that the stored content equals the source, byte for byte."""
     for name in (*image.layers, str(image.digest)):
         data = Path(engine.store.blob_path(Digest(name))).read_bytes()
         assert Digest.of(data) == name

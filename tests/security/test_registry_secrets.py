@@ -1,4 +1,4 @@
-"""R07: what is secret stays where it was given, in success and in every failure."""
+"""R07: secrets do not appear in errors, logs or files, in success and in every failure."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_success_leaves_no_secret(auth: Credentials, net: Net, engine: Engine, w
 
 
 def _echo(status: int) -> Callable[[Answer], object]:
-    """A proxy for debugging, or a registry that means ill: it says what it heard."""
+    """A debugging proxy or a hostile registry that repeats the request in its answer."""
     return lambda answer: answer.reply(status, f"{answer.asked.authorization} {answer.asked.body!r}".encode())
 
 

@@ -1,4 +1,4 @@
-"""R04, R05: who answers for a registry's name, and over what."""
+"""R04, R05: plain HTTP and TLS certificates of registries."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ BAD: dict[str, Callable[[Net, str], ssl.SSLContext]] = {
 
 
 def _attempt(path: str, net: Net, engine: Engine, bad: Callable[[Net, str], ssl.SSLContext]) -> Registry:
-    """Do what leads over this path; the registry with the bad certificate."""
+    """Run the operation that contacts a registry with a bad certificate, and return that registry."""
     if path in ("manifest", "push"):
         server = net.registry(HOME, context=bad(net, HOME))
         image = fresh()

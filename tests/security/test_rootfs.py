@@ -1,4 +1,4 @@
-"""E05 to E10b, E23, E24, E27: what a root file system and its mounts can be made to do."""
+"""E05 to E10b, E23, E24, E27: hostile root file systems and mounts."""
 
 from __future__ import annotations
 

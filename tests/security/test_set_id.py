@@ -162,7 +162,7 @@ def test_nothing_in_a_volume_gives_rights(shared: Path) -> None:
 
 @pytest.mark.case("U21")
 def test_copies_to_the_host_give_no_rights(shared: Path) -> None:
-    """Also of what a guest without the restriction made in its own root."""
+    """Files that a guest without the restriction made in its own root lose their set-id bits as well."""
     with Container(security=_OPEN) as container:
         container.exec(["mkdir", "/tree"], check=True)
         plant(container, "/tree")

@@ -1,4 +1,4 @@
-"""F18: what others did to a store's files is found, named and repaired."""
+"""F18: damage to files of the store is found, reported and repaired."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_damaged_content_is_named_and_repaired(blob: str, harm: str, root: Path,
 @pytest.mark.parametrize("harm", list(HARMS))
 @pytest.mark.parametrize("blob", list(BLOBS))
 def test_damaged_content_is_repaired_by_a_pull(blob: str, harm: str, root: Path, where: Site) -> None:
-    """Without fsck before, where a pull or load meets it."""
+    """A pull or load repairs damage that it meets, without fsck."""
     if harm in ("a directory", "a link") or ("layer" in blob and harm in _UNSEEN_BY_PULL):
         pytest.skip("a pull does not read this: fsck does")
     HARMS[harm](_blob(root, BLOBS[blob]))
@@ -254,7 +254,7 @@ def test_damaged_records_are_made_anew(harm: str, root: Path, where: Site) -> No
 
 @pytest.mark.case("F18")
 def test_records_without_a_byte_are_a_store_without_images(root: Path, where: Site) -> None:
-    """As a kill leaves it before the first record: there is nothing to tell them apart."""
+    """An empty database is the state after a kill before the first record, so it counts as a new store."""
     os.truncate(root / "data/store.db", 0)
     with Engine(root) as engine:
         assert engine.images == []

@@ -1,4 +1,4 @@
-"""F01, F03: whoever works at the store is killed at any moment."""
+"""F01, F03: processes that work on the store are killed at any moment."""
 
 from __future__ import annotations
 
@@ -125,4 +125,4 @@ def test_a_record_that_comes_too_early_is_seen(tmp_path: Path) -> None:
     with stores.site(tmp_path) as where:
         found = stores.in_child(record_first, astuple(where), str(tmp_path / "store"))
     assert [one for one in found if one.startswith("layer") and "is not unpacked" in one], found
-    assert "before: live" in found  # what a kill leaves is seen until the next engine
+    assert "before: live" in found  # leftovers of a kill are listed until the next engine starts

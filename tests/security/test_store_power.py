@@ -6,11 +6,11 @@ launchers did to the store's files is replayed on a model of a disk that keeps o
 is two changes.  Before and after each fsync, at each return and at the end the disk is cut off in several
 ways, and an engine is opened on what is left; locks are gone, as after a boot.
 
-What holds then, in this order of writing:
+Guarantees, in this order of writing:
 
 1. blob: data, fsync; rename, fsync of blobs/sha256.
 2. layers: all trees in live/, one syncfs; rename of each, fsync of layers/.
-3. where there are no new layers: fsync of blobs/sha256, whoever gave the names in it; for the first image
+3. without new layers: fsync of blobs/sha256, also for names that other processes made; for the first image
    of a store one syncfs, which keeps the store's own directories as well.
 4. records: SQLite's commit, fsync of store.db-wal, store.db and the directory that has them.
 

@@ -1,4 +1,4 @@
-"""P07, P08, P21: what comes of layers is what other unpackers make of them, and never more than the policy."""
+"""P07, P08, P21: unpacked layers equal those of other unpackers, within the limits of the policy."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_directories_named_often_end_as_they_were_named_last(shop: Engine, tmp_p
 
 
 def _busybox(root: Path) -> list[Entry]:
-    """What a container needs to run anything, as a layer."""
+    """Return a layer with the files that a container needs to run a program."""
     entries = [directory(name) for name in ("bin", "etc", "proc", "dev", "tmp", "run", "sys", "root")]
     entries.append(file("bin/busybox", (root / "bin" / "busybox").read_bytes(), mode=0o755))
     entries += [
@@ -356,7 +356,7 @@ def test_layers_by_hand_are_as_with_umoci(name: str, shop: Engine, tmp_path: Pat
 
 
 def _compare(engine: Engine, top: Path, seeds: Sequence[int], hostile: bool) -> tuple[dict[int, object], int]:
-    """What differs by seed, and how many were compared at all."""
+    """Return the differences by seed, and the number of comparisons."""
     found: dict[int, object] = {}
     compared = 0
     for seed in seeds:

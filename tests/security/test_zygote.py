@@ -1,4 +1,4 @@
-"""Calls that nobody has read: what one does to the zygote, to the next call, and to its caller."""
+"""Calls of untrusted functions: attacks on the zygote, on later calls and on the caller."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_stopped_zygote_is_replaced(
     time.sleep(0.3)
     container.exec(["sh", "-c", f"kill -STOP {pid}"], check=True)
     with pytest.raises(PycontainError):
-        zygote.call(time.sleep, 0, timeout=1)  # the one that waited runs, and nobody tells of its end
+        zygote.call(time.sleep, 0, timeout=1)  # the waiting child runs, and its end is not reported
     assert zygote.call(int, "7") == 7
     assert _zygote_pid(container, zygote) != pid
 
@@ -195,7 +195,7 @@ def test_killed_child_that_waits_is_replaced(container: Container, zygote: Zygot
 
 
 def answer(state: int, size: int, data: bytes, status: int = 0) -> None:
-    """What a hostile call writes in place of its answer."""
+    """Write a forged answer in place of the call's own answer."""
     for name in os.listdir("/proc/self/fd"):
         try:
             path = os.readlink(f"/proc/self/fd/{name}")

@@ -1,7 +1,7 @@
 """Builds of the helper with one control switched off.  They live in a temporary directory, never in a wheel.
 
-`run(weakness, "module:function", ...)` runs an attack of this package in a process of its own that loads such
-a build; what the attack returns comes back.
+`run(weakness, "module:function", ...)` runs an attack of this package in a subprocess that loads such
+a build, and returns its result.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ WEAKNESSES: Mapping[str, tuple[Edit, ...]] = {
         Edit("launcher/child.c", "word error = raw2 (__NR_setgroups, 0, 0);", "word error = 0;"),
     ),
 }
-"""What is switched off, by name."""
+"""Disabled controls by name."""
 
 
 def build(weakness: str) -> Path:
@@ -141,7 +141,7 @@ def _make(home: Path, edits: tuple[Edit, ...]) -> None:
 
 
 def run(weakness: str, attack: str, *arguments: Any) -> Any:
-    """What the attack `module:function` of this package finds where this control is off."""
+    """Return the finding of the attack `module:function` of this package with this control off."""
     command = [
         sys.executable,
         "-m",

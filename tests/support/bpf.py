@@ -31,7 +31,7 @@ class Instruction(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a program returned, after how many instructions."""
+    """The return value of a program and the number of executed instructions."""
 
     action: int
     steps: int
@@ -56,7 +56,7 @@ def decode(program: bytes) -> list[Instruction]:
 
 
 def _furthest(instruction: Instruction) -> int:
-    """How far an instruction goes on.  Raises Invalid for one that seccomp does not know."""
+    """Return the longest jump of an instruction.  Raises Invalid if seccomp does not accept it."""
     if instruction.code == _LOAD:
         if instruction.value % 4 or instruction.value >= _DATA.size:
             raise Invalid(f"a load outside of the data: {instruction}")
@@ -73,7 +73,7 @@ def _furthest(instruction: Instruction) -> int:
 def run(
     program: Sequence[Instruction], *, arch: int, nr: int, args: Sequence[int] = (), ip: int = 0
 ) -> Verdict:
-    """What a decoded program says of a call; missing arguments are 0."""
+    """Run a decoded program on a call; missing arguments are 0."""
     words = _WORDS.unpack(_DATA.pack(nr, arch, ip, *args, *(6 - len(args)) * [0]))
     accumulator = place = steps = 0
     while True:

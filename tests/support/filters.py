@@ -1,4 +1,4 @@
-"""What a filter of system calls means, apart from the program that is assembled from it."""
+"""Reference semantics of seccomp filters, independent of the assembled program."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPERATORS = {
 
 
 def meaning(filter_: Filter, name: str | None, args: tuple[int, ...]) -> Action:
-    """What a filter says of a call, read off its rules."""
+    """Return the action of a filter for a call, from its rules."""
     padded = (*args, *(6 - len(args)) * (0,))
     for rule in filter_.rules:
         if name in rule.names and all(
@@ -70,7 +70,7 @@ def disagreements(filter_: Filter, machine: str, numbers: Iterable[int]) -> list
 
 
 def verdict(filter_: Filter, name: str, *args: int, machine: str = "x86_64") -> int:
-    """What the assembled program says of a named call."""
+    """Return the action of the assembled program for a named call."""
     program = bpf.decode(assemble(filter_, machine))
     return bpf.run(program, arch=ARCH[machine], nr=number(name, machine), args=args).action
 

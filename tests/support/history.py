@@ -1,4 +1,4 @@
-"""What processes did to the files below a directory, as strace(1) saw it."""
+"""A record of file operations below a directory, from strace(1)."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def with_sum(block: bytes) -> bytes:
 
 
 def padded(data: bytes) -> bytes:
-    """To whole blocks."""
+    """Pad data to whole blocks."""
     return data + bytes(-len(data) % BLOCK)
 
 
@@ -170,12 +170,12 @@ def sha256(data: bytes) -> str:
 
 
 def as_json(value: object) -> bytes:
-    """A document; what is bytes already is left."""
+    """Encode a document as JSON; bytes are returned unchanged."""
     return value if isinstance(value, bytes) else json.dumps(value).encode()
 
 
 def descriptor(data: bytes, media_type: str, **changes: Any) -> dict[str, Any]:
-    """What names some content; `changes` make it wrong."""
+    """Return a descriptor of the content; `changes` make it wrong."""
     return {"mediaType": media_type, "digest": sha256(data), "size": len(data), **changes}
 
 
@@ -191,7 +191,7 @@ def configuration(layers: Sequence[bytes], **changes: Any) -> dict[str, Any]:
 
 
 class Layout:
-    """An OCI layout that holds what it is told to, whether that makes sense or not."""
+    """An OCI layout with arbitrary contents, valid or not."""
 
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}
@@ -240,7 +240,7 @@ class Layout:
         }
 
     def write(self, top: Path) -> Path:
-        """As a directory."""
+        """Write the layout to a directory."""
         for name, data in self.files().items():
             path = top / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -248,7 +248,7 @@ class Layout:
         return top
 
     def archive(self, extra: Iterable[Entry | bytes] = ()) -> io.BytesIO:
-        """As an archive; `extra` goes after the rest."""
+        """Return the layout as an archive; `extra` is appended."""
         return io.BytesIO(tar([*(file(name, data) for name, data in self.files().items()), *extra]))
 
 
@@ -273,7 +273,7 @@ def docker_archive(
     manifest: object = None,
     extra: Iterable[Entry | bytes] = (),
 ) -> io.BytesIO:
-    """What `docker save` writes.  entry: fields of manifest.json to replace; manifest: all of it."""
+    """Return an archive of `docker save`.  entry: replaced fields of manifest.json; manifest: all of it."""
     whole = as_json(configuration(layers) if config is None else config)
     listed = [{"Config": "c.json", "RepoTags": [], "Layers": [f"{at}.tar" for at in range(len(layers))]}]
     listed[0].update(entry or {})

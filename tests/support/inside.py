@@ -47,7 +47,7 @@ def echo(container: Container, family: int = socket.AF_INET) -> Iterator[None]:
 
 @contextlib.contextmanager
 def answering(tcp: socket.socket, udp: socket.socket) -> Iterator[None]:
-    """These two answer, and are closed at the end."""
+    """Answer on these two sockets, and close them at the end."""
     threads = [threading.Thread(target=_accept, args=(tcp,)), threading.Thread(target=_answer, args=(udp,))]
     for thread in threads:
         thread.start()
@@ -82,7 +82,7 @@ def _answer(server: socket.socket) -> None:
 
 
 def ask(connected: socket.socket, patience: float) -> str:
-    """What an echo answers: the address that it saw.  Raises OSError."""
+    """Return the answer of an echo: the source address that it saw.  Raises OSError."""
     connected.settimeout(patience)
     connected.send(b"hello")
     address, _, said = connected.recv(128).decode().partition(" ")
@@ -106,17 +106,17 @@ def reach(
 
 
 def reaches(container: Container, address: str) -> bool:
-    """Do TCP and UDP come through?"""
+    """Return whether TCP and UDP pass."""
     return all(reach(container, address, udp=udp) is not None for udp in (False, True))
 
 
 def is_cut_off(container: Container, address: str, *, port: int = PORT) -> bool:
-    """Does neither TCP nor UDP come through, as far as a short wait tells?"""
+    """Return whether neither TCP nor UDP passes within a short wait."""
     return not any(reach(container, address, udp=udp, port=port, patience=_SILENCE) for udp in (False, True))
 
 
 def comes_to_reach(container: Container, address: str) -> bool:
-    """As `reaches`, once the kernel's neighbour table has forgotten that it did not."""
+    """Wait for `reaches`, until failed entries of the kernel's neighbour table have expired."""
     deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline:
         if reach(container, address, patience=_SILENCE) is not None:

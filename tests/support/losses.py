@@ -19,7 +19,7 @@ from tests.support.stores import PICTURES, TREE, A, B, C, Site, superfluous, wro
 EMPTY, SAME = "pyc.test/empty:latest", "pyc.test/same:latest"
 
 Step: TypeAlias = tuple[Callable[[Engine], object], list[set[str]]]
-"""What is done, and the names that there may be meanwhile; the last of them when it has returned."""
+"""An operation, with the image names that may exist meanwhile; the last one holds after it returns."""
 
 
 def _many(where: Site) -> list[Step]:
@@ -53,7 +53,7 @@ def _same_layers(where: Site) -> list[Step]:
 
 
 def _after_a_kill(where: Site) -> list[Step]:
-    """As `_same_layers`; another had brought the documents, and was killed before it kept their names."""
+    """Like `_same_layers`, after another process wrote documents and died before it recorded them."""
     from pycontain._images import blobs
 
     picture = Picture(PICTURES["b"].layers, "another")
@@ -98,7 +98,7 @@ def _recorded(steps: list[Step], root: Path, sabotage: Callable[[], object]) -> 
 
 
 def _moments(events: list[Event]) -> Iterator[tuple[int, bool]]:
-    """Where the power goes: before and after everything that syncs, as calls return, at the end."""
+    """Return the moments of power loss: around every sync, at each return, and at the end."""
     for at, event in enumerate(events):
         if event.kind in ("sync", "sync-all"):
             yield at, False
@@ -135,7 +135,7 @@ def _losses(events: list[Event], seeds: int, sample: int | None) -> Iterator[tup
 
 
 def problems_of(root: Path, allowed: list[set[str]]) -> list[str]:
-    """What the product finds of a disk after a loss, and what it does not find."""
+    """Return the problems of an engine that opens the disk after a loss."""
     with Engine(root) as engine:
         found = engine.fsck()
         names = set(engine.store.tags())
@@ -157,7 +157,7 @@ def lose_power(
     events = _recorded(steps, Path(base, "store"), HARM[harm])
     ends: list[set[str]] = [set(), *(states[-1] for _, states in steps)]
     count, problems = 0, []
-    # In memory where that may be: what is looked at here is not what this machine's disk keeps.
+    # In memory if possible: the disk is a model, so this machine's disk does not matter.
     fast = tempfile.mkdtemp(prefix="pyc-lost-", dir="/dev/shm" if os.path.isdir("/dev/shm") else base)
     for words, done, lost in _losses(events, seeds, sample):
         root = Path(fast, "lost")
@@ -216,4 +216,4 @@ HARM: dict[str, Callable[[], object]] = {
     "no syncfs": _no_syncfs,
     "records first": _record_first,
 }
-"""What is taken from the store in the recorded process, to see that it is missed."""
+"""Durability steps to disable in the recorded process, to see that each is needed."""

@@ -1,6 +1,6 @@
 """Names and authorities of a test's own: registries of the world, each of them on this machine's loopback.
 
-The library asks for names and connects as ever; what it gets is decided here, and nothing leaves the machine.
+Names resolve and connections open as usual.  All answers come from here, and no packet leaves the machine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import urllib3.util.connection
 from tests.support.registry import Registry
 
 PUBLIC = "93.184.216.34"
-"""What every name resolves to unless the test says otherwise: an address like any other."""
+"""The default address of every name."""
 
 
 class Net:
@@ -53,7 +53,7 @@ class Net:
         return found
 
     def _connect(self, address: tuple[str, int], *args: Any, **options: Any) -> socket.socket:
-        """To the registry that has the name, to a port of loopback, or nowhere."""
+        """Connect to the registry with this name, to a port of loopback, or fail."""
         host, port = address[0].strip("[]"), address[1]
         self.connected.append((host, port))
         there = self._ports.get((host, port))

@@ -51,7 +51,7 @@ def silent(_: Nameserver, asked: Asked) -> list[bytes]:
 
 
 class Nameserver:
-    """On 127.0.0.1, by UDP and TCP at one port."""
+    """A name server on 127.0.0.1, by UDP and TCP on one port."""
 
     def __init__(self, respond: Respond) -> None:
         self.respond = respond
@@ -98,7 +98,7 @@ class Nameserver:
                 self.asked.put(asked)
                 for answer in self.respond(self, asked):
                     connected.sendall(len(answer).to_bytes(2, "big") + answer)
-                file.read()  # who asked has heard enough
+                file.read()  # the client has its answer
 
 
 class Routes:

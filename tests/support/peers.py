@@ -26,14 +26,14 @@ def needs(*programs: str) -> None:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody has just now."""
+    """Return a free port of the loopback interface."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
 
 
 def run(*command: str | Path, env: dict[str, str] | None = None, data: bytes | None = None) -> str:
-    """What a program says; a failure shows all of it."""
+    """Run a program and return its output; a failure shows all of it."""
     whole = [str(part) for part in command]
     done = subprocess.run(
         whole, input=data, capture_output=True, check=False, timeout=300, env={**os.environ, **(env or {})}

@@ -1,4 +1,4 @@
-"""What a disk may hold when the power goes: a model of a file system that promises only what POSIX does.
+"""A model of a disk after a power loss, for a file system with only the guarantees of POSIX.
 
 The model keeps two states of every inode: the one that processes see, and the one that is surely on the
 disk.  Between them are changes that the kernel may have written or not, each by itself and in any order:
@@ -31,7 +31,7 @@ _FILE, _DIRECTORY, _LINK, _NODE = "file", "directory", "link", "node"
 
 Way: TypeAlias = Literal["nothing", "names", "lengths", "data", "torn", "mixed", "journal", "all"]
 WAYS: tuple[Way, ...] = ("nothing", "names", "lengths", "data", "torn", "mixed", "journal", "all")
-"""What of the changes in between has reached the disk.
+"""Subsets of the pending changes that have reached the disk.
 
 nothing: none.  names: entries, and no data.  lengths: entries and lengths, with zeros for data.  data: data,
 and no entries.  torn: entries, and any part of the data.  mixed: any entries and any part of the data.
@@ -68,7 +68,7 @@ class Inode:
         self.writes.append(event)
 
     def sync(self) -> None:
-        """What is seen is on the disk."""
+        """Move the visible state to the disk."""
         self.kept, self.writes = bytes(self.data), []
         self.kept_names, self.changes = dict(self.names), []
 
@@ -124,7 +124,7 @@ class Seen:
 
 
 class Disk:
-    """Takes events one by one; at any moment tells what a loss of power may leave."""
+    """Apply events one by one, and return the possible states after a power loss at any moment."""
 
     def __init__(self) -> None:
         self.top = Inode(_DIRECTORY, 0o755)
@@ -184,7 +184,7 @@ class Disk:
             directory.change(self._moment, name, Inode(made, event.number, target=event.other))
 
     def after_loss(self, way: Way, seed: int = 0) -> Seen:
-        """What the disk may hold if the power goes now."""
+        """Return the states that the disk may have if the power fails now."""
         chance = random.Random(f"{way}{seed}")
         until = chance.randint(self._first_change(), self._moment) if way == "journal" else self._moment
         entries: dict[str, tuple[str, int, int, bytes]] = {}

@@ -1,7 +1,7 @@
-"""A registry that does what a test tells it to, and keeps what it was asked.
+"""A scripted registry that records its requests.
 
-It speaks enough of the distribution protocol to give and to take an image.  What a test puts before that
-with `on` decides for itself, down to the bytes on the wire.
+It implements pull and push of the distribution protocol.  Rules that a test adds by `on` come first and
+control the answer down to the bytes on the wire.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
     asked: Asked
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing is told."""
+        """Discard log messages."""
 
     def _dispatch(self) -> None:
         if "100-continue" in self.headers.get("Expect", ""):
@@ -141,7 +141,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def reset(self) -> None:
-        """Break off so that the other side is told so (RST)."""
+        """Reset the connection (RST)."""
         self.wfile.flush()
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         self.close_connection = True
@@ -176,7 +176,7 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
         thread.start()
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """TLS begins in the connection's own thread: a client that refuses it holds up nobody."""
+        """Start TLS in the connection's thread, so that a client that refuses it blocks no other."""
         request.settimeout(20)
         if self._context is None:
             super().finish_request(request, client_address)
@@ -186,7 +186,7 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
             super().finish_request(wrapped, client_address)
 
     def end(self) -> None:
-        """Every connection ends here, and its thread: what stays would look like a leak of the library."""
+        """End every connection and its thread, so that they do not look like leaks of the library."""
         self.shutdown()
         self.server_close()
         for thread, connection in self.open.items():
@@ -241,7 +241,7 @@ class Registry:
         self._rules.append((method, re.compile(pattern), rule, [times]))
 
     def authorizations(self) -> list[str]:
-        """What was told by way of Authorization, header or body."""
+        """Return the credentials that were received, in headers and bodies."""
         return [one.authorization for one in self.asked if one.authorization is not None]
 
     # ---- answering ----------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ class Registry:
         return None
 
     def serve(self, answer: Answer) -> None:
-        """As a registry should."""
+        """Serve the request as a correct registry."""
         match = _OWN_PATH.match(urlsplit(answer.path).path)
         if match is None:
             answer.reply(404)

@@ -1,6 +1,6 @@
 """Images made of nothing but Python, and a registry on the loopback that serves them.
 
-What an image holds is known here byte for byte, so a test can say whether a store is right without
+The contents of an image are known byte for byte, so a test can check a store without
 asking the store.
 """
 
@@ -29,11 +29,11 @@ _TIME = 1_700_000_000
 _PIECE = 16384
 
 Files = Mapping[str, bytes]
-"""Path to content.  What ends in '/' is a directory; '.wh.x' takes x away, as in OCI layers."""
+"""Path to content.  A name ending in '/' is a directory; '.wh.x' removes x, as in OCI layers."""
 
 
 def digest_of(data: bytes) -> str:
-    """As registries write it."""
+    """Return the digest in the notation of registries."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
@@ -104,7 +104,7 @@ class Picture:
         return bad
 
     def serve_as(self, repository: str) -> dict[str, bytes]:
-        """What a registry answers with, by path."""
+        """Return the answers of a registry by path."""
         answers = {f"/v2/{repository}/blobs/{name}": data for name, data in self.blobs.items()}
         for reference in ("latest", self.digest):
             answers[f"/v2/{repository}/manifests/{reference}"] = self.manifest

@@ -99,7 +99,7 @@ class _Worker:
             self.problems += [f"while it runs: {one}" for one in picture.wrong(image.directories)]
 
     def tag(self) -> None:
-        """A name means one of the images, whoever gives it."""
+        """Tag one of the images; other processes use the same names."""
         image, _, _ = self._get()
         image.tag(self.random.choice(TAGS))
 
@@ -121,7 +121,7 @@ class _Worker:
         path.unlink()
 
     def prune(self) -> None:
-        """What nobody needs goes."""
+        """Remove unused content."""
         self.engine.prune()
 
 

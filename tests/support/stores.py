@@ -1,4 +1,4 @@
-"""What is done to a store, cut off at any moment, and whether what is left is a whole one.
+"""Operations on a store that are killed at any moment, and checks that the store is still complete.
 
 The functions that take a directory run in a process of their own (`in_child`): they fork, and a test
 process has threads.
@@ -38,7 +38,7 @@ _AT_ONCE = 3
 
 @frozen
 class Site:
-    """Where images come from: a registry, an archive of both, a directory."""
+    """Sources of images: a registry, an archive of both, a directory."""
 
     registry: str
     archive: str
@@ -117,7 +117,7 @@ WORKS = {
 
 
 def leftovers(root: Path) -> dict[str, list[str]]:
-    """What stands in a store's directories, by directory."""
+    """Return the entries of a store's directories, by directory."""
     data = root / "data"
     names = {"blobs": "blobs/sha256", "layers": "layers", "partial": "partial", "live": "live"}
     return {kind: sorted(os.listdir(data / path)) for kind, path in names.items() if (data / path).is_dir()}
@@ -192,7 +192,7 @@ def problems_of(root: Path, work: Work, where: Site) -> list[str]:
         if len(engine.images) != len({*engine.store.tags().values()}):
             found.append("an image without a name, or a name without one")
         found += wrong_images(engine)
-        with contextlib.suppress(NotFound):  # what was to be removed may be gone
+        with contextlib.suppress(NotFound):  # it may be removed already
             work.do(engine, where)
         if (names := set(engine.store.tags())) != states[-1]:
             found.append(f"done again, and there are {sorted(names)}")
@@ -308,7 +308,7 @@ def kill_at_calls(name: str, where: list[str], base: str, call: str, step: int, 
 
 
 def in_child(function: Callable[..., Any], *arguments: object, timeout: float = 280) -> Any:
-    """A function's result from a process of its own; what travels is JSON."""
+    """Call a function in a subprocess and return its result; arguments and result are JSON."""
     code = (
         "import json, sys\n"
         f"from {function.__module__} import {function.__name__} as run\n"

@@ -1,4 +1,4 @@
-"""What a tree is, for comparing two of them."""
+"""Listings of directory trees, for comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an image is once its layers lie on each other: with us by overlayfs, with others as they unpack it."""
+"""The merged tree of an image: by overlayfs for pycontain, unpacked by the other tools."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def named_layout(layers: Sequence[bytes]) -> Layout:
 
 
 def certain(top: Path, unsure: Container[str] = ()) -> dict[str, Any]:
-    """A listing without the times that nobody gave: of unnamed directories and of `unsure` ones."""
+    """Return a listing without unspecified times: of implied directories and of `unsure` ones."""
     found = {}
     for name, (mode, owner, time, *rest) in listing(top).items():
         nobodys = mode.startswith("0o4") and (abs(time - TIME * 10**9) > 10**17 or name in unsure)

@@ -1,4 +1,4 @@
-"""Somebody outside of this host: a network namespace joined to it."""
+"""A host outside this machine: a network namespace that is connected to it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class World:
             assert self.run("ip", *command.split()).returncode == 0
 
     def close(self) -> None:
-        """Its interfaces go with it."""
+        """Delete the link and the namespace."""
         subprocess.run(["ip", "link", "del", self.link], check=True)
         self._keeper.kill()
         self._keeper.communicate()
@@ -42,7 +42,7 @@ class World:
         return subprocess.run([*self.enter, *command], capture_output=True, text=True)
 
     def connect(self, address: str, port: int) -> str:
-        """What an echo says to somebody there."""
+        """Connect from there to an echo and return its answer."""
         code = (
             "import socket,sys; s=socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=2);"
             "s.send(b'hello'); print(s.recv(99).decode())"
@@ -52,7 +52,7 @@ class World:
 
     @contextlib.contextmanager
     def known_as(self, address: str) -> Iterator[None]:
-        """It has this address too, which is nowhere else meanwhile."""
+        """Give it one more address for a while."""
         assert self.run("ip", "addr", "add", f"{address}/32", "dev", "lo").returncode == 0
         subprocess.run(["ip", "route", "add", address, "via", self.address], check=True)
         try:

@@ -1,4 +1,4 @@
-"""What users pass is checked when it is passed: refused with a sentence, before anything is created."""
+"""Validation of user input: refused with a message before anything is created."""
 
 from __future__ import annotations
 

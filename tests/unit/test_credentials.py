@@ -1,4 +1,4 @@
-"""What docker, podman and their helpers keep of a user, and for whom it is."""
+"""Credentials in the files and helpers of docker and podman, and the registries that they apply to."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
 
 @pytest.fixture
 def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Put docker-credential-pyc on the PATH; what it was asked is in the file that comes back."""
+    """Put docker-credential-pyc on the PATH and return the file in which it logs its requests."""
 
     def make(script: str) -> Path:
         program = tmp_path / "docker-credential-pyc"

@@ -1,4 +1,4 @@
-"""What `doctor` says, as text and for programs."""
+"""Output of `doctor`, as text and as JSON."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="giving files away nee
 
 @pytest.fixture
 def top(tmp_path: Path) -> Iterator[Path]:
-    """A directory with a secret beside it; what tests share is forgotten afterwards."""
+    """Return a directory with a secret beside it, and reset the record of shared directories afterwards."""
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "key").write_text("KEY")
     work = tmp_path / "work"

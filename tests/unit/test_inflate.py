@@ -1,4 +1,4 @@
-"""Compressed streams: what comes out, whatever the pieces, and what is refused."""
+"""Compressed streams: output is independent of chunking, and bad streams are refused."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _deflate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def unpacked(data: bytes, cuts: Any = (), **limits: Any) -> bytes:
-    """What comes out of the data in pieces that end at these places."""
+    """Return the decompressed data when the input is split at these offsets."""
     inflater = Inflater(LayerLimits(**limits))
     result: list[bytes] = []
     before = 0

@@ -1,4 +1,4 @@
-"""Messages: what others wrote is escaped, and bad input is refused before anything is created."""
+"""Messages: foreign text is escaped, and bad input is refused before anything is created."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The name service: what it says, whom it asks, whom it believes, and what ends it."""
+"""The name service: answers, forwarding, validation of upstream answers, and shutdown."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Asker:
 
     def udp(self, name: str, kind: str = "A", **options: Any) -> dns.message.Message:
         query = dns.message.make_query(name, kind, **options)
-        # Its port may be one that another asked from and left: what comes late is not for this one.
+        # The port may have been used by an earlier query, so a late answer may belong to that one.
         return dns.query.udp(query, self.host, _DEADLINE, self.port, ignore_errors=True)
 
     def tcp(self, name: str, kind: str = "A", **options: Any) -> dns.message.Message:

@@ -55,7 +55,7 @@ def zone() -> Zone:
 
 
 def test_clients_come_and_go_while_others_are_answered(service: NameService, zone: Zone) -> None:
-    """Nobody's sockets are taken for another's, and who sends without end keeps nobody from the service."""
+    """Sockets of clients are never confused, and a client that floods does not starve others."""
     flooded, _ = _serve(service, _client(zone))
     steady, _ = _serve(service, _client(zone))
     over = threading.Event()
@@ -99,7 +99,7 @@ def test_clients_come_and_go_while_others_are_answered(service: NameService, zon
 
 
 def test_a_client_dropped_before_the_thread_is_ready(service: NameService, zone: Zone) -> None:
-    """Its sockets are closed at once, and whoever stays is answered."""
+    """Sockets of a dropped client are closed at once, and the remaining clients are answered."""
     gone, stays = _client(zone), _client(zone)
     with service._lock:  # which the thread wants before it begins
         _, fds = _serve(service, gone)

@@ -1,4 +1,4 @@
-"""References, digests and platforms: what they mean and what is refused."""
+"""References, digests and platforms: parsing and refusals."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def test_a_platform_says_what_it_was_made_of(text: str) -> None:
 
 
 def _index(*platforms: str) -> Index:
-    """An index of these, each with a size of its own; "-" has none, "?" is an attestation of buildkit."""
+    """Return an index of these platforms.  "-" stands for none, "?" for an attestation of buildkit."""
     entries = []
     for at, text in enumerate(platforms):
         named = {"-": None, "?": Platform("unknown", "unknown")}

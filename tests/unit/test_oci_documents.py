@@ -88,7 +88,7 @@ _VAGUE = (None, "", "application/json", "text/plain; charset=utf-8", "applicatio
 def test_what_it_is_called_and_what_it_is(
     document: dict[str, Any], said: str | None, media_type: str | None
 ) -> None:
-    """CVE-2021-41190: nobody may take the one for the other."""
+    """CVE-2021-41190: a manifest must not be read as an index, or an index as a manifest."""
     is_index = document is INDEX
     called = (media_type or "").partition(";")[0].lower()
     names = {name for name in (said, called) if name and name not in _VAGUE and name != "text/plain"}

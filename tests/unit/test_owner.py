@@ -1,4 +1,4 @@
-"""Who owns what, and when an owner counts as dead."""
+"""Owners of records, and the detection of dead owners."""
 
 from __future__ import annotations
 

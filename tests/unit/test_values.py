@@ -1,4 +1,4 @@
-"""Sizes, durations, limits, specs: what is read and what is refused."""
+"""Sizes, durations, limits and specs: parsing and refusals."""
 
 from __future__ import annotations
 

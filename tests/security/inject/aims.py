@@ -1,4 +1,4 @@
-"""Which call of which process fails, and how: every aim there is, or a sample."""
+"""Fault injection targets: every (process, call, error) combination, or a sample of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RESOURCE = {
     **dict.fromkeys("write mkdirat fchownat symlinkat".split(), "ENOSPC"),
     **dict.fromkeys("execve execveat mmap ppoll sethostname prctl keyctl".split(), "ENOMEM"),
 }
-"""What each call says where something is used up, which may be at any time."""
+"""Errnos of exhausted resources by call; these can occur at any time."""
 
 
 def every_aim(clean: Clean) -> list[Aim]:

@@ -1,4 +1,4 @@
-"""What an engine has around it, and what of that is there that was not before: leaks."""
+"""Leak detection: compare the processes, fds, mounts and files of an engine between runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _children(pid: int) -> set[int]:
 
 
 class Around:
-    """What is to be seen of an engine and its process between two runs, and before the first one."""
+    """A view of the resources of an engine and its process between two runs."""
 
     def __init__(self, engine: Engine, top: Path, tracer: int) -> None:
         self._engine = engine
@@ -92,7 +92,7 @@ class Around:
                 os.waitpid(pid, os.WNOHANG)
 
     def leaks(self) -> list[str]:
-        """What is there that was not before the first run; a moment for what is on its way out."""
+        """Return resources that did not exist before the first run, after a short wait for cleanup."""
         deadline = time.monotonic() + 1.0
         while True:
             try:

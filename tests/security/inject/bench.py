@@ -147,7 +147,7 @@ class Bench:
         return self._lab.stdout.readline() or None
 
     def _kill(self) -> str:
-        """End the lab for good; what it had to say on standard error."""
+        """Stop the lab and return its standard error."""
         lab, self._lab = self._lab, None
         if lab is not None:
             lab.kill()
@@ -191,14 +191,14 @@ class Bench:
             "trace": trace,
         }
         run = judge(aim, self._ask(order), self.clean.views)
-        if run.leaks:  # what is there now would be found after every later run too
+        if run.leaks:  # a leak would be reported again after every later run
             self._retire()
         return run
 
     def run_all(
         self, aims: Sequence[Aim], seconds: float, tell: Callable[[str], object] = lambda _: None
     ) -> Total:
-        """Every aim until the time is over.  tell: hears of each finding at once."""
+        """Run every aim until the time is over.  tell: called with each finding at once."""
         begun = time.monotonic()
         runs = []
         for aim in aims:

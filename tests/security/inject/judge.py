@@ -19,7 +19,7 @@ def _difference(clean: tuple[str, ...], seen: tuple[str, ...]) -> tuple[str, ...
 
 
 def _innermost(said: str) -> tuple[str, ...]:
-    """Where a lab was when it hung (faulthandler begins there), or what it died of (that comes last)."""
+    """Return three lines: the innermost frames of a lab that hung, or the last output of one that died."""
     lines = [line.strip() for line in said.splitlines() if "tests/security" not in line]
     at = next((at for at, line in enumerate(lines) if line.startswith("Timeout")), None)
     return tuple(lines[-3:] if at is None else lines[at + 2 : at + 5])
@@ -39,7 +39,7 @@ def judge(aim: Aim | None, report: dict[str, Any], clean: tuple[str, ...]) -> Ru
     if report["error"]:
         verdict = "refused" if report["typed"] else "untyped"
         return evolve(run, verdict=verdict, where=report["error"], names_step=bool(report["step"]))
-    if views != clean:  # a command that wrote nothing, and whose end was told
+    if views != clean:  # a command that wrote nothing, and whose failure was reported
         reported = all(code != 0 for code, view in zip(report["codes"], views, strict=True) if not view)
         return evolve(
             run, verdict="refused" if reported else "wrong", where=f"return codes {report['codes']}"

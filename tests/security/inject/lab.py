@@ -27,7 +27,7 @@ class Lab:
     def __init__(self, top: Path) -> None:
         from pycontain import Engine, Image
 
-        libc.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: what a dead launcher leaves comes here
+        libc.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: adopt the children of a dead launcher
         self._engine: Engine = Engine(top / "store", ahead=0)
         self._image: Image = Image.from_rootfs(top / "rootfs", engine=self._engine)
         self._top = top
@@ -144,7 +144,7 @@ def _told(error: Exception) -> dict[str, Any]:
 
 def lab_main(top: str) -> None:
     """Serve the command: a line for a run, a line with what it came to."""
-    libc.prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG: a lab that hangs hears of no end of input
+    libc.prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG: for a lab that hangs
     lab = Lab(Path(top))
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:

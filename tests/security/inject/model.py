@@ -1,4 +1,4 @@
-"""What everybody here speaks of: aims, what a run came to, and what a clean one shows."""
+"""Values of fault injection: aims, results of a run, and the record of a clean run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WAYS = {
 
 
 class Unable(Exception):
-    """This host cannot run it; the text says why."""
+    """An error of a host that cannot run the injection, with the reason."""
 
 
 @frozen
@@ -42,7 +42,7 @@ class Aim:
 
 @frozen
 class Run:
-    """What one run came to.  where: the step or the error that was told."""
+    """The result of one run.  where: the step or the error that was reported."""
 
     aim: Aim | None
     verdict: str
@@ -54,7 +54,7 @@ class Run:
 
     @property
     def findings(self) -> list[str]:
-        """What is wrong with it, a line each."""
+        """Return one line for each problem of the run."""
         head = f"{self.aim or 'no injection'} {self.call}"
         found = []
         if self.verdict not in ("refused", "same", "missed"):
@@ -66,13 +66,13 @@ class Run:
 
 @frozen
 class Clean:
-    """What runs without injection show: both views, and of each way every (process, name, call) in order."""
+    """Runs without injection: both views, and for each way every (process, name, call) in order."""
 
     views: tuple[str, ...]
     calls: dict[str, list[tuple[str, str, str]]]
 
     def counts(self, way: str = "plain") -> collections.Counter[tuple[str, str]]:
-        """How often each process makes each call."""
+        """Return how often each process makes each call."""
         return collections.Counter((role, name) for role, name, _ in self.calls[way])
 
     @property

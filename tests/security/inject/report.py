@@ -1,4 +1,4 @@
-"""What a set of runs came to, as text."""
+"""The results of a set of runs, as text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.security.inject.model import WAYS, Clean, Run
 
 @frozen
 class Total:
-    """What a set of runs came to."""
+    """The results of a set of runs."""
 
     clean: Clean
     runs: tuple[Run, ...]

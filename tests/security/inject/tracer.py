@@ -1,4 +1,4 @@
-"""The tracer: who is who, which call is aimed at, and what becomes of it."""
+"""The ptrace tracer: it identifies processes, counts calls and injects the fault."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.security.inject.ptrace import (
 )
 
 DONE_ALL_THE_SAME = ("close", "close_range", "munmap", "exit_group")
-"""Calls that the kernel has carried out also where it tells of an error."""
+"""Calls that have taken effect even when they return an error."""
 
 
 class Tracer:
@@ -69,7 +69,7 @@ class Tracer:
         ptrace(CONT if self._roles[pid] == "lab" else SYSCALL, pid, 0, number)
 
     def drain(self) -> float | None:
-        """Serve whoever has stopped; seconds until somebody's delay ends, or None."""
+        """Handle stopped processes and return the seconds until the next delay ends, or None."""
         while True:
             try:
                 pid, status = os.waitpid(-1, 0x40000000 | os.WNOHANG)
@@ -87,7 +87,7 @@ class Tracer:
         return max(0.0, min(self._held.values()) - now) if self._held else None
 
     def end(self) -> None:
-        """Detach from everybody."""
+        """Detach from all processes."""
         self.drain()
         for pid in list(self._roles):
             with contextlib.suppress(OSError):  # it is dead by now, or dying

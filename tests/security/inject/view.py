@@ -21,7 +21,7 @@ def namespaces() -> list[str]:
 
 
 def limits(container: Container) -> str:
-    """What no guest sees: its limits, who owns its groups, and where its PID 1 stands."""
+    """Return the limits, cgroup owners and PID 1's cgroup, which a guest cannot see."""
     running = container._live()
     lines = [f"host: {line}\n" for line in Path(f"/proc/{running.pid}/cgroup").read_text().splitlines()]
     for path in running.group.paths().values() if running.group is not None else ():

@@ -1,4 +1,4 @@
-"""What a process can reach: a static C program that measures it, and its answer as a value.
+"""Build and run the prober, a static C program that measures what a process can reach.
 
 The program is built once per source, in a directory below the temporary one that all test processes share.
 It needs nothing but a root file system with the mount points that `make_root` makes.
@@ -27,12 +27,12 @@ PLACES = "proc dev sys etc usr bin lib root home tmp var run srv opt".split()
 
 
 class CannotBuild(Exception):
-    """There is no compiler here, or no static libc."""
+    """An error of a host without a C compiler or a static libc."""
 
 
 @frozen
 class Reach:
-    """What was found: axis to key to outcome.  prober.c says what the axes are."""
+    """Measured outcomes by axis and key.  prober.c describes the axes."""
 
     findings: Mapping[str, Mapping[str, str]]
 
@@ -77,7 +77,7 @@ def build() -> Path:
     directory = Path(tempfile.gettempdir(), f"pyc-prober-{os.getuid()}-{key}")
     directory.mkdir(mode=0o755, exist_ok=True)
     if directory.is_symlink() or directory.stat().st_uid != os.getuid():
-        raise CannotBuild(f"{directory} is somebody else's")
+        raise CannotBuild(f"{directory} belongs to another user")
     program = directory / "prober"
     if not program.exists():
         _compile(compiler, program)

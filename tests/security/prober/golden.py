@@ -1,4 +1,4 @@
-"""What the prober must find in a container: the tables in tests/security/golden.
+"""Expected results of the prober in a container: the tables in tests/security/golden.
 
 A section `[axis outcome]` is followed by keys; the key `*` means all that no other section of the axis names.
 Axes of `EXACT` are what filters and privileges decide, the same on every kernel.  Of the others, which need
@@ -32,7 +32,7 @@ GRANTED = {
     "device": ("rw", "r", "w", "made", "opened"),
     "writable": ("opened", "created"),
 }
-"""Of each axis that needs the kernel too, the outcomes that count."""
+"""Outcomes that count as granted, for each axis that depends on the kernel."""
 
 
 @frozen
@@ -52,7 +52,7 @@ class Golden:
         return rest
 
     def grants(self, axis: str, key: str) -> bool:
-        """Whether a key may be granted; the table's keys may end in a `*` that stands for anything."""
+        """Return whether the table grants a key.  Keys of the table may end in the wildcard `*`."""
         patterns = (one for (name, _), keys in self.sections.items() if name == axis for one in keys)
         return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
 
@@ -71,7 +71,7 @@ def load(name: str) -> Golden:
 
 
 def differences(golden: Golden, found: Reach, lacking: frozenset[str]) -> list[str]:
-    """Where a finding is not what the table says.  lacking: the calls that this kernel has not."""
+    """Return the differences between a finding and the table.  lacking: calls that this kernel lacks."""
     lines = []
     for axis in EXACT:
         for key, outcome in found.axis(axis).items():

@@ -1,4 +1,4 @@
-"""Do every case on both sides at once."""
+"""Run every case on both sides at once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ROOT = Path(__file__).parent.parent.parent.parent
 
 @frozen
 class Outcomes:
-    """What a side gave: the engine's version, and a word for each case by its title."""
+    """Results of a side: the engine's version, and a word for each case by its title."""
 
     version: str
     cases: dict[str, str]
@@ -68,7 +68,7 @@ def _root(top: Path) -> None:
 
 
 def _start(side: str, top: Path) -> tuple[subprocess.Popen[bytes], Path]:
-    """In a network and a mount namespace of its own: its rules are its own, and so is resolv.conf."""
+    """Start a side in its own network and mount namespaces, with its own rules and resolv.conf."""
     command = ["unshare", "-n", "-m", "--propagation", "private", sys.executable]
     command += ["-m", "tests.support.networks_compared", "--side", side, "--directory", str(top)]
     environment = {**os.environ, "PYCONTAIN_ROOT": str(top / "store")}
@@ -104,7 +104,7 @@ def _world(resolv: Path) -> Iterator[World]:
     run = peers.run
     run("ip", "link", "set", "lo", "up")
     Path("/proc/sys/net/ipv4/ip_forward").write_text("0")
-    Path("/proc/sys/net/ipv4/icmp_ratelimit").write_text("0")  # each refusal is told
+    Path("/proc/sys/net/ipv4/icmp_ratelimit").write_text("0")  # every refusal is sent
     world = World()
     try:
         run("ip", "route", "add", "default", "via", world.address)

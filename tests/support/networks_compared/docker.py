@@ -42,7 +42,7 @@ class Docker:
     def gateway(self, network: str) -> str:
         (found,) = json.loads(self._do("network", "inspect", network))
         (config, *_) = found["IPAM"]["Config"]
-        # It is not told of a subnet that was asked for, until a container has been there.
+        # Docker shows a requested subnet only after a container has joined the network.
         return str(config.get("Gateway") or ip_network(config["Subnet"])[1])
 
     def start(self, name: str, places: Sequence[On | str], ports: Ports, hostname: str | None) -> Guest:

@@ -1,4 +1,4 @@
-"""What a program inside finds, and may do."""
+"""Cases of programs inside: their view of the network, and their rights."""
 
 from __future__ import annotations
 

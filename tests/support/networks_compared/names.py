@@ -137,7 +137,7 @@ def named_inside(stage: Stage) -> str:
 
 @case("a name that does not exist", "NXDOMAIN, 0 records")
 def unknown(stage: Stage) -> str:
-    return probe.query(stage.one.pid, RESOLVER, "nobody.example")
+    return probe.query(stage.one.pid, RESOLVER, "absent.example")
 
 
 @case("a container's name that the host's nameserver also has", "pyc.example")

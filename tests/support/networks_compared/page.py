@@ -20,7 +20,7 @@ Where the two differ, the last column gives the reason. Made by `python -m tests
 
 
 def page(docker: Outcomes, ours: Outcomes) -> str:
-    """In Markdown."""
+    """Return the page in Markdown."""
     lines = [_HEAD.format(version=docker.version)]
     differing = sum(one.docker is not None for one in CASES)
     lines.append(f"{len(CASES)} cases; {differing} of them differ.\n")

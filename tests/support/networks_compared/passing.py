@@ -1,4 +1,4 @@
-"""What passes: between containers, to outside, and to the host."""
+"""Cases of reachability: between containers, to outside, and to the host."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def reach(pid: int, address: str, port: int = PORT, *, udp: bool = False) -> str
 
 
 def comes_to_reach(pid: int, address: str, port: int, *, udp: bool) -> str:
-    """As `reach`, once the addresses of both ends are there: IPv6 asks around for a second (RFC 4862)."""
+    """Wait for `reach` until both addresses are usable: IPv6 first checks for duplicates (RFC 4862)."""
     deadline = time.monotonic() + _SETTLED
     while True:
         try:
@@ -95,7 +95,7 @@ def comes_to_reach(pid: int, address: str, port: int, *, udp: bool) -> str:
 
 
 def failure(error: OSError) -> str:
-    """In a word."""
+    """Return one word for an error."""
     if isinstance(error, TimeoutError):
         return NO_ANSWER
     if isinstance(error, ConnectionRefusedError | ConnectionResetError):
@@ -106,7 +106,7 @@ def failure(error: OSError) -> str:
 
 
 def ping(pid: int, address: str) -> str:
-    """By a socket that needs no capability, but a group in net.ipv4.ping_group_range; root's too."""
+    """Ping by an unprivileged ICMP socket, which needs a group in net.ipv4.ping_group_range, for root too."""
     try:
         with socket_in(pid, socket.SOCK_DGRAM, protocol=socket.IPPROTO_ICMP) as mine:
             mine.settimeout(PATIENCE)
@@ -119,7 +119,7 @@ def ping(pid: int, address: str) -> str:
 
 
 def query(pid: int, server: str, name: str, kind: str = "A") -> str:
-    """What a nameserver says: the answer's code, and how many records."""
+    """Query a name server and return the code and the number of records of its answer."""
     asked = dns.message.make_query(name, kind)
     try:
         with connected(pid, server, 53, udp=True) as mine:

@@ -1,4 +1,4 @@
-"""What an engine does not do."""
+"""Cases of requests that an engine refuses."""
 
 from __future__ import annotations
 
@@ -185,5 +185,5 @@ def connecting_none(stage: Stage) -> str:
 
 
 @case("the namespace of a container that does not exist", "refused")
-def nobodys_namespace(stage: Stage) -> str:
-    return stage.refuses_to_start("container:nobody")
+def namespace_of_an_absent_container(stage: Stage) -> str:
+    return stage.refuses_to_start("container:absent")

@@ -1,4 +1,4 @@
-"""What both engines are asked by the cases."""
+"""The interface of both engines to the cases."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 from attrs import frozen
 
 Ports = Mapping[int | str, int | str | None]
-"""As pycontain has them: a port inside to 'address:port', a port, or None for a free one."""
+"""Ports as in pycontain: from a port inside to 'address:port', a port, or None for a free one."""
 
 
 class Refused(Exception):

@@ -1,4 +1,4 @@
-"""What every case finds: an outside, a few containers that stand, and words for what is seen."""
+"""The environment of every case: an outside host, running containers, and words for outcomes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.networks_compared.sides import Guest, On, Ports, Refused, Sid
 from tests.support.world import World
 
 HOST_PORT = 7001
-"""Where a service of the host listens."""
+"""The port of a service on the host."""
 METADATA = "169.254.169.254"
 SUBNET6 = "fd00:7079:63::/64"
 OUTSIDE_NAME, OUTSIDE_ADDRESS = "pyc.example", "203.0.113.7"
@@ -60,7 +60,7 @@ class Stage:
         self.lone = enter(self.guest("lone", "none"))
 
     def close(self) -> None:
-        """Whatever still stands."""
+        """Remove the remaining containers and networks."""
         self._left.close()
 
     @contextlib.contextmanager
@@ -94,7 +94,7 @@ class Stage:
     def connected(
         self, network: str, guest: Guest, aliases: Sequence[str] = (), address: str | None = None
     ) -> Iterator[None]:
-        """On one more network, for a while."""
+        """Connect to one more network for a while."""
         self.side.connect(network, guest, aliases, address)
         try:
             self.learn(guest)
@@ -103,26 +103,26 @@ class Stage:
             self.side.disconnect(network, guest)
 
     def run(self, guest: Guest, *command: str) -> str:
-        """What a program inside says."""
+        """Run a program inside and return its output."""
         return self.side.run(guest, *command)[1]
 
     def learn(self, guest: Guest) -> None:
-        """Its addresses, for `who`."""
+        """Record the addresses of a container for `who`."""
         for network, address in self.side.addresses(guest).items():
             first = self._first.setdefault(guest.id, network) == network
             self._labels[address] = guest.name if first else f"{guest.name} on {network}"
 
     def address(self, guest: Guest, network: str | None = None) -> str:
-        """On a network; on its only one."""
+        """Return the address on a network, by default on the only one."""
         found = self.side.addresses(guest)
         return found[network] if network else next(iter(found.values()))
 
     def who(self, address: str) -> str:
-        """In a word."""
+        """Return one word for an address."""
         return self._labels.get(address, address)
 
     def reach(self, source: Guest | int, target: Guest | str, port: int = PORT) -> str:
-        """Who is seen there, or what is met, by TCP and UDP; once, where they are the same."""
+        """Return the peer or the error by TCP and UDP, once if they are the same."""
         with ThreadPoolExecutor(2) as both:
             one, other = (both.submit(kind, source, target, port) for kind in (self.tcp, self.udp))
         tcp, udp = one.result(), other.result()
@@ -142,14 +142,14 @@ class Stage:
         return seen if seen in words else f"seen as {self.who(seen)}"
 
     def resolve(self, guest: Guest, name: str, database: str = "ahostsv4") -> str:
-        """What the C library of a program inside finds, sorted."""
+        """Resolve a name by the C library inside and return the sorted addresses."""
         code, said = self.side.run(guest, "getent", database, name)
         if code:
             return "not found"
         return ", ".join(sorted({self.who(line.split()[0]) for line in said.splitlines()}))
 
     def refusal(self, act: Callable[[], object]) -> str:
-        """Does the engine do it?"""
+        """Return whether the engine refuses the action."""
         try:
             act()
         except Refused:
@@ -157,7 +157,7 @@ class Stage:
         return "done"
 
     def refuses_to_start(self, *places: On | str, ports: Ports | None = None) -> str:
-        """Is there such a container?"""
+        """Return whether the engine refuses to start such a container."""
 
         def start() -> None:
             with self.guest("odd", *places, ports=ports):
@@ -198,7 +198,7 @@ def _nameserver(world: World) -> Iterator[None]:
 
 @frozen
 class Case:
-    """One row.  docker: what it gives, where that differs on purpose, and why."""
+    """Register a row.  docker: Docker's result where it differs on purpose, and the reason."""
 
     section: str
     title: str

@@ -1,4 +1,4 @@
-"""The filters that pycontain ships: what they pass and what they refuse."""
+"""The filters of the security profiles: calls that they allow and refuse."""
 
 from __future__ import annotations
 

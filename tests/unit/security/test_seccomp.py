@@ -1,4 +1,4 @@
-"""Filters of system calls: what the assembled program says is what the filter means."""
+"""Seccomp filters: the assembled program has the meaning of the filter."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_foreign_architecture_ends_the_process(profile: str, machine: str) -> No
 @pytest.mark.security
 @pytest.mark.parametrize("profile", sorted(PROFILES))
 def test_x32_numbers_end_the_process(profile: str) -> None:
-    """E14: x32 calls come with the native architecture; only their number tells."""
+    """E14: x32 calls have the native architecture and differ only in their number."""
     program = bpf.decode(assemble(PROFILES[profile], "x86_64"))
     numbers = [X32, X32 + 1, X32 + 39, X32 + 520, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE]
 
@@ -221,7 +221,7 @@ FILTERS = st.builds(Filter, rules=st.lists(RULES, max_size=12), default=ACTIONS)
 @settings(max_examples=150, deadline=None)
 @given(filter_=FILTERS, machine=st.sampled_from(sorted(ARCH)), args=st.tuples(*[st.integers(0, FULL)] * 6))
 def test_random_filters(filter_: Filter, machine: str, args: tuple[int, ...]) -> None:
-    """Whatever the rules, program and filter agree on every number, with random and telling arguments."""
+    """Program and filter agree on every number, with random and boundary arguments, for random rules."""
     program = bpf.decode(assemble(filter_, machine))
     names = names_by_number(machine)
     for nr in range(480):
@@ -278,7 +278,7 @@ def test_impossible_values_are_refused(build: object, match: str) -> None:
 
 @pytest.mark.parametrize("op", ["==", "!="])
 def test_values_outside_of_the_mask_are_refused(op: str) -> None:
-    """They never compare equal, so the rule cannot be meant."""
+    """Such a rule never matches, so it is a mistake of the caller."""
     with pytest.raises(ValueError, match="is never 0x10"):
         Condition(arg=0, op=op, value=0x10, mask=0xF)
 
@@ -313,7 +313,7 @@ def test_hot_calls_take_few_instructions(profile: str, machine: str) -> None:
 
 
 def test_assembling_is_fast() -> None:
-    """It happens once per profile, but on the way to the first container."""
+    """A profile is assembled once, but the first start waits for it."""
     best = min(_seconds_to_assemble() for _ in range(5))
 
     assert best < 0.005

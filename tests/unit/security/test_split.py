@@ -15,7 +15,7 @@ _CLASS = 0xFFFF0000
 
 
 def strictest(actions: list[int]) -> int:
-    """What the kernel obeys: the strictest, and of equals the one added last (seccomp(2))."""
+    """Return the kernel's choice among filters: the strictest action, then the last added (seccomp(2))."""
     return min(reversed(actions), key=lambda action: _SEVERITY[action & _CLASS])
 
 
