@@ -147,8 +147,8 @@ def test_a_container_needs_room_for_its_agent_and_a_command() -> None:
     "value", ["٣", "0-", "-1", "0,", "3-1", "0 1", "0\n", "", 3, "1-2-3", "9" * 30, LONG, ["0"]]
 )
 def test_sets_of_processors(value: object) -> None:
-    refused(CgroupLimits, cpuset_cpus=value, says="set of processors")
-    refused(CgroupLimits, cpuset_mems=value, says="set of processors")
+    refused(CgroupLimits, cpuset_cpus=value, says="cpuset_cpus must be")
+    refused(CgroupLimits, cpuset_mems=value, says="cpuset_mems must be")
 
 
 def test_sets_as_the_kernel_writes_them() -> None:

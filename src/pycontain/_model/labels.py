@@ -15,7 +15,8 @@ def check_name(name: str, what: str) -> None:
     """Raise ValueError for what is no name; what: of which it would be."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(
-            f"{what} begins with a letter or digit and goes on with those or one of _.-: {shown(name)}"
+            f"{what} must be 1 to 128 characters of [a-zA-Z0-9_.-] that begin with a letter or digit, "
+            f"got {shown(name)}"
         )
 
 
@@ -24,5 +25,5 @@ def checked_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
     check_mapping("labels", labels, "{'name': 'value'}")
     for name, value in (labels or {}).items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"labels are text: {shown(name)}, {shown(value)}")
+            raise TypeError(f"labels must map text to text, got {shown(name)}: {shown(value)}")
     return dict(labels or {})

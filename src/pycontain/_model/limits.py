@@ -40,7 +40,7 @@ def _cpus(value: float | None) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise LimitError(f"cpus must be a number of processors such as 1.5, got {shown(value)}")
     if not 0.01 <= value <= _CPUS_MOST:
-        raise LimitError(f"cpus is between 0.01 and {_CPUS_MOST}: {shown(value)}")
+        raise LimitError(f"cpus must be between 0.01 and {_CPUS_MOST}, got {shown(value)}")
     return float(value)
 
 
@@ -48,14 +48,18 @@ def _count(name: str, value: int | None, high: int) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
-        raise LimitError(f"{name} is an int, not {shown(value)}")
+        raise LimitError(f"{name} must be an int, got {shown(value)}")
     if not 1 <= value <= high:
-        raise LimitError(f"{name} is between 1 and {high}: {shown(value)}")
+        raise LimitError(f"{name} must be between 1 and {high}, got {shown(value)}")
     return value
 
 
-def _weight(value: int | None) -> int | None:
-    return _count("a weight", value, 10000)
+def _cpu_weight(value: int | None) -> int | None:
+    return _count("cpu_weight", value, 10000)
+
+
+def _io_weight(value: int | None) -> int | None:
+    return _count("io_weight", value, 10000)
 
 
 def _pids(value: int | str | None) -> int | None:
@@ -73,19 +77,35 @@ def _swap(value: int | str | None) -> int | None:
 
 
 def _memory(value: int | str | None) -> int | None:
+    return _memory_size("memory", value)
+
+
+def _memory_high(value: int | str | None) -> int | None:
+    return _memory_size("memory_high", value)
+
+
+def _memory_size(name: str, value: int | str | None) -> int | None:
     if value is None:
         return None
     if is_unlimited(value):
         return UNLIMITED
     size = parse_size(value)
     if size < MEMORY_FLOOR:
-        raise LimitError(f"memory below {MEMORY_FLOOR} bytes starts nothing: {shown(value)}")
+        raise LimitError(f"{name} must be at least {MEMORY_FLOOR} bytes, got {shown(value)}")
     return size
 
 
-def _set(value: str | None) -> str | None:
+def _cpuset_cpus(value: str | None) -> str | None:
+    return _set("cpuset_cpus", value)
+
+
+def _cpuset_mems(value: str | None) -> str | None:
+    return _set("cpuset_mems", value)
+
+
+def _set(name: str, value: str | None) -> str | None:
     if value is not None and not (isinstance(value, str) and all(map(_is_range, value.split(",")))):
-        raise LimitError(f"a set of processors or nodes is written like '0-2,7': {shown(value)}")
+        raise LimitError(f"{name} must be a list of ranges such as '0-2,7', got {shown(value)}")
     return value
 
 
@@ -101,17 +121,17 @@ def _io_max(value: IoMax | None) -> dict[str, dict[str, int]] | None:
     for given, rates in _items("io_max", value):
         device = _device(given)
         if device in result:
-            raise LimitError(f"io_max names {device} twice")
+            raise LimitError(f"io_max must name a device once, got {device} twice")
         what = f"io_max of {shown(device)}"
         result[device] = {_key(what, key): _rate(what, key, rate) for key, rate in _items(what, rates)}
         if not result[device]:
-            raise LimitError(f"{what} is empty")
+            raise LimitError(f"{what} must have at least one of {', '.join(_RATES)}, got none")
     return result
 
 
 def _items(what: str, value: Mapping[_Key, _Value]) -> Iterable[tuple[_Key, _Value]]:
     if not isinstance(value, Mapping):
-        raise LimitError(f"{what} is a mapping, not {shown(value)}")
+        raise LimitError(f"{what} must be a mapping, got {shown(value)}")
     return value.items()
 
 
@@ -123,12 +143,12 @@ def _device(value: object) -> str:
         numbers = _NUMBERS.fullmatch(text)
         if numbers and int(numbers[1]) < 1 << 12 and int(numbers[2]) < 1 << 20:
             return f"{int(numbers[1])}:{int(numbers[2])}"
-    raise LimitError(f"a device of io_max is 'MAJOR:MINOR' or an absolute path, not {shown(value)}")
+    raise LimitError(f"a device of io_max must be 'MAJOR:MINOR' or an absolute path, got {shown(value)}")
 
 
 def _key(what: str, key: str) -> str:
     if key not in _RATES:
-        raise LimitError(f"{what} has the unknown key {shown(key)}; known: {', '.join(_RATES)}")
+        raise LimitError(f"a key of {what} must be one of {', '.join(_RATES)}, got {shown(key)}")
     return key
 
 
@@ -137,12 +157,12 @@ def _rate(what: str, key: str, value: int | str) -> int:
         try:
             value = parse_size(value)
         except LimitError as error:
-            raise LimitError(f"{what}, {key}: {error}") from None
+            raise LimitError(f"{key} in {what}: {error}") from None
     if isinstance(value, bool) or not isinstance(value, int):
-        raise LimitError(f"{what}, {key}: an int is wanted, not {shown(value)}")
+        raise LimitError(f"{key} in {what} must be an int, got {shown(value)}")
     # 0 is refused by v2, and no limit at all to v1.
     if not 1 <= value <= _RATES[key]:
-        raise LimitError(f"{what}, {key}: between 1 and {_RATES[key]}, not {shown(value)}")
+        raise LimitError(f"{key} in {what} must be between 1 and {_RATES[key]}, got {shown(value)}")
     return value
 
 
@@ -152,7 +172,7 @@ def _hugetlb(value: Mapping[str, int | str] | None) -> dict[str, int] | None:
     result = {}
     for page, size in _items("hugetlb", value):
         if not isinstance(page, str) or not _PAGE.fullmatch(page):
-            raise LimitError(f"a page size of hugetlb is written like '2MB': {shown(page)}")
+            raise LimitError(f"a page size of hugetlb must be such as '2MB', got {shown(page)}")
         result[page] = parse_size(size)
     return result
 
@@ -181,14 +201,14 @@ class CgroupLimits:
     """
 
     memory: int | None = field(default=None, converter=_memory)
-    memory_high: int | None = field(default=None, converter=_memory)
+    memory_high: int | None = field(default=None, converter=_memory_high)
     swap: int | None = field(default=None, converter=_swap)
     cpus: float | None = field(default=None, converter=_cpus)
-    cpu_weight: int | None = field(default=None, converter=_weight)
-    cpuset_cpus: str | None = field(default=None, converter=_set)
-    cpuset_mems: str | None = field(default=None, converter=_set)
+    cpu_weight: int | None = field(default=None, converter=_cpu_weight)
+    cpuset_cpus: str | None = field(default=None, converter=_cpuset_cpus)
+    cpuset_mems: str | None = field(default=None, converter=_cpuset_mems)
     pids: int | None = field(default=None, converter=_pids)
-    io_weight: int | None = field(default=None, converter=_weight)
+    io_weight: int | None = field(default=None, converter=_io_weight)
     io_max: Mapping[str, Mapping[str, int]] | None = field(default=None, converter=_io_max)
     hugetlb: Mapping[str, int] | None = field(default=None, converter=_hugetlb)
 

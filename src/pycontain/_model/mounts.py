@@ -21,7 +21,7 @@ def _flag(*allowed: bool | None) -> Callable[[Any, Any, object], None]:
     def check(_: object, attribute: Any, value: object) -> None:
         if not any(value is one for one in allowed):
             names = " or ".join(map(str, allowed))
-            raise TypeError(f"{attribute.name} is {names}, not {shown(value)}")
+            raise TypeError(f"{attribute.name} must be {names}, got {shown(value)}")
 
     return check
 
@@ -32,21 +32,22 @@ def _tmpfs_size(value: int | str | None) -> int | None:
     size = parse_size(value)
     if size == 0:
         raise LimitError(
-            f"a tmpfs has at least 1 byte: {shown(value)}", hint="the kernel reads 0 as no limit"
+            f"the size of a tmpfs must be at least 1 byte, got {shown(value)}",
+            hint="leave the size out for no limit",
         )
     return size
 
 
 def _mode(_: object, __: object, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"a mode is an int such as 0o1777, not {shown(value)}")
+        raise TypeError(f"mode must be an int such as 0o1777, got {shown(value)}")
     if not 0 <= value <= 0o7777:
-        raise ValueError(f"a mode is between 0 and 0o7777: {shown(value)}")
+        raise ValueError(f"mode must be between 0 and 0o7777, got {shown(value)}")
 
 
 def _propagation(_: object, __: object, value: object) -> None:
     if value not in ("private", "slave"):
-        raise ValueError(f"propagation is 'private' or 'slave', not {shown(value)}")
+        raise ValueError(f"propagation must be 'private' or 'slave', got {shown(value)}")
 
 
 @frozen

@@ -82,7 +82,7 @@ def _pairs(extra_hosts: ExtraHosts | None) -> Iterable[tuple[str, str]]:
         for one in extra_hosts:
             name, separator, address = re.split(r"([:=])", one, maxsplit=1) if _is_pair(one) else ("", "", "")
             if not separator:
-                raise ValueError(f"extra_hosts must be like 'name:address', got {shown(one)}")
+                raise ValueError(f"extra_hosts must have entries such as 'name:address', got {shown(one)}")
             pairs.append((name, address))
     for name, address in pairs:
         text = address if address == GATEWAY else _address(address, "extra_hosts")
@@ -91,7 +91,7 @@ def _pairs(extra_hosts: ExtraHosts | None) -> Iterable[tuple[str, str]]:
 
 def _is_pair(one: object) -> bool:
     if not isinstance(one, str):
-        raise TypeError(f"extra_hosts must be text like 'name:address', got {shown(one)}")
+        raise TypeError(f"extra_hosts must have entries such as 'name:address', got {shown(one)}")
     return ":" in one or "=" in one
 
 
@@ -101,7 +101,7 @@ def _texts(given: str | Iterable[str] | None, option: str) -> list[str]:
     if isinstance(given, str):
         return [given]
     if not isinstance(given, Iterable):
-        raise TypeError(f"{option} must be text or several, got {shown(given)}")
+        raise TypeError(f"{option} must be text or a sequence of text, got {shown(given)}")
     return list(given)
 
 
@@ -109,7 +109,7 @@ def _name(given: object, option: str) -> str:
     if not isinstance(given, str):
         raise TypeError(f"{option} must have names as text, got {shown(given)}")
     if not _NAME.fullmatch(given) or len(given) > 253:
-        raise ValueError(f"{option} must have names like 'db.example.org', got {shown(given)}")
+        raise ValueError(f"{option} must have names such as 'db.example.org', got {shown(given)}")
     return given
 
 

@@ -35,7 +35,9 @@ class Published:
 def published(ports: Ports | None) -> tuple[Published, ...]:
     """Every port one by one.  Raises ValueError for what is no port, TypeError for what cannot be one."""
     if not isinstance(ports, Mapping | None):
-        raise TypeError(f"ports map ports inside to ports of the host: {shown(ports)}")
+        raise TypeError(
+            f"ports must map container ports to host ports, as in {{80: 8080}}, got {shown(ports)}"
+        )
     found: dict[Published, None] = {}
     for inner, outers in (ports or {}).items():
         first, last, protocol = _inner(inner)
@@ -53,42 +55,47 @@ def _check_distinct(found: Mapping[Published, None]) -> None:
         if one.port is not None:
             other = seen.setdefault((one.protocol, one.address, one.port), one)
             if other is not one:
-                raise ValueError(f"port {one.port}/{one.protocol} of the host is given twice")
+                raise ValueError(f"ports must name each host port once, got {one.port}/{one.protocol} twice")
 
 
 def port_of(text: int | str) -> tuple[int, str]:
     """A single port inside and its protocol.  Raises ValueError."""
     first, last, protocol = _inner(text)
     if first != last:
-        raise ValueError(f"one port is asked for, not a range: {shown(text)}")
+        raise ValueError(f"the container port must be a single port, got the range {shown(text)}")
     return first, protocol
 
 
 def _number(number: int, what: object) -> int:
     if not 1 <= number <= _HIGHEST:
-        raise ValueError(f"a port is a number from 1 to {_HIGHEST}: {shown(what)}")
+        raise ValueError(f"a port must be between 1 and {_HIGHEST}, got {shown(what)}")
     return number
 
 
 def _inner(text: int | str) -> tuple[int, int, str]:
     if isinstance(text, bool) or not isinstance(text, int | str):
-        raise TypeError(f"a port inside is a number, or text like '53/udp': {shown(text)}")
+        raise TypeError(f"a container port must be an int or text such as '53/udp', got {shown(text)}")
     if isinstance(text, int):
         return _number(text, text), text, "tcp"
     match = _INNER.fullmatch(text)
     if match is None:
-        raise ValueError(f"a port inside is like 80, '80/tcp', '53/udp' or '8000-8010': {shown(text)}")
+        raise ValueError(
+            f"a container port must be such as 80, '80/tcp', '53/udp' or '8000-8010', got {shown(text)}"
+        )
     first = _number(int(match[1]), text)
     last = _number(int(match[2] or first), text)
     if last < first:
-        raise ValueError(f"a range of ports goes upwards: {shown(text)}")
+        raise ValueError(f"a port range must ascend, got {shown(text)}")
     return first, last, match[3] or "tcp"
 
 
 def _each(first: int, last: int, protocol: str, outer: HostPort) -> Iterator[Published]:
     address, start, end = _outer(outer)
     if start is not None and end is not None and end - start != last - first:
-        raise ValueError(f"ranges of ports are of one length: {first}-{last} to {shown(outer)}")
+        raise ValueError(
+            f"a container port range and its host range must have the same length, "
+            f"got {first}-{last} to {shown(outer)}"
+        )
     for at in range(last - first + 1):
         port = None if start is None else _number(start + at, outer)
         yield Published(first + at, protocol, address, port)
@@ -103,16 +110,16 @@ def _outer(outer: HostPort) -> tuple[str, int | None, int | None]:
         address, port = outer
         return _address(address), None if port is None else _number(port, outer), None
     if not isinstance(outer, str):
-        raise TypeError(f"a port of the host is a number, None, text or (address, port): {shown(outer)}")
+        raise TypeError(f"a host port must be an int, text, (address, port) or None, got {shown(outer)}")
     match = _OUTER.fullmatch(outer)
     if match is None:
         raise ValueError(
-            f"a port of the host is like '8080', '127.0.0.1:8080' or '9000-9010': {shown(outer)}"
+            f"a host port must be such as '8080', '127.0.0.1:8080' or '9000-9010', got {shown(outer)}"
         )
     address = "" if match["address"] is None else _address(match["address"].strip("[]"))
     if not match["first"]:
         if match["last"] or not address:
-            raise ValueError(f"no port of the host: {shown(outer)}")
+            raise ValueError(f"a host port must have an address or a port, got {shown(outer)}")
         return address, None, None
     first = _number(int(match["first"]), outer)
     return address, first, _number(int(match["last"]), outer) if match["last"] else None
@@ -120,11 +127,11 @@ def _outer(outer: HostPort) -> tuple[str, int | None, int | None]:
 
 def _address(text: object) -> str:
     if not isinstance(text, str):
-        raise TypeError(f"an address of the host is text: {shown(text)}")
+        raise TypeError(f"a host address must be text, got {shown(text)}")
     from ipaddress import ip_address
 
     try:
         found = ip_address(text)
     except ValueError as error:
-        raise ValueError(f"an address of the host must be IPv4 or IPv6, got {shown(text)}") from error
+        raise ValueError(f"a host address must be IPv4 or IPv6, got {shown(text)}") from error
     return "" if found.version == 4 and found.is_unspecified else str(found)

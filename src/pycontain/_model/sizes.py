@@ -49,12 +49,12 @@ def parse_size(value: int | str) -> int:
     for those of 2**63 bytes or more.
     """
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise LimitError(f"a size is an int or text such as '256M', not {shown(value)}")
+        raise LimitError(f"a size must be an int or text such as '256M', got {shown(value)}")
     size = value if isinstance(value, int) else _read_size(value)
     if size < 0:
-        raise LimitError(f"a size cannot be negative: {shown(value)}")
+        raise LimitError(f"a size must not be negative, got {shown(value)}")
     if size > MOST:
-        raise LimitError(f"a size is below 2**63 bytes: {shown(value)}")
+        raise LimitError(f"a size must be less than 2**63 bytes, got {shown(value)}")
     return size
 
 
@@ -68,11 +68,11 @@ def _read_size(text: str) -> int:
     if match is None:
         raise LimitError(
             f"a size must be bytes or a number with a unit, got {shown(text)}",
-            hint="write k, M, G or T after the number, as in '256M'; they are binary units",
+            hint="write a binary unit k, M, G or T after the number, as in '256M'",
         )
     whole, part, unit = match.group(1), match.group(2) or "", match.group(3) or ""
     if len(whole) > _DIGITS:
-        raise LimitError(f"a size is below 2**63 bytes: {shown(text)}")
+        raise LimitError(f"a size must be less than 2**63 bytes, got {shown(text)}")
     part = part[:_DIGITS]
     scale: int = 10 ** len(part)
     factor = 1 << 10 * _POWERS.get(unit.lower(), 0)

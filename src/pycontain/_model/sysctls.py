@@ -31,11 +31,11 @@ def checked_sysctls(sysctls: Mapping[str, str | int] | None) -> dict[str, str]:
         name = given.replace("/", ".")
         if not (name in _IPC or name.startswith(("net.", "fs.mqueue."))):
             raise ValueError(
-                f"the sysctl {name} is the whole host's: only net.*, fs.mqueue.*, and "
-                "kernel.msg*, kernel.sem, kernel.shm* belong to a container"
+                "sysctls must be namespaced: net.*, fs.mqueue.*, kernel.msg*, kernel.sem or kernel.shm*, "
+                f"got {name}, which applies to the whole host"
             )
         if name in found:
-            raise ValueError(f"the sysctl {name} is given twice")
+            raise ValueError(f"sysctls must name each parameter once, got {name} twice")
         found[name] = _text(name, value)
     return found
 
@@ -53,4 +53,4 @@ def check_network(sysctls: Mapping[str, str]) -> None:
     """Raise ValueError for a parameter of a network that is not the container's own."""
     for name in sysctls:
         if name.startswith("net."):
-            raise ValueError(f"the sysctl {name} would change a network namespace that others use")
+            raise ValueError(f"sysctls must not have net.* where the network is shared, got {name}")

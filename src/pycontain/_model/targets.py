@@ -65,20 +65,22 @@ def is_public(address: IPv4Address) -> bool:
 def target_of(text: str) -> Target:
     """'example.org:443', '*.example.org', '10.0.0.0/8', '10.0.0.1:53/udp'.  Raises ValueError, TypeError."""
     if not isinstance(text, str):
-        raise TypeError(f"what is allowed is text like 'example.org:443' or '10.0.0.0/8': {shown(text)}")
+        raise TypeError(
+            f"an Egress target must be text such as 'example.org:443' or '10.0.0.0/8', got {shown(text)}"
+        )
     match = _TARGET.fullmatch(text.strip().lower())
-    problem = f"neither 'name:port' nor a range like '10.0.0.0/8': {shown(text)}"
+    problem = f"an Egress target must be such as 'example.org:443' or '10.0.0.0/8', got {shown(text)}"
     if match is None:
         raise ValueError(problem)
     port, protocol = int(match["port"] or 0), match["protocol"] or ""
     if match["port"] and not 1 <= port <= 65535:
-        raise ValueError(f"a port is a number from 1 to 65535: {shown(text)}")
+        raise ValueError(f"the port of an Egress target must be between 1 and 65535, got {shown(text)}")
     what = match["what"]
     if _ADDRESS.fullmatch(what):
         try:
             return Target(text, "", IPv4Network(what), port, protocol)
         except ValueError as error:
-            raise ValueError(f"no range of addresses: {error}") from error
+            raise ValueError(f"an Egress target must be an IPv4 network: {error}") from error
     if not _NAME.fullmatch(what) or len(what) > 253:
         raise ValueError(problem)
     return Target(text, what.rstrip("."), None, port, protocol)

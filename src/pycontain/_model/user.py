@@ -40,19 +40,19 @@ def split_user(user: str | int) -> tuple[str, str]:
     """
     if isinstance(user, int) and not isinstance(user, bool):
         if not 0 <= user <= LAST_ID:
-            raise ValueError(f"ids are between 0 and {LAST_ID}: {shown(user)}")
+            raise ValueError(f"a user or group id must be between 0 and {LAST_ID}, got {shown(user)}")
         return str(user), ""
     if not isinstance(user, str):
-        raise TypeError(f"a user is text or a number, not {shown(user)}")
+        raise TypeError(f"user must be text or an int, got {shown(user)}")
     if not user:
         return "", ""
     name, colon, group = user.partition(":")
     parts = (name, group) if colon else (name,)
     if not all(_is_part(part) for part in parts):
-        raise ValueError(f"a user is 'name', 'uid', 'name:group' or 'uid:gid', not {shown(user)}")
+        raise ValueError(f"user must be 'name', 'uid', 'name:group' or 'uid:gid', got {shown(user)}")
     for part in parts:
         if is_number(part) and (len(part.lstrip("0")) > 10 or int(part) > LAST_ID):
-            raise ValueError(f"ids are between 0 and {LAST_ID}: {shown(part)}")
+            raise ValueError(f"a user or group id must be between 0 and {LAST_ID}, got {shown(part)}")
     return name, group
 
 
