@@ -104,7 +104,7 @@ def spawn(launcher: Launcher, plan: Plan, fds: Sequence[int]) -> Spawned:
         native.send(launcher.socket, request(native.SPAWN, message), list(fds))
     record = native.receive_uninterrupted(launcher.socket)
     if record is None:
-        raise StartError("the launcher is gone", step="launcher")
+        raise StartError("the launcher has exited", step="launcher")
     if record.kind != native.STARTED:
         raise StartError("the launcher could not start the plan", step=record.step_name, errno=record.errno)
     return Spawned(record.value, record.fd)

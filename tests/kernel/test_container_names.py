@@ -71,15 +71,15 @@ def test_dns_on_the_hosts_network_is_in_its_resolv_conf() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dns": "192.0.2.1"}, "need a network"),
-        ({"dns_search": "example.org"}, "need a network"),
+        ({"dns": "192.0.2.1"}, "must come with a network"),
+        ({"dns_search": "example.org"}, "must come with a network"),
         ({"dns": "example.org", "network": "host"}, "dns must have IPv4 or IPv6 addresses"),
         ({"dns": ["192.0.2.1"] * 4, "network": "host"}, "at most 3 nameservers"),
         ({"dns_search": "a b", "network": "host"}, "dns_search must have names"),
         ({"dns_search": "a\nnameserver 6.6.6.6", "network": "host"}, "dns_search must have names"),
         ({"extra_hosts": {"a\n6.6.6.6 b": "10.0.0.1"}}, "extra_hosts must have names"),
         ({"extra_hosts": {"a": "10.0.0.1 evil"}}, "extra_hosts must have IPv4 or IPv6 addresses"),
-        ({"extra_hosts": ["a"]}, "extra_hosts must be like 'name:address'"),
+        ({"extra_hosts": ["a"]}, "extra_hosts must have entries such as 'name:address'"),
         ({"extra_hosts": {"a": "host-gateway"}}, "host_access=True"),
     ],
 )
@@ -89,9 +89,9 @@ def test_options_without_an_effect_or_a_meaning(options: dict[str, Any], message
 
 
 def test_dns_on_an_internal_network(net: Network) -> None:
-    with pytest.raises(ValueError, match="a network that leads outside"):
+    with pytest.raises(ValueError, match="a network that has a route outside"):
         Container(network=net, dns="192.0.2.1")
-    with Container(network=net) as one, pytest.raises(ValueError, match="whose network is shared"):
+    with Container(network=net) as one, pytest.raises(ValueError, match="with a shared network"):
         Container(network=f"container:{one.name}", dns="192.0.2.1")
 
 

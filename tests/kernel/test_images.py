@@ -138,7 +138,7 @@ def test_configuration_is_the_default_of_containers(image: Image, engine: Engine
 
 
 def test_image_without_a_command_has_no_default(image: Image) -> None:
-    with pytest.raises(ValueError, match="no command of its own"):
+    with pytest.raises(ValueError, match="has no command"):
         Container(image, Image.DEFAULT)
 
 
@@ -248,7 +248,7 @@ def test_commit_of_a_directory_used_in_place_stands_alone(root: Path, image: Ima
 
 
 def test_commit_of_the_host_is_refused(engine: Engine) -> None:
-    with Container() as container, pytest.raises(ImageError, match="cannot stand alone"):
+    with Container() as container, pytest.raises(ImageError, match="used in place"):
         container.commit()
 
 

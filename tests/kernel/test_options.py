@@ -68,7 +68,7 @@ def test_entrypoint(command: list[str], entrypoint: list[str], line: str) -> Non
 
 def test_no_entrypoint_and_no_command_is_refused() -> None:
     image = _made(Image.host(), ("echo",), ("default",))
-    with pytest.raises(ValueError, match="no command of its own"):
+    with pytest.raises(ValueError, match="has no command"):
         Container(image, Image.DEFAULT, entrypoint=())
 
 
@@ -99,7 +99,7 @@ def test_sysctls_of_the_host_are_refused(name: str) -> None:
 
 
 def test_sysctls_of_a_shared_network_are_refused() -> None:
-    with pytest.raises(ValueError, match="would change a network namespace that others use"):
+    with pytest.raises(ValueError, match=r"must not have net\.\* where the network is shared"):
         Container(network="host", sysctls={"net.ipv4.ip_forward": 1})
 
 

@@ -197,10 +197,10 @@ def test_copies_into_a_bind_give_no_rights(shared: Path, tmp_path: Path) -> None
         container.copy_in(tree / "user", "/x/file")
         container.path("/x/touched").touch(0o4755)
         for way in ("file", "tree/group"):
-            with pytest.raises(PathError, match="set-id bits"):
+            with pytest.raises(PathError, match="set-group-ID bit"):
                 container.path(f"/x/{way}").chmod(0o4755)
         container.exec(["ln", "-s", "/x/file", "/root/link"], check=True)
-        with pytest.raises(PathError, match="set-id bits"):
+        with pytest.raises(PathError, match="set-group-ID bit"):
             container.path("/root/link").chmod(0o4755)
         assert gains(shared) == []
         container.copy_in(tree, "/root/tree")

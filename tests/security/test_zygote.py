@@ -179,7 +179,7 @@ def test_end_of_the_zygote_ends_the_call_that_runs(container: Container, zygote:
         Path("/tmp/pid").write_text(str(os.getpid()))
         time.sleep(1000)
 
-    with pytest.raises(StateError, match="zygote was ended"):
+    with pytest.raises(StateError, match="zygote ended while"):
         zygote.call(tell)
     left = container.exec(["cat", "/tmp/pid"], check=True).stdout
     assert container.exec(["test", "-e", f"/proc/{left}"]).returncode == 1
@@ -255,7 +255,7 @@ def test_hostile_size_is_bounded(zygote: Zygote, size: int) -> None:
 
 def test_call_that_denies_that_it_was_taken_is_not_repeated_for_ever(zygote: Zygote) -> None:
     begun = time.monotonic()
-    with pytest.raises(StateError, match="not taken"):
+    with pytest.raises(StateError, match="did not accept"):
         zygote.call(answer, 0, 0, b"")
     assert time.monotonic() - begun < 20
 

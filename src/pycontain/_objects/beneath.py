@@ -13,10 +13,10 @@ from pycontain._state.paths import Roots, record_shared
 from pycontain.errors import PathError, path_error
 
 _HINTS = {
-    errno.EXDEV: "leave the file alone: a link leads out of the directory",
-    errno.ELOOP: "leave the file alone: a link leads in a circle or into /proc",
-    errno.EAGAIN: "try again when the guest has ended: it holds a lease on the file",
-    errno.ENXIO: "leave the file alone: it is a pipe without a reader, or a socket",
+    errno.EXDEV: "do not use this file: a link in its path points outside the directory",
+    errno.ELOOP: "do not use this file: its path has a loop of links or a magic link of /proc",
+    errno.EAGAIN: "retry when the container has ended: a process in it holds a lease on the file",
+    errno.ENXIO: "do not use this file: it is a pipe without a reader, or a socket",
 }
 
 
@@ -55,7 +55,7 @@ def open_beneath(
     """
     text = os.fspath(path)
     if not isinstance(text, str):
-        raise TypeError(f"path must be a str or a path of pathlib, got {type(text).__name__}")
+        raise TypeError(f"path must be a str or a pathlib path, got {type(text).__name__}")
     if os.path.isabs(text):
         raise ValueError(f"path must be relative to the directory, got {text[:80]!r}")
     top = os.dup(directory) if isinstance(directory, int) else _opened(os.fspath(directory))

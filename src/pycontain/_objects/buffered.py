@@ -148,7 +148,9 @@ class BufferedOutput(io.RawIOBase):
     def fileno(self) -> int:
         """Return the descriptor of a claimed stream.  Raises io.UnsupportedOperation before."""
         if self._claimed is None:
-            raise io.UnsupportedOperation("a buffered stream has no descriptor: pass stdout=PIPE to popen")
+            raise io.UnsupportedOperation(
+                "a buffered stream has no descriptor (hint: pass stdout=PIPE to popen)"
+            )
         return self._claimed
 
     def readinto(self, buffer: Any) -> int:

@@ -150,8 +150,8 @@ def _base(image: Image, store: Store, lease: Lease) -> tuple[Manifest, ImageConf
         return image.manifest, image.config
     if image.trees or len(image.directories) != 1:
         raise ImageError(
-            f"an image of {image.name} and changes cannot stand alone",
-            hint="use an image of the store, or export",
+            f"cannot commit changes to {image.name}: its directories are used in place",
+            hint="use an image of the store, or call export",
         )
     digest = import_tree(store, image.directories[0], None).digest
     manifest = store.manifest(digest)

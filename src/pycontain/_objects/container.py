@@ -117,7 +117,7 @@ class Container(Lifecycle):
     ) -> None:
         if runtime is not None:
             raise UnsupportedError(
-                f"the runtime {runtime!r}", hint="leave it out: pycontain starts containers itself"
+                f"the runtime {runtime!r}", hint="leave it out, since pycontain starts containers itself"
             )
         check_values(name=name, workdir=workdir, hostname=hostname, rlimits=rlimits, security=security)
         check_values(read_only=read_only, init=init)
@@ -375,7 +375,7 @@ class Container(Lifecycle):
         for one in attached.bound if attached is not None else ():
             if (one.wanted.inner, one.wanted.protocol) == wanted:
                 return one.port
-        raise NotFound(f"container {self.name} publishes no port {inner}")
+        raise NotFound(f"container {self.name} does not publish port {inner}")
 
     def zygote(self, imports: Sequence[str] = (), *, python: str | None = None) -> Zygote:
         """An interpreter inside that imports these modules once and is forked for each call."""

@@ -55,7 +55,7 @@ def check_report(what: str, path: str, report: Report) -> None:
     if report.errno:
         text += f" ({os.strerror(report.errno)})"
     hint = (
-        "see max_bytes and max_entries" if "more" in report.problem and "allowed" in report.problem else None
+        "raise max_bytes or max_entries" if "more" in report.problem and "allowed" in report.problem else None
     )
     raise PathError(text, path=path, errno=report.errno or (errno.EFBIG if hint else errno.EIO), hint=hint)
 
@@ -65,7 +65,7 @@ def carried(carry: Callable[[], Report]) -> Report:
     try:
         return carry()
     except ConnectionError as error:
-        raise PathError("a process that copied the tree died", errno=errno.EIO) from error
+        raise PathError("a helper process that copies the tree died", errno=errno.EIO) from error
 
 
 # ---- in ---------------------------------------------------------------------------------------------------
@@ -87,14 +87,14 @@ def copy_in(
     ids = user_of(container._awake(), owner)[:2] if owner is not None else acting[:2]
     if acting[0] != 0 and ids != acting[:2]:
         raise path_error(
-            "cannot change the owner of", str(there), errno.EPERM, "pass user='root' with owner="
+            "cannot change the owner of", str(there), errno.EPERM, "pass user='root' together with owner"
         )
     with translate_errors("cannot read", text):
         fd = hostpath.open_path(text, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         kind = stat.S_IFMT(os.fstat(fd).st_mode)
         if kind not in (stat.S_IFDIR, stat.S_IFREG):
-            raise PathError(f"neither file nor directory: {text!r}", path=text)
+            raise PathError(f"the source must be a regular file or a directory, got {text!r}", path=text)
         with container._awake().held():
             slash = isinstance(target, str) and target.endswith("/")
             there = _place_inside(container, text, there, slash, is_directory=kind == stat.S_IFDIR)
@@ -111,16 +111,18 @@ def _place_inside(
 ) -> ContainerPath:
     """Where it goes, whose directory is there.  Raises PathError."""
     if there.container is not container:
-        raise ValueError("the target is a path of another container")
+        raise ValueError(
+            f"the destination must be a path of container {container.name}, got one of {there.container.name}"
+        )
     if there.is_dir():
         if is_directory and is_content(source):
             return there
         there = there / (_last_name(os.path.abspath(source)) or "root")
     elif slash and not is_directory:
-        raise path_error("no directory", str(there), errno.ENOTDIR)
+        raise path_error("cannot copy to", str(there), errno.ENOTDIR)
     if not there.parent.is_dir():
         there.parent.stat()
-        raise path_error("no directory", str(there.parent), errno.ENOTDIR)
+        raise path_error("cannot copy to", str(there.parent), errno.ENOTDIR)
     if there.exists() and there.is_dir() != is_directory:
         raise path_error("cannot replace", str(there), errno.EEXIST)
     return there
@@ -199,7 +201,7 @@ def copy_bytes(fd: int, out: int, most: int, shown: str) -> None:
     """
     found = os.fstat(fd)
     if found.st_size > most:
-        raise path_error(f"more than {most} bytes in", shown, errno.EFBIG, "see max_bytes")
+        raise path_error(f"more than {most} bytes in", shown, errno.EFBIG, "raise max_bytes")
     if found.st_blocks * 512 >= found.st_size:
         _copy_range(fd, out, found.st_size)
         return

@@ -54,7 +54,9 @@ def copy_out(
         raise LimitError(f"max_entries must be an int of at least 1, got {max_entries!r}")
     bounds = _Bounds(parse_size(max_bytes), max_entries)
     if isinstance(source, ContainerPath) and source.container is not container:
-        raise ValueError("the source is a path of another container")
+        raise ValueError(
+            f"the source must be a path of container {container.name}, got one of {source.container.name}"
+        )
     # The caller reads, and may read all of the container.
     here = ContainerPath(container, source, "root")
     fd = here._fd(os.O_RDONLY)
@@ -84,7 +86,7 @@ def _destination(here: ContainerPath, target: str, *, content: bool, is_director
         name = here.name if here.name not in ("", "..") else "root"
         return _named(found, name, os.path.join(target, name), is_directory)
     if target.endswith("/") and not is_directory:
-        raise path_error("no directory", target, errno.ENOTDIR)
+        raise path_error("cannot copy to", target, errno.ENOTDIR)
     there = os.path.abspath(target)
     parent, name = os.path.split(there)
     return _named(hostpath.open_directory(parent), name, there, is_directory)

@@ -73,7 +73,7 @@ class Egress(ClosingContextManager):
         with self._lock:
             allowed = {**self._targets, **dict.fromkeys(found)}
             if len(allowed) > MOST_TARGETS:
-                raise LimitError(f"an Egress allows at most {MOST_TARGETS} targets, got {len(allowed)}")
+                raise LimitError(f"an Egress must have at most {MOST_TARGETS} targets, got {len(allowed)}")
             self._change(allowed)
 
     def revoke(self, *targets: str) -> None:
@@ -86,7 +86,7 @@ class Egress(ClosingContextManager):
         with self._lock:
             for one in found:
                 if one not in self._targets:
-                    raise ValueError(f"{one.text!r} was not allowed")
+                    raise ValueError(f"target must be one that this Egress allows, got {one.text!r}")
             self._change({one: None for one in self._targets if one not in found})
 
     def _change(self, targets: dict[Target, None]) -> None:

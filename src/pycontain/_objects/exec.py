@@ -95,9 +95,11 @@ class Exec:
         cancel: CancelToken | None = None,
     ) -> None:
         if data is not None and stdin != DEVNULL:
-            raise ValueError("stdin and input cannot both be given: leave one out")
+            raise ValueError("stdin and input must not both be given (hint: leave one out)")
         if BUFFER in (stdout, stderr):
-            raise ValueError("BUFFER is for popen: exec captures with PIPE")
+            raise ValueError(
+                "stdout and stderr of exec must be PIPE, STDOUT, DEVNULL, a file or a descriptor, got BUFFER"
+            )
         self._args = args
         self._stdin = PIPE if data is not None else stdin
         self._streams = stdout, stderr

@@ -66,7 +66,9 @@ def partition(
     ones, others = _group(one), _group(other)
     both = {container.id for container in ones} & {container.id for container in others}
     if both or not ones or not others:
-        raise ValueError("a partition is between two groups of containers that have none in common")
+        raise ValueError(
+            "partition must get two groups of containers, neither empty, that have no container in common"
+        )
     pairs = [(_member(network, a), _member(network, b)) for a in ones for b in others]
     guard = network._engine.fabric.guard
     made = Partition(network, [])
@@ -84,12 +86,14 @@ def _seconds(value: float | str | timedelta) -> float:
     if isinstance(value, str):
         match = _TIME.fullmatch(value.strip())
         if match is None:
-            raise ValueError(f"a time is seconds, or text like '20ms': {shown(value)}")
+            raise ValueError(f"delay and jitter must be seconds or text such as '20ms', got {shown(value)}")
         seconds = float(match[1]) * _SECONDS[match[2]]
     else:
         seconds = parse_duration(value) if value else 0.0
     if not 0 <= seconds <= _LONGEST_DELAY:
-        raise ValueError(f"a delay is from 0 to {_LONGEST_DELAY:g} seconds: {shown(value)}")
+        raise ValueError(
+            f"delay and jitter must be between 0 and {_LONGEST_DELAY:g} seconds, got {shown(value)}"
+        )
     return seconds
 
 
@@ -100,12 +104,12 @@ def _rate(value: int | str | None) -> int:
     if isinstance(value, str):
         match = _RATE.fullmatch(value.strip().lower())
         if match is None:
-            raise ValueError(f"a rate is bits per second, or text like '10mbit': {shown(value)}")
+            raise ValueError(f"rate must be bits per second or text such as '10mbit', got {shown(value)}")
         bits = int(float(match[1]) * _FACTORS[match[2] or ""])
     else:
         bits = int(value)
     if bits < 8:
-        raise ValueError(f"a rate is at least 8 bits per second: {shown(value)}")
+        raise ValueError(f"rate must be at least 8 bits per second, got {shown(value)}")
     return bits // 8
 
 
@@ -121,10 +125,10 @@ def shape(
     from pycontain._networks.netem import NoNetem, Shape, apply
 
     if isinstance(loss, bool) or not isinstance(loss, int | float) or not 0 <= loss <= 1:
-        raise ValueError(f"loss is from 0 to 1: {shown(loss)}")
+        raise ValueError(f"loss must be between 0 and 1, got {shown(loss)}")
     wanted = Shape(delay=_seconds(delay), jitter=_seconds(jitter), loss=float(loss), rate=_rate(rate))
     if wanted.jitter and not wanted.delay:
-        raise ValueError("jitter is of a delay: give one")
+        raise ValueError("jitter must come with a delay, got delay=0")
     bridge = network._bridge
     with bridge.lock:
         members = [_member(network, container)] if container is not None else list(bridge.members.values())
@@ -133,5 +137,5 @@ def shape(
                 apply(bridge.domain, member.port, wanted)
         except NoNetem as error:
             raise UnsupportedError(
-                f"delay, loss and rate of networks: {error}", hint="the kernel needs sch_netem"
+                f"delay, loss and rate of networks: {error}", hint="load the kernel module sch_netem"
             ) from error

@@ -249,7 +249,7 @@ class Image:
         if os.path.isdir(path) and not copy and tag is None:
             return cls(name=name, directories=(path,))
         if not os.path.isdir(path) and not os.path.isfile(path):
-            raise ImageError(f"neither a directory nor an archive: {path}")
+            raise ImageError(f"source must be a directory or a tar archive, got {path}")
         chosen = engine_of(engine)
         bring = import_tree if os.path.isdir(path) else import_archive
         with translate_store_errors(chosen.roots.data):
@@ -328,7 +328,10 @@ class Image:
 
         manifest, engine = self._kept(), self._store_engine()
         for container in engine.leases.holders(self):
-            raise Conflict(f"the container {container.name} is of {self.name}", hint="remove it first")
+            raise Conflict(
+                f"image {self.name} is in use by container {container.name}",
+                hint="remove the container first",
+            )
         with translate_store_errors(engine.roots.data):
             remove(engine.store, manifest.digest, self.name, force=force)
         engine.sweep()
@@ -347,7 +350,7 @@ class Image:
         if isinstance(target, str | os.PathLike):
             check_path("target", target)
         if format not in ("oci", "docker"):
-            raise ValueError(f"the format is 'oci' or 'docker', not {format!r}")
+            raise ValueError(f"format must be 'oci' or 'docker', got {format!r}")
         with replacing(target) as file:
             save(self._store_engine().store, [(manifest.digest, self.tags)], file, format)
 
@@ -397,8 +400,8 @@ class Image:
     def _kept(self) -> Manifest:
         if self.manifest is None:
             raise ImageError(
-                f"{self.name} is not in the store",
-                hint="Image.from_rootfs(directory, copy=True) brings it there",
+                f"image {self.name} is not in the store",
+                hint="import it by Image.from_rootfs(directory, copy=True)",
             )
         return self.manifest
 
@@ -472,7 +475,7 @@ def _single(found: Sequence[Image], name: str | None, source: object, engine: En
     if not found:
         raise NotFound(f"no image {name or ''} in {source}".replace("  ", " "))
     if len({image.digest for image in found}) > 1:
-        raise Conflict(f"{source} has {len(found)} images", hint="name one, or use Image.load")
+        raise Conflict(f"{source} has {len(found)} images", hint="pass the name of one, or use Image.load")
     return found[0]
 
 

@@ -117,7 +117,7 @@ class Lifecycle:
     def _awake(self) -> Running:
         running = self._live()
         if self._paused:
-            raise StateError(f"container {self.name} is paused: unpause it first")
+            raise StateError(f"container {self.name} is paused", hint="call unpause() first")
         return running
 
     def start(self) -> Self:
@@ -142,7 +142,7 @@ class Lifecycle:
         if self._removed:
             raise StateError(f"container {self.name} is removed")
         if self._running is not None and not self._running.ended:
-            raise StateError(f"container {self.name} runs already")
+            raise StateError(f"container {self.name} is already running")
         self._engine.check_open()
 
     def _start(self) -> None:
@@ -250,7 +250,7 @@ class Lifecycle:
         running = self._live()
         group = running.group
         if group is None or not group.freezable:
-            raise UnsupportedError("pausing", hint="it needs a cgroup v2 tree that this user may write")
+            raise UnsupportedError("pausing", hint="delegate a cgroup v2 subtree to this user")
         group.freeze(frozen)
         self._paused = running.frozen = frozen
 
@@ -328,7 +328,7 @@ class Lifecycle:
         Raises StateError without a command, ValueError, TypeError.
         """
         if self._main is None:
-            raise StateError(f"container {self.name} has no command that could write")
+            raise StateError(f"container {self.name} has no command to log")
         selection = Selection.of(stdout, stderr, since, tail, timestamps)
         return self._main.log.read(selection, follow)
 

@@ -40,13 +40,16 @@ def linkage_of(
 def _checked(engine: Engine, linkage: Linkage, names: NameOptions) -> NameOptions:
     """Return the names with the host's address filled in.  Raises ValueError for one without an effect."""
     if linkage.kind == NONE and (names.servers or names.search):
-        raise ValueError("dns and dns_search need a network, got network='none'")
+        raise ValueError("dns and dns_search must come with a network, got network='none'")
     if names.servers and not linkage.of_host:
         if linkage.kind == JOINED:
-            raise ValueError("dns is an option of the container whose network is shared: give it there")
+            raise ValueError(
+                "dns must not be given with a shared network "
+                "(hint: pass it to the container that owns the network)"
+            )
         if all(place.bridge.options.internal for place in linkage.places):
             raise ValueError(
-                "dns needs a network that leads outside: on an internal one only containers have names"
+                "dns must come with a network that has a route outside, got internal networks only"
             )
     hosts = names.hosts
     if linkage.kind == HOST:
@@ -66,8 +69,8 @@ def _host_address(engine: Engine, linkage: Linkage) -> str:
             if place.bridge.options.host:
                 return str(place.bridge.addresses.gateway)
     raise ValueError(
-        "extra_hosts must have addresses, got 'host-gateway' without a network that reaches this host; "
-        "use Network(host_access=True) as root, or network='host'"
+        "extra_hosts must not have 'host-gateway' without a network that reaches this host "
+        "(hint: use Network(host_access=True) as root, or network='host')"
     )
 
 
@@ -80,7 +83,7 @@ def _linkage_of(engine: Engine, network: Networks, ports: Sequence[Published]) -
     from pycontain._objects.container import Container
 
     if network is None or network == "":
-        raise ValueError(f"network must be named, got {network!r}; leave it out, or write 'none', for none")
+        raise ValueError(f"network must not be empty, got {network!r} (hint: pass 'none' for no network)")
     if isinstance(network, Container):
         network = _SHARED + network.id
     if isinstance(network, str) and network in (NONE, HOST):
@@ -90,24 +93,28 @@ def _linkage_of(engine: Engine, network: Networks, ports: Sequence[Published]) -
         _no_ports(network, ports)
         return _shared(engine, network.removeprefix(_SHARED)), network
     if not _is_one(network) and not isinstance(network, Iterable):
-        raise TypeError(f"network must be a name, a Network, or several, got {shown(network)}")
+        raise TypeError(f"network must be a name, a Network, or a sequence of these, got {shown(network)}")
     several = [network] if _is_one(network) else list(network)  # type: ignore[arg-type]
     if not several:
-        raise ValueError("networks are one or several; 'none' is for none")
+        raise ValueError(
+            "network must have at least one entry, got an empty sequence (hint: pass 'none' for no network)"
+        )
     places = [_place(engine, one) for one in several]
     names = [place.bridge.name for place in places]
     if len(set(names)) < len(names):
-        raise ValueError(f"a network is named twice: {', '.join(names)}")
+        raise ValueError(f"network must name each network once, got {', '.join(names)}")
     if len(places) > 1 and any(place.bridge.options.guided for place in places):
-        raise ValueError("an Egress goes alone: beside another network it would guard nothing")
+        raise ValueError("an Egress cannot be combined with other networks")
     if ports and all(place.bridge.options.internal for place in places):
-        raise ValueError("ports are published on a network that leads outside; an internal one does not")
+        raise ValueError(
+            "ports must come with a network that has a route outside, got internal networks only"
+        )
     return Linkage(kind=LINKED, places=tuple(places), ports=tuple(ports)), ",".join(names)
 
 
 def _no_ports(network: str, ports: Sequence[Published]) -> None:
     if ports:
-        raise ValueError(f"with network={network!r} no ports are published")
+        raise ValueError(f"ports must come with a network that can publish them, got network={network!r}")
 
 
 def _is_one(network: object) -> bool:
@@ -122,8 +129,8 @@ def _shared(engine: Engine, name: str) -> Linkage:
     kind = other.spec.linkage
     if kind.kind == NONE and not engine.features.privileged:
         raise StateError(
-            f"container {other.spec.name} has no network to share as a plain user",
-            hint="give it one: an internal Network leads nowhere",
+            f"container {other.spec.name} has no network that a rootless engine can share",
+            hint="start it with an internal Network, which has no route outside",
         )
     joins_hub = kind.in_hub and not engine.features.privileged
     return Linkage(kind=JOINED, other=other.spec.id, of_host=kind.of_host, joins_hub=joins_hub)
@@ -142,14 +149,14 @@ def _place(engine: Engine, one: object) -> Place:
         return Place(one.bridge_of(engine))
     if isinstance(one, str):
         if one in (NONE, HOST) or one.startswith(_SHARED):
-            raise ValueError(f"network {one!r} goes alone")
+            raise ValueError(f"network {one!r} cannot be combined with other networks")
         return Place(engine.fabric.find(one), aliases, address)
     if not isinstance(one, Network):
-        raise TypeError(f"a network is a Network, an Endpoint, an Egress or a name: {shown(one)}")
+        raise TypeError(f"a network must be a Network, an Endpoint, an Egress or a name, got {shown(one)}")
     if one._engine is not engine:
-        raise ValueError(f"the network {one.name} is of another engine")
+        raise ValueError(f"network {one.name} belongs to another engine")
     if one._bridge.gone:
-        raise StateError(f"the network {one.name} is removed")
+        raise StateError(f"network {one.name} is removed")
     if address is not None:
         one._bridge.addresses.check(address)
     return Place(one._bridge, aliases, address)

@@ -42,9 +42,9 @@ class Selection:
     def of(cls, stdout: bool, stderr: bool, since: Since, tail: int | None, timestamps: bool) -> Selection:
         """Raises ValueError and TypeError for malformed values."""
         if not (stdout or stderr):
-            raise ValueError("stdout and stderr cannot both be False: nothing would be left")
+            raise ValueError("stdout and stderr must not both be False")
         if tail is not None and (isinstance(tail, bool) or not isinstance(tail, int) or tail < 0):
-            raise ValueError(f"tail must be a number of lines, got {tail!r}")
+            raise ValueError(f"tail must be a non-negative int, got {tail!r}")
         streams = frozenset(number for number, wanted in ((1, stdout), (2, stderr)) if wanted)
         return cls(streams, _moment(since), tail, timestamps)
 

@@ -288,11 +288,11 @@ def _init_user(user: str | None) -> tuple[int, int]:
     if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
         raise UnsupportedError(
             f"the user {user!r} with init=False",
-            hint="give 'uid:gid' in numbers: no agent reads the image's passwd and group",
+            hint="pass 'uid:gid' in numbers, since no agent looks names up",
         )
     uid, gid = int(parts[0]), int(parts[1])
     if max(uid, gid) > _LAST_ID:
-        raise ValueError(f"ids are at most {_LAST_ID}: {user}")
+        raise ValueError(f"a user or group id must be at most {_LAST_ID}, got {user}")
     return uid, gid
 
 
@@ -301,7 +301,7 @@ def _init_groups(given: Sequence[str]) -> tuple[int, ...]:
     if named:
         raise UnsupportedError(
             f"the group {named[0]!r} with init=False",
-            hint="give group_add ids in numbers: no agent reads the image's group",
+            hint="pass numeric ids in group_add, since no agent looks names up",
         )
     return tuple(map(int, given))
 

@@ -40,7 +40,7 @@ def aliases_of(aliases: Iterable[str]) -> tuple[str, ...]:
     found = tuple(aliases)
     for one in found:
         if not isinstance(one, str) or len(one) > 253 or not _ALIAS.fullmatch(one):
-            raise ValueError(f"an alias is a host name: {shown(one)}")
+            raise ValueError(f"an alias must be a host name, got {shown(one)}")
     return found
 
 
@@ -91,7 +91,7 @@ class Network:
         if name is not None:
             check_name(name, "a network's name")
         if name in _RESERVED:
-            raise ValueError(f"every engine has a network {name!r} already")
+            raise ValueError(f"network name {name!r} is reserved")
         four = None if subnet is None else _subnet(subnet, 4)
         six = _subnet(ipv6, 6) if isinstance(ipv6, str) else None
         from pycontain._networks.bridge import Options
@@ -276,7 +276,7 @@ def _described(member: Member) -> dict[str, object]:
 def _attached(container: Container, engine: Engine) -> Attached:
     """Its networks.  Raises StateError where it has none of its own, ValueError of another engine."""
     if container._engine is not engine:
-        raise ValueError(f"the container {container.name} is of another engine")
+        raise ValueError(f"container {container.name} belongs to another engine")
     return attached_of(container)
 
 
@@ -286,7 +286,9 @@ def attached_of(container: Container) -> Attached:
     if running.attached is None:
         kind = container.spec.network
         if kind != "none":
-            raise StateError(f"container {container.name} shares another network namespace: {kind!r}")
+            raise StateError(
+                f"container {container.name} has no network namespace of its own, got network={kind!r}"
+            )
         from pycontain._runtime.network import attach_to_none
 
         attach_to_none(running)
@@ -297,15 +299,17 @@ def attached_of(container: Container) -> Attached:
 
 def _subnet(text: object, version: int) -> IPv4Network | IPv6Network:
     if not isinstance(text, str):
-        raise TypeError(f"a subnet is text like '172.22.0.0/16': {shown(text)}")
+        raise TypeError(f"a subnet must be text such as '172.22.0.0/16', got {shown(text)}")
     try:
         found = ip_network(text)
     except ValueError as error:
-        raise ValueError(f"no subnet: {error}") from error
+        raise ValueError(f"a subnet must be a network with its prefix length: {error}") from error
     if found.version != version or "/" not in text:
-        raise ValueError(f"no IPv{version} subnet with its length: {shown(text)}")
+        raise ValueError(
+            f"the subnet must be an IPv{version} network with its prefix length, got {shown(text)}"
+        )
     if found.is_loopback or found.is_multicast or found.is_link_local:
-        raise ValueError(f"no subnet for containers: {text}")
+        raise ValueError(f"a subnet must not be loopback, multicast or link-local, got {text}")
     if version == 6 and found.prefixlen > 112:
-        raise ValueError(f"an IPv6 subnet has 16 bits for containers, as in /112: {text}")
+        raise ValueError(f"an IPv6 subnet must be /112 or larger, got {text}")
     return found

@@ -40,7 +40,7 @@ def check_values(**options: object) -> None:
             check_mapping(name, value, _RLIMITS)
         elif name == "security":
             if not isinstance(value, Security):
-                raise TypeError(f"security must be such as Security.SANDBOX, got {shown(value)}")
+                raise TypeError(f"security must be a Security such as Security.SANDBOX, got {shown(value)}")
         else:
             check_given(name, value)
 
@@ -68,17 +68,17 @@ def mounts_of(engine: Engine, volumes: Mounts | None, mounts: Mounts | None) -> 
     """
     for name, option in (("volumes", volumes), ("mounts", mounts)):
         if option is not None and not isinstance(option, Mapping):
-            raise TypeError(f"{name} must map places inside to sources, got {shown(option)}{_ours(option)}")
+            raise TypeError(f"{name} must map container paths to sources, got {shown(option)}{_ours(option)}")
     given = {**(volumes or {}), **(mounts or {})}
     if len(given) < len(volumes or {}) + len(mounts or {}):
-        raise ValueError("volumes and mounts name the same place")
+        raise ValueError("volumes and mounts must not name the same container path")
     return {place: _mounted(engine, place, what) for place, what in given.items()}
 
 
 def _mounted(engine: Engine, place: str, what: object) -> specs.Mount | str:
     if isinstance(what, Volume):
         if what._engine.roots != engine.roots:
-            raise ValueError(f"the volume {what.name!r} is of another store: {what._engine.roots.data}")
+            raise ValueError(f"volume {what.name!r} belongs to another store, {what._engine.roots.data}")
         what = what.mounted()
     if isinstance(what, specs.Mount):
         return what
@@ -130,7 +130,7 @@ def whole_command(
     own = default if isinstance(command, Default) else specs.command(command)
     whole = (*first, *(own or ()))
     if not whole:
-        raise ValueError(f"the image {image.name} has no command of its own")
+        raise ValueError(f"image {image.name} has no command (hint: pass one)")
     return whole
 
 
@@ -164,4 +164,4 @@ def declared_volumes(
 def check_layer(path: str) -> None:
     """Raise NotFound for a directory that is none any more."""
     if not os.path.isdir(path):
-        raise NotFound(f"the image's layer is no directory any more: {path}")
+        raise NotFound(f"layer directory {path} of the image does not exist")

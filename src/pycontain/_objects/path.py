@@ -88,12 +88,12 @@ class ContainerPath(PureContainerPath):
         with self.open("rb", buffering=0) as file:
             parts, left = [], most
             if os.fstat(file.fileno()).st_size > most:
-                raise path_error(f"more than {most} bytes in", str(self), _EFBIG, "see max_bytes")
+                raise path_error(f"more than {most} bytes in", str(self), _EFBIG, "raise max_bytes")
             while chunk := file.read(min(_CHUNK, left + 1)):
                 parts.append(chunk)
                 left -= len(chunk)
                 if left < 0:
-                    raise path_error(f"more than {most} bytes in", str(self), _EFBIG, "see max_bytes")
+                    raise path_error(f"more than {most} bytes in", str(self), _EFBIG, "raise max_bytes")
         return b"".join(parts)
 
     def read_text(
@@ -116,7 +116,7 @@ class ContainerPath(PureContainerPath):
         Top down, the list of directories may be changed.  Links are not followed: ValueError for that.
         """
         if follow_symlinks:
-            raise ValueError("walk does not follow links: a guest's may lead in circles")
+            raise ValueError("follow_symlinks must be False, got True: links of a guest may form a loop")
         # Without recursion: a guest's tree is as deep as a path is long.
         left: list[tuple[ContainerPath, list[str], list[str]] | ContainerPath] = [self]
         while left:
@@ -217,7 +217,7 @@ class ContainerPath(PureContainerPath):
     ) -> int:
         """Make or empty the file, and write; the number of characters."""
         if not isinstance(data, str):
-            raise TypeError(f"text is written, not {type(data).__name__}")
+            raise TypeError(f"data must be text, got {type(data).__name__}")
         with self.open("w", encoding=encoding, errors=errors, newline=newline) as file:
             return int(file.write(data))
 
@@ -293,10 +293,10 @@ class ContainerPath(PureContainerPath):
         try:
             if stat.S_ISREG(os.fstat(fd).st_mode) and not may_set_id(self, fd):
                 raise path_error(
-                    "cannot set set-id bits of",
+                    "cannot set the set-user-ID or set-group-ID bit of",
                     str(self),
                     errno.EPERM,
-                    "leave the bits out, or use Security.evolve(restrict_suid_sgid=False)",
+                    "leave the bit out, or use Security.evolve(restrict_suid_sgid=False)",
                 )
             self._ask(Verb.SET, change=SET_MODE, mode=mode, fd=fd)
         finally:

@@ -20,9 +20,9 @@ def matching(top: ContainerPath, pattern: str) -> Iterator[ContainerPath]:
     """What fits a relative pattern below `top`, each once.  Raises ValueError for a malformed one."""
     pure = pure_path(pattern)
     if not pattern or pure.is_absolute():
-        raise ValueError(f"a pattern is relative and not empty, not {pattern!r}")
+        raise ValueError(f"pattern must be relative and not empty, got {pattern!r}")
     if any("**" in part and part != "**" for part in pure.parts):
-        raise ValueError(f"'**' stands for whole directories: {pattern!r}")
+        raise ValueError(f"'**' must be a whole part of the pattern, got {pattern!r}")
     return _once(top, pure.parts)
 
 

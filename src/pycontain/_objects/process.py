@@ -60,13 +60,13 @@ def check_terminal(rows: int, columns: int) -> None:
     """Raise ValueError for a size that no terminal can have."""
     for number in (rows, columns):
         if not 1 <= operator.index(number) <= 0xFFFF:
-            raise ValueError(f"rows and columns of a terminal are 1 to 65535, not {number}")
+            raise ValueError(f"rows and columns must be between 1 and 65535, got {number}")
 
 
 def signal_number(number: int) -> int:
     """The number as kill(2) takes it.  Raises ValueError where there is no such signal."""
     if not 0 <= operator.index(number) < signal.NSIG:
-        raise ValueError(f"no such signal: {number}")
+        raise ValueError(f"signal must be a signal number, got {number}")
     return int(number)
 
 
@@ -229,7 +229,7 @@ class Process:
         if self.returncode is not None:
             return
         if self._execution.running.forgotten:  # the record of its end is for the parent
-            raise StateError(f"process {self.pid} belongs to the process that this one was forked from")
+            raise StateError(f"process {self.pid} belongs to the parent of this forked process")
         channel, heard = self._execution.channel, self._heard
         # A record stands in C's memory at once: what a signal handler raises does not lose it.
         if heard.record.kind != native.EXITED:
@@ -307,7 +307,7 @@ class Process:
             outputs = self.stdout, self.stderr
             self._exchange = Exchange(self.stdin, outputs, self._terminal >= 0, data, self._cap)
         elif input:
-            raise ValueError("input was sent already: communicate goes on with that")
+            raise ValueError("input must not be given again: communicate continues with the first one")
         try:
             done = self._exchange.run(deadline) and self._join(deadline)
         except OutputExceeded:
@@ -325,7 +325,7 @@ class Process:
     def _encoded(self, data: str | bytes | None) -> Any:
         if data is not None and isinstance(data, str) != (self._codec is not None):
             wanted = "bytes" if self._codec is None else "str"
-            raise TypeError(f"input is {wanted} here, not {type(data).__name__}: see `text`")
+            raise TypeError(f"input must be {wanted}, got {type(data).__name__} (hint: see `text` of popen)")
         return data.encode(*(self._codec or ())) if isinstance(data, str) else data or b""
 
     def send_signal(self, number: int) -> None:
@@ -359,7 +359,7 @@ class Process:
         """Tell the terminal its size (TIOCSWINSZ).  Raises StateError without a terminal, ValueError."""
         check_terminal(rows, columns)
         if self._terminal < 0:
-            raise StateError("the command has no open terminal: start it with pty=True")
+            raise StateError("the command has no open terminal", hint="start it with pty=True")
         fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ class PureContainerPath:
         self._user = user
         self._pure = pure_path(path)
         if not self._pure.is_absolute():
-            raise ValueError(f"a path inside a container is absolute, not {str(path)[:80]!r}")
+            raise ValueError(f"a container path must be absolute, got {str(path)[:80]!r}")
 
     @property
     def container(self) -> Container:
@@ -152,4 +152,4 @@ def pure_path(path: Other) -> PurePosixPath:
         return path
     if isinstance(path, str):
         return PurePosixPath(path)
-    raise TypeError(f"a path is text or a ContainerPath, not {type(path).__name__}")
+    raise TypeError(f"a path must be text or a ContainerPath, got {type(path).__name__}")

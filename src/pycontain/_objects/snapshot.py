@@ -117,7 +117,9 @@ def _known(engine: Engine, record: Record) -> Snapshot:
     store = engine.store
     lost = sealed.missing(store, record)
     if lost is not None:
-        raise ImageError(f"snapshot {record.id} is damaged: its layer {lost} is gone", hint="remove it")
+        raise ImageError(
+            f"snapshot {record.id} is damaged: its layer {lost} is gone", hint="remove the snapshot"
+        )
     return value(engine, record, _base(engine, json.loads(record.base)))
 
 

@@ -130,7 +130,7 @@ def _copy(container: Container, running: Running, layer: str) -> None:
 def fork(container: Container, count: int) -> list[Container]:
     """See `Container.fork`."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise ValueError(f"fork takes a number of containers, not {count!r}")
+        raise ValueError(f"n must be a non-negative int, got {count!r}")
     made: list[Container] = []
     if count == 0:
         return made
@@ -159,7 +159,7 @@ def rollback(container: Container, to: Snapshot) -> None:
     own = container.spec.image.base
     if (image.base.directories, image.base.trees) != (own.directories, own.trees):
         raise ValueError(
-            f"the snapshot {to.id} is of {image.name}, the container of {container.spec.image.name}"
+            f"snapshot must be of image {container.spec.image.name}, got {to.id} of {image.name}"
         )
     with container._lock:
         if container._removed:

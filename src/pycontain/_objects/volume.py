@@ -50,7 +50,7 @@ class Volume:
         from pycontain._volumes import records
 
         if name is not None:
-            check_name(name, "a volume's name")
+            check_name(name, "the name of a volume")
         wanted = None if size is None else parse_size(size)
         self._engine = engine_of(engine)
         self._check_size(wanted)
@@ -63,8 +63,8 @@ class Volume:
     def _check_size(self, size: int | None) -> None:
         if size is not None and not self._engine.features.privileged:
             raise UnsupportedError(
-                "volumes of a given size, as a plain user",
-                hint="mounting a file system's image is root's: use Tmpfs(size), or no size",
+                "volumes of a given size in a rootless engine",
+                hint="use Tmpfs(size), or leave the size out",
             )
 
     @classmethod
@@ -189,9 +189,9 @@ class Volume:
         store = self._engine.store
         with self._root() as root, opened_to_read(source) as file:
             if records.users(store, self.name):
-                raise Conflict(f"the volume {self.name!r} is in use", hint="remove its containers first")
+                raise Conflict(f"volume {self.name!r} is in use", hint="remove its containers first")
             if os.listdir(root):
-                raise Conflict(f"the volume {self.name!r} is not empty", hint="restore into a new one")
+                raise Conflict(f"volume {self.name!r} is not empty", hint="restore into a new volume")
             extract(store, root, iter(lambda: file.read(1 << 20), b""), first_id=records.first_id_of(store))
             records.used(store, self.name)
 

@@ -277,8 +277,8 @@ class _Run:
                         f"cannot call {self._name}", step="call", errno=error.errno or 0
                     ) from error
         raise StateError(
-            f"the call of {self._name} was not taken",
-            hint="end the processes inside that kill the ones that wait for calls",
+            f"the zygote did not accept the call of {self._name}",
+            hint="end processes in the container that kill the zygote's children",
         )
 
     def _in(self, prepared: Prepared, child: Child) -> CallResult[Any]:
@@ -295,7 +295,7 @@ class _Run:
                     record = pump.record
             except StateError:
                 if child.is_taken() and not prepared.running.dead:
-                    raise StateError(f"the zygote was ended while it ran {self._name}") from None
+                    raise StateError(f"the zygote ended while it ran {self._name}") from None
                 if prepared.running.dead:
                     raise
                 raise NotBorn("gone") from None
@@ -384,12 +384,12 @@ def make(
         ValueError: A name is none of a module.
     """
     if isinstance(imports, str):
-        raise TypeError(f"imports are names of modules in a sequence, not {imports!r}")
+        raise TypeError(f"imports must be a sequence of module names, got {imports!r}")
     for name in imports:
         if not isinstance(name, str) or not all(
             part.isidentifier() and not keyword.iskeyword(part) for part in name.split(".")
         ):
-            raise ValueError(f"no name of a module: {name!r}")
+            raise ValueError(f"imports must have module names, got {name!r}")
     own = sys.executable if container.spec.image.name == "host" else "python3"
     # Isolated: nothing that a guest writes to is a module before the program adds the packages to its path.
     argv = (python or own, "-I", "-S", "-c", ship.program())
