@@ -124,7 +124,7 @@ def test_a_paused_container_can_be_removed(needs_freezer: None) -> None:
 
 
 def test_limit_of_one_command_is_not_the_next_ones(container: Container, needs_memory: None) -> None:
-    with container.popen(["sleep", "100"]) as beside:  # it has the leaf that waited
+    with container.popen(["sleep", "100"]) as beside:  # it has the exec cgroup that waited
         small = container.exec(["true"], limits=CgroupLimits(memory="16M"))
         assert small.returncode == 0
         eat = ["python3", "-c", "print(len(bytearray(64 << 20)))"]

@@ -1,4 +1,4 @@
-"""A container's cgroups: limits above, a leaf per exec below."""
+"""A container's cgroups: limits above, an exec cgroup per exec below."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ import threading
 
 from pycontain._cgroups import translate
 from pycontain._cgroups.detect import BASE, Layout, detect, write
+from pycontain._cgroups.exec_cgroup import (
+    Counters,
+    ExecCgroup,
+    keyed,
+    remove_groups,
+    remove_subtree,
+    wait_empty,
+)
 from pycontain._cgroups.group_script import NAME, OWNER, GroupScript
-from pycontain._cgroups.leaf import Counters, Leaf, keyed, remove_groups, remove_subtree, wait_empty
 from pycontain._cgroups.refusals import remedy
 from pycontain._cgroups.steps import Steps
 from pycontain._kernel import files
@@ -23,7 +30,7 @@ _ALWAYS = ("memory", "pids")
 _ONLY_V2 = {"io_weight": "io", "memory_high": "memory"}
 _GROUP_SCRIPTS = 64
 _PER_EXEC = frozenset({"memory", "pids", "cpu", "io"})
-"""Controllers of v2 that every container passes on to its leaves; others when a limit asks for them."""
+"""Controllers of v2 that every container passes on to its exec cgroups; others when a limit asks for them."""
 
 
 class Cgroups:
@@ -79,9 +86,9 @@ class Cgroups:
 
     @property
     def keeps_out(self) -> bool:
-        """Would a cgroup namespace keep PID 1, which stands in a group beside the leaves, from reaching them?
+        """True if a cgroup namespace would keep PID 1 from writing to the exec cgroups.
 
-        It is so where v2 is mounted with nsdelegate and PID 1 has to have a group of its own (cgroups(7)).
+        This is so where v2 is mounted with nsdelegate and PID 1 has a group beside them (cgroups(7)).
         """
         return self.layout.delegate and bool(self.layout.controllers & _PER_EXEC)
 
@@ -177,11 +184,11 @@ class Group:
         self._block = block
         self._unified: str | None = None
         self._legacy: dict[str, str] = {}
-        self._leaf_controllers: tuple[str, ...] = ()
+        self._exec_controllers: tuple[str, ...] = ()
         self._passed: frozenset[str] = frozenset()
         self._orphans = False
-        self._spare: list[Leaf] = []
-        self._busy: list[Leaf] = []
+        self._spare: list[ExecCgroup] = []
+        self._busy: list[ExecCgroup] = []
         self._number = 0
         self._memory: int | None = None
         self._lock = threading.Lock()
@@ -199,7 +206,7 @@ class Group:
         self.tasks = tuple(opened)
 
     def ahead(self, limits: CgroupLimits, first: int = 0) -> bytes:
-        """How a launcher makes this group, with a first leaf: a script for it.
+        """How a launcher makes this group, with a first exec cgroup: a script for it.
 
         Its parents' fds stand from `first` on among those sent.  It opens the v2 group of PID 1, if there is
         one, and the `tasks` files, in this order.
@@ -208,18 +215,18 @@ class Group:
         plan = self._cgroups.group_script(limits, first, self._block is not None)
         self._unified = plan.unified.replace(NAME, self.name) if plan.unified is not None else None
         self._legacy = {one: path.replace(NAME, self.name) for one, path in plan.legacy.items()}
-        self._passed, self._leaf_controllers, self._number = plan.passed, plan.leaf_controllers, 1
-        self._spare.append(plan.leaf.moved(NAME, self.name))
+        self._passed, self._exec_controllers, self._number = plan.passed, plan.exec_controllers, 1
+        self._spare.append(plan.exec_cgroup.moved(NAME, self.name))
         return plan.script_for(self.name, self._block)
 
     def group_script(self, limits: CgroupLimits, first: int) -> GroupScript:
         """What `ahead` does for groups like this one."""
         steps = self._plan(limits)
-        leaf, more = self._plan_leaf(None)
+        exec_cgroup, more = self._plan_exec_cgroup(None)
         steps.merge(more)
         script = steps.below(self._above(), first)
         return GroupScript(
-            self._unified, dict(self._legacy), self._passed, self._leaf_controllers, leaf, script
+            self._unified, dict(self._legacy), self._passed, self._exec_controllers, exec_cgroup, script
         )
 
     def takes(self, limits: CgroupLimits) -> bool:
@@ -234,11 +241,11 @@ class Group:
         steps = Steps()
         self._memory = limits.memory
         self._limit(steps, limits)
-        for leaf in self._spare:
-            self._limit_leaf(steps, leaf.directory, leaf.legacy)
+        for exec_cgroup in self._spare:
+            self._limit_exec_cgroup(steps, exec_cgroup.directory, exec_cgroup.legacy)
         return steps.below(self._above(), first)
 
-    def _limit_leaf(self, steps: Steps, directory: str | None, legacy: dict[str, str]) -> None:
+    def _limit_exec_cgroup(self, steps: Steps, directory: str | None, legacy: dict[str, str]) -> None:
         """Repeat the container's limit of memory, for runtimes that read only their own group."""
         if self._memory is None:
             return
@@ -281,7 +288,7 @@ class Group:
             self._legacy[controller] = directory
             steps.make(controller, directory)
             steps.finally_do(files.open_to_write(f"{directory}/tasks"))
-        self._leaf_controllers = ("memory",) if "memory" in self._legacy else ()
+        self._exec_controllers = ("memory",) if "memory" in self._legacy else ()
         self._memory = limits.memory
         self._limit(steps, limits)
         return steps
@@ -296,64 +303,71 @@ class Group:
             os.close(fd)
         self.tasks, self.unified_fd = (), -1
 
-    def acquire(self, limits: CgroupLimits | None = None, *, resting: bool = False) -> Leaf | None:
-        """A leaf for one exec, or None on a host without cgroups.  Raises LimitError, UnsupportedError.
+    def acquire(self, limits: CgroupLimits | None = None, *, idle: bool = False) -> ExecCgroup | None:
+        """Return an exec cgroup for one exec, or None on a host without cgroups.
 
-        resting: for one that only waits until `rouse`, and so shares no blame with those that run.
+        Args:
+            limits: Limits of the exec, or None for the container's only.
+            idle: The exec waits until `activate`. Idle ones do not count as concurrent, so the container's
+                counters still belong to a single running exec.
+
+        Raises:
+            LimitError: The kernel refused a value.
+            UnsupportedError: No controller can hold a limit.
         """
         if limits is None:
             with self._lock:
                 if self._spare:
-                    return self._begin(self._spare.pop(), resting)
+                    return self._begin(self._spare.pop(), idle)
         else:
             self._cgroups.check(limits)
         if self._unified is None and not self._legacy:
             return None
-        leaf = self._make_leaf(limits)
+        exec_cgroup = self._make_exec_cgroup(limits)
         with self._lock:
-            return self._begin(leaf, resting)
+            return self._begin(exec_cgroup, idle)
 
-    def rouse(self, leaf: Leaf) -> None:
-        """A leaf that rested takes part from now on."""
+    def activate(self, exec_cgroup: ExecCgroup) -> None:
+        """Count an idle exec cgroup as running from now on."""
         with self._lock:
-            leaf.resting = False
-            self._crowd(leaf)
+            exec_cgroup.idle = False
+            self._mark_concurrent(exec_cgroup)
 
-    def _begin(self, leaf: Leaf, resting: bool) -> Leaf:
-        self._busy.append(leaf)
-        leaf.resting, leaf.crowded = resting, False
-        if not resting:
-            self._crowd(leaf)
-        return leaf
+    def _begin(self, exec_cgroup: ExecCgroup, idle: bool) -> ExecCgroup:
+        self._busy.append(exec_cgroup)
+        exec_cgroup.idle, exec_cgroup.concurrent = idle, False
+        if not idle:
+            self._mark_concurrent(exec_cgroup)
+        return exec_cgroup
 
-    def _crowd(self, leaf: Leaf) -> None:
-        active = [one for one in self._busy if not one.resting]
+    def _mark_concurrent(self, exec_cgroup: ExecCgroup) -> None:
+        active = [one for one in self._busy if not one.idle]
         for one in active:
-            one.crowded = len(active) > 1 or (one.crowded and one is not leaf)
+            one.concurrent = len(active) > 1 or (one.concurrent and one is not exec_cgroup)
 
-    def leaf_ahead(self) -> tuple[Leaf, bytes] | None:
-        """A first leaf, to be made while the container is being born, and how; None where there is one."""
+    def first_exec_cgroup(self) -> tuple[ExecCgroup, bytes] | None:
+        """Return the first exec cgroup and the script that makes it; None if one exists already."""
         if self._spare or (self._unified is None and not self._legacy):
             return None
-        leaf, steps = self._plan_leaf(None)
-        return leaf, steps.script
+        exec_cgroup, steps = self._plan_exec_cgroup(None)
+        return exec_cgroup, steps.script
 
-    def keep(self, leaf: Leaf) -> None:
-        """A leaf that was made ahead is there."""
+    def keep(self, exec_cgroup: ExecCgroup) -> None:
+        """An exec cgroup that was made ahead is there."""
         with self._lock:
-            self._spare.append(leaf)
+            self._spare.append(exec_cgroup)
 
-    def _make_leaf(self, limits: CgroupLimits | None) -> Leaf:
-        leaf, steps = self._plan_leaf(limits)
-        leaf.limited = limits is not None
+    def _make_exec_cgroup(self, limits: CgroupLimits | None) -> ExecCgroup:
+        exec_cgroup, steps = self._plan_exec_cgroup(limits)
+        exec_cgroup.limited = limits is not None
         try:
             steps.run()
         except BaseException:
-            leaf.remove()
+            exec_cgroup.remove()
             raise
-        return leaf
+        return exec_cgroup
 
-    def _plan_leaf(self, limits: CgroupLimits | None) -> tuple[Leaf, Steps]:
+    def _plan_exec_cgroup(self, limits: CgroupLimits | None) -> tuple[ExecCgroup, Steps]:
         with self._lock:
             self._number += 1
             name = f"e{self._number}"
@@ -373,7 +387,7 @@ class Group:
                 steps.limit(directory, new[controller])
             if self._block is not None:
                 steps.do(files.own(f"{directory}/cgroup.procs", self._block))
-        for controller in dict.fromkeys((*self._leaf_controllers, *old)):
+        for controller in dict.fromkeys((*self._exec_controllers, *old)):
             if controller in layout.controllers:
                 continue
             parent = self._legacy.get(controller) or self._late(controller)
@@ -382,18 +396,18 @@ class Group:
             wanted = translate.exec_files(controller, old, self._cgroups.layout.counts_sockets)
             steps.limit(legacy[controller], wanted)
         if limits is None:
-            self._limit_leaf(steps, directory, legacy)
-        # v1 counts there because the leaf has no pids group; v2, from 6.11 on, where the limit stands.
+            self._limit_exec_cgroup(steps, directory, legacy)
+        # v1 counts there because the exec cgroup has no pids group; v2, from 6.11 on, where the limit stands.
         above = self._legacy.get("pids") if "pids" not in legacy else None
         if "pids" in self._passed:
             above = self._unified
-        leaf = Leaf(
+        exec_cgroup = ExecCgroup(
             directory,
             self._passed,
             legacy,
             f"{above}/pids.events" if above else None,
         )
-        return leaf, steps
+        return exec_cgroup, steps
 
     def _pass_on(self, controller: str) -> None:
         """A controller of v2 that only an exec asked for.  Raises UnsupportedError where it is too late."""
@@ -414,23 +428,23 @@ class Group:
         self._legacy[controller] = directory
         return directory
 
-    def release(self, leaf: Leaf, *, reusable: bool = True) -> None:
-        """Take a leaf back after its exec: reused when it is as good as new, else removed with the group."""
+    def release(self, exec_cgroup: ExecCgroup, *, reusable: bool = True) -> None:
+        """Take an exec cgroup back after its exec, to use it again if `ExecCgroup.reset` allows that."""
         with self._lock:
-            if leaf not in self._busy:
-                return  # the container ended meanwhile, and its leaves with it
-            self._busy.remove(leaf)
-            self._orphans |= leaf.populated
-        if reusable and leaf.directory is not None and not self._spare and leaf.reset():
+            if exec_cgroup not in self._busy:
+                return  # the container ended meanwhile, and its exec cgroups with it
+            self._busy.remove(exec_cgroup)
+            self._orphans |= exec_cgroup.populated
+        if reusable and exec_cgroup.directory is not None and not self._spare and exec_cgroup.reset():
             with self._lock:
-                self._spare.append(leaf)
+                self._spare.append(exec_cgroup)
         else:
-            leaf.remove()  # one with orphans in it stays until the container ends
+            exec_cgroup.remove()  # one with orphans in it stays until the container ends
 
-    def alone(self, leaf: Leaf) -> bool:
+    def was_exclusive(self, exec_cgroup: ExecCgroup) -> bool:
         """Was this exec all that ran since it began, so that the container's own counters are its alone?"""
         with self._lock:
-            return not leaf.crowded and not self._orphans
+            return not exec_cgroup.concurrent and not self._orphans
 
     @property
     def freezable(self) -> bool:
@@ -457,7 +471,7 @@ class Group:
 
     def counters(self) -> Counters:
         """Return what the kernel counted for the whole container.  Raises OSError once it is removed."""
-        return Leaf(self._unified, self._passed, self._legacy, None).counters()
+        return ExecCgroup(self._unified, self._passed, self._legacy, None).counters()
 
     def init_oom_killed(self) -> bool:
         """True if the kernel killed a process at the memory limit in the group of PID 1."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from pycontain._cgroups.leaf import Leaf
+from pycontain._cgroups.exec_cgroup import ExecCgroup
 
 NAME = "\x02name\x03"
 """Placeholder for the group's name; no suffix of it is a prefix of it."""
@@ -14,16 +14,16 @@ OWNER = 1111111111
 
 @frozen(eq=False)
 class GroupScript:
-    """The file operations that make a group and its first leaf, with placeholders.
+    """The file operations that make a group and its first exec cgroup, with placeholders.
 
-    unified, legacy, passed, leaf_controllers: as in `Group`.
+    unified, legacy, passed, exec_controllers: as in `Group`.
     """
 
     unified: str | None
     legacy: dict[str, str]
     passed: frozenset[str]
-    leaf_controllers: tuple[str, ...]
-    leaf: Leaf
+    exec_controllers: tuple[str, ...]
+    exec_cgroup: ExecCgroup
     script: bytes
 
     def script_for(self, name: str, owner: int | None) -> bytes:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve
 
-from pycontain._cgroups.leaf import Counters
+from pycontain._cgroups.exec_cgroup import Counters
 from pycontain._kernel import native
 from pycontain._kernel.waiting import IN, ready
 from pycontain._model.process import Reason, Usage
@@ -203,11 +203,15 @@ class MainCommand:
         if group is None:
             return Counters()
         whole = group.counters()
-        if self._execution is None or self._execution.leaf is None:
+        if self._execution is None or self._execution.exec_cgroup is None:
             return whole
-        own = self._execution.leaf.counters()
+        own = self._execution.exec_cgroup.counters()
         # cgroup v1 counts processes for the container as a whole: the agent is one of them.
-        if own.processes is None and whole.processes is not None and group.alone(self._execution.leaf):
+        if (
+            own.processes is None
+            and whole.processes is not None
+            and group.was_exclusive(self._execution.exec_cgroup)
+        ):
             own = evolve(own, processes=whole.processes - 1)
         return own
 
@@ -224,7 +228,7 @@ class MainCommand:
         returncode = -signal.SIGKILL if record is None else returncode_of(record.value)
         usage = usage_of(self._begun, record, counters)
         reason = self._reason(record, returncode, counters, usage)
-        with contextlib.suppress(OSError):  # the container ends meanwhile, and its leaf with it
+        with contextlib.suppress(OSError):  # the container ends meanwhile, and its exec cgroup with it
             if self._execution is not None:
                 self._execution.finish()
             else:

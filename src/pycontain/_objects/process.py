@@ -40,7 +40,7 @@ from pycontain._runtime.streams import decoder
 from pycontain.errors import Args, StateError
 
 if TYPE_CHECKING:
-    from pycontain._cgroups.leaf import Counters
+    from pycontain._cgroups.exec_cgroup import Counters
     from pycontain._model.process import Reason, Usage
 
 _EMPTIED_WITHIN = 5.0
@@ -101,7 +101,7 @@ def hear_started(execution: Execution) -> tuple[int, int]:
             if (record := native.receive(told)) is None:
                 return pid, terminal
         failure = record and start_failure(execution.command, record)
-        # Its leaf is empty, and as good as new for the next, when the agent has reaped it.
+        # Its exec_cgroup is empty, and as good as new for the next, when the agent has reaped it.
         while failure and record is not None and record.kind != native.EXITED:
             record = native.receive(execution.channel)
         execution.finish()
@@ -116,13 +116,13 @@ def hear_started(execution: Execution) -> tuple[int, int]:
             os.close(told)
 
 
-def _give_leaves_back() -> None:
+def _release_exec_cgroups() -> None:
     with contextlib.suppress(IndexError):  # another thread may take the last one
         while _forgotten:
             one = _forgotten.popleft()
-            if one.leaf is not None and one.running.group is not None and not one.running.ended:
+            if one.exec_cgroup is not None and one.running.group is not None and not one.running.ended:
                 # Not to be used again: nobody knows whether the command ended.
-                one.running.group.release(one.leaf, reusable=False)
+                one.running.group.release(one.exec_cgroup, reusable=False)
 
 
 class Process:
@@ -170,9 +170,9 @@ class Process:
         self._exchange: Exchange | None = None
         self._heard = native.ffi.new("struct pc_record_fd *")
         self._listening = threading.Lock()
-        # Held by who kills and by who gives the leaf back: the next command in it is not to be hit.
+        # Held by who kills and by who gives the exec cgroup back: the next command in it is not to be hit.
         self._ending = threading.RLock()
-        _give_leaves_back()
+        _release_exec_cgroups()
         try:
             # First: a supervisor that has no child yet has nothing that could be killed below.
             self.pid, self._terminal = hear_started(execution)

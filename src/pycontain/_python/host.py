@@ -23,7 +23,7 @@ from pycontain._runtime.streams import PIPE, Plumbing
 from pycontain.errors import CallError, StartError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
-    from pycontain._cgroups.leaf import Counters
+    from pycontain._cgroups.exec_cgroup import Counters
     from pycontain._model.limits import CgroupLimits
     from pycontain._runtime.running import Running
 
@@ -58,7 +58,7 @@ class Forked(Execution):
     zygote: Execution | None = None
 
     def _kill_by_agent(self) -> bool:
-        if self.leaf is not None and self.leaf.killable:
+        if self.exec_cgroup is not None and self.exec_cgroup.killable:
             return False
         # No cgroup tells the calls apart: the prepared interpreter goes with all that came of it.
         assert self.zygote is not None
@@ -66,11 +66,16 @@ class Forked(Execution):
         return True
 
     def finish(self) -> Counters:
-        """Kill what is left, read the counters and give the leaf back.  Idempotent."""
-        if not self.ended and self.leaf is not None and self.leaf.killable and not self.running.ended:
+        """Kill what is left, read the counters and give the exec cgroup back.  Idempotent."""
+        if (
+            not self.ended
+            and self.exec_cgroup is not None
+            and self.exec_cgroup.killable
+            and not self.running.ended
+        ):
             with contextlib.suppress(OSError):  # removed by the end of the container
-                if self.leaf.occupied:
-                    self.leaf.kill()
+                if self.exec_cgroup.occupied:
+                    self.exec_cgroup.kill()
         return super().finish()
 
 
@@ -99,11 +104,11 @@ class Child:
         if record.kind == native.FAILED:
             hint = "a limit of processes is reached" if record.errno == 11 else None
             raise StartError("cannot fork for a call", step="clone", errno=record.errno, hint=hint)
-        leaf, group = self.execution.leaf, self.execution.running.group
-        if leaf is not None and group is not None:
-            group.rouse(leaf)
+        exec_cgroup, group = self.execution.exec_cgroup, self.execution.running.group
+        if exec_cgroup is not None and group is not None:
+            group.activate(exec_cgroup)
             # The guest's word alone is not taken for it.
-            if not leaf.begin_anew() and leaf.killable:
+            if not exec_cgroup.begin_anew() and exec_cgroup.killable:
                 raise NotBorn("not in its cgroup")
         self.started = True
 
@@ -176,7 +181,7 @@ class Prepared:
         execution = None
         try:
             streams = (theirs, errors_inside, errors_inside)
-            execution = Execution.launch(running, command, streams, None, quiet=True, resting=True)
+            execution = Execution.launch(running, command, streams, None, quiet=True, idle=True)
             prepared = cls(running, execution, ours)
             for fd in (theirs, errors_inside):
                 os.close(fd)
@@ -209,7 +214,7 @@ class Prepared:
     @property
     def apart(self) -> bool:
         """Does a cgroup tell the processes of one call from those of another?"""
-        return self.execution.leaf is not None and self.execution.leaf.killable
+        return self.execution.exec_cgroup is not None and self.execution.exec_cgroup.killable
 
     def take(self, limits: CgroupLimits | None) -> Child:
         """The child that waits, or one forked now.  Raises StateError, LimitError, UnsupportedError."""
@@ -231,7 +236,7 @@ class Prepared:
             raise StateError(f"container {self.running.spec.name} has ended")
         begun = time.perf_counter()
         group = self.running.group
-        leaf = group.acquire(limits, resting=True) if group is not None else None
+        exec_cgroup = group.acquire(limits, idle=True) if group is not None else None
         fds: list[int] = []
         plumbing = None
         ours = theirs = answer = -1
@@ -240,7 +245,7 @@ class Prepared:
             plumbing.give_to(self.running, self.execution.command.identity)
             answer = _answer_file()
             ours, theirs = native.pair()
-            fds = leaf.open_own() if leaf is not None else []
+            fds = exec_cgroup.open_own() if exec_cgroup is not None else []
             native.send(self.control, b"fork", [*plumbing.guest, answer, theirs, *fds])
         except BaseException as error:
             if plumbing is not None:
@@ -248,8 +253,8 @@ class Prepared:
             for fd in (ours, answer):
                 if fd >= 0:
                     os.close(fd)
-            if group is not None and leaf is not None:
-                group.release(leaf)
+            if group is not None and exec_cgroup is not None:
+                group.release(exec_cgroup)
             if isinstance(error, OSError) and self.running.dead:
                 raise StateError(f"container {self.running.spec.name} has ended") from error
             raise
@@ -259,7 +264,7 @@ class Prepared:
                     os.close(fd)
         plumbing.close_guest()
         command = self.execution.command
-        call = Forked(self.running, command, 0, ours, leaf, begun, zygote=self.execution)
+        call = Forked(self.running, command, 0, ours, exec_cgroup, begun, zygote=self.execution)
         call.stops = self.running.engine.disk.stops(self.running)
         return Child(call, plumbing, answer)
 

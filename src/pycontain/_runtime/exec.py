@@ -1,4 +1,4 @@
-"""One command in a running container: its leaf, its streams, and what became of it."""
+"""One command in a running container: its exec cgroup, its streams, and what became of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, field, frozen
 
-from pycontain._cgroups.leaf import Counters, Leaf
+from pycontain._cgroups.exec_cgroup import Counters, ExecCgroup
 from pycontain._kernel import native
 from pycontain._kernel.plan import ExecFlag, encode_exec, request
 from pycontain._model.process import Reason, Usage
@@ -117,17 +117,17 @@ def default_variables(spec: ContainerSpec, identity: Identity) -> dict[str, str]
 
 @define(eq=False)
 class Execution:
-    """A command under way: its channel to the agent, its leaf, and the clock."""
+    """A command under way: its channel to the agent, its exec cgroup, and the clock."""
 
     running: Running
     command: Command
     number: int
     channel: int
-    leaf: Leaf | None
+    exec_cgroup: ExecCgroup | None
     begun: float
     timings: dict[str, float] = field(factory=dict)
     ended: bool = False
-    alone: bool = False
+    exclusive: bool = False
     cancelled: bool = False
     thread: int = 0
     last: Counters | None = None
@@ -143,11 +143,11 @@ class Execution:
         limits: CgroupLimits | None,
         *,
         quiet: bool = False,
-        resting: bool = False,
+        idle: bool = False,
     ) -> Execution:
         """Ask the agent.  `streams` are the guest's ends of stdin, stdout, stderr, -1 for /dev/null.
 
-        They stay the caller's to close.  quiet: the channel tells of the end alone.  resting: it only
+        They stay the caller's to close.  quiet: the channel tells of the end alone.  idle: it only
         waits, and is not to blame for what others run into.
         Raises StateError when the container ended.
         """
@@ -159,7 +159,7 @@ class Execution:
         if limits is not None:
             running.engine.cgroups.check(limits)
         try:
-            leaf = group.acquire(limits, resting=resting) if group is not None else None
+            exec_cgroup = group.acquire(limits, idle=idle) if group is not None else None
         except OSError as error:
             if running.dead:
                 raise StateError(f"container {running.spec.name} has ended") from error
@@ -167,14 +167,14 @@ class Execution:
         try:
             number = next(_NUMBERS) & 0xFFFFFFFF
             prepared = time.perf_counter()
-            channel = _send(running, command, number, streams, leaf, ExecFlag.QUIET if quiet else 0)
+            channel = _send(running, command, number, streams, exec_cgroup, ExecFlag.QUIET if quiet else 0)
         except BaseException:
-            if group is not None and leaf is not None:
-                group.release(leaf)
+            if group is not None and exec_cgroup is not None:
+                group.release(exec_cgroup)
             raise
         sent = time.perf_counter()
         timings = {"prepare": prepared - begun, "send": sent - prepared}
-        execution = cls(running, command, number, channel, leaf, begun, timings)
+        execution = cls(running, command, number, channel, exec_cgroup, begun, timings)
         execution.stops = stops
         return execution
 
@@ -187,9 +187,9 @@ class Execution:
         told = self._kill_by_agent()
         if self.running.ended:
             return
-        if self.leaf is not None and self.leaf.killable:
+        if self.exec_cgroup is not None and self.exec_cgroup.killable:
             try:
-                told = self.leaf.kill(_KILL_PATIENCE)
+                told = self.exec_cgroup.kill(_KILL_PATIENCE)
             except FileNotFoundError:
                 told = True  # removed, so empty
         if not told:
@@ -203,7 +203,9 @@ class Execution:
                 native.lib.pcx_shutdown(self.channel)
 
     def _kill_by_agent(self) -> bool:
-        patience = _AGENT_PATIENCE if self.leaf is not None and self.leaf.killable else _KILL_PATIENCE
+        patience = (
+            _AGENT_PATIENCE if self.exec_cgroup is not None and self.exec_cgroup.killable else _KILL_PATIENCE
+        )
         ours, theirs = native.pair()
         try:
             self._tell(request(native.KILL_TREE, number=self.number), [theirs])
@@ -232,7 +234,7 @@ class Execution:
         self._tell(request(native.SIGNAL, number=self.number, value=number), [])
 
     def finish(self) -> Counters:
-        """Read the counters and give the leaf back.  Idempotent."""
+        """Read the counters and give the exec cgroup back.  Idempotent."""
         counters = Counters()
         with self.running.lock:
             if self.ended:
@@ -241,17 +243,17 @@ class Execution:
         os.close(self.channel)
         if self.lent is not None:
             self.lent.settle()
-        if self.leaf is not None:
+        if self.exec_cgroup is not None:
             if not self.running.ended:
-                counters = self.leaf.counters()
+                counters = self.exec_cgroup.counters()
             elif self.last is not None:
                 counters = self.last
             group = self.running.group
             assert group is not None
             # Only then are the container's own counters this command's.
-            self.alone = group.alone(self.leaf)
+            self.exclusive = group.was_exclusive(self.exec_cgroup)
             if not self.running.ended:
-                group.release(self.leaf)
+                group.release(self.exec_cgroup)
         return counters
 
     def usage(self, record: native.Record | Any | None, counters: Counters) -> Usage:
@@ -264,7 +266,7 @@ class Execution:
             return "disk"
         if returncode == 0 or counters.oom_kills or counters.pids_refused:
             return reason_of(self.running.spec, returncode, counters, usage)
-        if counters.refused_above and self.alone:
+        if counters.refused_above and self.exclusive:
             return "pids"
         return reason_of(self.running.spec, returncode, counters, usage)
 
@@ -313,16 +315,21 @@ def _is_over_cpu_time(spec: ContainerSpec, usage: Usage) -> bool:
 
 
 def _send(
-    running: Running, command: Command, number: int, streams: Sequence[int], leaf: Leaf | None, how: int
+    running: Running,
+    command: Command,
+    number: int,
+    streams: Sequence[int],
+    exec_cgroup: ExecCgroup | None,
+    how: int,
 ) -> int:
     """Send one exec request; our end of its channel."""
     present = [fd for fd in streams if fd >= 0]
     flags = how + sum(bit for fd, bit in zip(streams, _STREAM_BITS, strict=True) if fd >= 0)
-    if leaf is not None and leaf.directory is not None:
+    if exec_cgroup is not None and exec_cgroup.directory is not None:
         flags |= ExecFlag.CGROUP
     if command.terminal is not None:
         flags |= ExecFlag.PTY
-    payload = command.encode(number, flags, len(leaf.legacy) if leaf is not None else 0)
+    payload = command.encode(number, flags, len(exec_cgroup.legacy) if exec_cgroup is not None else 0)
     if len(payload) > _PAYLOAD_MOST:
         raise too_long(command)
     opened: list[int] = []
@@ -331,8 +338,8 @@ def _send(
     control = -1
     try:
         control = running.hold()
-        if leaf is not None:
-            opened = leaf.open()
+        if exec_cgroup is not None:
+            opened = exec_cgroup.open()
         if len(payload) > native.MAX_INLINE:
             memory = [native.sealed("pycontain-exec", payload)]
             message = request(native.EXEC, number=number, flags=native.IN_MEMFD, size=len(payload))

@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pycontain._cgroups.exec_cgroup import ExecCgroup
 from pycontain._cgroups.group import Group
-from pycontain._cgroups.leaf import Leaf
 from pycontain._kernel import files, hostpath, native
 from pycontain._kernel.plan import OpFlag, Source, request
 from pycontain._runtime.cleanup import CleanupJob
@@ -88,8 +88,8 @@ class Launch:
         self._launcher: Launcher | None = None
         self._block: int | None = None
         self._group: Group | None = None
-        self._leaf: Leaf | None = None
-        self._leaf_script = b""
+        self._exec_cgroup: ExecCgroup | None = None
+        self._exec_cgroup_script = b""
         self._directory = ""
         self._control = -1
         self._exit_socket = -1
@@ -191,7 +191,7 @@ class Launch:
         else:
             self._asked = request(native.SPAWN, plan)
         if group is not None and self.spec.init:
-            self._leaf, self._leaf_script = group.leaf_ahead() or (None, b"")
+            self._exec_cgroup, self._exec_cgroup_script = group.first_exec_cgroup() or (None, b"")
 
     def ask(self, launcher: Launcher) -> None:
         """Send it.  Raises OSError, a ConnectionError where the launcher is gone."""
@@ -217,7 +217,7 @@ class Launch:
         )
 
     def hear(self) -> None:
-        """Wait for READY and the launcher's reply; meanwhile make the first leaf.  Idempotent."""
+        """Wait for READY and the launcher's reply; meanwhile make the first exec cgroup.  Idempotent."""
         launcher = self._launcher
         if launcher is None:
             return
@@ -229,7 +229,7 @@ class Launch:
     def listen(self, socket: int) -> None:
         """The launcher's answer to this one is the next to come."""
         made = native.ffi.new("struct pcx_files *")
-        script = self._leaf_script
+        script = self._exec_cgroup_script
         native.lib.pcx_hear(socket, self._control, script, len(script), made, self._exchange)
 
     def conclude(self, spec: ContainerSpec | None = None) -> Running:
@@ -244,10 +244,10 @@ class Launch:
         exchange, group = self._exchange, self._group
         if exchange.reply_result != 1:
             raise ConnectionResetError("the launcher is gone")
-        if self._leaf is not None and group is not None:
+        if self._exec_cgroup is not None and group is not None:
             # Where it could not be made, the first exec tries again and says why.
-            group.keep(self._leaf) if exchange.files_result == 0 else self._leaf.remove()
-            self._leaf = None
+            group.keep(self._exec_cgroup) if exchange.files_result == 0 else self._exec_cgroup.remove()
+            self._exec_cgroup = None
         ready = native.record_of(exchange.ready.record) if exchange.ready_result == 1 else None
         reply = native.record_of(exchange.reply.record, exchange.reply.fd)
         if ready is None or ready.kind != native.READY or reply.kind != native.STARTED:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from pycontain._cgroups.leaf import keyed
+from pycontain._cgroups.exec_cgroup import keyed
 from pycontain.errors import UnsupportedError
 
 if TYPE_CHECKING:

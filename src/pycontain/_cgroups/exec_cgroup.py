@@ -1,4 +1,4 @@
-"""The leaf of one exec: where its processes are counted, and by which they are ended."""
+"""The exec cgroup of one exec: where its processes are counted, and by which they are ended."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pycontain._cgroups.detect import write
 from pycontain._kernel import files, native
 
 _REUSABLE_BELOW = 1 << 20
-"""Bytes that a leaf may still be charged with when the next exec gets it: page cache of the last one."""
+"""Most bytes of page cache, charged by the last exec, with which an exec cgroup is used again."""
 
 
 @frozen
 class Counters:
-    """What the kernel counted in a leaf since the exec began; None where nothing counts it.
+    """The kernel's counters of an exec cgroup since its exec began; None where nothing counts.
 
-    refused_above: forks that the container's own limit refused meanwhile, where it counts above the leaves.
+    refused_above: forks that the container's own limit refused, where the kernel counts those in its group.
     """
 
     memory_peak: int | None = None
@@ -37,7 +37,7 @@ class Counters:
 
 @frozen
 class Meter:
-    """Which numbers of which files count for a leaf: `name` to (place of the file, key in it)."""
+    """Which numbers of which files count for an exec cgroup: `name` to (place of the file, key in it)."""
 
     numbers: dict[str, tuple[int, bytes]]
     script: bytes
@@ -84,7 +84,7 @@ _LAUNCHERS_END = 2.0
 
 
 @define(eq=False)
-class Leaf:
+class ExecCgroup:
     """One exec's cgroups; nothing of them is held open while no exec begins or ends.
 
     directory: the v2 group, or None without one.  controllers: those that v2 has there.
@@ -96,8 +96,8 @@ class Leaf:
     legacy: dict[str, str]
     above: str | None
     killed: bool = False
-    crowded: bool = False
-    resting: bool = False
+    concurrent: bool = False
+    idle: bool = False
     limited: bool = False
     _meter: Meter = field(init=False)
     _entry_script: bytes = field(init=False)
@@ -112,7 +112,7 @@ class Leaf:
         self._entry_script = b"".join(entry)
         self._meter = self._make_meter()
 
-    def moved(self, old: str, new: str) -> Leaf:
+    def moved(self, old: str, new: str) -> ExecCgroup:
         """One that is not there yet, in the group `new` instead of `old`."""
         twin = copy.copy(self)
         twin.directory = self.directory.replace(old, new) if self.directory is not None else None
@@ -174,7 +174,7 @@ class Leaf:
         return keyed(files.run(files.read(f"{self.directory}/cgroup.events")).texts[0], b"populated") != 0
 
     def counters(self) -> Counters:
-        """What was counted since `reset`, or since the leaf was made."""
+        """What was counted since `reset`, or since the exec cgroup was made."""
         now = self._now = self._meter.take(files.run(self._meter.script).texts)
         base = self._base
         since = {key: value - base.get(key, 0) for key, value in now.items()}
@@ -197,7 +197,7 @@ class Leaf:
         return self._now.get("populated") != 0
 
     def reset(self) -> bool:
-        """Make the leaf as good as new for the next exec, after `counters`; False where it cannot be."""
+        """Prepare the exec cgroup for another exec, after `counters`; False if that is not possible."""
         # The kernel remembers a kill: what is born by CLONE_INTO_CGROUP into such a group dies at once.
         # The peaks of v2 cannot be set back.
         # And the limits of one command are not the next one's.
@@ -222,7 +222,7 @@ class Leaf:
 
     @property
     def killable(self) -> bool:
-        """Can this leaf end its processes by itself?"""
+        """Can this exec cgroup end its processes by itself?"""
         return self.directory is not None
 
     def kill(self, timeout: float = 10.0) -> bool:
