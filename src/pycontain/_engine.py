@@ -9,9 +9,9 @@ import threading
 import weakref
 from typing import TYPE_CHECKING
 
-from pycontain._cgroups import group as groups
 from pycontain._cgroups import view
-from pycontain._cgroups.group import Cgroups, Group
+from pycontain._cgroups.group import Group
+from pycontain._cgroups.hierarchies import Cgroups, remove_owner
 from pycontain._cgroups.refusals import enforced
 from pycontain._kernel.features import Features, features
 from pycontain._kernel.launcher import Launcher, LauncherPool, sub_id_maps
@@ -344,7 +344,7 @@ class Engine:
         if self._hub is not None:
             self._hub.close()
         if not self.cgroups.remove():
-            groups.recover(self.owner.name, self.cgroups.layout)
+            remove_owner(self.owner.name, self.cgroups.layout)
         with contextlib.suppress(OSError):
             self.owner.close()
         self._unlock_host_images()

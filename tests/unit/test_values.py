@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pycontain import Bind, CgroupLimits, LimitError, NotFound, Security, Tmpfs
 from pycontain._cgroups import translate
-from pycontain._cgroups.detect import own_groups, parse_mounts
 from pycontain._cgroups.exec_cgroup import keyed
+from pycontain._cgroups.layout import own_groups, parse_mounts
 from pycontain._model.sizes import parse_duration, parse_size
 from pycontain._runtime import spec
 

@@ -1,1 +1,1 @@
-"""Control groups: v1, v2 and both behind one face."""
+"""Control groups of containers and execs, for v1, v2 and hybrid hosts."""

@@ -1,16 +1,17 @@
-"""The exec cgroup of one exec: where its processes are counted, and by which they are ended."""
+"""The cgroup of one exec: it counts the processes of the exec and can kill them."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import os
 import time
 from collections.abc import Iterable
 
 from attrs import define, field, frozen
 
-from pycontain._cgroups.detect import write
+from pycontain._cgroups.layout import write
 from pycontain._kernel import files, native
 
 _REUSABLE_BELOW = 1 << 20
@@ -37,20 +38,25 @@ class Counters:
 
 @frozen
 class Meter:
-    """Which numbers of which files count for an exec cgroup: `name` to (place of the file, key in it)."""
+    """The statistics to read for an exec cgroup.
+
+    Attributes:
+        numbers: `{name: (index of the file, key in it)}`.
+        script: The operations that read the files.
+    """
 
     numbers: dict[str, tuple[int, bytes]]
     script: bytes
 
     @classmethod
     def of(cls, *wanted: tuple[str, str, bytes]) -> Meter:
-        """From (name, path, key); an empty key takes the whole file for a number."""
+        """Make a meter of (name, path, key) tuples; with an empty key the file is one number."""
         paths = tuple(dict.fromkeys(path for _, path, _ in wanted))
         numbers = {name: (paths.index(path), key) for name, path, key in wanted}
         return cls(numbers, b"".join(files.read(path) for path in paths))
 
     def take(self, texts: list[bytes]) -> dict[str, int]:
-        """The numbers that are there."""
+        """Return the numbers found in the texts of the files."""
         found = {}
         for name, (place, key) in self.numbers.items():
             text = texts[place]
@@ -61,7 +67,7 @@ class Meter:
 
 
 def keyed(text: bytes, key: bytes) -> int | None:
-    """The number behind `key` in a flat keyed file."""
+    """Return the number after `key` in a flat keyed file, None without such a line."""
     at = text.find(b"\n" + key + b" ")
     at = at + 1 if at >= 0 else 0 if text.startswith(key + b" ") else -1
     if at < 0:
@@ -70,25 +76,32 @@ def keyed(text: bytes, key: bytes) -> int | None:
 
 
 def number(text: bytes) -> int | None:
-    """The number that a file is."""
+    """Return the number that is the content of a file, None if it is something else."""
     return int(text) if text.strip().isdigit() else None
 
 
 def sum_of(text: bytes, key: bytes) -> int:
-    """The sum over every line of what stands behind `key`, as in io.stat."""
+    """Return the sum of all values of `key`, as in io.stat, which has a line per device."""
     return sum(int(word[len(key) :]) for word in text.split() if word.startswith(key))
 
 
 _LAUNCHERS_END = 2.0
-"""Seconds for launchers to end."""
+"""Seconds to wait for launchers, which are in the owner's groups, to end."""
 
 
 @define(eq=False)
 class ExecCgroup:
-    """One exec's cgroups; nothing of them is held open while no exec begins or ends.
+    """The cgroups of one exec.  Their files are open only while an exec begins or ends.
 
-    directory: the v2 group, or None without one.  controllers: those that v2 has there.
-    legacy: v1 controller to directory.  above: the container's own pids.events, where v1 counts there.
+    Attributes:
+        directory: The v2 group, or None without one.
+        controllers: The controllers of v2 that it has.
+        legacy: `{v1 controller: directory}`.
+        above: The pids.events of the container's group, which counts refused forks of all execs.
+        killed: It was killed, so it cannot be used again.
+        concurrent: Another exec ran in the container since this one began.
+        idle: Its exec waits and does not count as concurrent.
+        limited: It has limits of its own.
     """
 
     directory: str | None
@@ -113,7 +126,7 @@ class ExecCgroup:
         self._meter = self._make_meter()
 
     def moved(self, old: str, new: str) -> ExecCgroup:
-        """One that is not there yet, in the group `new` instead of `old`."""
+        """Return a copy for the group `new`, of a plan that was made for the group `old`."""
         twin = copy.copy(self)
         twin.directory = self.directory.replace(old, new) if self.directory is not None else None
         twin.legacy = {one: path.replace(old, new) for one, path in self.legacy.items()}
@@ -150,31 +163,31 @@ class ExecCgroup:
         return Meter.of(*wanted)
 
     def open(self) -> list[int]:
-        """The v2 directory to be born in, if there is one, and the v1 `tasks` files to enter by."""
+        """Open the v2 directory, to clone a process into, if there is one, and the v1 `tasks` files."""
         done = files.run(self._entry_script)
         if self.above is not None and (refused := keyed(done.texts[0], b"max")) is not None:
             self._base["above"] = refused
         return done.fds
 
     def open_own(self) -> list[int]:
-        """The files by which a process that lives already moves itself here, in every hierarchy."""
+        """Open the files by which a running process moves itself here, one per hierarchy."""
         procs = [f"{self.directory}/cgroup.procs"] if self.directory is not None else []
         paths = (*procs, *(f"{path}/tasks" for path in self.legacy.values()))
         return files.run(b"".join(files.open_to_write(path) for path in paths)).fds
 
     def begin_anew(self) -> bool:
-        """Count from now on for what waits here already; False where nothing does."""
+        """Start to count for a process that entered before; False if the group is empty."""
         self._now = self._meter.take(files.run(self._meter.script).texts)
         self._base = dict(self._now)
         return self.populated
 
     @property
     def occupied(self) -> bool:
-        """Do processes live here now?  A v2 group alone tells."""
+        """True if processes are here now.  Only for a v2 group."""
         return keyed(files.run(files.read(f"{self.directory}/cgroup.events")).texts[0], b"populated") != 0
 
     def counters(self) -> Counters:
-        """What was counted since `reset`, or since the exec cgroup was made."""
+        """Read the counters since `reset`, or since the exec cgroup was made."""
         now = self._now = self._meter.take(files.run(self._meter.script).texts)
         base = self._base
         since = {key: value - base.get(key, 0) for key, value in now.items()}
@@ -193,14 +206,13 @@ class ExecCgroup:
 
     @property
     def populated(self) -> bool:
-        """Did processes live here when the counters were read?"""
+        """True if processes were here when the counters were last read."""
         return self._now.get("populated") != 0
 
     def reset(self) -> bool:
         """Prepare the exec cgroup for another exec, after `counters`; False if that is not possible."""
-        # The kernel remembers a kill: what is born by CLONE_INTO_CGROUP into such a group dies at once.
-        # The peaks of v2 cannot be set back.
-        # And the limits of one command are not the next one's.
+        # The kernel remembers a kill: a process cloned into such a group (CLONE_INTO_CGROUP) dies at once.
+        # Peaks of v2 cannot be reset, and limits of one command must not hold for the next.
         if self.killed or self.limited or self._peaks or self.populated:
             return False
         memory = self.legacy.get("memory")
@@ -222,34 +234,41 @@ class ExecCgroup:
 
     @property
     def killable(self) -> bool:
-        """Can this exec cgroup end its processes by itself?"""
+        """True if the kernel can kill all processes of this exec cgroup at once (cgroup.kill)."""
         return self.directory is not None
 
     def kill(self, timeout: float = 10.0) -> bool:
-        """Kill every process here and wait for the last one; False when the wait timed out (seconds)."""
+        """Kill every process here and wait until all are gone.
+
+        Args:
+            timeout: Seconds.
+
+        Returns:
+            False if processes are left at the timeout.
+        """
         self.killed = True
         write(f"{self.directory}/cgroup.kill", "1")
         return wait_empty(f"{self.directory}", timeout)
 
     def remove(self) -> bool:
-        """Remove the directories; False while processes live in one."""
+        """Remove the directories; False if processes are left in one."""
         return all([remove_group(path) for path in (*self.legacy.values(), *filter(None, (self.directory,)))])
 
 
 def wait_empty(directory: str, timeout: float) -> bool:
-    """Wait until no process lives in a v2 group; False at the timeout (seconds)."""
+    """Wait until a v2 group has no process; False at the timeout (seconds)."""
     events = os.open(f"{directory}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
     try:
         while True:
             result = native.lib.pcx_wait_unpopulated(events, int(timeout * 1000))
-            if result != -4:
+            if result != -errno.EINTR:
                 return bool(result == 0)
     finally:
         os.close(events)
 
 
 def remove_group(path: str) -> bool:
-    """rmdir of one cgroup; False while something lives in it."""
+    """Remove one cgroup; False if it has processes or groups in it."""
     try:
         os.rmdir(path)
     except FileNotFoundError:
@@ -260,9 +279,9 @@ def remove_group(path: str) -> bool:
 
 
 def remove_groups(paths: Iterable[str]) -> bool:
-    """rmdir of cgroups, inner ones first; False where something still lives in one.
+    """Remove cgroups, inner ones first; False if one has processes for longer than two seconds.
 
-    Launchers, which are in groups of their owner, end a moment after their sockets are closed.
+    Launchers are in groups of their owner and end shortly after their sockets are closed.
     """
     until = time.monotonic() + _LAUNCHERS_END
     for path in sorted(paths, reverse=True):
@@ -274,7 +293,7 @@ def remove_groups(paths: Iterable[str]) -> bool:
 
 
 def remove_subtree(path: str) -> bool:
-    """rmdir of a cgroup and of every group below it, deepest first."""
+    """Remove a cgroup and every group below it, deepest first; False if one has processes."""
     with contextlib.suppress(FileNotFoundError):
         for entry in list(os.scandir(path)):
             if entry.is_dir(follow_symlinks=False):

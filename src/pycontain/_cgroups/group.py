@@ -1,175 +1,28 @@
-"""A container's cgroups: limits above, an exec cgroup per exec below."""
+"""The cgroups of one container: its limits, and one cgroup per exec below them."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import threading
+from typing import TYPE_CHECKING
 
 from pycontain._cgroups import translate
-from pycontain._cgroups.detect import BASE, Layout, detect, write
-from pycontain._cgroups.exec_cgroup import (
-    Counters,
-    ExecCgroup,
-    keyed,
-    remove_groups,
-    remove_subtree,
-    wait_empty,
-)
+from pycontain._cgroups.exec_cgroup import Counters, ExecCgroup, keyed
 from pycontain._cgroups.group_script import NAME, OWNER, GroupScript
-from pycontain._cgroups.refusals import remedy
-from pycontain._cgroups.steps import Steps
+from pycontain._cgroups.hierarchies import PER_EXEC
+from pycontain._cgroups.layout import write
+from pycontain._cgroups.steps import Steps, make_legacy
 from pycontain._kernel import files
 from pycontain._kernel.waiting import PRIORITY, ready
-from pycontain._model.limits import CgroupLimits
 from pycontain.errors import UnsupportedError
 
-_TO_V1 = {"io": "blkio"}
+if TYPE_CHECKING:
+    from pycontain._cgroups.hierarchies import Cgroups
+    from pycontain._model.limits import CgroupLimits
+
 _ALWAYS = ("memory", "pids")
-_ONLY_V2 = {"io_weight": "io", "memory_high": "memory"}
-_GROUP_SCRIPTS = 64
-_PER_EXEC = frozenset({"memory", "pids", "cpu", "io"})
-"""Controllers of v2 that every container passes on to its exec cgroups; others when a limit asks for them."""
-
-
-class Cgroups:
-    """Where the containers of one owner live, in every hierarchy of this host."""
-
-    def __init__(self, owner: str, layout: Layout | None = None) -> None:
-        self.layout = layout or detect()
-        self.owner = owner
-        self._made: set[str] = set()
-        self._fds: dict[str, int] = {}
-        self._group_scripts: dict[object, GroupScript] = {}
-        self._lock = threading.Lock()
-        self.unified = self._prepare_unified()
-
-    def _prepare_unified(self) -> str | None:
-        if self.layout.unified is None:
-            return None
-        directory = self.layout.unified
-        for part in (BASE, self.owner):
-            directory = f"{directory}/{part}"
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(directory)
-            for controller in self.layout.controllers:
-                write(f"{directory}/cgroup.subtree_control", f"+{controller}")
-        self._made.add(directory)
-        return directory
-
-    def legacy(self, controller: str) -> str:
-        """This owner's directory in the v1 hierarchy of `controller`, made when first asked for."""
-        base = self.layout.legacy[controller]
-        directory = f"{base}/{BASE}/{self.owner}"
-        with self._lock:
-            if directory not in self._made:
-                for path in (f"{base}/{BASE}", directory):
-                    make_legacy(controller, path)
-                if controller == "memory" and self.layout.counts_sockets:
-                    # The first group that counts patches code of the kernel: once per engine, not per start.
-                    write(f"{directory}/{translate.SOCKETS}", "-1")
-                self._made.add(directory)
-        return directory
-
-    def note(self, directory: str) -> bool:
-        """Record a directory to remove at the end, and return whether it was not recorded before."""
-        with self._lock:
-            new = directory not in self._made
-            self._made.add(directory)
-            return new
-
-    @property
-    def kills(self) -> bool:
-        """Does a v2 tree end and freeze whole trees here?"""
-        return self.unified is not None
-
-    @property
-    def keeps_out(self) -> bool:
-        """True if a cgroup namespace would keep PID 1 from writing to the exec cgroups.
-
-        This is so where v2 is mounted with nsdelegate and PID 1 has a group beside them (cgroups(7)).
-        """
-        return self.layout.delegate and bool(self.layout.controllers & _PER_EXEC)
-
-    def check(self, limits: CgroupLimits) -> None:
-        """Raise UnsupportedError for a limit that no controller here can hold."""
-        for controller, fields in translate.v2(limits).items():
-            if not self.layout.has(controller):
-                name = next(iter(fields))
-                raise UnsupportedError(f"{name}: no cgroup controller {controller} here", hint=remedy())
-        for name, controller in _ONLY_V2.items():
-            if getattr(limits, name) is not None and controller not in self.layout.controllers:
-                raise UnsupportedError(
-                    f"{name} on cgroup v1", hint=f"it needs cgroup v2 with the {controller} controller"
-                )
-        if limits.swap is not None and limits.memory is None and "memory" not in self.layout.controllers:
-            raise UnsupportedError("swap without memory on cgroup v1", hint="give memory as well")
-
-    @property
-    def usable(self) -> bool:
-        """Can this user make any group here?"""
-        return self.unified is not None or bool(self.layout.legacy)
-
-    def group_script(self, limits: CgroupLimits, first: int, owned: bool) -> GroupScript:
-        """How groups of these limits are made by a launcher; their directories are sent from `first` on."""
-        key = (limits, first, owned)
-        found = self._group_scripts.get(key)
-        if found is None:
-            found = Group(self, NAME, OWNER if owned else None).group_script(limits, first)
-            if len(self._group_scripts) >= _GROUP_SCRIPTS or limits.cpuset_cpus or limits.cpuset_mems:
-                self._group_scripts.clear()  # where it says what cpuset inherits, it holds for now alone
-            else:
-                self._group_scripts[key] = found
-        return found
-
-    def directory_fd(self, path: str) -> int:
-        """An fd of one of this owner's directories, kept open."""
-        with self._lock:
-            if (fd := self._fds.get(path)) is None:
-                fd = self._fds[path] = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            return fd
-
-    @property
-    def held(self) -> list[int]:
-        """Every fd that `directory_fd` keeps open."""
-        with self._lock:
-            return list(self._fds.values())
-
-    def remove(self) -> bool:
-        """Remove this owner's directories everywhere; False while something lives below."""
-        self.forget()
-        return remove_groups(self._made)
-
-    def forget(self) -> None:
-        """Close the fds alone."""
-        while self._fds:
-            os.close(self._fds.popitem()[1])
-
-
-def recover(owner: str, layout: Layout) -> bool:
-    """End and remove everything of a dead owner; False where something could not be removed."""
-    done = True
-    if layout.unified is not None:
-        directory = f"{layout.unified}/{BASE}/{owner}"
-        if os.path.isdir(directory):
-            write(f"{directory}/cgroup.kill", "1")
-            wait_empty(directory, 10)
-            done &= remove_subtree(directory)
-    for base in layout.legacy.values():
-        done &= remove_subtree(f"{base}/{BASE}/{owner}")
-    return done
-
-
-def make_legacy(controller: str, path: str) -> None:
-    """A v1 group by itself, unless it is there already.  Raises OSError."""
-    steps = Steps()
-    steps.make(controller, path)
-    try:
-        steps.run()
-    except files.Failed as error:
-        if error.errno != errno.EEXIST:
-            raise
+"""Controllers of v1 in which every container has a group, whatever its limits are."""
 
 
 class Group:
@@ -187,7 +40,7 @@ class Group:
         self._exec_controllers: tuple[str, ...] = ()
         self._passed: frozenset[str] = frozenset()
         self._orphans = False
-        self._spare: list[ExecCgroup] = []
+        self._free: list[ExecCgroup] = []
         self._busy: list[ExecCgroup] = []
         self._number = 0
         self._memory: int | None = None
@@ -196,31 +49,36 @@ class Group:
         self.tasks: tuple[int, ...] = ()
 
     def make(self, limits: CgroupLimits) -> None:
-        """Make the directories, write the limits, and open what a start needs.
+        """Make the directories, write the limits, and open the files that a start needs.
 
-        Raises LimitError where the kernel refuses a value.
+        Raises:
+            LimitError: The kernel refused a value.
+            UnsupportedError: The kernel has no such limit.
         """
         opened = self._plan(limits).run()
         if self._unified is not None:
             self.unified_fd = opened.pop(0)
         self.tasks = tuple(opened)
 
-    def ahead(self, limits: CgroupLimits, first: int = 0) -> bytes:
-        """How a launcher makes this group, with a first exec cgroup: a script for it.
+    def creation_script(self, limits: CgroupLimits, first: int = 0) -> bytes:
+        """Return a script by which a launcher makes this group and its first exec cgroup.
 
-        Its parents' fds stand from `first` on among those sent.  It opens the v2 group of PID 1, if there is
-        one, and the `tasks` files, in this order.
+        The script opens the v2 group of PID 1, if there is one, and then the `tasks` files.
+
+        Args:
+            limits: The container's.
+            first: The position of `parents` among the descriptors that are sent with the script.
         """
         self._memory = limits.memory
-        plan = self._cgroups.group_script(limits, first, self._block is not None)
+        plan = _group_script(self._cgroups, limits, first, self._block is not None)
         self._unified = plan.unified.replace(NAME, self.name) if plan.unified is not None else None
         self._legacy = {one: path.replace(NAME, self.name) for one, path in plan.legacy.items()}
         self._passed, self._exec_controllers, self._number = plan.passed, plan.exec_controllers, 1
-        self._spare.append(plan.exec_cgroup.moved(NAME, self.name))
+        self._free.append(plan.exec_cgroup.moved(NAME, self.name))
         return plan.script_for(self.name, self._block)
 
     def group_script(self, limits: CgroupLimits, first: int) -> GroupScript:
-        """What `ahead` does for groups like this one."""
+        """Return the script of `creation_script` before the name and the owner are filled in."""
         steps = self._plan(limits)
         exec_cgroup, more = self._plan_exec_cgroup(None)
         steps.merge(more)
@@ -229,24 +87,29 @@ class Group:
             self._unified, dict(self._legacy), self._passed, self._exec_controllers, exec_cgroup, script
         )
 
-    def takes(self, limits: CgroupLimits) -> bool:
-        """Can a group that was made ahead hold these limits?"""
+    def can_hold(self, limits: CgroupLimits) -> bool:
+        """Return True if this group, which was made without limits, has the controllers for these."""
         layout = self._cgroups.layout
         new = translate.v2(limits).keys() & layout.controllers
         old = translate.v1(limits).keys() & layout.legacy.keys() - layout.controllers
         return new <= self._passed and old <= self._legacy.keys()
 
-    def claim(self, limits: CgroupLimits, first: int) -> bytes:
-        """How a launcher writes the limits of a group made ahead; its parents' fds stand from `first` on."""
+    def limits_script(self, limits: CgroupLimits, first: int) -> bytes:
+        """Return a script by which a launcher writes the limits of a group that exists.
+
+        Args:
+            limits: The container's.
+            first: The position of `parents` among the descriptors that are sent with the script.
+        """
         steps = Steps()
         self._memory = limits.memory
         self._limit(steps, limits)
-        for exec_cgroup in self._spare:
+        for exec_cgroup in self._free:
             self._limit_exec_cgroup(steps, exec_cgroup.directory, exec_cgroup.legacy)
         return steps.below(self._above(), first)
 
     def _limit_exec_cgroup(self, steps: Steps, directory: str | None, legacy: dict[str, str]) -> None:
-        """Repeat the container's limit of memory, for runtimes that read only their own group."""
+        """Repeat the container's memory limit, for language runtimes that read only their own cgroup."""
         if self._memory is None:
             return
         if directory is not None and "memory" in self._passed:
@@ -265,18 +128,19 @@ class Group:
                 steps.limit(self._legacy[controller], wanted)
 
     def _plan(self, limits: CgroupLimits) -> Steps:
-        """The directories of the controllers that these limits want, the limits, and what to open."""
+        """Return the steps that make the directories, write the limits and open what a start needs."""
         new, old = translate.v2(limits).keys(), translate.v1(limits).keys()
         layout = self._cgroups.layout
         steps = Steps()
         if self._cgroups.unified is not None:
             own = self._unified = f"{self._cgroups.unified}/{self.name}"
             steps.make("unified", own)
-            self._passed = layout.controllers & (_PER_EXEC | new)
+            self._passed = layout.controllers & (PER_EXEC | new)
             for controller in self._passed:
                 steps.do(files.write(f"{own}/cgroup.subtree_control", f"+{controller}"))
             if self._passed:
-                own = f"{own}/init"  # a group with controllers for its children has no processes
+                # cgroups(7), "no internal processes": a group that enables controllers has no processes.
+                own = f"{own}/init"
                 steps.make("unified", own)
             if self._block is not None:
                 steps.do(files.own(f"{self._unified}/cgroup.procs", self._block))
@@ -298,7 +162,7 @@ class Group:
         return [*((self.unified_fd,) if self.unified_fd >= 0 else ()), *self.tasks]
 
     def started(self) -> None:
-        """PID 1 stands in its groups: close what only a start needs."""
+        """Close the descriptors of a start: PID 1 is in its groups."""
         for fd in (*self.tasks, *((self.unified_fd,) if self.unified_fd >= 0 else ())):
             os.close(fd)
         self.tasks, self.unified_fd = (), -1
@@ -317,8 +181,8 @@ class Group:
         """
         if limits is None:
             with self._lock:
-                if self._spare:
-                    return self._begin(self._spare.pop(), idle)
+                if self._free:
+                    return self._begin(self._free.pop(), idle)
         else:
             self._cgroups.check(limits)
         if self._unified is None and not self._legacy:
@@ -328,7 +192,7 @@ class Group:
             return self._begin(exec_cgroup, idle)
 
     def activate(self, exec_cgroup: ExecCgroup) -> None:
-        """Count an idle exec cgroup as running from now on."""
+        """Count an idle exec cgroup as running from now on; see `acquire`."""
         with self._lock:
             exec_cgroup.idle = False
             self._mark_concurrent(exec_cgroup)
@@ -347,15 +211,15 @@ class Group:
 
     def first_exec_cgroup(self) -> tuple[ExecCgroup, bytes] | None:
         """Return the first exec cgroup and the script that makes it; None if one exists already."""
-        if self._spare or (self._unified is None and not self._legacy):
+        if self._free or (self._unified is None and not self._legacy):
             return None
         exec_cgroup, steps = self._plan_exec_cgroup(None)
         return exec_cgroup, steps.script
 
     def keep(self, exec_cgroup: ExecCgroup) -> None:
-        """An exec cgroup that was made ahead is there."""
+        """Record that the exec cgroup of `first_exec_cgroup` was made."""
         with self._lock:
-            self._spare.append(exec_cgroup)
+            self._free.append(exec_cgroup)
 
     def _make_exec_cgroup(self, limits: CgroupLimits | None) -> ExecCgroup:
         exec_cgroup, steps = self._plan_exec_cgroup(limits)
@@ -397,7 +261,8 @@ class Group:
             steps.limit(legacy[controller], wanted)
         if limits is None:
             self._limit_exec_cgroup(steps, directory, legacy)
-        # v1 counts there because the exec cgroup has no pids group; v2, from 6.11 on, where the limit stands.
+        # Refused forks are counted in the container's group: on v1 because the exec cgroup has no pids group,
+        # on v2 since Linux 6.11 because the event belongs to the group whose limit was reached.
         above = self._legacy.get("pids") if "pids" not in legacy else None
         if "pids" in self._passed:
             above = self._unified
@@ -410,19 +275,20 @@ class Group:
         return exec_cgroup, steps
 
     def _pass_on(self, controller: str) -> None:
-        """A controller of v2 that only an exec asked for.  Raises UnsupportedError where it is too late."""
+        """Enable a v2 controller that only an exec needs.  Raises UnsupportedError if the kernel refuses."""
         if controller in self._passed:
             return
         try:
             write(f"{self._unified}/cgroup.subtree_control", f"+{controller}")
         except OSError as error:
             raise UnsupportedError(
-                f"a limit of {controller} for one command alone", hint="give the container one as well"
+                f"a {controller} limit for one command in a container that has none",
+                hint=f"set a {controller} limit for the container as well",
             ) from error
         self._passed |= {controller}
 
     def _late(self, controller: str) -> str:
-        """A controller that only an exec asked for gets its group now; older processes stay outside it."""
+        """Make the group of a v1 controller that only an exec needs; older processes stay outside it."""
         directory = f"{self._cgroups.legacy(controller)}/{self.name}"
         make_legacy(controller, directory)
         self._legacy[controller] = directory
@@ -432,27 +298,27 @@ class Group:
         """Take an exec cgroup back after its exec, to use it again if `ExecCgroup.reset` allows that."""
         with self._lock:
             if exec_cgroup not in self._busy:
-                return  # the container ended meanwhile, and its exec cgroups with it
+                return  # the end of the container removed its exec cgroups
             self._busy.remove(exec_cgroup)
             self._orphans |= exec_cgroup.populated
-        if reusable and exec_cgroup.directory is not None and not self._spare and exec_cgroup.reset():
+        if reusable and exec_cgroup.directory is not None and not self._free and exec_cgroup.reset():
             with self._lock:
-                self._spare.append(exec_cgroup)
+                self._free.append(exec_cgroup)
         else:
-            exec_cgroup.remove()  # one with orphans in it stays until the container ends
+            exec_cgroup.remove()  # fails if processes are left; the end of the container removes it then
 
     def was_exclusive(self, exec_cgroup: ExecCgroup) -> bool:
-        """Was this exec all that ran since it began, so that the container's own counters are its alone?"""
+        """Return True if no other exec ran since this one began: the container's counters belong to it."""
         with self._lock:
             return not exec_cgroup.concurrent and not self._orphans
 
     @property
     def freezable(self) -> bool:
-        """Is there a v2 group to freeze?"""
+        """True if the container has a v2 group, which can be frozen."""
         return self._unified is not None
 
     def freeze(self, frozen: bool) -> None:
-        """Stop or go on with every process, and wait until all did.  Raises OSError."""
+        """Freeze or thaw every process and wait until the kernel reports it.  Raises OSError."""
         write(f"{self._unified}/cgroup.freeze", "1" if frozen else "0")
         wanted = f"frozen {int(frozen)}"
         events = os.open(f"{self._unified}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
@@ -464,17 +330,17 @@ class Group:
             os.close(events)
 
     def kill(self) -> None:
-        """SIGKILL for every process of the container, PID 1 included."""
+        """Send SIGKILL to every process of the container, PID 1 included, where cgroup v2 can."""
         if self._unified is not None:
             with contextlib.suppress(FileNotFoundError):
                 write(f"{self._unified}/cgroup.kill", "1")
 
     def counters(self) -> Counters:
-        """Return what the kernel counted for the whole container.  Raises OSError once it is removed."""
+        """Return the counters of the whole container.  Raises OSError after its removal."""
         return ExecCgroup(self._unified, self._passed, self._legacy, None).counters()
 
     def init_oom_killed(self) -> bool:
-        """True if the kernel killed a process at the memory limit in the group of PID 1."""
+        """Return True if the kernel killed a process in the group of PID 1 at the memory limit."""
         if (memory := self._legacy.get("memory")) is not None:
             path = f"{memory}/memory.oom_control"
         elif "memory" in self._passed:
@@ -484,23 +350,23 @@ class Group:
         return bool(keyed(files.run(files.read(path)).texts[0], b"oom_kill"))
 
     def paths(self) -> dict[str, str]:
-        """`{controller: directory}`; the v2 group under 'unified'."""
+        """Return `{controller: directory}`, with the v2 group as 'unified'."""
         return {**self._legacy, **({"unified": self._unified} if self._unified else {})}
 
     def abandon(self) -> list[tuple[int, str]]:
-        """Return what the cleanup helper removes: (descriptor of the directory, name)."""
+        """Close the descriptors and return `parents`, below which the cleanup helper removes the group."""
         self.started()
         with self._lock:
-            self._spare.clear()
+            self._free.clear()
             self._busy.clear()
         return self.parents()
 
     def parents(self) -> list[tuple[int, str]]:
-        """(fd of the directory, name) of the group in every hierarchy."""
+        """Return the descriptor of the directory above the group, and the group's name, per hierarchy."""
         return [(self._cgroups.directory_fd(parent), self.name) for parent in self._above()]
 
     def _above(self) -> list[str]:
-        """The directory that the group is in, in every hierarchy."""
+        """Return the directory above the group, per hierarchy."""
         return [os.path.dirname(path) for path in self.paths().values()]
 
     @property
@@ -512,3 +378,15 @@ class Group:
     def tasks_count(self) -> int:
         """The number of v1 hierarchies, in each of which PID 1 writes itself to `tasks`."""
         return len(self._legacy)
+
+
+def _group_script(cgroups: Cgroups, limits: CgroupLimits, first: int, owned: bool) -> GroupScript:
+    """Return the script for groups of these limits, whose parents are sent from descriptor `first` on."""
+    key = (limits, first, owned)
+    script = cgroups.script(key)
+    if script is None:
+        script = Group(cgroups, NAME, OWNER if owned else None).group_script(limits, first)
+        # Limits of cpuset copy the sets of the groups above, which may change.
+        if not (limits.cpuset_cpus or limits.cpuset_mems):
+            cgroups.keep_script(key, script)
+    return script

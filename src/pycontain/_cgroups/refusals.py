@@ -1,4 +1,4 @@
-"""Errors for limits that this host cannot hold, and the remedy."""
+"""Errors for limits that this host cannot enforce, with hints."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pycontain._model.limits import CgroupLimits
 from pycontain.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from pycontain._cgroups.group import Cgroups
+    from pycontain._cgroups.hierarchies import Cgroups
 
 DELEGATE = "systemd-run --user --scope -p Delegate=yes python app.py"
 """The command by which systemd gives an unprivileged user a cgroup of its own."""
 
 
 def remedy() -> str:
-    """Return how this user gets a controller that is missing."""
+    """Return a hint how this user gets a missing controller."""
     if os.geteuid() == 0:
-        return "mount the controller: `pycontain doctor` lists those that are there"
+        return "mount the controller: `pycontain doctor` lists the present ones"
     return f"run the program in a cgroup of its own: {DELEGATE}"
 
 

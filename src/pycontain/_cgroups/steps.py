@@ -1,17 +1,17 @@
-"""One batch of file operations on cgroups, in which each limit is known by its name."""
+"""Batches of file operations on cgroups, whose errors name the limit that the kernel refused."""
 
 from __future__ import annotations
 
 import errno
 import os
 
-from pycontain._cgroups.detect import write
+from pycontain._cgroups.layout import write
 from pycontain._kernel import files
 from pycontain.errors import LimitError, UnsupportedError
 
 
 class Steps:
-    """One batch of file operations, and what each limit among them is called."""
+    """A batch of file operations, with the names of the limits among them."""
 
     def __init__(self) -> None:
         self._codes: list[bytes] = []
@@ -19,34 +19,41 @@ class Steps:
         self._limits: dict[int, tuple[str, str, str]] = {}
 
     def do(self, code: bytes) -> None:
-        """Something that has to succeed."""
+        """Add an operation, which has to succeed."""
         self._codes.append(code)
 
     def finally_do(self, code: bytes) -> None:
-        """Something to open, when the rest is done."""
+        """Add an operation that opens a file after all others are done."""
         self._last.append(code)
 
     def make(self, controller: str, path: str) -> None:
-        """A group of this controller."""
+        """Add the operations that make a group of this controller."""
         self.do(files.mkdir(path))
-        if controller == "cpuset":  # it takes nobody in before it has its sets
+        if controller == "cpuset":  # no process can enter the group before both files are set
             for name in ("cpuset.cpus", "cpuset.mems"):
                 self.do(files.write(f"{path}/{name}", _inherited(path, name)))
 
     def limit(self, directory: str, limits: dict[str, list[str]]) -> None:
-        """The files of one controller's limits."""
+        """Add the writes of one controller's limits, `{file: [text, ...]}`."""
         for name, texts in limits.items():
             for text in texts:
                 self._limits[len(self._codes)] = (directory, name, text)
                 self.do(files.write(f"{directory}/{name}", text))
 
     def merge(self, other: Steps) -> None:
-        """Another batch's operations behind these; limits of its are not told apart any more."""
+        """Append another batch's operations, without the names of its limits."""
         self._codes += other._codes
         self._last += other._last
 
     def below(self, parents: list[str], first: int = 0) -> bytes:
-        """All of it by place of an fd and path below: what a launcher, without these mounts, can do."""
+        """Return the script with every path relative to a directory descriptor.
+
+        A launcher runs it, which does not have the mounts of cgroups.
+
+        Args:
+            parents: The directories, in the order in which their descriptors are sent.
+            first: The position of the first of them among all descriptors that are sent.
+        """
         prefixes = [os.fsencode(parent) + b"/" for parent in parents]
         parts = []
         for code in (*self._codes, *self._last):
@@ -56,11 +63,20 @@ class Steps:
 
     @property
     def script(self) -> bytes:
-        """All of it, for who needs no name for a limit that is refused."""
+        """The whole script, for callers that do not name a refused limit."""
         return b"".join([*self._codes, *self._last])
 
     def run(self) -> list[int]:
-        """Do it all; what was opened.  Raises LimitError, UnsupportedError, OSError."""
+        """Run the batch.
+
+        Returns:
+            The descriptors that were opened.
+
+        Raises:
+            LimitError: The kernel refused a value.
+            UnsupportedError: The kernel has no file for a limit.
+            OSError: Another operation failed.
+        """
         at = 0
         while True:
             try:
@@ -76,8 +92,19 @@ class Steps:
                 at += 1
 
 
+def make_legacy(controller: str, path: str) -> None:
+    """Make a v1 group unless it exists.  Raises OSError."""
+    steps = Steps()
+    steps.make(controller, path)
+    try:
+        steps.run()
+    except files.Failed as error:
+        if error.errno != errno.EEXIST:
+            raise
+
+
 def _inherited(path: str, name: str) -> str:
-    """What the nearest group above that exists already has."""
+    """Return the content of a file in the nearest group above that exists."""
     parent = os.path.dirname(path)
     while not os.path.exists(f"{parent}/{name}"):
         parent = os.path.dirname(parent)
@@ -86,10 +113,11 @@ def _inherited(path: str, name: str) -> str:
 
 
 def _replace_missing(directory: str, name: str) -> None:
-    # Without swap accounting there is no swap limit to write, and none is needed where memory is the bound.
+    # A kernel without swap accounting has no file for a swap limit; on v1 swappiness 0 keeps the group
+    # from swapping.
     if name == "memory.swap.max":
         return
     if name == "memory.memsw.limit_in_bytes":
         write(f"{directory}/memory.swappiness", "0")
         return
-    raise UnsupportedError(f"the limit {name}", hint="this kernel has no such file")
+    raise UnsupportedError(f"the limit {name}", hint="leave the limit out: this kernel has no such file")

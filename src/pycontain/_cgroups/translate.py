@@ -1,4 +1,4 @@
-"""Limits as the files that the kernel reads: pure, for v1 and v2."""
+"""Translation of limits to the files of cgroup v1 and v2.  Only the devices of io_max are looked up."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from pycontain._model.sizes import UNLIMITED
 from pycontain.errors import LimitError
 
 PERIOD = 100_000
-"""Microseconds over which a share of processors is measured."""
+"""The period of a processor limit, in microseconds."""
 
 _MAX_V1 = 0x7FFFFFFFFFFFF000
 
 SOCKETS = "memory.kmem.tcp.limit_in_bytes"
-"""The v1 file whose first write makes the kernel count the buffers of a group's TCP and UDP sockets.
+"""The v1 file whose first write makes the kernel count the socket buffers (TCP, UDP) of a group.
 
-v1 counts them beside `memory`, v2 within it.  Groups below have to write it too; they count into those above.
+v1 counts them apart from `memory`, v2 as part of it.  Groups below have to write the file as well; their
+buffers count in the groups above too.
 """
 
 _SOCKETS_LEAST = 4 << 20
-"""Bytes for sockets however small `memory` is: a few connections at the default size of their buffers."""
+"""The least limit of socket buffers, in bytes: a few connections at the default buffer size."""
 
 
 def v2(limits: CgroupLimits) -> dict[str, dict[str, list[str]]]:  # noqa: C901  one line per field
-    """`{controller: {file: [text, ...]}}` of cgroup v2, in the order in which to write."""
+    """Return `{controller: {file: [text, ...]}}` of cgroup v2, in the order of the writes."""
     files: dict[str, dict[str, list[str]]] = {}
 
     def put(controller: str, name: str, *texts: str) -> None:
@@ -63,7 +64,7 @@ def _most(value: int) -> str:
 
 
 def v1(limits: CgroupLimits) -> dict[str, dict[str, list[str]]]:  # noqa: C901  one line per field
-    """`{controller: {file: [text, ...]}}` of cgroup v1, in the order in which to write."""
+    """Return `{controller: {file: [text, ...]}}` of cgroup v1, in the order of the writes."""
     files: dict[str, dict[str, list[str]]] = {}
 
     def put(controller: str, name: str, *texts: str) -> None:
@@ -103,9 +104,9 @@ def exec_files(
     """Return the v1 files of one controller for the group of one exec.
 
     Args:
-        controller: its v1 name.
-        files: what `v1` made of the limits of the exec.
-        sockets: the kernel can count socket buffers; they are limited in the container's group.
+        controller: Its v1 name.
+        files: The result of `v1` for the limits of the exec.
+        sockets: The kernel can count socket buffers; their limit is in the container's group.
     """
     own = {name: texts for name, texts in files.get(controller, {}).items() if name != SOCKETS}
     return {SOCKETS: ["-1"], **own} if controller == "memory" and sockets else own
@@ -120,12 +121,12 @@ _V1_IO = {
 
 
 def _shares(weight: int) -> int:
-    """The share of v1 (2 to 262144, 1024 by default) of a weight of v2 (1 to 10000, 100 by default)."""
+    """Convert a v2 weight (1 to 10000, 100 by default) to v1 shares (2 to 262144, 1024 by default)."""
     return max(2, min(262144, round(weight * 10.24)))
 
 
 def _device(path: str) -> str:
-    """'major:minor' of a block device, or of the whole device below a file's file system."""
+    """Return 'major:minor' of a block device, or of the device that a file's file system is on."""
     if not path.startswith("/"):
         return path  # MAJOR:MINOR, as CgroupLimits checked it
     try:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from pycontain._cgroups import translate
-from pycontain._cgroups.detect import write
-from pycontain._cgroups.group import make_legacy
+from pycontain._cgroups.layout import write
+from pycontain._cgroups.steps import make_legacy
 
 if TYPE_CHECKING:
-    from pycontain._cgroups.group import Cgroups
+    from pycontain._cgroups.hierarchies import Cgroups
     from pycontain._model.limits import CgroupLimits
 
 _SYSTEM = ("devices/system/cpu", "devices/system/node")

@@ -158,7 +158,7 @@ class Launch:
         by_launcher = group is not None and (ahead or self._spare is not None)
         if group is not None and by_launcher:
             first = len(self._outgoing)
-            script = (group.ahead if ahead else group.claim)(self.limits, first)
+            script = (group.creation_script if ahead else group.limits_script)(self.limits, first)
             parents = [fd for fd, _ in group.parents()]
             if ahead:
                 entry = CgroupEntry(group.enters_unified, group.tasks_count, len(parents))

@@ -6,14 +6,14 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from pycontain._cgroups import group as groups
+from pycontain._cgroups.hierarchies import remove_owner
 from pycontain._networks.leftover import remove_networks
 from pycontain._state.owner import Claim, claim_dead
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pycontain._cgroups.detect import Layout
+    from pycontain._cgroups.layout import CgroupLayout
     from pycontain._kernel.launcher import Launcher
     from pycontain._state.paths import Roots
 
@@ -21,7 +21,7 @@ _PATIENCE, _PAUSE = 2.0, 0.01
 """Seconds to try for one dead owner, and between two tries."""
 
 
-def recover(roots: Roots, layout: Layout, make_helper: Callable[[], Launcher]) -> int:
+def recover(roots: Roots, layout: CgroupLayout, make_helper: Callable[[], Launcher]) -> int:
     """Remove everything of owners whose process is gone.
 
     An owner of which something cannot be removed yet keeps its name, so that the next engine tries again.
@@ -48,7 +48,7 @@ def recover(roots: Roots, layout: Layout, make_helper: Callable[[], Launcher]) -
     return len(claims)
 
 
-def _remove(claim: Claim, layout: Layout, helper: Launcher, live: int) -> bool:
+def _remove(claim: Claim, layout: CgroupLayout, helper: Launcher, live: int) -> bool:
     """Remove everything of one dead owner; return whether nothing is left.
 
     Without a cgroup that reports the end of the last process, a directory may be busy for a moment.
@@ -56,7 +56,7 @@ def _remove(claim: Claim, layout: Layout, helper: Launcher, live: int) -> bool:
     deadline = time.monotonic() + _PATIENCE
     while True:
         try:
-            groups_gone = groups.recover(claim.owner, layout)
+            groups_gone = remove_owner(claim.owner, layout)
             if os.geteuid() == 0:  # rootless networks were in a namespace that no longer exists
                 remove_networks(claim.owner)
             helper.remove(live, claim.owner)

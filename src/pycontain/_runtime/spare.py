@@ -46,7 +46,7 @@ class Spares:
             return None
         if (spare.namespaces, spare.flags) != (root_plan.namespaces, root_plan.flags):
             return None
-        if not spare.group.takes(limits):
+        if not spare.group.can_hold(limits):
             return None
         launcher.spare = None
         return spare
@@ -61,7 +61,7 @@ class Spares:
         block = self._engine.owner.blocks.acquire()
         self._number += 1
         group = Group(cgroups, f"s{self._number}", block)
-        script = group.ahead(CgroupLimits())
+        script = group.creation_script(CgroupLimits())
         parents = [fd for fd, _ in group.parents()]
         plan = root_plan.spare(block, CgroupEntry(group.enters_unified, group.tasks_count, len(parents)))
         # Known before it exists: whatever of it comes to be is removed with the launcher's engine.

@@ -1,4 +1,4 @@
-"""Which cgroup hierarchies this host has, and where this process may make groups in them."""
+"""Detection of the cgroup hierarchies of this host and of the directories this process may use."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 @frozen(kw_only=True)
-class Layout:
-    """Directories below which this process may make its groups.
+class CgroupLayout:
+    """The directories below which this process may make cgroups.
 
-    unified: in the v2 tree, or None.  controllers: those that v2 can limit with there.
-    legacy: v1 controller to directory.  delegate: the v2 mount checks cgroup namespaces (nsdelegate).
-    counts_sockets: the memory controller of v1 can count the buffers of sockets; v2 does by itself.
+    Attributes:
+        unified: The directory in the v2 hierarchy, or None.
+        controllers: The controllers of v2 that groups below it can have.
+        legacy: `{v1 controller: directory}`.
+        delegate: The v2 mount has the option nsdelegate: cgroup namespaces are boundaries.
+        counts_sockets: The memory controller of v1 can count socket buffers; v2 always does.
     """
 
     unified: str | None = None
@@ -34,13 +37,13 @@ class Layout:
 
     @property
     def name(self) -> str:
-        """'v2', 'hybrid', 'v1' or 'none'."""
+        """The kind of layout: 'v2', 'hybrid', 'v1' or 'none'."""
         if self.unified is None:
             return "v1" if self.legacy else "none"
         return "hybrid" if self.legacy else "v2"
 
     def has(self, controller: str) -> bool:
-        """Can this controller (by its v2 name) limit anything here?"""
+        """Return True if a controller, by its v2 name, exists here in v1 or v2."""
         return controller in self.controllers or {"io": "blkio"}.get(controller, controller) in self.legacy
 
 
@@ -55,7 +58,7 @@ class Mount:
 
 
 def parse_mounts(lines: Iterable[str]) -> list[Mount]:
-    """The mounts of mountinfo lines; malformed lines are skipped."""
+    """Parse lines of /proc/self/mountinfo; malformed lines are skipped."""
     mounts = []
     for line in lines:
         left, dash, right = line.partition(" - ")
@@ -72,7 +75,7 @@ def _unescape(text: str) -> str:
 
 
 def own_groups(lines: Iterable[str]) -> dict[str, str]:
-    """`{controller: path}` of /proc/self/cgroup; the v2 path under ''."""
+    """Parse lines of /proc/self/cgroup to `{controller: path}`, with the v2 path under ''."""
     groups = {}
     for line in lines:
         _, names, path = line.rstrip("\n").split(":", 2)
@@ -81,8 +84,8 @@ def own_groups(lines: Iterable[str]) -> dict[str, str]:
     return groups
 
 
-def detect() -> Layout:
-    """Look at the mounts and at this process's own groups; nothing is created."""
+def detect() -> CgroupLayout:
+    """Find the hierarchies from the mounts and this process's own groups; no group is made."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         mounts = parse_mounts(lines)
     with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as lines:
@@ -102,19 +105,19 @@ def detect() -> Layout:
         unified = _mounted_aside()
     controllers = _enable(unified) if unified else frozenset()
     sockets = "memory" in legacy and os.path.exists(f"{legacy['memory']}/{SOCKETS}")
-    return Layout(
+    return CgroupLayout(
         unified=unified, controllers=controllers, legacy=legacy, delegate=delegate, counts_sockets=sockets
     )
 
 
 def _mounted_aside() -> str | None:
-    """The v2 tree exists on every kernel wanted here, mounted or not: reach it by a detached mount."""
+    """Return the v2 hierarchy by a detached mount: the kernel has it even where it is not mounted."""
     fd = native.lib.pcx_clone_mount(b"cgroup2")
     return f"/proc/self/fd/{fd}" if fd >= 0 else None
 
 
 def _base(mount: Mount, own: str) -> str | None:
-    """The highest directory on the way to our own group in which this user may make groups."""
+    """Return the highest directory above this process's group in which this user may make groups."""
     if os.geteuid() == 0 and os.access(mount.point, os.W_OK):
         return mount.point
     relative = os.path.relpath(own, mount.root)
@@ -130,21 +133,21 @@ def _base(mount: Mount, own: str) -> str | None:
 
 
 def _enable(directory: str) -> frozenset[str]:
-    """Pass on the controllers that this directory has; those that its children have afterwards."""
+    """Enable a directory's controllers for its children; return those that the children have."""
     control = os.path.join(directory, "cgroup.subtree_control")
-    # With processes of somebody's in it, a group below the root that passes controllers on holds no others.
+    # cgroups(7), "no internal processes": with processes in it, a group other than the root enables none.
     if os.path.exists(os.path.join(directory, "cgroup.type")) and read_words(f"{directory}/cgroup.procs"):
         return frozenset(read_words(control) & set(V2_CONTROLLERS))
     for name in read_words(os.path.join(directory, "cgroup.controllers")) & set(V2_CONTROLLERS):
         try:
             write(control, f"+{name}")
         except OSError:
-            continue  # not delegated, or processes of others stand in this very group
+            continue  # the controller is not delegated, or other processes are in this group
     return frozenset(read_words(control) & set(V2_CONTROLLERS))
 
 
 def read_words(path: str) -> set[str]:
-    """The words of a file; none where it is missing."""
+    """Return the words of a file, an empty set if it cannot be read."""
     try:
         with open(path, encoding="ascii") as file:
             return set(file.read().split())
@@ -153,7 +156,7 @@ def read_words(path: str) -> set[str]:
 
 
 def write(path: str, text: str) -> None:
-    """One write(2), as cgroup files want it.  Raises OSError."""
+    """Write text by a single write(2), as cgroup files need it.  Raises OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode())
