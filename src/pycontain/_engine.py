@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pycontain._images.store import Store
     from pycontain._images.sweep import Swept
     from pycontain._networks.bridge import Bridge
-    from pycontain._networks.fabric import Fabric
+    from pycontain._networks.manager import NetworkManager
     from pycontain._objects.container import Container
     from pycontain._objects.image import Image
     from pycontain._objects.network import Network
@@ -99,8 +99,8 @@ class Engine:
         self._host_image: Image | None = None
         self._host_locks: dict[str, int] = {}
         self._store: Store | None = None
-        self._fabric: Fabric | None = None
-        self._hub: LauncherPool | None = None
+        self._network_manager: NetworkManager | None = None
+        self._rootless_netns: LauncherPool | None = None
         self.interrupts = Interrupts(self._list_running)
         self._held: dict[object, CgroupLimits] = {}
         self.root_plans: dict[object, RootPlan] = {}
@@ -189,36 +189,40 @@ class Engine:
     @property
     def bridges(self) -> list[Bridge]:
         """What stands behind them."""
-        fabric = self._fabric
-        return [] if fabric is None else sorted(fabric.bridges.values(), key=lambda one: one.name)
+        manager = self._network_manager
+        return [] if manager is None else sorted(manager.bridges.values(), key=lambda one: one.name)
 
     @property
-    def fabric(self) -> Fabric:
+    def network_manager(self) -> NetworkManager:
         """What its networks stand on, made on first use.  Raises UnsupportedError, StartError."""
         self.check_open()
         with self._making:
-            if self._fabric is None:
-                from pycontain._networks.fabric import Fabric
+            if self._network_manager is None:
+                from pycontain._networks.manager import NetworkManager
 
-                self._fabric = Fabric(self.owner.name, self._hub_pool(), hub=not self.features.privileged)
-            return self._fabric
+                self._network_manager = NetworkManager(
+                    self.owner.name, self._rootless_netns_pool(), rootless=not self.features.privileged
+                )
+            return self._network_manager
 
-    def _hub_pool(self) -> LauncherPool:
+    def _rootless_netns_pool(self) -> LauncherPool:
         """A launcher for networks: root's so that it waits for no start, a plain user's to be in one."""
-        if self._hub is None:
+        if self._rootless_netns is None:
             plain = not self.features.privileged
-            self._hub = LauncherPool(plain=plain, maps=self._maps, size=1, hub=plain, views=self._views)
-        return self._hub
+            self._rootless_netns = LauncherPool(
+                plain=plain, maps=self._maps, size=1, rootless_netns=plain, views=self._views
+            )
+        return self._rootless_netns
 
     def birthplace(self, linkage: Linkage) -> LauncherPool:
         """The launchers of which a container of these networks is born.
 
         A plain user's networks are in a namespace of one launcher, which has rights over its children's.
         """
-        if self.features.privileged or not linkage.in_hub:
+        if self.features.privileged or not linkage.in_rootless_netns:
             return self.launchers
         with self._making:
-            return self._hub_pool()
+            return self._rootless_netns_pool()
 
     def find_named(self, name: str) -> Running:
         """The container of this engine that lives under this name or id.  Raises NotFound."""
@@ -327,10 +331,10 @@ class Engine:
         self._end_all(Cause("cancelled", "its engine was closed"))
         self.disk.close()
         self.ahead.discard()
-        if self._fabric is not None:
-            self._fabric.close()
-        if self._hub is not None:
-            self._hub.end()
+        if self._network_manager is not None:
+            self._network_manager.close()
+        if self._rootless_netns is not None:
+            self._rootless_netns.end()
         self.launchers.end()
         self.ahead.spares.discard()
         if store is not None:
@@ -341,8 +345,8 @@ class Engine:
             self.cleanup.discard(name)
         self.cleanup.close()
         self.launchers.close()
-        if self._hub is not None:
-            self._hub.close()
+        if self._rootless_netns is not None:
+            self._rootless_netns.close()
         if not self.cgroups.remove():
             remove_owner(self.owner.name, self.cgroups.layout)
         with contextlib.suppress(OSError):
@@ -365,10 +369,10 @@ class Engine:
         self.leases.forget()
         for one in self._running.values():
             one.forget()
-        for part in (self.ahead, self.interrupts, self.disk, self._fabric, self._hub):
+        for part in (self.ahead, self.interrupts, self.disk, self._network_manager, self._rootless_netns):
             if part is not None:
                 part.forget()
-        self._fabric = self._hub = None
+        self._network_manager = self._rootless_netns = None
         self.launchers.forget()
         self.cleanup.forget()
         self.cgroups.forget()

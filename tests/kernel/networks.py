@@ -14,7 +14,7 @@ from tests.support.world import World
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _fabric() -> None:
+def _network_manager() -> None:
     """Create the objects that all networks share before the leak check counts."""
     from pycontain._engine import default_engine
 
@@ -23,7 +23,7 @@ def _fabric() -> None:
     except UnsupportedError as refused:
         pytest.skip(f"{refused.hint}")
     with first, Container(network=first):
-        default_engine().fabric.relay()
+        default_engine().network_manager.relay()
 
 
 @pytest.fixture(autouse=True)
@@ -32,10 +32,10 @@ def _nothing_is_left(engine: Engine) -> Iterator[None]:
     yield
     engine.ahead.discard()
     assert [one.name for one in Network.list()] == []
-    firewall = engine.fabric.firewall
+    firewall = engine.network_manager.firewall
     for name in firewall.sets.keys() - {"refused", "sources", "tracking", "host", "host6"}:
         assert firewall.elements(name) == [], name
-    route = engine.fabric.domain.route
+    route = engine.network_manager.netns.route
     assert not [one for one in links.seen_links(route.ask(links.every_link())) if _is_bridge(one, engine)]
 
 

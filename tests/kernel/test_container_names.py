@@ -9,9 +9,9 @@ import pytest
 
 from pycontain import Container, Engine, Network
 from pycontain._model.names import NameOptions, search_domains
-from tests.kernel.networks import _fabric, _nothing_is_left, net, outside, root_only, world
+from tests.kernel.networks import _network_manager, _nothing_is_left, net, outside, root_only, world
 
-__all__ = ["_fabric", "_nothing_is_left", "net", "outside", "world"]
+__all__ = ["_network_manager", "_nothing_is_left", "net", "outside", "world"]
 
 _LOOK = "import socket, sys; print(sorted({one[4][0] for one in socket.getaddrinfo(sys.argv[1], 1)}))"
 

@@ -12,36 +12,36 @@ import pytest
 
 from pycontain import Engine
 from pycontain._networks import netem
-from pycontain._networks.domain import Domain
 from pycontain._networks.netem import NoNetem, Shape
+from pycontain._networks.netns_host import NetnsHost
 from tests.support.world import World
 
 
 @pytest.fixture
-def pair(engine: Engine) -> Iterator[tuple[Domain, World]]:
+def pair(engine: Engine) -> Iterator[tuple[NetnsHost, World]]:
     """Return an interface with a peer behind it."""
     if not engine.features.privileged:
         pytest.skip("the host's interfaces are root's")
     try:
-        domain = Domain(engine.launchers, hub=False)
+        netns = NetnsHost(engine.launchers, rootless=False)
     except OSError:
         pytest.skip("no nfnetlink")
     world = World()
-    yield domain, world
+    yield netns, world
     world.close()
-    domain.forget()
+    netns.forget()
 
 
 @contextlib.contextmanager
-def _shaped(domain: Domain, world: World, shape: Shape) -> Iterator[None]:
+def _shaped(netns: NetnsHost, world: World, shape: Shape) -> Iterator[None]:
     try:
-        netem.apply(domain, world.link, shape)
+        netem.apply(netns, world.link, shape)
     except NoNetem:
         pytest.skip("the kernel needs sch_netem")
     try:
         yield
     finally:
-        netem.apply(domain, world.link, Shape())
+        netem.apply(netns, world.link, Shape())
 
 
 def _listing(world: World) -> str:
@@ -62,15 +62,15 @@ def _round_trip(world: World) -> float:
 
 
 @pytest.mark.xdist_group("world")
-def test_delay_loss_and_rate(pair: tuple[Domain, World]) -> None:
-    domain, world = pair
+def test_delay_loss_and_rate(pair: tuple[NetnsHost, World]) -> None:
+    netns, world = pair
     _round_trip(world)
-    with _shaped(domain, world, Shape(delay=0.2)):
+    with _shaped(netns, world, Shape(delay=0.2)):
         assert _round_trip(world) > 0.19
-    with _shaped(domain, world, Shape(delay=0.05, jitter=0.001, loss=0.25, rate=1_250_000)):
+    with _shaped(netns, world, Shape(delay=0.05, jitter=0.001, loss=0.25, rate=1_250_000)):
         listing = _listing(world)
         for part in ("delay 50", "1ms", "loss 25%", "rate 10Mbit"):
             assert part in listing, listing
     assert "netem" not in _listing(world)
-    with _shaped(domain, world, Shape(loss=1.0)), pytest.raises(TimeoutError):
+    with _shaped(netns, world, Shape(loss=1.0)), pytest.raises(TimeoutError):
         _round_trip(world)

@@ -27,10 +27,10 @@ from pycontain import (
 from pycontain._kernel.netlink import ROUTE, Message, Netlink, NetlinkError
 from pycontain._networks import links, nft
 from pycontain._networks.zone import Client
-from tests.kernel.networks import _fabric, _nothing_is_left, net, root_only
+from tests.kernel.networks import _network_manager, _nothing_is_left, net, root_only
 from tests.support.inside import PORT, comes_to_reach, echo, is_cut_off, query, reach, reaches, resolve
 
-__all__ = ["_fabric", "_nothing_is_left", "net"]
+__all__ = ["_network_manager", "_nothing_is_left", "net"]
 
 
 def test_two_on_a_network_reach_each_other_by_every_name(net: Network) -> None:
@@ -357,7 +357,7 @@ def test_an_end_that_was_interrupted_leaves_no_member(
     engine: Engine, net: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = Container(network=net).start()
-    drop = engine.fabric.names.drop
+    drop = engine.network_manager.names.drop
     interrupts = iter([KeyboardInterrupt])
 
     def interrupted(client: Client) -> None:
@@ -365,14 +365,14 @@ def test_an_end_that_was_interrupted_leaves_no_member(
             raise one
         drop(client)
 
-    monkeypatch.setattr(engine.fabric.names, "drop", interrupted)
+    monkeypatch.setattr(engine.network_manager.names, "drop", interrupted)
     with pytest.raises(KeyboardInterrupt):
         one.remove()
     assert net.containers == {}
 
 
 def test_a_batch_goes_on_past_what_is_refused(engine: Engine, net: Network) -> None:
-    route, index = engine.fabric.domain.route, net._bridge.index
+    route, index = engine.network_manager.netns.route, net._bridge.index
 
     def refused(*messages: Message) -> int:
         with pytest.raises(NetlinkError, match="No such device") as caught:

@@ -29,11 +29,11 @@ from pycontain import (
 )
 from pycontain._objects import copyup
 from pycontain._runtime.users import open_inside
-from tests.kernel.networks import _fabric, _nothing_is_left, net, outside, world
+from tests.kernel.networks import _network_manager, _nothing_is_left, net, outside, world
 from tests.support.inside import PORT, ask, echo, is_cut_off, open_in, reach, resolve
 from tests.support.world import World
 
-__all__ = ["_fabric", "_nothing_is_left", "net", "outside", "world"]
+__all__ = ["_network_manager", "_nothing_is_left", "net", "outside", "world"]
 
 
 def _connect(address: str, port: int, *, udp: bool = False) -> str:

@@ -16,12 +16,12 @@ import pytest
 
 from pycontain import Container, Egress, Engine, Network, Security
 from pycontain._networks import firewall
-from tests.kernel.networks import _fabric, _nothing_is_left, net, outside, root_only, world
+from tests.kernel.networks import _network_manager, _nothing_is_left, net, outside, root_only, world
 from tests.kernel.test_ports import echo_here
 from tests.support.inside import PORT, comes_to_reach, echo, is_cut_off, open_in, reach
 from tests.support.world import World
 
-__all__ = ["_fabric", "_nothing_is_left", "net", "outside", "world"]
+__all__ = ["_network_manager", "_nothing_is_left", "net", "outside", "world"]
 
 _REACH = """
 import socket, sys
@@ -138,7 +138,7 @@ def _endpoints() -> set[str]:
 def test_the_engine_has_no_endpoint_with_a_name(net: Network, tmp_path: Path) -> None:
     before = _endpoints()
     with Engine(tmp_path) as engine, Network("pyc-own", internal=True, engine=engine) as own:
-        engine.fabric.relay()
+        engine.network_manager.relay()
         with Container(network=own, engine=engine) as one:
             one.exec(["true"])
             new = {name for name in _endpoints() - before if "pyc" in name or str(tmp_path) in name}

@@ -23,11 +23,11 @@ from pycontain._networks.learned import (
 )
 from pycontain._networks.outside import problems
 from pycontain._networks.policy import Guide
-from tests.kernel.networks import _fabric, _nothing_is_left, root_only, world
+from tests.kernel.networks import _network_manager, _nothing_is_left, root_only, world
 from tests.support.inside import PORT, ask, echo, is_cut_off, open_in, reach
 from tests.support.world import World
 
-__all__ = ["_fabric", "_nothing_is_left", "world"]
+__all__ = ["_network_manager", "_nothing_is_left", "world"]
 
 _PUSH = """
 import socket, sys
@@ -283,14 +283,14 @@ def test_revoke_and_close_with_as_many_addresses_as_there_may_be(engine: Engine)
         for at in range(2 * MOST // MOST_PER_ANSWER // 2):
             found = [f"93.{at % 200 + 1}.{k // 200}.{k % 200 + 1}" for k in range(MOST_PER_ANSWER)]
             guide.learned(f"n{at}.example.org", found, 3600, f"container-{at % 8}")
-        assert len(guide._learned) == MOST == len(engine.fabric.firewall.elements("learned"))
+        assert len(guide._learned) == MOST == len(engine.network_manager.firewall.elements("learned"))
         egress.revoke("*.example.org:443")
-        assert engine.fabric.firewall.elements("learned") == []
+        assert engine.network_manager.firewall.elements("learned") == []
         egress.permit("*.example.org:443")
         for at in range(MOST // MOST_PER_ANSWER // 2):
             found = [f"93.{at % 200 + 1}.{k // 200}.{k % 200 + 1}" for k in range(MOST_PER_ANSWER)]
             guide.learned(f"n{at}.example.org", found, 3600, f"container-{at % 8}")
-        assert len(engine.fabric.firewall.elements("learned")) == MOST
+        assert len(engine.network_manager.firewall.elements("learned")) == MOST
 
 
 @pytest.mark.case("A12")
@@ -309,7 +309,7 @@ def test_ranges_by_the_thousand_are_replaced_at_once(engine: Engine) -> None:
 @pytest.mark.case("A12")
 def test_batches_larger_than_the_send_buffer(engine: Engine) -> None:
     """Rootless, net.core.wmem_max may be below that: the error is typed then and names the size."""
-    firewall = engine.fabric.firewall
+    firewall = engine.network_manager.firewall
     host = firewall.sets["host"]
     elements = [nft.Element(nft.address(f"198.18.{at // 250}.{at % 250}")) for at in range(5000)]
     with open("/proc/sys/net/core/wmem_max") as file:
@@ -332,7 +332,7 @@ def test_oldest_addresses_of_a_container_make_room(engine: Engine) -> None:
             assert learned == found[:MOST_PER_ANSWER]
         assert len(guide._learned) == MOST_PER_CONTAINER + 1
         held = {key for _, key in guide._learned}
-        name = nft.interface(engine.fabric.bridges[guide._network.name].link)
+        name = nft.interface(engine.network_manager.bridges[guide._network.name].link)
         assert nft.key(name, nft.address("8.8.8.8")) in held
         assert nft.key(name, nft.address("93.1.0.1")) not in held
         for at in range(2 * MOST_NAMES_PER_CONTAINER):

@@ -9,10 +9,10 @@ import pytest
 
 from pycontain import Container, Engine, Network, Security
 from pycontain._networks.guard import link_local
-from tests.kernel.networks import _fabric, _nothing_is_left, root_only
+from tests.kernel.networks import _network_manager, _nothing_is_left, root_only
 from tests.support.inside import echo, open_in, reach
 
-__all__ = ["_fabric", "_nothing_is_left"]
+__all__ = ["_network_manager", "_nothing_is_left"]
 
 _RAW = Security.SANDBOX.evolve(capabilities={"NET_RAW"})
 _SOLICITATION, _NEIGHBOUR = b"\x87", b"\x88"

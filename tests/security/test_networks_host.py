@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from pycontain import Container, Egress, Engine, Network
-from tests.kernel.networks import _fabric, _nothing_is_left, needs_way_out, world
+from tests.kernel.networks import _network_manager, _nothing_is_left, needs_way_out, world
 from tests.support.inside import is_cut_off, reach
 from tests.support.world import World
 
-__all__ = ["_fabric", "_nothing_is_left", "world"]
+__all__ = ["_network_manager", "_nothing_is_left", "world"]
 
 _BY_THE_WAY_OUT = """
 import contextlib, socket, sys

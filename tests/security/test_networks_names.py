@@ -14,10 +14,10 @@ import pytest
 from pycontain import Container, Engine, Network
 from pycontain._networks import budget
 from pycontain._networks.attached import RESOLVER
-from tests.kernel.networks import _fabric, _nothing_is_left, net
+from tests.kernel.networks import _network_manager, _nothing_is_left, net
 from tests.support.inside import open_in, resolve
 
-__all__ = ["_fabric", "_nothing_is_left", "net"]
+__all__ = ["_network_manager", "_nothing_is_left", "net"]
 
 _SILENCE = 0.5
 _MANY = 200
@@ -121,7 +121,7 @@ def _flooding(container: Container, flood: str) -> Iterator[None]:
 
 def _processor_time(engine: Engine, seconds: float) -> float:
     """Processor time of the name service's thread meanwhile."""
-    thread = engine.fabric.names._thread
+    thread = engine.network_manager.names._thread
     assert thread is not None
     clock = time.pthread_getcpuclockid(thread.ident or 0)
     before = time.clock_gettime(clock)

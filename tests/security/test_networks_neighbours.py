@@ -23,10 +23,10 @@ from pycontain import (
     UnsupportedError,
 )
 from pycontain._networks import links
-from tests.kernel.networks import _fabric, _nothing_is_left, net, outside, root_only
+from tests.kernel.networks import _network_manager, _nothing_is_left, net, outside, root_only
 from tests.support.inside import echo, open_in, reach, resolve
 
-__all__ = ["_fabric", "_nothing_is_left", "net", "outside"]
+__all__ = ["_network_manager", "_nothing_is_left", "net", "outside"]
 
 _RAW = Security.SANDBOX.evolve(capabilities={"NET_RAW"}, no_new_privs=True)
 
@@ -232,19 +232,19 @@ _ROUNDS = 60
 
 def _state(engine: Engine) -> dict[str, object]:
     """Return the objects that connect cycles could leak."""
-    fabric = engine.fabric
+    manager = engine.network_manager
     engine.ahead.discard()
     engine.settle()
-    elements = {name: len(fabric.firewall.elements(name)) for name in fabric.firewall.sets}
-    seen = links.seen_links(fabric.domain.route.ask(links.every_link()))
+    elements = {name: len(manager.firewall.elements(name)) for name in manager.firewall.sets}
+    seen = links.seen_links(manager.netns.route.ask(links.every_link()))
     return {
         "links": [link.name for link in seen if link.name.startswith(links.prefix(engine.owner.name))],
         "elements": elements,
         "fds": len(os.listdir("/proc/self/fd")),
         "threads": threading.active_count(),
-        "networks": list(fabric.bridges),
-        "subnets": fabric.subnets.held,
-        "relay": len(os.listdir(f"/proc/{fabric.relay().pid}/fd")) if os.geteuid() == 0 else 0,
+        "networks": list(manager.bridges),
+        "subnets": manager.subnets.held,
+        "relay": len(os.listdir(f"/proc/{manager.relay().pid}/fd")) if os.geteuid() == 0 else 0,
     }
 
 

@@ -16,12 +16,12 @@ import pytest
 from pycontain import Container, Endpoint, Engine, Network, PycontainError, StateError
 from pycontain._kernel.netns import SocketSpec
 from pycontain._networks.attached import Attached
-from pycontain._networks.domain import Domain
+from pycontain._networks.netns_host import NetnsHost
 from pycontain._networks.publish import Publisher
-from tests.kernel.networks import _fabric, _nothing_is_left, net, root_only
+from tests.kernel.networks import _network_manager, _nothing_is_left, net, root_only
 from tests.security.test_networks_neighbours import _settled, _state
 
-__all__ = ["_fabric", "_nothing_is_left", "net"]
+__all__ = ["_network_manager", "_nothing_is_left", "net"]
 
 
 def _within(seconds: float, what: Callable[[], bool]) -> bool:
@@ -39,13 +39,13 @@ def test_who_ends_while_it_is_linked_is_mistaken_for_nobody(
 ) -> None:
     """Numbers of fds and processes are reused: an operation for an old owner must not hit a new one."""
     seen: list[str] = []
-    enter = Domain.within
+    enter = NetnsHost.within
     one = Container().start()
     running = one._live()
     kind = os.readlink(f"/proc/self/fd/{running.pidfd}")
 
     def after_its_end(
-        self: Domain, pidfd: int, wanted: Sequence[SocketSpec], settings: Mapping[str, str]
+        self: NetnsHost, pidfd: int, wanted: Sequence[SocketSpec], settings: Mapping[str, str]
     ) -> list[int]:
         ending.start()
         assert _within(10, lambda: running.cleanup_job is not None and running.cleanup_job.taken)
@@ -54,7 +54,7 @@ def test_who_ends_while_it_is_linked_is_mistaken_for_nobody(
         return enter(self, pidfd, wanted, settings)
 
     ending = threading.Thread(target=one.remove)
-    monkeypatch.setattr(Domain, "within", after_its_end)
+    monkeypatch.setattr(NetnsHost, "within", after_its_end)
     with pytest.raises(StateError, match="is not running"):
         net.connect(one)
     ending.join()
@@ -115,7 +115,7 @@ def test_a_container_without_a_network_is_linked_by_many_at_once(engine: Engine)
                 assert len(one.addresses) == 4
                 running = one._live()
                 assert running.attach(lambda pidfd: pytest.fail("again")) is running.attached
-            assert not [attached for attached in engine.fabric._attached if attached.addresses]
+            assert not [attached for attached in engine.network_manager._attached if attached.addresses]
 
 
 def _lives_on(network: Network) -> str:

@@ -11,11 +11,11 @@ import pytest
 from pycontain import Container, Engine, Network
 from pycontain._kernel.netlink import attribute
 from pycontain._networks import firewall, nft
-from tests.kernel.networks import _fabric, _nothing_is_left, outside, world
+from tests.kernel.networks import _network_manager, _nothing_is_left, outside, world
 from tests.support.inside import open_in
 from tests.support.world import World
 
-__all__ = ["_fabric", "_nothing_is_left", "outside", "world"]
+__all__ = ["_network_manager", "_nothing_is_left", "outside", "world"]
 
 _COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 _SLACK = 200
@@ -53,7 +53,7 @@ def test_one_container_takes_a_share_of_the_tracked_connections(
 @pytest.mark.control("A03")
 def test_without_the_bound_a_container_takes_more(world: World, outside: Network, engine: Engine) -> None:
     most = firewall._most_tracked()
-    table = engine.fabric.firewall
+    table = engine.network_manager.firewall
     flush = nft._message(nft._DELRULE, nft.INET, attribute(1, table.table), attribute(2, "tracked"))
     table.do([flush])
     try:

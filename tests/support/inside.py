@@ -27,8 +27,8 @@ def open_in(
 ) -> socket.socket:
     """A socket of the container's namespace."""
     running = container._live()
-    domain = container._engine.fabric.domain
-    (fd,) = domain.within(running.pidfd, [SocketSpec(family, kind, protocol)], {})
+    netns = container._engine.network_manager.netns
+    (fd,) = netns.within(running.pidfd, [SocketSpec(family, kind, protocol)], {})
     return socket.socket(fileno=fd)
 
 

@@ -26,7 +26,7 @@ from pycontain.errors import StartError
 
 _EFBIG = 27
 _FIRST_TABLE_SLOT = 255
-_PLAIN, _FILES, _HUB = 1, 2, 3
+_PLAIN, _FILES, _ROOTLESS_NETNS = 1, 2, 3
 _PATIENCE = 10.0
 """Seconds for a killed launcher to be gone."""
 
@@ -37,7 +37,7 @@ class Launcher:
     plain: the caller has no CAP_SYS_ADMIN; the launcher makes a user namespace of its own first.
     maps: for plain users, the id maps to write with newuidmap and newgidmap, or None for the single-id map.
     files: it makes no namespace, but joins the user namespace of the container whose files it works on.
-    hub: a plain one in a network namespace of its own, in which networks can be made.
+    rootless_netns: a plain one in a network namespace of its own, in which networks can be made.
     views: of the /sys of its containers, each path of the host to show and its entry for sysview.c.
     """
 
@@ -47,11 +47,11 @@ class Launcher:
         plain: bool = False,
         maps: tuple[list[str], list[str]] | None = None,
         files: bool = False,
-        hub: bool = False,
+        rootless_netns: bool = False,
         views: Sequence[tuple[str, bytes]] = (),
     ) -> None:
         socket, pidfd = native.ffi.new("int *"), native.ffi.new("int *")
-        kind = _FILES if files else _HUB if hub else _PLAIN if plain else 0
+        kind = _FILES if files else _ROOTLESS_NETNS if rootless_netns else _PLAIN if plain else 0
         result = native.lib.pcx_start_launcher(kind, socket, pidfd)
         if result == -_EFBIG:
             raise StartError(
@@ -240,12 +240,12 @@ class LauncherPool:
         plain: bool,
         maps: tuple[list[str], list[str]] | None,
         size: int | None = None,
-        hub: bool = False,
+        rootless_netns: bool = False,
         views: Callable[[], Sequence[tuple[str, bytes]]] = tuple,
     ) -> None:
         self._plain = plain
         self._views = views
-        self._hub = hub
+        self._rootless_netns = rootless_netns
         self._maps = maps
         self._size = size or max(2, os.cpu_count() or 1)
         self._free: list[Launcher] = []
@@ -288,7 +288,9 @@ class LauncherPool:
                 return
             self._count += 1
         try:
-            to.launcher = Launcher(plain=self._plain, maps=self._maps, hub=self._hub, views=self._views())
+            to.launcher = Launcher(
+                plain=self._plain, maps=self._maps, rootless_netns=self._rootless_netns, views=self._views()
+            )
         except BaseException:
             with self._mutex:
                 self._count -= 1

@@ -24,7 +24,7 @@ from pycontain.errors import NotFound, StartError, StateError
 if TYPE_CHECKING:
     from pycontain._model.ports import Published
     from pycontain._networks.bridge import Bridge, Member
-    from pycontain._networks.fabric import Fabric
+    from pycontain._networks.manager import NetworkManager
     from pycontain._networks.publish import Bound
 
 RESOLVER = "127.0.0.11"
@@ -67,8 +67,8 @@ class Identity:
 class Attached:
     """The networks of one live container; ends with it."""
 
-    def __init__(self, fabric: Fabric, who: Identity) -> None:
-        self._fabric = fabric
+    def __init__(self, manager: NetworkManager, who: Identity) -> None:
+        self._manager = manager
         self._who = who
         self._inner: Netlink | None = None
         self._ended = self._over = False
@@ -89,7 +89,7 @@ class Attached:
         with self._lock:
             if self._ended:
                 raise StateError(f"container {self._who.name} is not running")
-            member = bridge.admit(self._who.container, self._who.name, self._fabric.link_name(), place)
+            member = bridge.admit(self._who.container, self._who.name, self._manager.link_name(), place)
             try:
                 self._link(bridge, member)
             except BaseException as error:
@@ -129,9 +129,9 @@ class Attached:
         taken = {other.inner for other in self.members.values()}
         member.inner = next(name for at in range(1024) if (name := f"eth{at}") not in taken)
         peer = links.Peer(self._who.pid, member.inner, member.mac, bridge.options.mtu)
-        route = bridge.domain.route
+        route = bridge.netns.route
         if self._who.raw:
-            self._fabric.guard.admit(bridge, member)
+            self._manager.guard.admit(bridge, member)
         route.do([links.pair(member.port, peer), links.join(member.port, bridge.index)])
         if wait_dead(self._who.pidfd, 0):
             raise StateError(f"container {self._who.name} is not running")  # its pid may be another's already
@@ -163,7 +163,7 @@ class Attached:
             "ipv4/conf/default/accept_redirects": "0",
         }
         if self._inner is not None:
-            bridge.domain.within(self._who.pidfd, [], settings)
+            bridge.netns.within(self._who.pidfd, [], settings)
             return self._inner
         settings["ipv4/ip_unprivileged_port_start"] = "0"
         settings["ipv4/ping_group_range"] = f"0 {self._who.groups - 1}"
@@ -172,10 +172,10 @@ class Attached:
             SocketSpec(socket.AF_INET, socket.SOCK_DGRAM | _QUIET, 0, RESOLVER, 53),
             SocketSpec(socket.AF_INET, socket.SOCK_STREAM | _QUIET, 0, RESOLVER, 53, 64),
         ]
-        netlink, udp, tcp = bridge.domain.within(self._who.pidfd, wanted, settings)
+        netlink, udp, tcp = bridge.netns.within(self._who.pidfd, wanted, settings)
         self._inner = Netlink(ROUTE, netlink)
         try:
-            self._fabric.names.serve(self.client, udp, tcp)
+            self._manager.names.serve(self.client, udp, tcp)
         except Exception:
             os.close(udp)
             os.close(tcp)
@@ -184,7 +184,7 @@ class Attached:
 
     def _unlink(self, bridge: Bridge, member: Member) -> None:
         try:
-            bridge.domain.route.do([links.remove(member.port)])
+            bridge.netns.route.do([links.remove(member.port)])
         except OSError as error:
             if error.errno != errno.ENODEV:
                 raise
@@ -193,7 +193,7 @@ class Attached:
 
     def _leave(self, bridge: Bridge, member: Member) -> None:
         bridge.zone.drop(self._who.container)
-        self._fabric.guard.dismiss(member)
+        self._manager.guard.dismiss(member)
         bridge.dismiss(member)
 
     def disconnect(self, bridge: Bridge) -> None:
@@ -208,7 +208,7 @@ class Attached:
             bound: list[Bound] = []
             if self.bound and self.bound[0].target == str(member.address):
                 bound, self.bound = self.bound, []
-                self._fabric.publisher.withdraw(bound)
+                self._manager.publisher.withdraw(bound)
             self.client.leave(bridge.zone)
             self._unlink(bridge, member)
             self.members.pop(bridge, None)
@@ -224,7 +224,7 @@ class Attached:
         self.client.own = Entry(names=(self._who.hostname,), addresses=tuple(addresses))
         self.client.upstream = any(not one.options.internal for one in bridges)
         # Rootless networks are in a namespace of their own, whose gateway is not this host.
-        hosts = [] if self._fabric.domain.hub else [one for one in bridges if one.options.host]
+        hosts = [] if self._manager.netns.rootless else [one for one in bridges if one.options.host]
         self.client.host = tuple(str(one.addresses.gateway) for one in hosts)
         policies = [one.policy.of(self._who.container) for one in bridges if one.policy is not None]
         self.client.policy = policies[0] if policies else None
@@ -233,10 +233,10 @@ class Attached:
         """Publish ports of it, on the first of its networks that leads outside.  Raises Conflict."""
         with self._lock:
             bridge, member = self._target()
-            route = bridge.domain.route
+            route = bridge.netns.route
             # It may ask for its own port by the host's address.
             route.do([links.reflect(links.look(route, member.port).index)])
-            self.bound += self._fabric.publisher.publish(ports, str(member.address))
+            self.bound += self._manager.publisher.publish(ports, str(member.address))
 
     def _target(self) -> tuple[Bridge, Member]:
         for bridge, member in self.members.items():
@@ -271,16 +271,16 @@ class Attached:
             self._ended = True
             if self._over:
                 return
-            self._fabric.publisher.withdraw(self.bound)
+            self._manager.publisher.withdraw(self.bound)
             self.bound = []
             if self._inner is not None:
-                self._fabric.names.drop(self.client)
+                self._manager.names.drop(self.client)
                 self._inner.close()
             self.members = {}
             drop = self._unlink if self._who.is_shared() else self._leave
-            for bridge, member in self._fabric.members(self._who.container):
+            for bridge, member in self._manager.members(self._who.container):
                 drop(bridge, member)
-            self._fabric.left(self)
+            self._manager.left(self)
             self._over = True  # another of the same id may be there from now on
             os.close(self._who.pidfd)
 

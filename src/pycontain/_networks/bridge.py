@@ -20,7 +20,7 @@ from pycontain.errors import Conflict, StateError, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._networks.attached import Place
-    from pycontain._networks.domain import Domain
+    from pycontain._networks.netns_host import NetnsHost
     from pycontain._networks.policy import Guide
     from pycontain._networks.zone import Zone
 
@@ -81,7 +81,7 @@ class Bridge:
     link: str
     addresses: Addresses
     zone: Zone
-    domain: Domain
+    netns: NetnsHost
     firewall: Firewall
     created: float = field(factory=time.time)
     index: int = 0
@@ -123,11 +123,11 @@ class Bridge:
             raise
 
     def _make_link(self) -> None:
-        route, addresses = self.domain.route, self.addresses
+        route, addresses = self.netns.route, self.addresses
         gateway = IPv4Interface((addresses.gateway, addresses.subnet.prefixlen))
         route.do([links.bridge(self.link, mac_of(addresses.gateway), self.options.mtu)])
         self.index = links.look(route, self.link).index
-        self.domain.set(self._settings())
+        self.netns.set(self._settings())
         steps = [
             links.note(self.index, f"pycontain network {self.name}"),
             links.raise_link(self.index, link_local=addresses.subnet6 is not None),
@@ -162,7 +162,7 @@ class Bridge:
                     raise
 
     def _remove_link(self) -> None:
-        self.domain.route.do([links.remove(self.link)])
+        self.netns.route.do([links.remove(self.link)])
 
     def admit(self, container: str, name: str, port: str, place: Place) -> Member:
         """A place on it for a container.  Raises Conflict, StateError, LimitError, ValueError."""

@@ -6,8 +6,8 @@ import contextlib
 
 from pycontain._kernel.netlink import NETFILTER, ROUTE, Netlink, NetlinkError
 from pycontain._networks import links
-from pycontain._networks.domain import put_forwarding_back
 from pycontain._networks.firewall import remove_tables
+from pycontain._networks.netns_host import put_forwarding_back
 
 
 def remove_networks(owner: str) -> None:

@@ -12,7 +12,7 @@ from pycontain._kernel.netlink import CREATE, REPLACE, Message, NetlinkError, at
 from pycontain._networks import links
 
 if TYPE_CHECKING:
-    from pycontain._networks.domain import Domain
+    from pycontain._networks.netns_host import NetnsHost
 
 _NEWQDISC, _DELQDISC = 36, 37
 _ROOT = 0xFFFFFFFF
@@ -51,20 +51,20 @@ class Shape:
         return fixed + more
 
 
-def apply(domain: Domain, link: str, shape: Shape) -> None:
+def apply(netns: NetnsHost, link: str, shape: Shape) -> None:
     """Treat what goes to a container so; a shape of nothing takes it away.  Raises NoNetem, NetlinkError."""
-    index = links.look(domain.route, link).index
+    index = links.look(netns.route, link).index
     head = struct.pack("=BBHiIII", 0, 0, 0, index, _HANDLE, _ROOT, 0)
     if shape == Shape():
         try:
-            domain.route.do([Message(_DELQDISC, head + attribute(_KIND, "netem"))])
+            netns.route.do([Message(_DELQDISC, head + attribute(_KIND, "netem"))])
         except NetlinkError as error:
             if error.errno not in (errno.ENOENT, errno.EINVAL):
                 raise
         return
     body = head + attribute(_KIND, "netem") + attribute(_OPTIONS, shape.options())
     try:
-        domain.route.do([Message(_NEWQDISC, body, CREATE | REPLACE)])
+        netns.route.do([Message(_NEWQDISC, body, CREATE | REPLACE)])
     except NetlinkError as error:
         if error.errno in (errno.ENOENT, errno.EOPNOTSUPP):
             raise NoNetem(error.strerror) from error

@@ -12,7 +12,7 @@ from pycontain._networks import links
 from pycontain.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from pycontain._networks.domain import Domain
+    from pycontain._networks.netns_host import NetnsHost
 
 _TUN = "/dev/net/tun"
 _LINK = "outside0"
@@ -73,8 +73,8 @@ def _remedy(problem: str) -> str:
 class Outside:
     """The way out of one namespace, opened on first use."""
 
-    def __init__(self, domain: Domain, pid: int) -> None:
-        self._domain = domain
+    def __init__(self, netns: NetnsHost, pid: int) -> None:
+        self._netns = netns
         self._pid = pid
         self._lifeline = -1
         self.program = ""
@@ -123,7 +123,7 @@ class Outside:
     def _wait(self) -> bool:
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline:
-            found = links.seen_routes(self._domain.route.ask(links.routes(2)))
+            found = links.seen_routes(self._netns.route.ask(links.routes(2)))
             if any(route.length == 0 and route.out for route in found):
                 return True
             time.sleep(_PAUSE)

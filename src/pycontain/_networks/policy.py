@@ -193,7 +193,7 @@ class Guide:
     def _cut_off(self) -> None:
         """Take the bridge down, so that nothing passes whatever the rules are."""
         self._cut = True
-        route = self._network.domain.route
+        route = self._network.netns.route
         try:
             route.do([links.lower_link(self._network.index)])
         except OSError:
@@ -201,7 +201,7 @@ class Guide:
                 route.do([links.remove(self._bridge)])
 
     def _reopen(self) -> None:
-        self._network.domain.route.do([links.raise_link(self._network.index, link_local=False)])
+        self._network.netns.route.do([links.raise_link(self._network.index, link_local=False)])
         self._cut = False
 
     # The name service's side -----------------------------------------------------------------------------

@@ -125,11 +125,11 @@ class Egress(ClosingContextManager):
             if found is not None and not found[0].gone:
                 return found[0]
             options = Options(name=f"egress-{secrets.token_hex(6)}", names=False, guided=True)
-            bridge = engine.fabric.create(options)
+            bridge = engine.network_manager.create(options)
             try:
                 guide = Guide(bridge, tuple(self._targets))
             except BaseException:
-                engine.fabric.remove(bridge)
+                engine.network_manager.remove(bridge)
                 raise
             bridge.policy = guide
             self._guides[engine] = (bridge, guide)
@@ -144,7 +144,7 @@ class Egress(ClosingContextManager):
             for engine, (bridge, guide) in list(self._guides.items()):
                 if not engine.closed:
                     if not bridge.gone:
-                        engine.fabric.remove(bridge)
+                        engine.network_manager.remove(bridge)
                     guide.close()
                 del self._guides[engine]
 

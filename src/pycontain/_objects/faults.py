@@ -35,7 +35,7 @@ class Partition:
         """Let everything pass again.  Idempotent."""
         if not self._healed:
             self._healed = True
-            guard = self._network._engine.fabric.guard
+            guard = self._network._engine.network_manager.guard
             for one, other in self._pairs:
                 guard.heal(one, other)
 
@@ -70,7 +70,7 @@ def partition(
             "partition must get two groups of containers, neither empty, that have no container in common"
         )
     pairs = [(_member(network, a), _member(network, b)) for a in ones for b in others]
-    guard = network._engine.fabric.guard
+    guard = network._engine.network_manager.guard
     made = Partition(network, [])
     try:
         for pair in pairs:
@@ -134,7 +134,7 @@ def shape(
         members = [_member(network, container)] if container is not None else list(bridge.members.values())
         try:
             for member in members:
-                apply(bridge.domain, member.port, wanted)
+                apply(bridge.netns, member.port, wanted)
         except NoNetem as error:
             raise UnsupportedError(
                 f"delay, loss and rate of networks: {error}", hint="load the kernel module sch_netem"

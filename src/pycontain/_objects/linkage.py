@@ -132,8 +132,10 @@ def _shared(engine: Engine, name: str) -> Linkage:
             f"container {other.spec.name} has no network that a rootless engine can share",
             hint="start it with an internal Network, which has no route outside",
         )
-    joins_hub = kind.in_hub and not engine.features.privileged
-    return Linkage(kind=JOINED, other=other.spec.id, of_host=kind.of_host, joins_hub=joins_hub)
+    joins_rootless_netns = kind.in_rootless_netns and not engine.features.privileged
+    return Linkage(
+        kind=JOINED, other=other.spec.id, of_host=kind.of_host, joins_rootless_netns=joins_rootless_netns
+    )
 
 
 def _place(engine: Engine, one: object) -> Place:
@@ -150,7 +152,7 @@ def _place(engine: Engine, one: object) -> Place:
     if isinstance(one, str):
         if one in (NONE, HOST) or one.startswith(_SHARED):
             raise ValueError(f"network {one!r} cannot be combined with other networks")
-        return Place(engine.fabric.find(one), aliases, address)
+        return Place(engine.network_manager.find(one), aliases, address)
     if not isinstance(one, Network):
         raise TypeError(f"a network must be a Network, an Endpoint, an Egress or a name, got {shown(one)}")
     if one._engine is not engine:

@@ -106,7 +106,7 @@ class Network:
             host=host_access,
             labels=checked_labels(labels),
         )
-        self._bridge: Bridge = self._engine.fabric.create(options)
+        self._bridge: Bridge = self._engine.network_manager.create(options)
 
     @classmethod
     def _of(cls, bridge: Bridge, engine: Engine) -> Network:
@@ -118,7 +118,7 @@ class Network:
     def get(cls, name: str, *, engine: Engine | None = None) -> Network:
         """A network that there is; 'bridge' is the default one.  Raises NotFound."""
         chosen = engine_of(engine)
-        return cls._of(chosen.fabric.find(name), chosen)
+        return cls._of(chosen.network_manager.find(name), chosen)
 
     @classmethod
     def list(cls, *, engine: Engine | None = None) -> builtins.list[Network]:
@@ -240,7 +240,7 @@ class Network:
 
     def remove(self) -> None:
         """Remove it.  Raises Conflict while a container is on it, NotFound when it is gone."""
-        self._engine.fabric.remove(self._bridge)
+        self._engine.network_manager.remove(self._bridge)
 
     def __enter__(self) -> Network:
         return self

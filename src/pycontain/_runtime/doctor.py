@@ -79,16 +79,16 @@ def _networks(engine: Engine) -> Iterator[Check]:
     from pycontain._networks.strangers import dropping
 
     try:
-        fabric = engine.fabric
+        manager = engine.network_manager
     except (PycontainError, OSError) as error:
         yield Check("networks", False, str(error))
         return
-    yield Check("networks", True, f"rules are in the table {fabric.firewall.table}")
+    yield Check("networks", True, f"rules are in the table {manager.firewall.table}")
     if not engine.features.privileged:
         missing = problems()
         yield Check("networks that lead outside", not missing, missing or "pasta or slirp4netns is there")
         return
-    foreign, docker = dropping(fabric.domain.rules)
+    foreign, docker = dropping(manager.netns.rules)
     told = f"other rules drop what they do not know: {', '.join(foreign)}" if foreign else "nobody else drops"
     command = "sudo iptables -I DOCKER-USER -i pyc-+ -j ACCEPT" if foreign and docker else None
     yield Check("forwarding for networks", not foreign, told, command)

@@ -31,7 +31,7 @@ class Linkage:
     other: str = ""
     of_host: bool = False
     """Is the namespace the host's in the end?"""
-    joins_hub: bool = False
+    joins_rootless_netns: bool = False
     names: NameOptions = _NO_NAMES
 
     def for_another(self) -> Linkage:
@@ -57,9 +57,9 @@ class Linkage:
         return any(not (one.bridge.options.internal or one.bridge.options.guided) for one in self.places)
 
     @property
-    def in_hub(self) -> bool:
+    def in_rootless_netns(self) -> bool:
         """Is it of a plain user's networks?"""
-        return self.kind == LINKED or self.joins_hub
+        return self.kind == LINKED or self.joins_rootless_netns
 
 
 def attach(running: Running, places: Sequence[Place], ports: Sequence[Published]) -> None:
@@ -72,9 +72,9 @@ def attach(running: Running, places: Sequence[Place], ports: Sequence[Published]
     spec, engine = running.spec, running.engine
     # As the writer's user namespace counts them, which is the host's for root.
     groups = 1 << 31 if engine.features.privileged else engine.sub_ids or 1
-    fabric = engine.fabric
+    manager = engine.network_manager
     attached = running.attach(
-        lambda pidfd: fabric.attached(
+        lambda pidfd: manager.attached(
             Identity(
                 container=spec.id,
                 name=spec.name,

@@ -14,10 +14,10 @@ from pycontain._kernel.pidfd import pid_of
 from pycontain._networks import links
 from pycontain._networks.attached import Attached, Identity
 from pycontain._networks.bridge import Bridge, Options
-from pycontain._networks.domain import Domain
 from pycontain._networks.firewall import Firewall, unsupported
 from pycontain._networks.guard import Guard
 from pycontain._networks.names import NameService
+from pycontain._networks.netns_host import NetnsHost
 from pycontain._networks.outside import Outside
 from pycontain._networks.publish import Publisher
 from pycontain._networks.subnets import Addresses, Subnets, private6
@@ -33,14 +33,20 @@ DEFAULT = "bridge"
 _NUMBER_DIGITS = 4
 
 
-class Fabric:
+class NetworkManager:
     """The networks of one engine.
 
-    launchers: processes in the namespace where bridges are to be; hub: that is one of the engine's own.
-    Raises UnsupportedError, StartError.
+    Args:
+        owner: The engine's name, in hexadecimal digits; names of its interfaces and tables contain it.
+        launchers: Launchers in the network namespace that the bridges are made in.
+        rootless: Whether that namespace is the engine's own.
+
+    Raises:
+        UnsupportedError: The kernel has no nf_tables.
+        StartError: No socket could be opened in the namespace.
     """
 
-    def __init__(self, owner: str, launchers: LauncherPool, *, hub: bool) -> None:
+    def __init__(self, owner: str, launchers: LauncherPool, *, rootless: bool) -> None:
         self._prefix = links.prefix(owner)
         self._numbers = itertools.count(secrets.randbelow(1 << 20))
         self._lock = threading.RLock()
@@ -48,21 +54,21 @@ class Fabric:
         self._attached: list[Attached] = []
         self.bridges: dict[str, Bridge] = {}
         try:
-            self.domain = Domain(launchers, hub=hub)
+            self.netns = NetnsHost(launchers, rootless=rootless)
         except OSError as error:
             if error.errno != errno.EPROTONOSUPPORT:
                 raise
             raise unsupported("the kernel has none") from error
         try:
-            self.firewall = Firewall(self.domain.rules, f"pycontain-{owner}", self._prefix)
-            self.guard = Guard(self.domain.rules, f"pycontain-{owner}", self.firewall.stays)
-            self.subnets = Subnets(self.domain.locks, self.domain.in_use)
+            self.firewall = Firewall(self.netns.rules, f"pycontain-{owner}", self._prefix)
+            self.guard = Guard(self.netns.rules, f"pycontain-{owner}", self.firewall.stays)
+            self.subnets = Subnets(self.netns.locks, self.netns.in_use)
         except BaseException:
-            self.domain.forget()
+            self.netns.forget()
             raise
         self.names = NameService()
-        self._outside = Outside(self.domain, self._pid()) if hub else None
-        self.publisher = Publisher(self.relay, None if hub else self.firewall)
+        self._outside = Outside(self.netns, self._pid()) if rootless else None
+        self.publisher = Publisher(self.relay, None if rootless else self.firewall)
 
     def link_name(self) -> str:
         """A name for an interface that no other of this engine has had lately."""
@@ -74,12 +80,12 @@ class Fabric:
 
         with self._lock:
             if self._relay is None:
-                with self.domain.launchers.borrow() as launcher:
+                with self.netns.launchers.borrow() as launcher:
                     self._relay = Relay.start(launcher)
             return self._relay
 
     def _pid(self) -> int:
-        with self.domain.launchers.borrow() as launcher:
+        with self.netns.launchers.borrow() as launcher:
             return pid_of(launcher.pidfd)
 
     def create(self, options: Options) -> Bridge:
@@ -102,22 +108,22 @@ class Fabric:
 
     def _make(self, options: Options, subnet: IPv4Network) -> Bridge:
         subnet6 = options.subnet6 or (private6() if options.ipv6 else None)
-        if options.subnet6 is not None and self.domain.in_use(options.subnet6):
+        if options.subnet6 is not None and self.netns.in_use(options.subnet6):
             raise Conflict(f"the subnet {options.subnet6} meets one that is in use on this host")
         bridge = Bridge(
             options,
             self.link_name(),
             Addresses(subnet, subnet6),
             Zone(options.name),
-            self.domain,
+            self.netns,
             self.firewall,
         )
         if not options.internal:
             if self._outside is not None:
                 self._outside.open()
-            self.firewall.know_host(self.domain.host_addresses())
+            self.firewall.know_host(self.netns.host_addresses())
             for version in (4, 6) if subnet6 is not None else (4,):
-                if self.domain.forward(version):
+                if self.netns.forward(version):
                     self.firewall.keep_closed(version)
         bridge.make()
         return bridge
@@ -156,7 +162,7 @@ class Fabric:
         """What a container that has started is linked by; on no network yet."""
         attached = Attached(self, who)
         with self._lock:
-            self.firewall.know_host(self.domain.host_addresses())
+            self.firewall.know_host(self.netns.host_addresses())
             self._attached.append(attached)
         return attached
 
@@ -187,9 +193,9 @@ class Fabric:
                 self._relay.close()
             if self._outside is not None:
                 self._outside.close()
-            self.domain.put_forwarding_back()
+            self.netns.put_forwarding_back()
             self.firewall.close()
-            self.domain.forget()
+            self.netns.forget()
             self.subnets.close()
 
     def forget(self) -> None:
@@ -200,5 +206,5 @@ class Fabric:
             self._relay.forget()
         if self._outside is not None:
             self._outside.close()
-        self.domain.forget()
+        self.netns.forget()
         self.subnets.close()

@@ -1,4 +1,4 @@
-"""Where an engine's networks are: the host's network namespace, or a plain user's engine's own."""
+"""The network namespace that holds an engine's bridges: the host's, or a rootless engine's own."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ _RUN = "/run/pycontain"
 _RAW = socket.SOCK_RAW
 
 
-class Domain:
-    """The namespace of the bridges: netlink sockets in it, its settings, and what is in use there.
+class NetnsHost:
+    """The network namespace of the bridges: netlink sockets in it, its settings and the subnets in use.
 
-    launchers: of processes in it.  hub: it is the engine's own.
+    Args:
+        launchers: Launchers in that namespace.
+        rootless: Whether it is the engine's own namespace, which no other process of the host is in.
     """
 
-    def __init__(self, launchers: LauncherPool, *, hub: bool) -> None:
+    def __init__(self, launchers: LauncherPool, *, rootless: bool) -> None:
         self.launchers = launchers
-        self.hub = hub
+        self.rootless = rootless
         self._forwarding: dict[int, int] = {}
-        if hub:
+        if rootless:
             wanted = [SocketSpec(socket.AF_NETLINK, _RAW, kind) for kind in (ROUTE, NETFILTER)]
             try:
                 route, rules = self.within(-1, wanted, {})
@@ -51,7 +53,7 @@ class Domain:
 
     def set(self, settings: Mapping[str, str]) -> None:
         """Write below /proc/sys/net of this namespace.  Raises StartError, OSError."""
-        if self.hub:
+        if self.rootless:
             self.within(-1, [], settings)
             return
         for path, value in settings.items():
@@ -63,7 +65,7 @@ class Domain:
 
     def host_addresses(self) -> frozenset[IPv4Address | IPv6Address]:
         """Addresses of the host's that are not this namespace's: a plain user's way out leads to them."""
-        if not self.hub:
+        if not self.rootless:
             return frozenset()
         host = Netlink(ROUTE)
         try:
@@ -75,7 +77,7 @@ class Domain:
     @property
     def locks(self) -> str | None:
         """The file in which engines of this host lock their subnets; None in a namespace of one's own."""
-        return None if self.hub else os.path.join(private_directory(_RUN), "subnets")
+        return None if self.rootless else os.path.join(private_directory(_RUN), "subnets")
 
     def in_use(self, subnet: IPv4Network | IPv6Network) -> bool:
         """Does a route of this namespace, other than the default one, lead into the subnet?"""
@@ -96,7 +98,7 @@ class Domain:
         Then nothing may pass but what is of our networks.  The last engine puts it back.
         """
         setting = _FORWARDING[version]
-        if self.hub:
+        if self.rootless:
             self.set({setting: "1"})
             return False
         fd = self._forwarding.get(version)
