@@ -92,7 +92,7 @@ def test_c_files_are_small() -> None:
         assert len(path.read_text().splitlines()) <= 500, path
 
 
-def test_import_loads_the_standard_library_attrs_and_the_extension_alone() -> None:
+def test_import_loads_only_the_standard_library_attrs_and_the_extension() -> None:
     everything = "[getattr(pycontain, name) for name in pycontain.__all__]"
     code = f"import sys; import pycontain; {everything}; print('\\n'.join(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

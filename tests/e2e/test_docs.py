@@ -33,7 +33,7 @@ def test_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_resolve() -> None:
     """Relative links of README and pages name files that exist."""
     missing = []
     for page in (*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md"))):

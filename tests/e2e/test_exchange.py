@@ -124,7 +124,7 @@ def test_strangers_are_not_let_in(image: Image, served: Served, monkeypatch: pyt
             Image.pull(f"{served.name}/pyc/twenty:1", auth=auth)
 
 
-def test_skopeo_reads_what_was_pushed_and_pushes_what_is_pulled(
+def test_push_and_pull_interoperate_with_skopeo(
     image: Image, access: Served, tmp_path: Path, elsewhere: Engine
 ) -> None:
     peers.needs("skopeo")

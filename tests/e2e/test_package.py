@@ -112,7 +112,7 @@ def test_wheel_works_without_a_compiler(built: Path, tmp_path: Path) -> None:
     assert shown == "from the wheel\n"
 
 
-def test_sdist_holds_what_a_build_needs(built: Path) -> None:
+def test_sdist_contains_the_build_inputs(built: Path) -> None:
     with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
         names = archive.getnames()
     for wanted in (

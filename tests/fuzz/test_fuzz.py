@@ -57,17 +57,17 @@ def _run(
     return done
 
 
-def test_the_corpus_is_what_this_version_encodes() -> None:
+def test_corpus_matches_the_current_encoding() -> None:
     wanted = {f"{name}.bin": data for name, data in make_corpus.buffers().items()}
     assert {path.name: path.read_bytes() for path in make_corpus.CORPUS.iterdir()} == wanted
 
 
-def test_the_archives_are_what_this_version_makes() -> None:
+def test_archives_match_the_current_generator() -> None:
     wanted = {f"{name}.tar": data for name, data in make_layers.archives().items()}
     assert {path.name: path.read_bytes() for path in make_layers.LAYERS.iterdir()} == wanted
 
 
-def test_what_the_checks_accept_can_be_walked(tmp_path: Path) -> None:
+def test_accepted_plans_can_be_walked(tmp_path: Path) -> None:
     done = _run("run", SECONDS, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = re.search(r"plan=(\d+) security=(\d+) exec=(\d+)", done.stdout)

@@ -40,7 +40,7 @@ def waiting(engine: Engine) -> dict[str, int]:
     return found
 
 
-def test_the_next_takes_it_over(busy: Engine) -> None:
+def test_next_start_uses_the_warm_container(busy: Engine) -> None:
     ready = waiting(busy)
     with Container(engine=busy) as container:
         assert (container.id, container.pid) == next(iter(ready.items()))
@@ -51,7 +51,7 @@ def test_the_next_takes_it_over(busy: Engine) -> None:
     assert container.id not in waiting(busy)
 
 
-def test_what_waits_is_no_container_yet(busy: Engine) -> None:
+def test_warm_container_is_not_listed(busy: Engine) -> None:
     assert waiting(busy)
     assert busy.containers == []
     assert busy.info()["containers"] == 0
@@ -75,7 +75,7 @@ def test_other_options_want_another(busy: Engine, options: dict[str, object]) ->
             assert container.exec(["sh", "-c", "ulimit -n"]).stdout == "64\n"
 
 
-def test_what_says_nothing_about_the_root_does_not(busy: Engine) -> None:
+def test_options_unrelated_to_the_root_do_not_prevent_reuse(busy: Engine) -> None:
     ready = waiting(busy)
     with Container(engine=busy, env={"A": "b"}, workdir="/tmp", name="pyc-named", labels={"k": "v"}) as one:
         assert one.id in ready
@@ -156,7 +156,7 @@ def test_closing_the_engine_ends_them() -> None:
     assert not os.path.exists(engine.owner.live)
 
 
-def test_nobody_has_run_in_one(busy: Engine) -> None:
+def test_warm_container_has_no_state_of_earlier_ones(busy: Engine) -> None:
     """State of a container is not visible in the next one, whether it was warm or not."""
     for turn in range(4):
         with Container(engine=busy) as container:

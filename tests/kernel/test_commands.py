@@ -106,7 +106,7 @@ def test_pipes_of_leftovers_are_closed_with_their_last_writer(container: Contain
     assert _eventually(lambda: len(os.listdir(fds)) <= before)
 
 
-def test_kill_orphans_ends_what_a_command_left(container: Container) -> None:
+def test_kill_orphans_kills_leftover_processes(container: Container) -> None:
     result = container.exec("sleep 60 & setsid sleep 60 & echo done", shell=True, kill_orphans=True)
     assert (result.stdout, result.reason) == ("done\n", "exit")
     assert _running(container, "sleep") == 0
@@ -156,7 +156,7 @@ def test_popen_by_default_gives_lines_as_they_come(container: Container) -> None
     assert process.returncode == 0
 
 
-def test_popen_whose_handle_is_dropped_goes_on(container: Container) -> None:
+def test_popen_continues_after_its_handle_is_dropped(container: Container) -> None:
     with pytest.warns(ResourceWarning, match="still running"):
         container.popen("for i in $(seq 3000); do echo line $i of many; done; echo > /tmp/e", shell=True)
     assert _eventually(lambda: container.exec(["test", "-e", "/tmp/e"]).returncode == 0)
@@ -296,13 +296,13 @@ def test_engine_goes_on_after_kill_all(engine_of_its_own: Engine) -> None:
             assert third.exec(["true"]).returncode == 0
 
 
-def test_lifetime_is_the_reason_of_a_command_that_it_ended() -> None:
+def test_reason_of_a_command_ended_by_lifetime() -> None:
     with Container(lifetime=0.5) as c, pytest.raises(ContainerEnded, match="lifetime") as caught:
         c.exec(["sleep", "60"])
     assert caught.value.reason == "timeout"
 
 
-def test_killed_init_is_the_reason_of_a_command_that_it_ended(container: Container) -> None:
+def test_reason_of_a_command_ended_by_killed_init(container: Container) -> None:
     if os.geteuid() != 0:
         pytest.skip("the agent belongs to another user namespace")
     threading.Timer(0.3, os.kill, (container.pid, signal.SIGKILL)).start()

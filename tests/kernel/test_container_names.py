@@ -101,7 +101,7 @@ def test_extra_hosts_of_another_type(given: Any) -> None:
         Container(extra_hosts=given)
 
 
-def test_the_host_has_a_name_where_it_is_reached(engine: Engine, outside: Network) -> None:
+def test_host_has_a_name_where_it_is_reachable(engine: Engine, outside: Network) -> None:
     root_only(engine)
     with Network("pyc-host", host_access=True) as network, Container(network=network) as one:
         gateway = str(ip_network(network.subnet)[1])

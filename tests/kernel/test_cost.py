@@ -83,7 +83,7 @@ def grace_periods(instance: Path, engine: Engine) -> dict[str, set[int]]:
     return found
 
 
-def test_a_start_waits_for_one_detach_alone(waits: Path, engine: Engine) -> None:
+def test_start_waits_for_a_single_detach(waits: Path, engine: Engine) -> None:
     """Paced, since a wait that is cheap in a burst shows only on a machine that was idle."""
     starts = 20
     for _ in range(3):

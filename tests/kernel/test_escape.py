@@ -17,7 +17,7 @@ from pycontain import Bind, Container, Engine, Image, PycontainError, Security, 
 
 @pytest.mark.security
 @pytest.mark.parametrize("where", ["workdir", "argv", "PATH"])
-def test_no_fd_of_the_agent_leads_out(where: str, container: Container) -> None:
+def test_no_fd_of_the_agent_reaches_the_host(where: str, container: Container) -> None:
     """E03, CVE-2024-21626: a link of the guest's into /proc/self/fd, followed before execve."""
     for number in (3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 20):
         path = f"/proc/self/fd/{number}"
@@ -78,7 +78,7 @@ with Container(mounts={'/data': Bind(sys.argv[1]), '/data/sub': Tmpfs('1M')}) as
 
 @pytest.mark.security
 @pytest.mark.parametrize("target", ["/proc", "/proc/sys", "/dev", "/dev/pts"])
-def test_a_link_leads_no_mount_onto_the_engines_own(target: str, root: Path) -> None:
+def test_links_cannot_redirect_mounts_onto_engine_paths(target: str, root: Path) -> None:
     (root / "data").symlink_to(target)
     with pytest.raises(StartError, match="data"):
         Container(Image.from_rootfs(root), tmpfs={"/data": Tmpfs("1M")}).start()
@@ -246,7 +246,7 @@ def test_restart_takes_the_same_container_up_again() -> None:
     container.remove()
 
 
-def test_a_fork_leaves_the_parents_containers_alone(container: Container) -> None:
+def test_fork_does_not_affect_containers_of_the_parent(container: Container) -> None:
     child = os.fork()
     if child == 0:
         status = 1

@@ -80,7 +80,7 @@ def test_stdin_is_empty_without_input(container: Container) -> None:
     assert container.exec(["cat"], timeout=5).stdout == ""
 
 
-def test_input_that_nobody_reads(container: Container) -> None:
+def test_unread_input(container: Container) -> None:
     assert container.exec(["true"], input=b"x" * (1 << 20)).returncode == 0
 
 
@@ -113,7 +113,7 @@ def test_malformed_user(container: Container, user: str) -> None:
         container.exec(["true"], user=user)
 
 
-def test_environment_is_what_is_passed(container: Container) -> None:
+def test_environment_is_exactly_as_passed(container: Container) -> None:
     os.environ["PYC_SECRET"] = "swordfish"
     result = container.exec(["env"], env={"A": "1 2"})
     assert "A=1 2" in result.stdout.splitlines()

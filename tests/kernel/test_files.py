@@ -156,7 +156,7 @@ def test_directories(place: ContainerPath) -> None:
         place.parent.parent.mkdir()
 
 
-def test_what_a_path_is(container: Container, place: ContainerPath) -> None:
+def test_path_kinds(container: Container, place: ContainerPath) -> None:
     (place / "file").touch(0o600)
     (place / "to-file").symlink_to("file")
     (place / "to-nothing").symlink_to("none")
@@ -253,7 +253,7 @@ def _owners(container: Container, *paths: str) -> set[str]:
     return set(container.exec(["stat", "-c", "%u:%g", *paths], user="root").stdout.split())
 
 
-def test_what_is_made_is_the_users(needs_ids: None, tree: Path) -> None:
+def test_created_files_belong_to_the_user(needs_ids: None, tree: Path) -> None:
     with Container(user="7:9") as container:
         place = container.path("/tmp/place")
         place.mkdir()
@@ -386,7 +386,7 @@ def test_no_room_inside_leaves_nothing(tmp_path: Path) -> None:
         assert list(container.path("/data").iterdir()) == []
 
 
-def test_what_is_dangerous_on_a_host_stays_inside(container: Container, tmp_path: Path) -> None:
+def test_copy_out_drops_devices_and_set_id_bits(container: Container, tmp_path: Path) -> None:
     container.exec(
         ["sh", "-c", "mkdir /tmp/t; cp /bin/true /tmp/t/suid; chmod 6755 /tmp/t/suid; mkfifo /tmp/t/pipe"]
     )
@@ -399,7 +399,7 @@ def test_what_is_dangerous_on_a_host_stays_inside(container: Container, tmp_path
         assert os.access(path, os.X_OK)
 
 
-def test_a_whole_root_comes_out_without_the_kernels(root: Path, tmp_path: Path) -> None:
+def test_copy_out_of_the_root_skips_kernel_mounts(root: Path, tmp_path: Path) -> None:
     with Container(Image.from_rootfs(root)) as container:
         container.copy_out("/", tmp_path / "whole")
         assert os.listdir(tmp_path / "whole" / "proc") == []
@@ -496,7 +496,7 @@ def bare() -> Iterator[Launcher]:
     launcher.close()
 
 
-def test_a_server_without_a_container_serves_nobody(bare: Launcher, tmp_path: Path) -> None:
+def test_file_server_without_a_container_refuses_requests(bare: Launcher, tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
     try:
         from pycontain._kernel import native

@@ -54,7 +54,7 @@ def _configured(image: Image, config: ContainerConfig) -> Image:
         return container.commit(config=config)
 
 
-def test_imported_directory_is_what_it_was(image: Image, root: Path, engine: Engine) -> None:
+def test_imported_directory_is_unchanged(image: Image, root: Path, engine: Engine) -> None:
     (path,) = image.directories
     assert (
         difference(listing(path, owners=engine.store.owners), listing(root, owners=engine.store.owners)) == {}
@@ -205,7 +205,7 @@ def _single() -> bool:
     return not (default_engine().features.privileged or default_engine().sub_ids)
 
 
-def test_changes_are_told(needs_idmap: None, image: Image) -> None:
+def test_diff_reports_changes(needs_idmap: None, image: Image) -> None:
     with Container(image) as container:
         assert [change for change in container.diff() if change.path != "/etc"] == []
         container.exec(
@@ -221,7 +221,7 @@ def test_changes_are_told(needs_idmap: None, image: Image) -> None:
     }
 
 
-def test_commit_keeps_what_was_done(needs_idmap: None, image: Image) -> None:
+def test_commit_keeps_changes(needs_idmap: None, image: Image) -> None:
     security = Security.SANDBOX.evolve(restrict_suid_sgid=False)
     with Container(image, security=security) as container:
         container.exec(
@@ -239,7 +239,7 @@ def test_commit_keeps_what_was_done(needs_idmap: None, image: Image) -> None:
         )
 
 
-def test_commit_of_a_directory_used_in_place_stands_alone(root: Path, image: Image) -> None:
+def test_commit_of_an_in_place_directory_is_self_contained(root: Path, image: Image) -> None:
     with Container(Image.from_rootfs(root)) as container:
         container.exec("echo x > /f", shell=True, check=True)
         made = container.commit()

@@ -200,7 +200,7 @@ with Container(mounts=mounts) as container:
 """
 
 
-def test_later_mounts_of_the_host_show_where_it_is_asked_for(tmp_path: Path, engine: Engine) -> None:
+def test_later_host_mounts_propagate_only_on_request(tmp_path: Path, engine: Engine) -> None:
     if not engine.features.privileged:
         pytest.skip("mounting needs root")
     command = ["unshare", "-m", sys.executable, "-c", _PROPAGATED, str(tmp_path)]
@@ -301,7 +301,7 @@ def test_many_layers(rootfs: Path, tmp_path: Path) -> None:
         assert container.exec(["cat", "/file0", "/file59"]).stdout == "059"
 
 
-def test_isolation_says_what_is_in_force(container: Container) -> None:
+def test_isolation_reports_active_controls(container: Container) -> None:
     report = container.isolation
     assert report.seccomp
     assert report.no_new_privs

@@ -115,7 +115,7 @@ def test_streams_of_the_wrong_direction_are_refused(container: Container, tmp_pa
     os.close(path)
 
 
-def test_a_terminal_is_one_only_where_it_is_handed_over(container: Container) -> None:
+def test_terminal_is_accessible_only_if_passed(container: Container) -> None:
     ours, theirs = pty.openpty()
     for stream, expected in ((theirs, "1\n"), (Descriptor(theirs), "0\n")):
         with container.popen("test -t 0; echo $?", shell=True, stdin=stream, stdout=PIPE) as process:
@@ -133,7 +133,7 @@ def test_a_terminal_is_one_only_where_it_is_handed_over(container: Container) ->
     ],
 )
 @pytest.mark.parametrize("name", ["stdin", "stdout", "stderr"])
-def test_what_is_no_stream_is_refused(
+def test_non_streams_are_refused(
     container: Container, name: str, stream: int | str, kind: type[Exception], text: str
 ) -> None:
     starts: tuple[Callable[..., object], ...] = (container.exec, container.popen)

@@ -171,7 +171,7 @@ def _children() -> list[str]:
     return sorted(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
-def test_callers_children_are_left_alone() -> None:
+def test_callers_children_are_not_reaped() -> None:
     """Another test of this process may have left one, as multiprocessing does."""
     before = _children()
     with Container() as container:

@@ -151,7 +151,7 @@ def test_spawn_runs_a_plan(launcher: Launcher, tmp_path: Path) -> None:
             os.close(fd)
 
 
-def test_spawn_names_what_failed(launcher: Launcher) -> None:
+def test_spawn_error_names_the_failed_step(launcher: Launcher) -> None:
     plan = lowlevel.Plan(
         control_fd=7,
         namespaces=0,

@@ -52,7 +52,7 @@ def test_status_follows_the_command() -> None:
         assert container.exec(["echo", "on"]).stdout == "on\n"
 
 
-def test_logs_go_on_with_what_the_command_left_running() -> None:
+def test_logs_include_output_of_orphaned_processes() -> None:
     script = "(sleep 0.3; echo late) & echo early"
     with Container(command=["sh", "-c", script]) as container:
         assert b"".join(container.logs(follow=True)) == b"early\nlate\n"
@@ -259,7 +259,7 @@ def test_reason_of_a_command_that_took_too_much_memory(init: bool) -> None:
 
 
 @pytest.mark.parametrize("init", [True, False])
-def test_reason_of_a_command_whose_lifetime_passed(init: bool) -> None:
+def test_reason_after_lifetime_expires(init: bool) -> None:
     with Container(command=["sleep", "100"], init=init, lifetime=0.3) as container:
         assert _ended(container) == (-9, "timeout")
 
@@ -268,7 +268,7 @@ def test_reason_of_a_command_whose_lifetime_passed(init: bool) -> None:
 @pytest.mark.parametrize(
     ("verb", "reason"), [("kill", "signal"), ("remove", "cancelled"), ("kill_all", "cancelled")]
 )
-def test_reason_of_a_command_whose_container_was_ended(init: bool, verb: str, reason: str) -> None:
+def test_reason_after_the_container_is_stopped(init: bool, verb: str, reason: str) -> None:
     with Engine() as engine, Container(command=["sleep", "100"], init=init, engine=engine) as container:
         if verb == "kill_all":
             engine.kill_all()
@@ -292,7 +292,7 @@ def test_nothing_is_known_of_a_command_that_runs() -> None:
         assert container.reason == "timeout"
 
 
-def test_usage_of_a_command_is_what_it_used() -> None:
+def test_usage_of_the_main_command() -> None:
     script = (
         "import time; bytearray(40 << 20); t = time.process_time()\nwhile time.process_time() < t + .2: pass"
     )

@@ -192,7 +192,7 @@ def test_a_network_in_use_stays(net: Network) -> None:
         Container(network=net)
 
 
-def test_ipv6_only_where_it_was_asked_for(net: Network) -> None:
+def test_ipv6_only_on_request(net: Network) -> None:
     addresses = "import pathlib; print(pathlib.Path('/proc/net/if_inet6').read_text())"
     with Container(network=net) as one:
         lines = one.exec(["python3", "-c", addresses], check=True).stdout.split("\n")
@@ -235,7 +235,7 @@ def test_the_hosts_network() -> None:
         assert inside == os.readlink("/proc/self/ns/net")
 
 
-def test_none_has_a_working_loopback_alone(container: Container) -> None:
+def test_network_none_has_only_loopback(container: Container) -> None:
     code = (
         "import socket; s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname())"
     )
@@ -328,7 +328,7 @@ def test_no_shape(net: Network, options: dict[str, object]) -> None:
         net.shape(**options)  # type: ignore[arg-type]
 
 
-def test_who_is_guarded_sends_from_its_own_address(net: Network) -> None:
+def test_guarded_container_sends_only_from_its_own_address(net: Network) -> None:
     """A profile with NET_RAW is guarded on the bridge.  That no other address leaves it is N04's."""
     try:
         one = Container(network=net, security=Security.DOCKER).start()
@@ -342,7 +342,7 @@ def test_who_is_guarded_sends_from_its_own_address(net: Network) -> None:
         assert reach(one, two.address) == one.address
 
 
-def test_gone_while_it_is_linked(net: Network) -> None:
+def test_connect_of_a_dead_container_is_refused(net: Network) -> None:
     """A container whose PID 1 died is refused, and leaves nothing on the network."""
     with Container(network=net) as one, Network("pyc-other", internal=True) as other:
         os.kill(one.pid, 9)
@@ -371,7 +371,7 @@ def test_an_end_that_was_interrupted_leaves_no_member(
     assert net.containers == {}
 
 
-def test_a_batch_goes_on_past_what_is_refused(engine: Engine, net: Network) -> None:
+def test_batch_continues_after_a_refused_request(engine: Engine, net: Network) -> None:
     route, index = engine.network_manager.netns.route, net._bridge.index
 
     def refused(*messages: Message) -> int:

@@ -81,7 +81,7 @@ def test_ranges(outside: Network) -> None:
         assert len({one.port(at) for at in range(8000, 8004)}) == 4
 
 
-def test_ports_want_a_network_that_leads_outside(engine: Engine) -> None:
+def test_ports_require_an_external_network(engine: Engine) -> None:
     with Network("pyc-in", internal=True) as inner:
         for network in ("none", "host", inner):
             with pytest.raises(ValueError, match="port"):
@@ -102,7 +102,9 @@ def test_ports_follow_the_network(outside: Network) -> None:
 
 
 @pytest.mark.xdist_group("world")
-def test_another_container_reaches_it_by_the_host(engine: Engine, outside: Network, world: World) -> None:
+def test_published_port_is_reachable_from_another_container(
+    engine: Engine, outside: Network, world: World
+) -> None:
     with (
         Network("pyc-second") as second,
         Container(network=outside, ports={PORT: None}) as one,
@@ -178,7 +180,7 @@ def echo_here(address: str) -> Iterator[None]:
 
 
 @pytest.mark.xdist_group("world")
-def test_egress_lets_pass_what_is_named(engine: Engine, world: World) -> None:
+def test_egress_allows_named_targets(engine: Engine, world: World) -> None:
     egress = Egress.allow(f"{world.address}:7000")
     with egress, world.serve(), Container(network=egress) as one, Container(network=egress) as two, echo(two):
         assert two.address is not None
@@ -272,7 +274,7 @@ def test_a_volume_is_filled_without_network(
     assert seen == [{}]
 
 
-def test_egress_goes_alone(engine: Engine) -> None:
+def test_egress_cannot_be_combined_with_other_networks(engine: Engine) -> None:
     with Network("pyc-in", internal=True) as inner, Egress.allow("10.0.0.0/8") as egress:
         try:
             with pytest.raises(ValueError, match="cannot be combined"):

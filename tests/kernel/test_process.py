@@ -238,7 +238,7 @@ def test_a_timeout_carries_bytes_of_text_as_subprocess_has_it(container: Contain
 
 
 @pytest.mark.parametrize("pty", [False, True])
-def test_a_timeout_fires_while_nobody_reads_the_input(container: Container, pty: bool) -> None:
+def test_timeout_fires_while_input_is_unread(container: Container, pty: bool) -> None:
     process = container.popen(["sleep", "100"], stdin=PIPE, text=False, pty=pty)
     begun = time.monotonic()
     with pytest.raises(subprocess.TimeoutExpired):
@@ -248,7 +248,7 @@ def test_a_timeout_fires_while_nobody_reads_the_input(container: Container, pty:
     process.communicate(timeout=SOON)
 
 
-def test_what_was_written_before_comes_before_the_input(container: Container) -> None:
+def test_earlier_writes_precede_the_input(container: Container) -> None:
     with container.popen(["cat"], stdin=PIPE) as process:
         assert process.stdin is not None
         process.stdin.write("one ")
@@ -260,7 +260,7 @@ def test_what_was_written_before_comes_before_the_input(container: Container) ->
 
 
 @pytest.mark.parametrize("text", [True, False])
-def test_what_was_read_ahead_is_not_lost(container: Container, text: bool) -> None:
+def test_buffered_reads_are_not_lost(container: Container, text: bool) -> None:
     with container.popen(["sh", "-c", "echo ä; echo b; read x; echo $x"], stdin=PIPE, text=text) as process:
         assert process.stdout is not None
         time.sleep(0.2)
@@ -282,7 +282,7 @@ def test_input_of_the_wrong_kind_is_refused_before_anything_happens(container: C
         assert process.communicate(bytearray(b"array"))[0] == b"array"  # type: ignore[arg-type]
 
 
-def test_communicate_closes_what_it_used(container: Container) -> None:
+def test_communicate_closes_its_streams(container: Container) -> None:
     before = _fds()
     threads = threading.active_count()
     with warnings.catch_warnings():
@@ -371,7 +371,7 @@ def test_signal_numbers(container: Container) -> None:
         process.kill()
 
 
-def test_signals_to_what_ended_with_its_container() -> None:
+def test_signal_to_a_process_that_ended_with_its_container() -> None:
     with Container() as container:
         process = container.popen(["sleep", "100"])
         other = container.popen(["sleep", "100"])

@@ -214,7 +214,7 @@ def test_many_connections_at_once(relay: Relay) -> None:
         assert [b"%d" % at * 1000 for at in range(MANY)] == [read_all(client) for client in clients]
 
 
-def test_ports_of_many_numbers_lead_each_to_its_own(relay: Relay) -> None:
+def test_many_ports_each_reach_their_own_target(relay: Relay) -> None:
     with contextlib.ExitStack() as stack:
         ports = []
         for number in range(1, 6):
@@ -266,7 +266,7 @@ def test_an_end_of_the_service_leaves_the_client_free_to_send(relay: Relay) -> N
     assert received == [b"still here"]
 
 
-def test_nobody_behind_is_a_reset_at_once(relay: Relay) -> None:
+def test_closed_target_resets_at_once(relay: Relay) -> None:
     with socket.create_server((HERE, 0)) as closed:
         port = closed.getsockname()[1]
     published = publish(relay, port)
@@ -312,7 +312,7 @@ def test_a_reset_of_the_client_comes_to_the_service(relay: Relay, half_closed: b
 
 
 @pytest.mark.usefixtures("needs_grip")
-def test_who_hears_no_more_may_have_spoken(relay: Relay) -> None:
+def test_answer_before_a_reset_is_delivered(relay: Relay) -> None:
     """A service refuses a long request with an answer, as HTTP's do: it comes before the reset."""
     refused = threading.Event()
     go_on = threading.Event()
@@ -392,7 +392,7 @@ def test_a_container_that_is_slow_to_accept_gets_all_that_was_said(relay: Relay)
         assert read_all(accepted) == b"question"
 
 
-def test_a_slow_reader_stops_nobody_else(relay: Relay) -> None:
+def test_slow_reader_does_not_block_others(relay: Relay) -> None:
     def flood(connection: socket.socket) -> None:
         while True:
             connection.sendall(bytes(1 << 16))
@@ -443,7 +443,7 @@ def test_a_relay_rests_when_nothing_moves(relay: Relay) -> None:
         relay.drop(1)
 
 
-def test_what_is_dropped_is_gone_when_the_call_returns(relay: Relay) -> None:
+def test_drop_is_complete_when_the_call_returns(relay: Relay) -> None:
     with Service(echo) as service:
         port = publish(relay, service.port, number=1)
         second = publish(relay, service.port, number=1)
@@ -464,7 +464,7 @@ def test_what_is_dropped_is_gone_when_the_call_returns(relay: Relay) -> None:
             assert stays.recv(1) == b"y"
 
 
-def test_what_had_been_said_to_its_end_outlives_a_drop(relay: Relay) -> None:
+def test_finished_data_is_delivered_after_a_drop(relay: Relay) -> None:
     said = threading.Event()
 
     def speak(connection: socket.socket) -> None:
@@ -823,7 +823,7 @@ def test_any_message_does_no_harm(relay: Relay) -> None:
             assert client.recv(1) == b"x"
 
 
-def test_an_answer_that_nobody_read_is_not_taken_for_another(relay: Relay) -> None:
+def test_unread_answer_is_not_matched_to_another_request(relay: Relay) -> None:
     native.send(relay._fd, b"no command")
     relay.drop(1)
     with socket.create_server((HERE, 0)) as listener:
@@ -852,7 +852,7 @@ def test_many_threads_may_ask(relay: Relay) -> None:
         assert not failures
 
 
-def test_a_forked_child_leaves_the_relay_alone(relay: Relay) -> None:
+def test_forked_child_does_not_affect_the_relay(relay: Relay) -> None:
     with Service(echo) as service:
         port = publish(relay, service.port)
         child = os.fork()
@@ -865,7 +865,7 @@ def test_a_forked_child_leaves_the_relay_alone(relay: Relay) -> None:
             assert client.recv(1) == b"x"
 
 
-def test_a_launcher_refuses_what_is_no_socket_of_messages(launcher: Launcher) -> None:
+def test_launcher_refuses_other_socket_types(launcher: Launcher) -> None:
     stream, far = socket.socketpair()
     with stream, far:
         for fds in ([], [stream.fileno()], [stream.fileno()] * 2):

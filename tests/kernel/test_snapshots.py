@@ -66,7 +66,7 @@ def test_a_snapshot_is_sealed_where_nothing_lives(container: Container) -> None:
         assert _sh(other, LISTED) == before
 
 
-def test_what_is_written_later_is_not_in_it(container: Container) -> None:
+def test_later_writes_are_not_in_the_snapshot(container: Container) -> None:
     _sh(container, "echo one > /file")
     first = container.snapshot()
     _sh(container, "echo two > /file; rm -rf /opt")
@@ -229,7 +229,7 @@ def test_an_ended_container_rolls_back_and_runs() -> None:
         one.rollback(snapshot)
 
 
-def test_layers_stay_as_long_as_somebody_stands_on_them(engine: Engine) -> None:
+def test_layers_stay_while_a_container_uses_them(engine: Engine) -> None:
     sealed = os.path.join(engine.roots.data, "sealed")
     with Container() as one:
         _sh(one, "echo x > /file")
@@ -264,7 +264,7 @@ with Container() as one:
         assert _sh(other, "cat /file; ls /more 2>/dev/null || echo none").split() == ["survived", "none"]
 
 
-def test_a_damaged_snapshot_is_told(container: Container, engine: Engine) -> None:
+def test_damaged_snapshot_is_reported(container: Container, engine: Engine) -> None:
     snapshot = container.snapshot()
     layer = os.path.join(engine.roots.data, "sealed", snapshot.image.sealed[0])
     os.rename(layer, layer + "-away")
@@ -325,7 +325,9 @@ def test_snapshot_of_a_container_with_a_disk_limit() -> None:
     made.remove()
 
 
-def test_a_seal_that_fails_leaves_it_as_it_was(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_snapshot_leaves_the_container_unchanged(
+    container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pycontain._objects import snapshots
 
     def fail(*_: object) -> None:
@@ -408,9 +410,7 @@ find /d /e /mnt -type f | sort | xargs cat
 """
 
 
-def test_layers_that_are_merged_are_what_they_were(
-    container: Container, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_merged_layers_have_unchanged_contents(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
     from pycontain._objects import snapshots
 
     monkeypatch.setattr(snapshots, "MOST_LAYERS", 4)
@@ -432,7 +432,7 @@ def test_layers_that_are_merged_are_what_they_were(
     assert [(change.path, change.kind) for change in container.diff()] == changes
 
 
-def test_an_orphan_is_somebody(container: Container) -> None:
+def test_orphans_count_as_running_processes(container: Container) -> None:
     _sh(container, "setsid sh -c 'sleep 1000 &' < /dev/null > /dev/null 2>&1")
     assert container.snapshot().kind == "copied"
 
@@ -470,7 +470,7 @@ with Container() as one:
 """
 
 
-def test_kills_leave_snapshots_whole(engine: Engine) -> None:
+def test_kills_leave_snapshots_complete(engine: Engine) -> None:
     chosen = random.Random(5)
     for _ in range(6):
         process = subprocess.Popen([sys.executable, "-c", _KILLED], stdout=subprocess.PIPE, text=True)

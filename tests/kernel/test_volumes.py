@@ -71,7 +71,7 @@ def _sh(container: Container, script: str) -> str:
     return str(container.exec(script, shell=True, check=True).stdout)
 
 
-def test_two_share_one_and_it_stays(engine: Engine) -> None:
+def test_two_containers_share_a_persistent_volume(engine: Engine) -> None:
     volume = Volume("pyc-db", labels={"of": "test"})
     with Container(volumes={"/a": volume}) as one, Container(volumes={"/b/c": volume}) as other:
         _sh(one, "echo one > /a/file; chmod 640 /a/file; mkdir /a/dir")
@@ -124,7 +124,7 @@ def test_one_in_use_is_not_removed() -> None:
         Container(volumes={"/data": volume})
 
 
-def test_a_container_that_nobody_has_any_more_holds_nothing() -> None:
+def test_dropped_container_does_not_hold_its_volume() -> None:
     volume = Volume("pyc-dropped")
     Container(volumes={"/data": volume})
     volume.remove()
@@ -150,7 +150,7 @@ with Container(volumes={"/data": Volume("pyc-killed")}) as one:
         assert _sh(one, "cat /data/file; grep -vc x /data/log || true").split() == ["kept", "0"]
 
 
-def test_a_new_one_begins_with_what_the_image_has(root: Path) -> None:
+def test_new_volume_is_filled_from_the_image(root: Path) -> None:
     place = root / "srv" / "content"
     place.mkdir(parents=True)
     (place / "file").write_text("of the image")
@@ -193,7 +193,7 @@ def test_of_two_that_start_at_once_one_fills_it(root: Path) -> None:
     assert {tuple(text.split()) for text in seen} == {("490", "200")}
 
 
-def test_without_a_name_it_lasts_as_long_as_its_use(engine: Engine) -> None:
+def test_unnamed_volume_lasts_while_used(engine: Engine) -> None:
     with Volume() as volume:
         assert volume in Volume.list()
         with Container(volumes={"/data": volume}) as one:
@@ -205,7 +205,7 @@ def test_without_a_name_it_lasts_as_long_as_its_use(engine: Engine) -> None:
     assert Volume.list() == []
 
 
-def test_without_a_name_it_ends_with_its_engine(engine: Engine) -> None:
+def test_unnamed_volume_ends_with_its_engine(engine: Engine) -> None:
     script = "from pycontain import Volume\nfor _ in range(2): print(Volume().name)\nVolume('pyc-named')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert len(done.stdout.split()) == 2
@@ -292,7 +292,7 @@ def test_backup_and_restore(size: str | None, request: pytest.FixtureRequest) ->
         Volume("pyc-third").restore(io.BytesIO(b"no archive" * 100))
 
 
-def test_what_is_restored_stays_inside(tmp_path: Path) -> None:
+def test_restore_stays_inside_the_volume(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     canary.write_text("untouched")
     archive = io.BytesIO()

@@ -69,7 +69,7 @@ def zygote(container: Container) -> Iterator[Zygote]:
         yield one
 
 
-def test_value_comes_back_as_it_was(zygote: Zygote) -> None:
+def test_value_round_trip(zygote: Zygote) -> None:
     value = [
         None,
         True,
@@ -155,7 +155,7 @@ def test_streams_are_carried(zygote: Zygote) -> None:
     assert result.timings["total"] > 0
 
 
-def test_exception_is_told(zygote: Zygote) -> None:
+def test_exception_is_reported(zygote: Zygote) -> None:
     def wrong() -> None:
         print("before", flush=True)
         raise KeyError("no such \x1b[31mthing")
@@ -169,7 +169,7 @@ def test_exception_is_told(zygote: Zygote) -> None:
     assert error.usage is not None
 
 
-def test_exception_that_cannot_be_formatted_is_told(zygote: Zygote) -> None:
+def test_exception_that_cannot_be_formatted_is_reported(zygote: Zygote) -> None:
     def wrong() -> None:
         class Strange(Exception):
             def __str__(self) -> str:
@@ -258,7 +258,7 @@ def test_timeout_ends_every_process_of_the_call(container: Container, zygote: Zy
     assert zygote.call(int) == 0
 
 
-def test_what_a_call_leaves_running_ends_with_it(
+def test_leftover_processes_of_a_call_end_with_it(
     container: Container, zygote: Zygote, needs_freezer: None
 ) -> None:
     def leave() -> int:
@@ -363,14 +363,14 @@ def test_threads_call_side_by_side(zygote: Zygote, engine: Any) -> None:
     assert sorted(found) == sorted(number * 100 + one for number in range(4) for one in range(5))
 
 
-def test_import_that_fails_is_told(container: Container) -> None:
+def test_failed_import_is_reported(container: Container) -> None:
     with pytest.raises(CallError) as caught:
         container.zygote(["no_such_module_anywhere"])
     assert caught.value.type_name == "ModuleNotFoundError"
     assert container.call(int) == 0
 
 
-def test_unusable_interpreters_are_told(container: Container) -> None:
+def test_unusable_interpreters_are_reported(container: Container) -> None:
     with pytest.raises(CommandNotFound):
         container.zygote(python="no-such-python")
     with pytest.raises(CallError, match="ended before it was prepared") as caught:
@@ -398,7 +398,7 @@ def test_malformed_imports_are_refused(container: Container, imports: list[str])
         container.zygote("numpy")
 
 
-def test_what_cannot_be_sent_is_refused_before_anything_runs(zygote: Zygote) -> None:
+def test_unsendable_values_are_refused_before_the_call(zygote: Zygote) -> None:
     with pytest.raises(TypeError, match="cannot be sent"):
         zygote.call(len, threading.Lock())
     with pytest.raises(TypeError, match="must be callable"):

@@ -71,7 +71,7 @@ HUNGRY = {
 
 @pytest.mark.case("L03", "L04", "L06")
 @pytest.mark.parametrize("way", list(HUNGRY))
-def test_memory_is_bounded_however_it_is_taken(way: str, needs_memory: None) -> None:
+def test_memory_is_bounded_for_every_kind_of_allocation(way: str, needs_memory: None) -> None:
     with Container(memory="64M") as container:
         done = _python(container, HUNGRY[way])
         assert done.returncode != 0
@@ -330,7 +330,7 @@ def test_a_flood_is_cut_off() -> None:
 
 
 @pytest.mark.control("L12")
-def test_without_a_cap_all_of_it_comes() -> None:
+def test_without_a_cap_all_output_arrives() -> None:
     with Container() as container:
         done = container.exec("head -c 3000000 /dev/zero", shell=True, max_output=None, text=False)
         assert len(done.stdout) == 3_000_000
@@ -419,7 +419,7 @@ def test_nothing_of_a_run_is_in_the_next() -> None:
 
 
 @pytest.mark.control("L17")
-def test_what_is_left_in_the_same_container_is_seen() -> None:
+def test_leftovers_in_the_same_container_are_visible() -> None:
     with Container() as container:
         _python(container, RESIDUE)
         assert "/tmp/r" in _python(container, LEFT).stdout

@@ -88,7 +88,7 @@ def test_more_or_fewer_diff_ids_than_layers(ids: list[bytes], shop: Engine) -> N
 
 
 @pytest.mark.case("P12")
-def test_a_docker_archive_whose_layers_are_others(shop: Engine) -> None:
+def test_docker_archive_with_other_layers(shop: Engine) -> None:
     with pytest.raises(DigestMismatch):
         Image.load(docker_archive(LAYERS, config=configuration(LAYERS[::-1])), engine=shop)
     assert nothing(shop)
@@ -175,7 +175,7 @@ STREAMS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.case("P13")
-def test_compressed_layers_that_are_not_whole(shop: Engine) -> None:
+def test_truncated_compressed_layers(shop: Engine) -> None:
     layouts = {name: Layout() for name in STREAMS}
     for name, spoil in STREAMS.items():
         layouts[name].image([spoil(gzip.compress(LAYERS[0]))], plain=LAYERS[:1])

@@ -91,7 +91,7 @@ def test_documents_with_two_meanings_or_none(shop: Engine) -> None:
         ("application/x", as_json(_manifest())),
     ],
 )
-def test_what_the_index_calls_it_and_what_it_calls_itself(called: str, raw: bytes, shop: Engine) -> None:
+def test_media_type_of_index_and_manifest_must_agree(called: str, raw: bytes, shop: Engine) -> None:
     with pytest.raises(ImageError, match=r"served as|does not match its media type"):
         load(shop, _with_manifest(raw, called))
     with pytest.raises(ImageError, match=r"served as|does not match its media type"):
@@ -247,7 +247,7 @@ DIGESTS = [
 
 @pytest.mark.case("P16")
 @pytest.mark.parametrize("part", ["manifest", "config", "layer", "diff id"])
-def test_no_path_is_made_of_what_is_no_digest(part: str, shop: Engine) -> None:
+def test_invalid_digest_never_becomes_a_path(part: str, shop: Engine) -> None:
     assert not_refused(shop, ((text, _called(part, text)) for text in DIGESTS), "not a digest") == []
 
 
@@ -265,7 +265,7 @@ def _called(part: str, text: str) -> Layout:
 
 
 @pytest.mark.control("P16")
-def test_a_digest_that_nobody_checked_would_lead_out(shop: Engine) -> None:
+def test_unchecked_digest_would_escape_the_store(shop: Engine) -> None:
     text = str.__new__(Digest, DIGESTS[0])
     assert not os.path.normpath(shop.store.blob_path(text)).startswith(shop.store.blobs)
 

@@ -87,7 +87,7 @@ def _view(container: Container, **options: object) -> dict[str, str]:
 
 
 @pytest.mark.case("E15", "L14")
-def test_every_command_stands_under_the_same_controls() -> None:
+def test_every_command_has_the_same_controls() -> None:
     with Container() as container:
         first = _view(container)
         assert len(first) > 20
@@ -171,7 +171,7 @@ RIGHT_USERS = {
 
 @pytest.mark.case("E17")
 @pytest.mark.parametrize("user", [one for one in WRONG_USERS if one])
-def test_what_names_no_user_is_refused(user: str, root: Path) -> None:
+def test_invalid_user_is_refused(user: str, root: Path) -> None:
     with Container(Image.from_rootfs(root)) as container:
         with pytest.raises((ValueError, NotFound, PycontainError)):
             container.exec(["id"], user=user)
@@ -180,7 +180,7 @@ def test_what_names_no_user_is_refused(user: str, root: Path) -> None:
 
 
 @pytest.mark.case("E17")
-def test_users_are_who_they_are(root: Path, engine: Engine) -> None:
+def test_user_specifications(root: Path, engine: Engine) -> None:
     if engine.sub_ids == 0 and not engine.features.privileged:
         pytest.skip("the single-id map has one id inside")
     passwd = root / "etc" / "passwd"
@@ -206,7 +206,7 @@ def test_the_callers_terminal_is_out_of_reach() -> None:
 
 
 @pytest.mark.control("E18")
-def test_without_sessions_of_their_own_it_would_be_reached() -> None:
+def test_terminal_would_be_reachable_without_own_sessions() -> None:
     assert weak.run("terminal", "tests.security.attacks:push_into_the_terminal")
 
 

@@ -257,7 +257,7 @@ sys.stdin.readline()
 
 
 @pytest.mark.control("F02", "F13")
-def test_what_a_killed_caller_leaves_is_seen_until_the_next_engine(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_caller_are_listed_until_the_next_engine(tmp_path: Path) -> None:
     code = f"""
 import os, signal
 from pycontain import Container, Engine
@@ -281,7 +281,7 @@ def test_a_guest_of_a_living_caller_lives() -> None:
 
 
 @pytest.mark.case("F15")
-def test_short_commands_say_what_they_said() -> None:
+def test_output_of_short_commands_is_complete() -> None:
     with Container() as container:
         for at in range(5000 if FULL else 300):
             done = container.exec(["sh", "-c", f"echo line {at}; exit {at % 200}"])
@@ -382,7 +382,7 @@ def test_the_wall_clock_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.control("F17")
-def test_a_clock_that_jumps_is_seen_by_who_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clock_jump_is_seen_by_readers_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 0.0)
     assert time.time() == 0.0
 

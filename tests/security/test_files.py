@@ -140,7 +140,7 @@ def test_paths_walked_on_the_host_would_be_seen(
 
 
 @pytest.mark.case("E30")
-def test_a_link_that_is_copied_says_what_it_said(guest: Container, canary: Canary, tmp_path: Path) -> None:
+def test_copied_link_keeps_its_target(guest: Container, canary: Canary, tmp_path: Path) -> None:
     _plant(guest, canary)
     guest.copy_out("/tmp/in", tmp_path / "in")
     assert os.readlink(tmp_path / "in" / "inner") == f"{canary.top}/inner"
@@ -191,9 +191,7 @@ def _reads(container: Container, out: Path) -> Iterator[str]:
 
 
 @pytest.mark.case("E30")
-def test_a_directory_that_becomes_a_link_while_it_is_read(
-    guest: Container, canary: Canary, tmp_path: Path
-) -> None:
+def test_directory_replaced_by_a_link_during_read(guest: Container, canary: Canary, tmp_path: Path) -> None:
     seen: set[str] = set()
     with _swapping(guest, canary.top):
         end = time.monotonic() + SECONDS
@@ -258,9 +256,7 @@ def _write(container: Container, below: ContainerPath, source: Path) -> list[str
 
 
 @pytest.mark.case("E31")
-def test_writing_below_links_to_the_host_leaves_it_alone(
-    guest: Container, canary: Canary, tmp_path: Path
-) -> None:
+def test_writes_below_links_do_not_reach_the_host(guest: Container, canary: Canary, tmp_path: Path) -> None:
     source = _source(tmp_path)
     for path in _plant(guest, canary):
         _write(guest, path, source)
@@ -277,7 +273,7 @@ def test_the_same_below_a_directory_works(guest: Container, canary: Canary, tmp_
 
 
 @pytest.mark.control("E31")
-def test_what_is_written_on_the_host_would_be_seen(
+def test_writes_on_the_host_would_be_detected(
     guest: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weak = Canary(tmp_path / "weak")
@@ -290,9 +286,7 @@ def test_what_is_written_on_the_host_would_be_seen(
 
 
 @pytest.mark.case("E31")
-def test_a_directory_that_becomes_a_link_while_it_is_written(
-    guest: Container, canary: Canary, tmp_path: Path
-) -> None:
+def test_directory_replaced_by_a_link_during_write(guest: Container, canary: Canary, tmp_path: Path) -> None:
     source, below, done = _source(tmp_path), guest.path("/tmp/r"), set()
     archives: list[bytes] = []
 

@@ -158,7 +158,7 @@ def test_a_layout_on_the_disk_reaches_nothing_outside(
 
 
 @pytest.mark.case("P19")
-def test_what_an_archive_has_besides_is_nobodys_policy(shop: Engine, tmp_path: Path) -> None:
+def test_extra_files_of_an_archive_are_ignored(shop: Engine, tmp_path: Path) -> None:
     policy = as_json({"Privileged": True, "linux": {"namespaces": []}})
     extra: list[Entry | bytes] = [
         file(name, policy) for name in ("config.json", "spec.dump", "hostconfig.json")

@@ -98,9 +98,7 @@ def _state(image: Image, engine: Engine, workdir: str = "/") -> list[str]:
 
 
 @pytest.mark.case("P17")
-def test_what_an_image_says_of_itself_changes_no_control(
-    shop: Engine, tmp_path: Path, canary: Canary
-) -> None:
+def test_image_configuration_cannot_change_controls(shop: Engine, tmp_path: Path, canary: Canary) -> None:
     root = make_root(tmp_path / "base")
     (root / "bin" / "grep").symlink_to("busybox")
     for name in ("cut", "sort", "pwd"):
@@ -209,7 +207,7 @@ SECONDS = 2.0
 @pytest.mark.case("P18")
 @pytest.mark.parametrize("name", list(ODD))
 @pytest.mark.parametrize("which", ["passwd", "group"])
-def test_users_are_looked_up_in_files_alone(name: str, which: str, root: Path, canary: Canary) -> None:
+def test_users_are_looked_up_only_in_files(name: str, which: str, root: Path, canary: Canary) -> None:
     _replace(root / "etc" / which, ODD[name])
     user = "bob" if which == "passwd" else "0:more"
     with Container(Image.from_rootfs(root), memory=None) as container:

@@ -46,7 +46,7 @@ def test_no_failed_call_weakens_a_guest(bench: Bench) -> None:
     assert not total.findings, "\n".join(total.findings)
 
 
-def test_an_aim_hits_the_process_that_it_names(bench: Bench) -> None:
+def test_aim_hits_the_named_process(bench: Bench) -> None:
     """The launcher, the child and the agent each receive once; only the agent's first receipt fails here."""
     run = bench.run(Aim("agent", "recvmsg", 1, "error", "EPERM"))
     assert run.verdict == "refused"
@@ -81,7 +81,7 @@ def test_a_guest_without_a_control_is_seen(bench: Bench, security: dict[str, obj
     ("litter", "seen"),
     [("directory", "directories"), ("cgroup", "cgroups"), ("fd", "fds"), ("process", "processes")],
 )
-def test_what_a_run_leaves_is_seen(bench: Bench, litter: str, seen: str) -> None:
+def test_leak_of_a_run_is_detected(bench: Bench, litter: str, seen: str) -> None:
     try:
         run = bench.run(None, litter=litter, trace=False)
     except Unable as reason:

@@ -53,7 +53,7 @@ def test_the_same_archives_do_reach_the_canary_through_tarfile(case: str, tmp_pa
 
 
 @pytest.mark.case("P01", "P02", "P05")
-def test_what_stays_inside_is_where_it_says(shop: Engine, tmp_path: Path) -> None:
+def test_entries_inside_are_at_their_names(shop: Engine, tmp_path: Path) -> None:
     entries = [
         directory("real"),
         symlink("link", "/real"),
@@ -95,12 +95,12 @@ def test_an_opaque_root_hides_all_below(shop: Engine, tmp_path: Path) -> None:
 
 
 @pytest.mark.case("P06")
-def test_a_whiteout_spares_what_its_own_layer_has(shop: Engine, tmp_path: Path) -> None:
+def test_whiteout_spares_entries_of_its_own_layer(shop: Engine, tmp_path: Path) -> None:
     image = _bring(shop, tmp_path, tar([file("a", b"old")]), tar([file("a", b"new"), file(".wh.a")]))
     assert (Path(image.directories[0]) / "a").read_bytes() == b"new"
 
 
 @pytest.mark.case("P06")
-def test_overlayfs_marks_come_from_whiteouts_alone(shop: Engine, tmp_path: Path) -> None:
+def test_overlayfs_marks_come_only_from_whiteouts(shop: Engine, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="0/0"):
         _bring(shop, tmp_path, tar([device("a", 0, 0)]))

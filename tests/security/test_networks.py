@@ -316,7 +316,7 @@ with Network("pyc-a") as a, Network("pyc-b") as b:
 
 @pytest.mark.case("N05")
 @pytest.mark.control("N05")
-def test_a_flush_takes_away_what_is_not_owned(engine: Engine, tmp_path: Path) -> None:
+def test_ruleset_flush_removes_unowned_tables(engine: Engine, tmp_path: Path) -> None:
     """Control: a foreign table is deleted, and isolation still holds."""
     root_only(engine)
     if shutil.which("nft") is None:

@@ -66,7 +66,7 @@ def _push(process: subprocess.Popen[str], text: str) -> None:
 @pytest.mark.xdist_group("world")
 @pytest.mark.case("N03")
 @pytest.mark.control("N03")
-def test_what_is_revoked_arrives_no_more(world: World) -> None:
+def test_revoked_target_is_unreachable(world: World) -> None:
     """Until then it does, also where another target goes: the control."""
     target = f"{world.address}:7001/udp"
     with (
@@ -93,7 +93,7 @@ def test_what_is_revoked_arrives_no_more(world: World) -> None:
 
 @pytest.mark.xdist_group("world")
 @pytest.mark.case("N03")
-def test_a_connection_is_cut_off_when_it_is_revoked(world: World) -> None:
+def test_revoke_cuts_established_connections(world: World) -> None:
     target = f"{world.address}:{PORT}/tcp"
     with (
         world.serve(),
@@ -192,7 +192,7 @@ _SAID = {
 
 @pytest.mark.case("N03")
 @pytest.mark.control("N03")
-def test_names_lead_to_public_addresses_alone(engine: Engine) -> None:
+def test_names_resolve_only_to_public_addresses(engine: Engine) -> None:
     """Unless a range has the address: the control."""
     with _egress(engine, "example.org:443/tcp", "*.rebound.org") as (egress, guide):
         for name in ("example.org", "a.rebound.org"):
@@ -222,7 +222,9 @@ def test_names_lead_to_public_addresses_alone(engine: Engine) -> None:
         (f"example.org:{PORT + 1}", False),
     ],
 )
-def test_a_name_is_let_for_what_was_meant(engine: Engine, world: World, target: str, let: bool) -> None:
+def test_name_permits_only_its_port_and_protocol(
+    engine: Engine, world: World, target: str, let: bool
+) -> None:
     """Controls: allowed targets are reached, and no other host is."""
     root_only(engine)
     with (
@@ -239,7 +241,7 @@ def test_a_name_is_let_for_what_was_meant(engine: Engine, world: World, target: 
 
 
 @pytest.mark.case("N03")
-def test_nobody_says_for_ever_where_a_name_is(engine: Engine) -> None:
+def test_permitted_addresses_of_a_name_expire(engine: Engine) -> None:
     with _egress(engine, "example.org") as (_, guide):
         guide.learned("example.org", ["93.184.216.34"], 2**31 - 1)
         assert all(one.until < time.monotonic() + 90000 for one in guide._learned._held.values())

@@ -117,7 +117,7 @@ def _correct(victim: Container, asking: Container, six: Network) -> None:
 
 
 @pytest.mark.case("N04")
-def test_nobody_is_taken_for_another_on_ipv6(six: Network) -> None:
+def test_no_spoofing_on_ipv6(six: Network) -> None:
     assert _fooled(six, _RAW) == set()
 
 

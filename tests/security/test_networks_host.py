@@ -101,7 +101,7 @@ def _metadata(world: World, address: str) -> Iterator[str]:
 @pytest.mark.case("N03")
 @pytest.mark.control("N03")
 @pytest.mark.parametrize("address", _SECRETS)
-def test_an_egress_to_everywhere_does_not_lead_to_metadata(world: World, address: str) -> None:
+def test_wide_egress_does_not_reach_metadata(world: World, address: str) -> None:
     """A wide Egress excludes the metadata address.  Control: `permit` of the address reaches it."""
     with (
         _metadata(world, address),
@@ -124,7 +124,7 @@ def test_an_egress_to_everywhere_does_not_lead_to_metadata(world: World, address
 
 @pytest.mark.xdist_group("world")
 @pytest.mark.case("N03")
-def test_an_egress_to_everywhere_does_not_lead_to_the_host(world: World) -> None:
+def test_wide_egress_does_not_reach_the_host(world: World) -> None:
     with (
         socket.create_server((world.host, 0)) as server,
         world.serve(),

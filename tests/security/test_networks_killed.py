@@ -107,7 +107,7 @@ def _tables(report: dict[str, Any], when: str) -> set[str]:
 
 
 @pytest.mark.case("N08")
-def test_what_a_killed_engine_left_is_collected(engine: Engine, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_engine_are_collected(engine: Engine, tmp_path: Path) -> None:
     """Another engine's networks stand and work all the while; subnet and port are free again."""
     root_only(engine)
     report = _kill("whole", tmp_path)
@@ -118,7 +118,7 @@ def test_what_a_killed_engine_left_is_collected(engine: Engine, tmp_path: Path) 
 
 
 @pytest.mark.case("N05")
-def test_what_is_refused_is_refused_until_the_guests_are_dead(engine: Engine, tmp_path: Path) -> None:
+def test_refusals_hold_until_the_guests_are_dead(engine: Engine, tmp_path: Path) -> None:
     """And a host that passed on nothing before passes on nothing for others until it is as before."""
     root_only(engine)
     report = _kill("whole", tmp_path)

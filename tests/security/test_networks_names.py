@@ -52,7 +52,7 @@ def _answered(container: Container, name: str, kind: int, wanted: int) -> int:
 @pytest.mark.case("L10")
 @pytest.mark.control("L10")
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
-def test_who_asks_too_much_waits(
+def test_query_budget_delays_a_flooder(
     engine: Engine, kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until its budget is refilled, which here never happens; others do not.  Without a budget: the control."""
@@ -73,7 +73,7 @@ def test_who_asks_too_much_waits(
 
 @pytest.mark.case("L10")
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
-def test_whoever_waits_is_answered_then(net: Network, kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_delayed_queries_are_answered(net: Network, kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "BURST", 0.002)
     with Container(network=net, name="pyc-other") as one:
         assert _answered(one, "pyc-other", kind, 150) == 150
@@ -154,7 +154,7 @@ def test_flood_without_a_budget_takes_a_processor(
 
 
 @pytest.mark.case("A13")
-def test_flooders_share_what_one_of_them_has(engine: Engine, net: Network) -> None:
+def test_flooders_share_one_budget(engine: Engine, net: Network) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(4):
             stack.enter_context(_flooding(stack.enter_context(Container(network=net)), "queries"))

@@ -82,7 +82,7 @@ def _is_fooled(net: Network, security: Security) -> bool:
 
 
 @pytest.mark.case("N04")
-def test_nobody_is_taken_for_another(engine: Engine, net: Network) -> None:
+def test_no_spoofing(engine: Engine, net: Network) -> None:
     root_only(engine)
     assert not _is_fooled(net, _RAW)
 
@@ -197,7 +197,7 @@ def _captures(raw: socket.socket, kind: bytes) -> bool:
 
 @pytest.mark.case("N04")
 @pytest.mark.control("N04")
-def test_unicast_of_others_is_not_overheard(engine: Engine, net: Network) -> None:
+def test_unicast_of_others_is_not_captured(engine: Engine, net: Network) -> None:
     """Control: broadcasts are captured."""
     root_only(engine)
     with (
@@ -306,7 +306,7 @@ def test_published_ports_leave_nothing(engine: Engine, outside: Network) -> None
 
 
 @pytest.mark.control("N08")
-def test_what_is_left_would_be_seen(engine: Engine, net: Network) -> None:
+def test_leak_would_be_detected(engine: Engine, net: Network) -> None:
     before = _state(engine)
     left = Container(network=net).start()
     try:

@@ -34,7 +34,7 @@ def _within(seconds: float, what: Callable[[], bool]) -> bool:
 
 
 @pytest.mark.case("N08")
-def test_who_ends_while_it_is_linked_is_mistaken_for_nobody(
+def test_container_that_ends_during_connect_is_not_mistaken(
     net: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Numbers of fds and processes are reused: an operation for an old owner must not hit a new one."""
@@ -63,7 +63,7 @@ def test_who_ends_while_it_is_linked_is_mistaken_for_nobody(
 
 
 @pytest.mark.case("N08")
-def test_who_has_ended_is_linked_no_more(net: Network) -> None:
+def test_ended_container_is_not_connected(net: Network) -> None:
     one = Container().start()
     running = one._live()
     one.remove()
@@ -91,7 +91,7 @@ def _interrupted(*_: object) -> None:
 
 
 @pytest.mark.case("N08")
-def test_who_was_not_taken_off_may_be_again(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_disconnect_can_be_repeated(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     with Container(network=net) as one, Network("pyc-more", internal=True) as more:
         more.connect(one)
         with monkeypatch.context() as patch:
@@ -133,7 +133,7 @@ def _lives_on(network: Network) -> str:
 
 
 @pytest.mark.case("N04")
-def test_who_shared_a_network_keeps_no_address_of_it(net: Network) -> None:
+def test_namespace_that_outlives_its_container_keeps_no_address(net: Network) -> None:
     assert "eth0" not in _lives_on(net)
 
 

@@ -122,13 +122,13 @@ def test_reach_is_as_the_table_says(
 
 @pytest.mark.case("E13")
 @pytest.mark.parametrize("preset", PRESETS)
-def test_exec_reaches_what_the_main_command_reaches(preset: str, measure: Measure) -> None:
+def test_exec_and_main_command_have_the_same_reach(preset: str, measure: Measure) -> None:
     by_exec, by_main = measure(PRESETS[preset]), measure(PRESETS[preset], main=True)
     assert _seen_by_both(by_exec) == _seen_by_both(by_main)
 
 
 @pytest.mark.case("E13")
-def test_the_compatible_filter_passes_what_the_sandbox_passes(measure: Measure) -> None:
+def test_compatible_filter_allows_the_calls_of_sandbox(measure: Measure) -> None:
     narrow, wide = measure(PRESETS["sandbox"]), measure(PRESETS["docker"])
     assert narrow.having("syscall", "reached") <= wide.having("syscall", "reached")
     for axis in ("filter.socket", "filter.clone", "filter.ioctl", "filter.personality"):
@@ -203,7 +203,7 @@ def _own(path: str) -> bool:
 
 
 @pytest.mark.case("K02")
-def test_a_process_writes_to_kernel_files_of_its_own_alone(measure: Measure) -> None:
+def test_process_writes_only_to_its_own_kernel_files(measure: Measure) -> None:
     assert {path for path in _written(measure) if not _own(path)} == set()
 
 

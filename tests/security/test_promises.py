@@ -102,7 +102,7 @@ def test_a_limit_that_nothing_holds_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.control("X01")
-def test_what_is_there_is_no_error(tmp_path: Path) -> None:
+def test_available_features_are_no_error(tmp_path: Path) -> None:
     with Engine(tmp_path) as engine, Container(engine=engine) as container:
         assert container.exec(["true"]).returncode == 0
 

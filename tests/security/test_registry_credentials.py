@@ -77,7 +77,7 @@ def test_a_layers_other_place_is_never_asked(challenge: str, net: Net, engine: E
 
 @pytest.mark.case("R01")
 @pytest.mark.parametrize("challenge", CHALLENGES.values(), ids=list(CHALLENGES))
-def test_storage_that_asks_who_it_is_learns_nothing(challenge: str, net: Net, engine: Engine) -> None:
+def test_storage_that_challenges_gets_no_credentials(challenge: str, net: Net, engine: Engine) -> None:
     home, other = locked(net), net.registry(OTHER)
     other.on("*", "/", replies(401, WWW_Authenticate=challenge))
     home.on("GET", "/v2/.*/blobs/", once_known(replies(307, Location=f"https://{OTHER}/layer")))
@@ -338,7 +338,9 @@ def _realm(net: Net, engine: Engine, realm: str, auth: Credentials | None) -> li
     [(realm, (LOGIN, IDENTITY)[at % 2]) for at, realm in enumerate(REALMS.values())],
     ids=list(REALMS),
 )
-def test_no_stranger_is_told_who_the_user_is(realm: str, auth: Credentials, net: Net, engine: Engine) -> None:
+def test_credentials_are_not_sent_to_unrelated_hosts(
+    realm: str, auth: Credentials, net: Net, engine: Engine
+) -> None:
     others = _realm(net, engine, realm, auth)
     assert credentials_sent(*others) == []
     assert net.connected == [(HOME, 443)]
@@ -374,7 +376,7 @@ def test_a_token_service_that_sends_on_takes_no_secret_along(
 @pytest.mark.parametrize(
     "realm", [f"https://{HOME}/token", "https://auth.example.org/token", f"https://auth.{HOME}/token"]
 )
-def test_a_related_token_service_is_told(realm: str, net: Net, engine: Engine) -> None:
+def test_related_token_service_gets_credentials(realm: str, net: Net, engine: Engine) -> None:
     home = net.registry(HOME)
     service = home if f"//{HOME}" in realm else net.registry(realm.split("/")[2])
     home.challenge, home.accepted = f'Bearer realm="{realm}",service="pyc"', {"Bearer pyc-token"}
@@ -387,7 +389,7 @@ def test_a_related_token_service_is_told(realm: str, net: Net, engine: Engine) -
 
 
 @pytest.mark.case("R03")
-def test_a_named_realm_is_told(net: Net, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_named_realm_gets_credentials(net: Net, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     home, other = net.registry(HOME), net.registry(OTHER)
     home.challenge, home.accepted = f'Bearer realm="https://{OTHER}/token"', {"Bearer pyc-token"}
     other.on("POST", "/token", token("pyc-token"))
@@ -399,7 +401,7 @@ def test_a_named_realm_is_told(net: Net, engine: Engine, monkeypatch: pytest.Mon
 
 
 @pytest.mark.case("R03")
-def test_a_plain_token_service_of_a_plain_registry_is_its_own_host_alone(net: Net, engine: Engine) -> None:
+def test_http_token_service_must_be_the_registry_host(net: Net, engine: Engine) -> None:
     home, other = net.plain(HOME), net.plain("auth.example.org")
     home.challenge, home.accepted = 'Bearer realm="http://auth.example.org/token"', set()
     with pytest.raises(AuthError):

@@ -132,7 +132,7 @@ _PLACES = ("manifests", "blobs", "token", "upload")
 @pytest.mark.case("R06")
 @pytest.mark.parametrize("rule", list(ENDLESS))
 @pytest.mark.parametrize("place", _PLACES)
-def test_what_never_ends_is_ended(place: str, rule: str, net: Net, engine: Engine) -> None:
+def test_endless_answers_are_ended(place: str, rule: str, net: Net, engine: Engine) -> None:
     if not FULL and place != ("manifests", "blobs")[list(ENDLESS).index(rule) % 2]:
         pytest.skip("part of the full set (make security)")
     seconds, memory = cost(net, _attack(place, ENDLESS[rule], net, engine))

@@ -234,7 +234,7 @@ HELPERS = {
 
 @pytest.mark.case("R07")
 @pytest.mark.parametrize("helper", list(HELPERS))
-def test_what_a_helper_writes_is_not_shown(
+def test_output_of_a_credential_helper_is_not_shown(
     helper: str, net: Net, engine: Engine, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text, status = HELPERS[helper]
@@ -298,7 +298,7 @@ def test_credentials_that_cannot_be_meant_are_not_shown(auth: object) -> None:
 
 
 @pytest.mark.control("R07")
-def test_an_error_that_says_what_it_heard_would_be_seen(
+def test_secret_in_an_error_would_be_detected(
     net: Net, engine: Engine, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http.Http, "hidden", lambda self, text: text)

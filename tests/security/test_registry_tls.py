@@ -79,7 +79,7 @@ def test_a_listed_registry_is_spoken_to_plainly(
 
 
 @pytest.mark.case("R04")
-def test_what_is_allowed_to_a_registry_is_not_allowed_to_its_mirror(
+def test_insecure_registry_does_not_make_its_mirror_insecure(
     net: Net, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYCONTAIN_MIRRORS", f"{HOME}=mirror.example.net:5000")
@@ -214,7 +214,7 @@ def test_a_plain_registry_that_sends_to_tls_is_still_verified(net: Net, engine: 
 
 
 @pytest.mark.case("R05")
-def test_authorities_of_docker_and_podman_are_for_their_host_alone(
+def test_authorities_of_docker_and_podman_apply_only_to_their_host(
     net: Net, engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     private, contexts = trustme.CA(), {}

@@ -130,7 +130,7 @@ def test_without_masks_something_is_read() -> None:
 
 @pytest.mark.case("E07")
 @pytest.mark.parametrize("target", ["/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/proc/kcore"])
-def test_a_devices_name_that_leads_elsewhere_masks_all_the_same(root: Path, target: str) -> None:
+def test_device_path_through_a_link_is_still_masked(root: Path, target: str) -> None:
     for name in ("null", "zero"):
         (root / "dev" / name).symlink_to(target)
     with Container(Image.from_rootfs(root)) as container:

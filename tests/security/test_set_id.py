@@ -210,7 +210,7 @@ def test_copies_into_a_bind_give_no_rights(shared: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.control("U21")
-def test_a_mapping_keeps_the_bits_of_what_a_guest_changes(shared: Path) -> None:
+def test_mapped_write_keeps_set_id_bits(shared: Path) -> None:
     program = shared / "program"
     program.write_bytes(b"x" * 4096)
     with Container(mounts={"/x": shared}, security=_OPEN) as container:

@@ -262,7 +262,7 @@ def test_records_without_a_byte_are_a_store_without_images(root: Path, where: Si
 
 
 @pytest.mark.control("F18")
-def test_a_store_that_nobody_touched_is_whole(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_untouched_store_is_complete(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pycontain._images import fsck
 
     with Engine(root) as engine:

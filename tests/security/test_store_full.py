@@ -20,7 +20,7 @@ _MOST = {"pull": 400, "load": 560, "from_rootfs": 400, "save": 80, "tag": 60, "r
 @pytest.mark.case("F05")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", list(_MOST))
-def test_a_full_store_stays_whole(name: str, tmp_path: Path, engine: Engine) -> None:
+def test_full_store_stays_consistent(name: str, tmp_path: Path, engine: Engine) -> None:
     if not engine.features.privileged:
         pytest.skip("a small file system is mounted by root")
     step = 4 if FULL else 40 if _MOST[name] > 100 else 12

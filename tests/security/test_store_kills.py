@@ -75,7 +75,7 @@ def _at_calls(name: str, directory: Path, call: str, step: int, most: int) -> in
 
 @pytest.mark.case("F01")
 @pytest.mark.parametrize("call", ["rename", "syncfs"])
-def test_a_pull_that_is_killed_as_it_names_things(call: str, tmp_path: Path, engine: Engine) -> None:
+def test_pull_killed_during_renames(call: str, tmp_path: Path, engine: Engine) -> None:
     _needs_strace(engine)
     assert _at_calls("pull", tmp_path, call, 2, 5) > 0
 

@@ -49,7 +49,7 @@ def _lose(
 @pytest.mark.case("F04")
 @pytest.mark.timeout(1600)
 @pytest.mark.parametrize("script", list(losses.SCRIPTS))
-def test_a_loss_of_power_leaves_whole_images(script: str, tmp_path: Path, engine: Engine) -> None:
+def test_power_loss_leaves_complete_images(script: str, tmp_path: Path, engine: Engine) -> None:
     found = _lose(tmp_path, engine, script, 6 if FULL else 1, None if FULL else 20)
     assert found["problems"] == []
     assert found["losses"] > 20

@@ -77,7 +77,7 @@ def _flip_layers(across: bool) -> list[list[Entry]]:
 
 @pytest.mark.case("P07")
 @pytest.mark.parametrize("across", [False, True], ids=["one layer", "three layers"])
-def test_a_name_is_what_it_was_last(across: bool, shop: Engine, tmp_path: Path) -> None:
+def test_last_entry_of_a_name_counts(across: bool, shop: Engine, tmp_path: Path) -> None:
     top = Path(_bring(shop, tmp_path, *_flip_layers(across)).directories[0])
     assert {
         name: kinds for name, kinds in _flips() if not TYPES[kinds[-1]](os.lstat(top / name).st_mode)
@@ -104,7 +104,7 @@ REFUSED: dict[str, list[list[Entry]]] = {
 
 @pytest.mark.case("P07")
 @pytest.mark.parametrize("name", list(REFUSED))
-def test_what_has_no_directory_is_refused(name: str, shop: Engine, tmp_path: Path) -> None:
+def test_entry_below_a_non_directory_is_refused(name: str, shop: Engine, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="lies below"):
         _bring(shop, tmp_path, *REFUSED[name])
 
@@ -322,7 +322,7 @@ def test_paths_through_links_of_layers_below_are_as_with_umoci(
 
 
 @pytest.mark.case("B18")
-def test_links_of_layers_below_lead_nowhere_else(shop: Engine, tmp_path: Path) -> None:
+def test_links_of_lower_layers_stay_inside(shop: Engine, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     base = [

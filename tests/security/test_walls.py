@@ -51,7 +51,7 @@ def test_without_the_filter_calls_reach_the_kernel() -> None:
 
 
 @pytest.mark.case("K04")
-def test_a_crash_leaves_nothing_and_starts_nobody() -> None:
+def test_crash_leaves_and_starts_nothing() -> None:
     with Container(workdir="/tmp") as container:
         before = container.exec(["ls", "-A", "/tmp"]).stdout
         for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGQUIT):
@@ -84,7 +84,7 @@ except OSError as error: print('mknod', errno.errorcode[error.errno])
 
 
 @pytest.mark.case("K05")
-def test_landlock_alone_denies(engine: Engine) -> None:
+def test_landlock_denies_without_other_controls(engine: Engine) -> None:
     if not engine.features.landlock:
         pytest.skip("no Landlock in this kernel")
     alone = Security.SANDBOX.evolve(seccomp=None, masked_paths=(), readonly_paths=(), capabilities={"MKNOD"})
@@ -151,7 +151,7 @@ WALLS: dict[str, dict[str, object]] = {
 
 @pytest.mark.case("K06")
 @pytest.mark.parametrize("wall", list(WALLS))
-def test_the_canary_stands_with_a_wall_removed(wall: str, canary: Canary) -> None:
+def test_canary_is_safe_with_one_control_removed(wall: str, canary: Canary) -> None:
     pattern = Path("/proc/sys/kernel/core_pattern").read_text()
     with Container(security=Security.SANDBOX.evolve(**WALLS[wall])) as container:  # type: ignore[arg-type]
         done = container.exec([sys.executable, "-c", REACH, str(canary.top / "secret"), Canary.SECRET])
@@ -169,7 +169,7 @@ def test_a_canary_in_reach_would_be_found(canary: Canary) -> None:
 
 
 @pytest.mark.case("K02")
-def test_the_agents_files_are_nobodys_inside(engine: Engine) -> None:
+def test_agents_files_have_no_owner_inside(engine: Engine) -> None:
     if not engine.features.privileged:
         pytest.skip("rootless: the agent shares its id with the guest")
     script = "cd /proc/1; for f in *; do test -w $f && echo $f; done; stat -c %u oom_score_adj environ"

@@ -75,7 +75,7 @@ def _weaker() -> Security:
 
 
 @pytest.mark.parametrize("security", ["default", "without a filter"])
-def test_zygote_and_what_waits_cannot_be_looked_into(security: str) -> None:
+def test_zygote_and_waiting_child_cannot_be_traced(security: str) -> None:
     chosen = Security.SANDBOX if security == "default" else _weaker()
     with Container(security=chosen) as container, container.zygote() as zygote:
         parent = zygote.call(os.getppid)
@@ -253,7 +253,7 @@ def test_hostile_size_is_bounded(zygote: Zygote, size: int) -> None:
         zygote.call(answer, 1, len(data), data, max_output="64K")
 
 
-def test_call_that_denies_that_it_was_taken_is_not_repeated_for_ever(zygote: Zygote) -> None:
+def test_call_that_denies_receipt_is_not_repeated_endlessly(zygote: Zygote) -> None:
     begun = time.monotonic()
     with pytest.raises(StateError, match="did not accept"):
         zygote.call(answer, 0, 0, b"")

@@ -125,7 +125,7 @@ def values(draw: st.DrawFn) -> Any:
 
 
 @given(values())
-def test_value_is_read_as_it_was(value: Any) -> None:
+def test_value_round_trip(value: Any) -> None:
     back = _sent(value)
     assert back == value
     assert type(back) is type(value)
@@ -263,12 +263,12 @@ def test_depth_is_bounded_on_both_ends(depth: int) -> None:
             codec.decode(answer)
 
 
-def test_answer_larger_than_allowed_is_refused_while_it_is_written() -> None:
+def test_too_large_answer_is_refused_while_written() -> None:
     with pytest.raises(writer.TooLong, match="max_output"):
         writer.encode([["x" * 100] * 100] * 1000, [], 1 << 16)
 
 
-def test_memory_is_counted_before_it_is_taken() -> None:
+def test_memory_is_counted_before_allocation() -> None:
     answer = _answer([set() for _ in range(100_000)])
     with pytest.raises(TooLarge, match="MiB"):
         codec.decode(answer)

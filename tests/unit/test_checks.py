@@ -119,7 +119,7 @@ def test_durations_of_every_type(value: float | timedelta, seconds: float) -> No
         None,
     ],
 )
-def test_what_is_no_duration(value: object) -> None:
+def test_invalid_durations(value: object) -> None:
     refused(parse_duration, value, says="duration")
 
 
@@ -456,7 +456,7 @@ def test_commands(args: Any, argv: tuple[str, ...] | None) -> None:
         ({"a", "b"}, TypeError),
     ],
 )
-def test_what_is_no_command(args: Any, kind: type[Exception]) -> None:
+def test_invalid_commands(args: Any, kind: type[Exception]) -> None:
     refused(spec.command, args, kind=kind)
 
 
@@ -471,7 +471,7 @@ def test_what_is_no_command(args: Any, kind: type[Exception]) -> None:
         ({"A": "\ud800"}, ValueError),
     ],
 )
-def test_what_is_no_environment(env: Any, kind: type[Exception]) -> None:
+def test_invalid_environments(env: Any, kind: type[Exception]) -> None:
     refused(spec.environment, env, kind=kind)
 
 

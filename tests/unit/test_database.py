@@ -22,7 +22,7 @@ def _write(path: str, text: str) -> None:
     subprocess.run([sys.executable, "-c", _WRITE, path, text], check=True)
 
 
-def test_what_others_write_and_close_is_seen(tmp_path: Path) -> None:
+def test_writes_of_other_connections_are_seen(tmp_path: Path) -> None:
     path = str(tmp_path / "store.db")
     database = Database(path)
     with database.writing(durable=True) as rows:

@@ -24,13 +24,13 @@ def _found(*layers: tuple[str, ...]) -> list[str]:
     return sorted(found)
 
 
-def test_whiteout_hides_what_earlier_layers_have_below() -> None:
+def test_whiteout_hides_entries_of_earlier_layers() -> None:
     first = ("a", "a/b", "a/b/c", "a-b", "ab")
     assert _found(first, (".wh.a",)) == ["a-b", "ab"]
     assert _found(first, ("a", "a/.wh.b")) == ["a", "a-b", "ab"]
 
 
-def test_opaque_directory_keeps_what_its_own_layer_has() -> None:
+def test_opaque_directory_keeps_entries_of_its_own_layer() -> None:
     first = ("a", "a/b", "a/c", "b")
     assert _found(first, ("a", "a/new", "a/.wh..wh..opq")) == ["a", "a/new", "b"]
 

@@ -21,7 +21,7 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[Check]:
     return found
 
 
-def test_what_is_missing_comes_with_its_command(
+def test_missing_features_name_the_command_that_adds_them(
     checks: list[Check], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.main(["doctor"]) == 0

@@ -205,7 +205,7 @@ def test_the_error_of_a_path_is_of_its_numbers_kind(name: str) -> None:
     assert str(error) == f"cannot open '/a': {os.strerror(PATHS[name])} (hint: knock)"
 
 
-def test_an_oserror_without_a_number_says_what_it_knows() -> None:
+def test_oserror_without_errno_keeps_its_text() -> None:
     error = errors.PathError("no directory of this user")
     assert (error.errno, error.filename, error.strerror) == (0, None, "no directory of this user")
     assert str(error) == "no directory of this user"
@@ -241,7 +241,7 @@ def result(returncode: int, reason: Reason, *, truncated: bool = False) -> ExecR
     ("returncode", "reason", "says"),
     [(3, "exit", "exit status 3"), (-9, "oom", "SIGKILL"), (0, "output", "output")],
 )
-def test_check_returncode_raises_what_check_does(returncode: int, reason: Reason, says: str) -> None:
+def test_check_returncode_raises_like_check(returncode: int, reason: Reason, says: str) -> None:
     with pytest.raises(errors.CommandFailed, match=says) as failed:
         result(returncode, reason, truncated=reason == "output").check_returncode()
     error = failed.value

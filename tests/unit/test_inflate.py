@@ -59,7 +59,7 @@ def unpacked(data: bytes, cuts: Any = (), **limits: Any) -> bytes:
 
 @pytest.mark.parametrize("kind", PACKERS)
 @pytest.mark.parametrize("size", [0, 1, 1000, (64 << 10) - 1, 1 << 20, (1 << 20) + 1, (3 << 20) + 7])
-def test_what_was_packed_comes_out(kind: str, size: int) -> None:
+def test_round_trip(kind: str, size: int) -> None:
     content = (b"a line of the file\n" * (size // 19 + 1))[:size]
     packed = PACKERS[kind](content)
     assert compression_of(packed) == kind
@@ -68,12 +68,12 @@ def test_what_was_packed_comes_out(kind: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("kind", PACKERS)
-def test_what_does_not_shrink(kind: str) -> None:
+def test_incompressible_data(kind: str) -> None:
     content = random.Random(1).randbytes(300_000)
     assert unpacked(PACKERS[kind](content)) == content
 
 
-def test_plain_bytes_are_left_alone() -> None:
+def test_uncompressed_bytes_are_unchanged() -> None:
     for content in (b"", b"x", b"\x1f\x8b", b"\0" * 1024, b"PK\3\4" + b"x" * 100):
         assert unpacked(content) == content
         assert unpacked(content, range(len(content))) == content
@@ -104,7 +104,7 @@ def test_a_stream_that_ends_too_early_is_refused(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", PACKERS)
 @pytest.mark.parametrize("rest", [b"x", b"\0x", b"\0" * 100 + b"x", b"\0" * 70_000 + b"x", b"garbage" * 20])
-def test_what_follows_the_end_is_refused(kind: str, rest: bytes) -> None:
+def test_data_after_the_end_is_refused(kind: str, rest: bytes) -> None:
     packed = PACKERS[kind](b"content")
     for cuts in ((), [len(packed)], range(len(packed), len(packed + rest), 11)):
         with pytest.raises(ImageError):

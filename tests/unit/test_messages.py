@@ -30,7 +30,7 @@ HOSTILE = "a\x1b[31m\n\x07\x9b\u202e\udcff\u2028b"
 USAGE = Usage(wall=0, cpu_user=0, cpu_system=0)
 
 
-def test_what_a_terminal_would_act_on_is_escaped() -> None:
+def test_terminal_control_characters_are_escaped() -> None:
     assert escaped("plain, ünïcode") == "plain, ünïcode"
     assert escaped(HOSTILE) == r"a\x1b[31m\n\x07\x9b\u202e\udcff\u2028b"
 
@@ -152,7 +152,7 @@ def test_users_are_looked_up_before_a_container_is_created(tmp_path: Path) -> No
         check_known(image, ("/etc/passwd2", "/et"), "old", 65536)
 
 
-def test_users_of_an_image_that_leads_elsewhere_are_left_to_the_start(tmp_path: Path) -> None:
+def test_passwd_behind_a_link_is_left_to_the_start(tmp_path: Path) -> None:
     layer = _layer(tmp_path / "u")
     (layer / "etc" / "passwd").symlink_to("/etc/passwd")
     check_known(_image(layer), (), "root2", 65536)

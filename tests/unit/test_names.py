@@ -225,7 +225,7 @@ def test_names_out_of_the_world_and_of_own_networks_come_first(bench: Bench, zon
     assert server.asked.qsize() == 2
 
 
-def test_all_that_share_an_alias_are_told_and_each_is_first_in_its_turn(inner: Asker) -> None:
+def test_shared_alias_returns_all_addresses_in_rotation(inner: Asker) -> None:
     answers = []
     for _ in range(4):
         answers.append(rdata_texts(inner.udp("shared")))
@@ -282,7 +282,7 @@ def test_edns_is_answered_with_edns(inner: Asker) -> None:
     assert dns.message.from_wire(inner.raw(query.to_wire())).rcode() == dns.rcode.BADVERS
 
 
-def test_what_is_no_query_is_told_so_or_nothing(inner: Asker, bench: Bench) -> None:
+def test_non_queries_get_an_error_or_no_answer(inner: Asker, bench: Bench) -> None:
     query = dns.message.make_query("web", "A", id=7)
     wire = query.to_wire()
     two = wire[:4] + b"\0\2" + wire[6:] + wire[12:]
@@ -365,7 +365,9 @@ def test_a_connection_has_many_queries_in_pieces(inner: Asker) -> None:
         assert sock.recv(1) == b""
 
 
-def test_who_sends_and_does_not_read_waits(bench: Bench, zone: Zone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_that_does_not_read_is_throttled(
+    bench: Bench, zone: Zone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(budget, "BURST", 3600.0)
     client = Client(Entry(("own",), ("10.0.0.4",)), upstream=False)
     client.join(zone)
@@ -500,7 +502,7 @@ def _spoofs(server: Nameserver, asked: Asked) -> list[bytes]:
     return [_with_id(lie, 1), *other, *others, echo, lie[:11], *ADDRESS(server, asked)]
 
 
-def test_answers_to_what_was_not_asked_are_not_believed(bench: Bench) -> None:
+def test_answers_to_other_questions_are_discarded(bench: Bench) -> None:
     bench.nameservers(_spoofs)
     asker = bench.asker()
     for _ in range(20):
@@ -550,7 +552,7 @@ def test_a_late_answer_is_one(bench: Bench) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_one_server_alone_is_reminded(bench: Bench) -> None:
+def test_single_server_is_retried(bench: Bench) -> None:
     seen: list[Asked] = []
 
     def second_time(server: Nameserver, asked: Asked) -> list[bytes]:
@@ -664,7 +666,7 @@ def test_a_client_has_nameservers_of_its_own(bench: Bench, transport: str) -> No
         assert asked.asked.qsize() == 1
 
 
-def test_who_has_no_way_out_asks_nobody(bench: Bench, zone: Zone) -> None:
+def test_internal_network_forwards_no_queries(bench: Bench, zone: Zone) -> None:
     (server,) = bench.nameservers(ADDRESS)
     client = Client(Entry(("own",), ("10.0.0.4",)), upstream=False)
     asker = bench.asker(client)
@@ -690,7 +692,7 @@ def test_queries_on_their_way_are_bounded(bench: Bench) -> None:
         assert time.monotonic() - begun < 1
 
 
-def test_who_has_the_most_on_its_way_makes_room(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_with_most_pending_queries_loses_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "_SHARE", resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
     (server,) = bench.nameservers(silent)
     greedy, modest = bench.asker(), bench.asker()
@@ -704,7 +706,7 @@ def test_who_has_the_most_on_its_way_makes_room(bench: Bench, monkeypatch: pytes
         assert time.monotonic() - begun < 1
 
 
-def test_what_opens_no_socket_is_servfail(bench: Bench) -> None:
+def test_failure_to_open_a_socket_is_servfail(bench: Bench) -> None:
     bench.nameservers(ADDRESS)
     bench.routes.servers.clear()  # connect raises KeyError
     assert bench.asker().udp("example.com").rcode() == dns.rcode.SERVFAIL
@@ -752,7 +754,7 @@ def ruled(bench: Bench, zone: Zone) -> Ruled:
     return make
 
 
-def test_a_name_that_is_not_allowed_is_refused_and_told(ruled: Ruled) -> None:
+def test_forbidden_name_is_refused_and_recorded(ruled: Ruled) -> None:
     asker, policy, server = ruled(ADDRESS)
     assert asker.udp("Evil.example.org").rcode() == dns.rcode.REFUSED
     assert asker.tcp("evil.example.org", "TXT").rcode() == dns.rcode.REFUSED
@@ -764,14 +766,14 @@ def test_a_name_that_is_not_allowed_is_refused_and_told(ruled: Ruled) -> None:
 
 
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
-def test_addresses_are_told_when_the_policy_has_learned_of_them(ruled: Ruled, transport: str) -> None:
+def test_addresses_are_returned_after_the_policy_has_learned_them(ruled: Ruled, transport: str) -> None:
     answer = [("Example.com", "A", f"198.51.100.{at}") for at in (6, 7, 8)]
     asker, policy, _ = ruled(records(*answer, ttl=33))
     assert rdata_texts(getattr(asker, transport)("EXAMPLE.com")) == ["198.51.100.7"]
     assert policy.seen == [("example.com", ["198.51.100.6", "198.51.100.7", "198.51.100.8"], 33)]
 
 
-def test_no_other_family_is_told_unless_learned(ruled: Ruled) -> None:
+def test_other_families_are_returned_only_if_learned(ruled: Ruled) -> None:
     asker, policy, _ = ruled(records(("example.com", "AAAA", "2001:db8::1")))
     assert rdata_texts(asker.udp("example.com", "AAAA")) == []
     policy.addresses = ("2001:db8::1",)
@@ -893,7 +895,7 @@ def test_a_policy_may_drop_its_client(bench: Bench) -> None:
     assert not bench.service.errors
 
 
-def test_what_is_no_socket_stays_the_callers(bench: Bench) -> None:
+def test_non_sockets_stay_with_the_caller(bench: Bench) -> None:
     udp, tcp = bound("127.0.0.1")
     with udp, tcp, open(os.devnull) as file:
         client = Client(Entry((), ()))
@@ -902,7 +904,7 @@ def test_what_is_no_socket_stays_the_callers(bench: Bench) -> None:
         bench.service.serve(client, os.dup(udp.fileno()), os.dup(tcp.fileno()))
 
 
-def test_a_closed_service_serves_nobody(bench: Bench) -> None:
+def test_closed_service_refuses_clients(bench: Bench) -> None:
     before = set(os.listdir("/proc/self/fd"))
     asker = bench.asker()
     assert rdata_texts(asker.tcp("own"))

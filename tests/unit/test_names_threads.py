@@ -112,7 +112,7 @@ def test_a_client_dropped_before_the_thread_is_ready(service: NameService, zone:
     assert list(service.errors) == []
 
 
-def test_what_can_not_be_watched_is_still_the_callers(
+def test_unwatchable_fd_stays_with_the_caller(
     service: NameService, zone: Zone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, _ = _serve(service, _client(zone))

@@ -78,18 +78,18 @@ def test_references_as_docker_reads_them(text: str, whole: str, familiar: str) -
         "x" * 100_000,
     ],
 )
-def test_what_is_no_reference(text: str) -> None:
+def test_invalid_references(text: str) -> None:
     with pytest.raises(InvalidReference):
         Reference.parse(text)
 
 
 @pytest.mark.parametrize("value", [None, 1, b"debian", ["debian"]])
-def test_what_is_no_text(value: object) -> None:
+def test_references_must_be_text(value: object) -> None:
     with pytest.raises(InvalidReference):
         Reference.parse(value)  # type: ignore[arg-type]
 
 
-def test_names_have_255_characters_with_what_is_implied() -> None:
+def test_length_limit_includes_implied_parts() -> None:
     room = 255 - len("docker.io/library/")
     assert len(Reference.parse("a" * room).name) == 255
     assert len(Reference.parse("a.b/" + "c" * 251).name) == 255
@@ -115,7 +115,7 @@ _NAMED = st.builds(
 
 
 @given(st.one_of(_NAMED, st.text(), st.text("ab./:@-_ AZ\n", max_size=20)))
-def test_a_reference_says_what_it_was_made_of(text: str) -> None:
+def test_reference_round_trip(text: str) -> None:
     try:
         reference = Reference.parse(text)
     except InvalidReference:
@@ -131,7 +131,7 @@ def test_a_reference_says_what_it_was_made_of(text: str) -> None:
 
 
 @given(_NAMED)
-def test_a_pinned_reference_has_the_digest_alone(text: str) -> None:
+def test_pinned_reference_has_only_the_digest(text: str) -> None:
     try:
         reference = Reference.parse(text).pinned(Digest(SHA))
     except InvalidReference:
@@ -178,7 +178,7 @@ def test_digests(text: str) -> None:
         SHA.encode(),
     ],
 )
-def test_what_is_no_digest(text: object) -> None:
+def test_invalid_digests(text: object) -> None:
     with pytest.raises(ImageError):
         Digest(text)  # type: ignore[arg-type]
 
@@ -234,13 +234,13 @@ def test_platforms(text: str, said: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "/", "linux/", "/amd64", "a/b/c/d", "linux/a b", "linux/é", "a/../b", None, 1]
 )
-def test_what_is_no_platform(text: object) -> None:
+def test_invalid_platforms(text: object) -> None:
     with pytest.raises(ImageError):
         Platform.parse(text)  # type: ignore[arg-type]
 
 
 @given(st.one_of(st.text(), st.text("abv678/_-", max_size=16)))
-def test_a_platform_says_what_it_was_made_of(text: str) -> None:
+def test_platform_round_trip(text: str) -> None:
     try:
         platform = Platform.parse(text)
     except ImageError:

@@ -85,7 +85,7 @@ _VAGUE = (None, "", "application/json", "text/plain; charset=utf-8", "applicatio
 )
 @pytest.mark.parametrize("said", [None, "", *_TYPES, "text/html"])
 @pytest.mark.parametrize("document", [MANIFEST, INDEX])
-def test_what_it_is_called_and_what_it_is(
+def test_media_type_and_content_must_agree(
     document: dict[str, Any], said: str | None, media_type: str | None
 ) -> None:
     """CVE-2021-41190: a manifest must not be read as an index, or an index as a manifest."""
@@ -143,7 +143,7 @@ def test_what_it_is_called_and_what_it_is(
         "manifest",
     ],
 )
-def test_what_is_neither(document: object) -> None:
+def test_documents_of_unknown_kind(document: object) -> None:
     with pytest.raises(ImageError):
         parse_manifest(_raw(document))
 
@@ -173,7 +173,7 @@ def test_what_is_neither(document: object) -> None:
     ],
     ids=lambda raw: repr(raw[:24]),
 )
-def test_what_is_no_document(parser: str, raw: bytes) -> None:
+def test_invalid_documents(parser: str, raw: bytes) -> None:
     with pytest.raises(ImageError) as caught:
         PARSERS[parser](raw)
     assert len(str(caught.value)) < 1000
@@ -294,9 +294,7 @@ _WORDS = st.lists(
     st.dictionaries(st.text(max_size=8), st.text(max_size=8)).filter(str),
     st.one_of(st.integers(0, 1 << 52), st.just((1 << 63) - 1)),
 )
-def test_a_configuration_is_written_as_it_was_read(
-    words: list[str], labels: dict[str, str], pause: int
-) -> None:
+def test_configuration_round_trip(words: list[str], labels: dict[str, str], pause: int) -> None:
     names: dict[str, object] = {word: {} for word in words}
     container = {
         "User": "1000",
@@ -333,7 +331,7 @@ def test_no_nul_gets_into_a_container(field: str) -> None:
     "rootfs", [None, {}, {"type": "x", "diff_ids": []}, {"type": "layers", "diff_ids": ["x"]},
                {"type": "layers", "diff_ids": [SHA] * (LAYERS_MOST + 1)}]
 )  # fmt: skip
-def test_what_is_no_configuration(rootfs: object) -> None:
+def test_invalid_configurations(rootfs: object) -> None:
     with pytest.raises(ImageError):
         ImageConfig.parse(_raw({**IMAGE, "rootfs": rootfs}))
 

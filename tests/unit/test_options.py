@@ -49,7 +49,7 @@ def test_an_unknown_field_of_security() -> None:
         Security.SANDBOX.evolve(capability={"CHOWN"})  # type: ignore[call-arg]
 
 
-def test_a_type_error_from_within_a_function_is_left_as_it_is() -> None:
+def test_type_error_raised_inside_a_function_is_unchanged() -> None:
     @explains_options("outer")
     def function(**given: object) -> None:
         int([])  # type: ignore[call-overload]

@@ -99,7 +99,7 @@ def test_an_exec_passes() -> None:
         {"flags": plan.PlanFlag.COMMAND_IS_INIT},
     ],
 )
-def test_what_leads_outside_is_refused(changes: dict[str, object]) -> None:
+def test_paths_outside_are_refused(changes: dict[str, object]) -> None:
     assert _check(_plan(**changes).encode()) < 0
 
 
@@ -120,7 +120,7 @@ def test_an_exec_without_arguments_is_refused() -> None:
 
 @given(st.data())
 @settings(max_examples=400, deadline=None)
-def test_mutated_plans_never_lead_outside(data: st.DataObject) -> None:
+def test_mutated_plans_never_read_outside(data: st.DataObject) -> None:
     """Any 32-bit word of a plan replaced: accepted or refused, but no read beyond the buffer."""
     buffer = bytearray(_plan().encode())
     for _ in range(data.draw(st.integers(1, 4))):

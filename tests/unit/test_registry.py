@@ -101,7 +101,7 @@ def test_a_long_challenge_is_read_in_no_time() -> None:
         ("", HOME, False),
     ],
 )
-def test_who_is_kin(realm: str, registry: str, kin: bool) -> None:
+def test_related_hosts(realm: str, registry: str, kin: bool) -> None:
     assert related(realm, registry) is kin
 
 
@@ -115,7 +115,7 @@ def test_who_is_kin(realm: str, registry: str, kin: bool) -> None:
         ("https://a#x@b", ("https", "a", 443)),
     ],
 )
-def test_who_is_spoken_to(url: str, found: tuple[str, str, int]) -> None:
+def test_contacted_hosts(url: str, found: tuple[str, str, int]) -> None:
     assert origin(url) == found
 
 
@@ -135,7 +135,7 @@ def test_who_is_spoken_to(url: str, found: tuple[str, str, int]) -> None:
         *("https://\u00e4/", "https://\uff45vil/", "https://[::1]a/", "https://[fe80::1%25eth0]/"),
     ],
 )
-def test_what_is_not_plainly_a_url_is_none(url: str) -> None:
+def test_ambiguous_url_is_rejected(url: str) -> None:
     with pytest.raises(ImageError):
         origin(url)
 
@@ -200,7 +200,7 @@ def _client(**options: Any) -> Client:
     return Client(Endpoint.of(HOME, patience=QUICK), "a/b", **{"auth": LOGIN, **options})
 
 
-def test_a_token_serves_until_it_runs_out(home: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_is_reused_until_it_expires(home: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     real, later = time.monotonic, 0.0
     monkeypatch.setattr("pycontain._registry.tokens.time.monotonic", lambda: real() + later)
     with _client() as client:
@@ -219,7 +219,7 @@ def test_a_token_that_is_refused_is_not_asked_for_without_end(home: Registry) ->
     assert _asked(home) <= 2
 
 
-def test_a_token_is_for_its_scope_alone(home: Registry) -> None:
+def test_token_is_only_for_its_scope(home: Registry) -> None:
     """A loan names another repository: its token is another one, and neither serves for the other."""
     given = iter(["one", "two", "three"])
     home._rules.clear()
@@ -239,7 +239,7 @@ def test_a_token_is_for_its_scope_alone(home: Registry) -> None:
     assert ("HEAD", "Bearer two") not in sent
 
 
-def test_a_scope_that_a_challenge_adds_is_asked_for_as_it_is(home: Registry) -> None:
+def test_scope_of_a_challenge_is_requested_unchanged(home: Registry) -> None:
     home.challenge += ',scope="repository:a/b:pull repository:x:y&z=1#"'
     with _client() as client:
         client.manifest("latest")

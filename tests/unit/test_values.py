@@ -35,7 +35,7 @@ def test_sizes(text: str | int, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "M", "-1", "1X", "1e9", "0x10", "1 2", None, 1.5, True, -1])
-def test_what_is_no_size(text: object) -> None:
+def test_invalid_sizes(text: object) -> None:
     with pytest.raises(LimitError):
         parse_size(text)  # type: ignore[arg-type]
 

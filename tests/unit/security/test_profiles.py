@@ -49,7 +49,7 @@ def test_sandbox_passes_nothing_that_docker_refuses(machine: str) -> None:
 
 
 @pytest.mark.security
-def test_sandbox_refuses_what_opens_the_kernel() -> None:
+def test_sandbox_refuses_dangerous_system_calls() -> None:
     """E13, E21, K01: all that never passes; ENOSYS where libraries then step back."""
     forbidden = words("""
         unshare setns mount umount2 pivot_root chroot fsopen fsconfig fsmount fspick open_tree open_tree_attr

@@ -55,7 +55,7 @@ def words(text: str) -> list[str]:
 @pytest.mark.security
 @pytest.mark.parametrize("machine", sorted(ARCH))
 @pytest.mark.parametrize("profile", sorted(PROFILES))
-def test_program_says_what_the_profile_means(profile: str, machine: str) -> None:
+def test_program_matches_the_profile(profile: str, machine: str) -> None:
     """E13: numbers 0 to 600, with arguments on and beside every compared value."""
     assert disagreements(PROFILES[profile], machine, range(601)) == []
 
@@ -156,7 +156,7 @@ def test_first_rule_that_holds_decides() -> None:
     assert verdict(filter_, "write", 1) == ALLOW
 
 
-def test_allowing_and_denying_win_over_what_was_there() -> None:
+def test_allow_and_deny_override_earlier_rules() -> None:
     """Both give copies; the last change is the first rule."""
     changed = SANDBOX_FILTER.allowing("setns", "chroot").denying("chroot", "read", errno=errno.EIO)
 

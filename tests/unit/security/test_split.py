@@ -30,7 +30,7 @@ FILTERS = {
 @pytest.mark.security
 @pytest.mark.parametrize("machine", sorted(ARCH))
 @pytest.mark.parametrize("name", sorted(FILTERS))
-def test_both_parts_judge_as_the_whole(name: str, machine: str) -> None:
+def test_split_filter_equals_the_whole_filter(name: str, machine: str) -> None:
     whole = FILTERS[name]
     programs = [bpf.decode(assemble(part, machine)) for part in (whole, *split(whole, _AGENT_CALLS))]
     names = names_by_number(machine)
@@ -57,7 +57,7 @@ def test_the_agent_may_do_its_work(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PROFILES))
-def test_what_each_process_adds_is_short(name: str) -> None:
+def test_per_process_part_is_short(name: str) -> None:
     """The length is what an exec pays for."""
     _, last = split(PROFILES[name], _AGENT_CALLS)
     assert len(assemble(last, "x86_64")) // 8 < 24
