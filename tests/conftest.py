@@ -51,7 +51,7 @@ def _cgroups() -> set[str]:
     for base in bases:
         for directory, names, _ in os.walk(base):
             found.update(os.path.join(directory, name) for name in names)
-    waiting = {spare.group.name for spare in engine.launchers.spares()}
+    waiting = {child.group.name for child in engine.launchers.precloned()}
     return {
         path for path in found if not path.endswith(engine.owner.name) and not waiting & {*path.split("/")}
     }
@@ -77,7 +77,7 @@ def _snapshot() -> dict[str, object]:
     from pycontain._engine import default_engine
 
     engine = default_engine()
-    engine.ahead.discard()
+    engine.warm.discard()
     engine.settle()
     return {
         "mounts": our_mounts(),

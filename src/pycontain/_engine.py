@@ -16,13 +16,13 @@ from pycontain._cgroups.refusals import enforced
 from pycontain._kernel.features import Features, features
 from pycontain._kernel.launcher import Launcher, LauncherPool, sub_id_maps
 from pycontain._model.limits import CgroupLimits
-from pycontain._runtime.ahead import Ahead
 from pycontain._runtime.cancel import Interrupts
 from pycontain._runtime.cleanup import Cleanup
 from pycontain._runtime.disk import DiskWatch
 from pycontain._runtime.leases import Leases
 from pycontain._runtime.recover import recover
 from pycontain._runtime.running import Cause
+from pycontain._runtime.warm import WarmContainers
 from pycontain._security import policy
 from pycontain._state.owner import BLOCK, Owner
 from pycontain._state.paths import Roots, record_shared
@@ -50,8 +50,8 @@ class Engine:
     """A store and everything live in it that belongs to this process.
 
     root: where to keep state; without it PYCONTAIN_ROOT, else the system's or the user's
-    directories.  ahead: how many containers of a kind may wait, made ahead, where containers of that
-    kind follow each other; 0 for none.  layer_limits: how much a layer of an image may hold.  Making an
+    directories.  warm: how many warm containers of one kind may wait for the next
+    start; 0 for none.  layer_limits: how much a layer of an image may hold.  Making an
     engine collects what dead processes left in the same root.  Raises PathError when the root cannot
     be used, StartError when no launcher starts, ValueError for a negative number.
     """
@@ -60,12 +60,12 @@ class Engine:
         self,
         root: str | os.PathLike[str] | None = None,
         *,
-        ahead: int = 2,
+        warm: int = 2,
         layer_limits: LayerLimits | None = None,
     ) -> None:
         self._layer_limits = layer_limits
-        if ahead < 0:
-            raise ValueError(f"ahead is 0 or a number of containers, not {ahead}")
+        if warm < 0:
+            raise ValueError(f"warm must be 0 or a number of containers, got {warm}")
         self.roots = Roots.of(root)
         record_shared(self.roots)
         self.features: Features = features()
@@ -74,7 +74,7 @@ class Engine:
         self._maps = maps
         self.owner = Owner(self.roots)
         try:
-            self._open(ahead)
+            self._open(warm)
         except BaseException:
             self.owner.close()
             raise
@@ -83,12 +83,12 @@ class Engine:
         if self._recovered:
             self._let_go_of_dead()
 
-    def _open(self, ahead: int) -> None:
+    def _open(self, warm: int) -> None:
         self.cgroups = Cgroups(self.owner.name)
         self.launchers = LauncherPool(plain=not self.features.privileged, maps=self._maps, views=self._views)
         self.cleanup = Cleanup(self.owner, self._make_helper)
         self.leases = Leases(self.owner.name, lambda: self.store, self.cleanup)
-        self.ahead = Ahead(self, ahead)
+        self.warm = WarmContainers(self, warm)
         self.disk = DiskWatch(self)
         self._lock = threading.Lock()
         self._viewing = threading.Lock()
@@ -330,13 +330,13 @@ class Engine:
         self.interrupts.close()
         self._end_all(Cause("cancelled", "its engine was closed"))
         self.disk.close()
-        self.ahead.discard()
+        self.warm.discard()
         if self._network_manager is not None:
             self._network_manager.close()
         if self._rootless_netns is not None:
             self._rootless_netns.end()
         self.launchers.end()
-        self.ahead.spares.discard()
+        self.warm.precloned.discard()
         if store is not None:
             with contextlib.suppress(ImageError):
                 self.leases.close(store)
@@ -369,7 +369,7 @@ class Engine:
         self.leases.forget()
         for one in self._running.values():
             one.forget()
-        for part in (self.ahead, self.interrupts, self.disk, self._network_manager, self._rootless_netns):
+        for part in (self.warm, self.interrupts, self.disk, self._network_manager, self._rootless_netns):
             if part is not None:
                 part.forget()
         self._network_manager = self._rootless_netns = None

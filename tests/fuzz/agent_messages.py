@@ -251,7 +251,7 @@ class LauncherTarget(Target):
     def start(self) -> None:
         """A launcher is made on first use."""
         # Children pending in this launcher were made by fuzz messages, so the engine must not use them.
-        vars(self.engine.ahead)["ended"] = vars(self.engine.ahead)["started"] = lambda *_: None
+        vars(self.engine.warm)["ended"] = vars(self.engine.warm)["started"] = lambda *_: None
         self.work()
         self.baseline = self.least()
 
@@ -296,7 +296,7 @@ class LauncherTarget(Target):
         os.close(record.fd)
 
     def work(self) -> int | None:
-        """Take the spare that a message may have left, then a container through this launcher."""
+        """Take the pre-cloned child that a message may have left, then a container through this launcher."""
         with self._borrowed() as launcher:
             if _ended(launcher.pidfd):
                 raise Trouble("ended")

@@ -532,7 +532,7 @@ class Maker:
         return script
 
     def _spare(self) -> Message:
-        """Prepare a spare, or claim the one that waits, or one that does not."""
+        """Prepare a pre-cloned child, or claim the one that waits, or one that does not."""
         kind = self.random.choice([_PREPARE, native.SPAWN])
         data, fds = self._plan(0 if kind == _PREPARE or self._chance(6) else _SPARE_FLAG)
         if self._chance(3):

@@ -30,7 +30,7 @@ def _network_manager() -> None:
 def _nothing_is_left(engine: Engine) -> Iterator[None]:
     """No network, interface or rule of ours."""
     yield
-    engine.ahead.discard()
+    engine.warm.discard()
     assert [one.name for one in Network.list()] == []
     firewall = engine.network_manager.firewall
     for name in firewall.sets.keys() - {"refused", "sources", "tracking", "host", "host6"}:

@@ -298,11 +298,11 @@ def test_another_s_limit_is_not_this_ones_reason(needs_pids: None) -> None:
 def test_a_spare_that_died_is_replaced(engine: Engine) -> None:
     if not engine.features.privileged:
         pytest.skip("a rootless launcher keeps no pre-cloned child")
-    engine.ahead.discard()
+    engine.warm.discard()
     for turn in range(4):
         Container(hostname=f"turn{turn}").start().remove()  # of different kinds: no whole ones are made
-    (launcher,) = [one for one in engine.launchers._all if one.spare is not None][:1]
-    groups = launcher.spare.group.paths()
+    (launcher,) = [one for one in engine.launchers._all if one.precloned is not None][:1]
+    groups = launcher.precloned.group.paths()
     deadline = time.monotonic() + 10
     while not Path(next(iter(groups.values())), "cgroup.procs").exists() and time.monotonic() < deadline:
         time.sleep(0.01)  # a launcher makes it when it gets to it

@@ -264,13 +264,13 @@ def test_thousand_containers_leave_nothing(engine: Engine) -> None:
     for _ in range(20):
         with Container() as container:
             container.exec(["true"])
-    engine.ahead.discard()
+    engine.warm.discard()
     engine.settle()
     before = open_descriptors(), threading.active_count(), _memory()
     for _ in range(1000):
         with Container() as container:
             container.exec(["true"])
-    engine.ahead.discard()
+    engine.warm.discard()
     engine.settle()
     after = open_descriptors(), threading.active_count(), _memory()
     assert not after[0] - before[0]
@@ -284,7 +284,7 @@ def test_two_hundred_at_once(engine: Engine) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     engine.interrupts.watch()
-    engine.ahead.discard()
+    engine.warm.discard()
     engine.settle()
     before, launchers = open_descriptors(), len(engine.launchers)
     with ThreadPoolExecutor(16) as pool:
@@ -292,7 +292,7 @@ def test_two_hundred_at_once(engine: Engine) -> None:
         echoed = list(pool.map(lambda one: one.exec(["echo", one.id]).stdout.strip(), containers))
         assert echoed == [one.id for one in containers]
         list(pool.map(lambda one: one.remove(), containers))
-    engine.ahead.discard()
+    engine.warm.discard()
     engine.settle()
     # A launcher is a socket and a pidfd, and stays.
     assert (open_descriptors() - before).total() <= 2 * (len(engine.launchers) - launchers)

@@ -98,7 +98,7 @@ def test_closed_output_is_not_the_end() -> None:
 @pytest.mark.parametrize("init", [True, False])
 def test_removal_ends_the_follower_and_its_fds(init: bool) -> None:
     gc.collect()
-    with Engine(ahead=0) as engine:
+    with Engine(warm=0) as engine:
         Container(engine=engine).start().remove()  # launcher and cleanup helper exist before the count
         before, followers = _fds(), _followers()
         for _ in range(3):
@@ -160,12 +160,12 @@ def test_no_busy_loop() -> None:
 def test_a_command_that_cannot_start_fails_the_start(
     engine: Engine, init: bool, command: list[str], workdir: str | None, kind: type[Exception]
 ) -> None:
-    engine.ahead.discard()
+    engine.warm.discard()
     container = Container(command=command, workdir=workdir, init=init)
     before = _fds()
     with pytest.raises(kind):
         container.start()
-    engine.ahead.discard()
+    engine.warm.discard()
     assert len(_fds()) <= len(before)
     assert container.status != "running"
     container.remove()

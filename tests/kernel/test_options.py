@@ -208,7 +208,7 @@ def test_mounts_below_a_bound_directory_show_inside(below: Path) -> None:
 def test_mounts_of_the_moment_show_inside(below: Path) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     mounts = {"/w": Bind(below.parent)}
-    for _ in range(4):  # the next ones are made ahead
+    for _ in range(4):  # the next ones are warm
         assert _inside("ls /w", mounts=mounts) == "sub"
     other = below.parent / "sub"
     (other / "x").mkdir()

@@ -44,7 +44,7 @@ for size in ('16k', '32k', '64k', '128k', '512k'):
                 except (PycontainError, OSError) as error:
                     refused += 1
                     if not str(error): wrong.append(error)
-            engine.ahead.discard()
+            engine.warm.discard()
             wrong += os.listdir(engine.owner.live)
     except (PycontainError, OSError):
         refused += 1
@@ -73,7 +73,7 @@ import os, resource, sys
 from pycontain import Container, Engine, PycontainError
 engine = Engine(sys.argv[1])
 with Container(engine=engine) as c: c.exec(['true'])
-engine.ahead.discard(); engine.settle()
+engine.warm.discard(); engine.settle()
 before = len(os.listdir('/proc/self/fd'))
 good = bad = 0
 for limit in range(before + 1, before + 90):
@@ -85,10 +85,10 @@ for limit in range(before + 1, before + 90):
         except (PycontainError, OSError):
             bad += 1
 resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-engine.ahead.discard(); engine.settle()
+engine.warm.discard(); engine.settle()
 after = len(os.listdir('/proc/self/fd'))
 with Container(engine=engine) as c: assert c.exec(['echo', 'on']).stdout == 'on\\n'
-engine.ahead.discard()
+engine.warm.discard()
 live = os.listdir(engine.owner.live)
 print(*engine.cleanup.errors, live, sep='\\n', file=sys.stderr)
 engine.close()

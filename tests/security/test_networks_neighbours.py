@@ -233,7 +233,7 @@ _ROUNDS = 60
 def _state(engine: Engine) -> dict[str, object]:
     """Return the objects that connect cycles could leak."""
     manager = engine.network_manager
-    engine.ahead.discard()
+    engine.warm.discard()
     engine.settle()
     elements = {name: len(manager.firewall.elements(name)) for name in manager.firewall.sets}
     seen = links.seen_links(manager.netns.route.ask(links.every_link()))

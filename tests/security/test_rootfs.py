@@ -319,7 +319,7 @@ def test_ranges_that_overlap_would_be_seen(
     first = engine.owner.blocks.acquire()
     monkeypatch.setattr(engine.owner.blocks, "acquire", lambda: first)
     monkeypatch.setattr(engine.owner.blocks, "release", lambda _: None)
-    engine.ahead.discard()
+    engine.warm.discard()
     maps: list[str] = []
     for _ in range(2):
         with Container(Image.from_rootfs(root), hostname=f"h{len(maps)}") as container:

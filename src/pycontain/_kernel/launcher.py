@@ -63,7 +63,7 @@ class Launcher:
         native.checked(result, "launcher")
         self.socket: int = socket[0]
         self.pidfd: int = pidfd[0]
-        self.spare: Any = None
+        self.precloned: Any = None
         """What is known of the child that waits here, for who asked for it."""
         self.owed: collections.deque[Any] = collections.deque()
         """Starts that were asked for and not heard of yet: the answers come in this order."""
@@ -270,10 +270,10 @@ class LauncherPool:
         """Is a launcher free?"""
         return bool(self._free)
 
-    def spares(self) -> list[Any]:
-        """What waits in any launcher."""
+    def precloned(self) -> list[Any]:
+        """Return the pre-cloned children of all launchers."""
         with self._mutex:
-            waiting = [launcher.spare for launcher in self._all if launcher.spare is not None]
+            waiting = [launcher.precloned for launcher in self._all if launcher.precloned is not None]
             return waiting + self._orphans
 
     def lend(self, to: Borrowed) -> None:
@@ -309,8 +309,8 @@ class LauncherPool:
         """It is dead."""
         launcher.close()
         with self._mutex:
-            if launcher.spare is not None:
-                self._orphans.append(launcher.spare)
+            if launcher.precloned is not None:
+                self._orphans.append(launcher.precloned)
             self._all.remove(launcher)
             self._count -= 1
             self._changed.notify()

@@ -49,7 +49,7 @@ class Lifecycle:
         engine.check_open()
 
     def _begin(self, spec: specs.ContainerSpec) -> None:
-        self.spec = self._engine.ahead.named(spec, self._whole)
+        self.spec = self._engine.warm.reserve(spec, self._whole)
         self.id = self.spec.id
         self._volumes = volume_names(spec.mounts)
         if self._volumes:

@@ -50,7 +50,7 @@ _SERVER = re.compile(r"\s*nameserver\s+\S")
 
 _NAME = "\x02" * 12
 _GROUP = "\x03" * 32
-"""The place of the name of the container's cgroups, which may have been made ahead for another name."""
+"""The place of the name of the container's cgroups, which may have been made for another name."""
 _BLOCK = "0 1111111111 65536\n"
 
 
@@ -104,27 +104,27 @@ class RootPlan:
         entry: CgroupEntry,
         command: bytes = b"",
         *,
-        spare: bool = False,
+        precloned: bool = False,
         join: int | None = None,
         group: str = _GROUP,
     ) -> bytes:
-        """The plan of one container; with `spare`, for the child that waits.
+        """Return the plan of one container; with `precloned`, for a pre-cloned child.
 
         join: the fd, by index, of the process whose network namespace it shares.  group: the name of its
         cgroups.
         """
         if command or not self.privileged or len(spec.hostname) != len(_NAME) or join is not None:
-            return self._encode(spec, spec.hostname, block, entry, command, spare, join, group)
-        ready = self._encoded.get((entry, spare))
+            return self._encode(spec, spec.hostname, block, entry, command, precloned, join, group)
+        ready = self._encoded.get((entry, precloned))
         if ready is None:
-            ready = self._encoded[entry, spare] = self._encode(spec, _NAME, None, entry, b"", spare)
+            ready = self._encoded[entry, precloned] = self._encode(spec, _NAME, None, entry, b"", precloned)
         name, ids = spec.hostname.encode(), f"0 {block} 65536\n".encode()
         ready = ready.replace(_GROUP.encode(), group.encode())
         return ready.replace(_NAME.encode(), name).replace(_BLOCK.encode(), ids)
 
-    def spare(self, block: int, entry: CgroupEntry) -> bytes:
+    def precloned_plan(self, block: int, entry: CgroupEntry) -> bytes:
         """Return the plan of a pre-cloned child, which waits for a container with this root plan."""
-        key = ("spare", entry)
+        key = ("precloned", entry)
         ready = self._encoded.get(key)
         if ready is None:
             ready = self._encoded[key] = Plan(
@@ -149,7 +149,7 @@ class RootPlan:
         block: int | None,
         entry: CgroupEntry,
         command: bytes,
-        spare: bool,
+        precloned: bool,
         join: int | None = None,
         group: str = _GROUP,
     ) -> bytes:
@@ -178,7 +178,7 @@ class RootPlan:
             security=self.security,
             flags=self.flags
             | (PlanFlag.COMMAND_IS_INIT if command else 0)
-            | (PlanFlag.SPARE if spare else 0),
+            | (PlanFlag.SPARE if precloned else 0),
             uid_map=id_map,
             gid_map=id_map,
             hostname=hostname,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pycontain._engine import Engine
     from pycontain._kernel.launcher import Launcher
     from pycontain._model.limits import CgroupLimits
-    from pycontain._runtime.spare import Spare
+    from pycontain._runtime.precloned import PreclonedChild
     from pycontain._runtime.spec import ContainerSpec
 
 _NO_USERNS = "user namespaces may be disabled: see `Engine().doctor()`"
@@ -84,7 +84,7 @@ class Launch:
         self.root_plan: RootPlan = root_plan_of(engine, spec)
         self.limits: CgroupLimits = engine.enforceable(spec.limits, spec.asked, spec.security.optional)
         self._command, self._streams = command or (b"", ())
-        self._spare: Spare | None = None
+        self._precloned: PreclonedChild | None = None
         self._launcher: Launcher | None = None
         self._block: int | None = None
         self._group: Group | None = None
@@ -107,22 +107,22 @@ class Launch:
         """PID 1's, once it was heard of."""
         return int(self._exchange.reply.fd)
 
-    def prepare(self, *, spare: Spare | None = None, ahead: bool = False) -> None:
+    def prepare(self, *, precloned: PreclonedChild | None = None, warm: bool = False) -> None:
         """Make what the container needs, and the plan.
 
-        spare: the child that waits, of whom to make it.  ahead: the launcher makes the groups.
+        precloned: the pre-cloned child to use.  warm: the launcher makes the cgroups.
         Raises LimitError, PathError, OSError.
         """
         engine, spec = self.engine, self.spec
-        self._spare = spare
-        if spare is not None:
-            self._block, self._group = spare.block, spare.group
+        self._precloned = precloned
+        if precloned is not None:
+            self._block, self._group = precloned.block, precloned.group
         else:
             if engine.features.privileged:
                 self._block = engine.owner.blocks.acquire()
             # Known before it exists: what an interrupt leaves of it is removed.
             self._group = engine.plan_group(spec.id, self._block)
-            if self._group is not None and not ahead:
+            if self._group is not None and not warm:
                 self._group.make(self.limits)
         self._directory = os.path.join(engine.owner.live, spec.id)
         files.run(
@@ -132,7 +132,7 @@ class Launch:
         self._prepared = time.perf_counter()
         self._open_sockets()
         self._open_sources()
-        self._encode(ahead)
+        self._encode(warm)
         self._encoded = time.perf_counter()
 
     def _open_sockets(self) -> None:
@@ -151,16 +151,16 @@ class Launch:
         for path, source in ((self._directory, Source()), *self.root_plan.sources):
             self._fds.append(mount_of(path, source))
 
-    def _encode(self, ahead: bool) -> None:
+    def _encode(self, warm: bool) -> None:
         """The message: the plan and, where the launcher has groups to make or to limit, the script for it."""
         group, entry, script = self._group, CgroupEntry(), b""
         self._outgoing = list(self._fds)
-        by_launcher = group is not None and (ahead or self._spare is not None)
+        by_launcher = group is not None and (warm or self._precloned is not None)
         if group is not None and by_launcher:
             first = len(self._outgoing)
-            script = (group.creation_script if ahead else group.limits_script)(self.limits, first)
+            script = (group.creation_script if warm else group.limits_script)(self.limits, first)
             parents = [fd for fd, _ in group.parents()]
-            if ahead:
+            if warm:
                 entry = CgroupEntry(group.enters_unified, group.tasks_count, len(parents))
             self._outgoing += parents
         elif group is not None:
@@ -177,7 +177,7 @@ class Launch:
             self._block,
             entry,
             self._command,
-            spare=self._spare is not None,
+            precloned=self._precloned is not None,
             join=join,
             group=group.name if group is not None else "",
         )
@@ -233,7 +233,7 @@ class Launch:
         native.lib.pcx_hear(socket, self._control, script, len(script), made, self._exchange)
 
     def conclude(self, spec: ContainerSpec | None = None) -> Running:
-        """What came of it.  spec: what the container is to be known as, where it was made ahead.
+        """What came of it.  spec: what the container is to be known as, if it was warm.
 
         Raises StartError with the step that failed, ConnectionResetError where the launcher is gone.
         """
@@ -307,7 +307,7 @@ class Launch:
         record = ready if ready is not None and ready.kind == native.FAILED else reply
         name = self.spec.name
         if record.kind != native.FAILED:
-            step = "spare" if self._spare is not None else "agent"
+            step = "spare" if self._precloned is not None else "agent"
             return StartError(f"container {name} died while starting", step=step)
         step, path = record.step_name, None
         if record.op >= 0:

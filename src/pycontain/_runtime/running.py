@@ -282,7 +282,7 @@ class Running:
             if job.mounts < 0:  # else this is the second time, after an interrupt
                 job.mounts = mounts_of(self.pidfd)
             kill_by(self.pidfd)
-            self.engine.ahead.ended()  # while it dies
+            self.engine.warm.ended()  # while it dies
             if not wait_dead(self.pidfd, _END_PATIENCE) and self.group is not None:
                 self.group.kill()
             if self.before_cleanup is not None:

@@ -22,10 +22,10 @@ def start(engine: Engine, spec: ContainerSpec, command: tuple[bytes, Sequence[in
     Raises StartError with the step that failed, UnsupportedError, LimitError, PathError.
     Nothing is left behind then.
     """
-    if command is None and (running := engine.ahead.take(spec)) is not None:
+    if command is None and (running := engine.warm.take(spec)) is not None:
         return running
     try:
-        return _make(engine, spec, command, spares=True)
+        return _make(engine, spec, command, precloned=True)
     except ConnectionError:
         pass  # a launcher that died waiting, and is forgotten by now
     except StartError as error:
@@ -33,7 +33,7 @@ def start(engine: Engine, spec: ContainerSpec, command: tuple[bytes, Sequence[in
             raise
     # What died waiting died of a signal or the OOM killer; a fresh one will tell if something is wrong.
     try:
-        return _make(engine, spec, command, spares=False)
+        return _make(engine, spec, command, precloned=False)
     except ConnectionError as error:
         raise StartError(
             f"container {spec.name} could not start: its launcher died",
@@ -44,18 +44,18 @@ def start(engine: Engine, spec: ContainerSpec, command: tuple[bytes, Sequence[in
 
 
 def _make(
-    engine: Engine, spec: ContainerSpec, command: tuple[bytes, Sequence[int]] | None, *, spares: bool
+    engine: Engine, spec: ContainerSpec, command: tuple[bytes, Sequence[int]] | None, *, precloned: bool
 ) -> Running:
     launch = Launch(engine, spec, command)
     try:
         with engine.birthplace(spec.linkage).borrow() as launcher:
-            spare = None
-            if spares and command is None and spec.linkage.kind != JOINED:
-                spare = engine.ahead.spares.take(launcher, launch.root_plan, launch.limits)
-            launch.prepare(spare=spare)
+            child = None
+            if precloned and command is None and spec.linkage.kind != JOINED:
+                child = engine.warm.precloned.take(launcher, launch.root_plan, launch.limits)
+            launch.prepare(precloned=child)
             launch.ask(launcher)
             running = launch.conclude()
-            engine.ahead.started(launcher, launch)
+            engine.warm.started(launcher, launch)
         engine.adopt(running)
         engine.disk.add(running)
         return running

@@ -38,7 +38,7 @@ def every_aim(clean: Clean) -> list[Aim]:
     fresh = clean.calls["fresh"][:until]
     started = collections.Counter((role, name) for role, name, _ in fresh)
     aims += [one for one in _aims_of("fresh", started) if one.n <= 6 or one.n == started[one.role, one.name]]
-    for way in ("spare", "ahead"):
+    for way in ("precloned", "warm"):
         both = {key: n for key, n in clean.counts(way).items() if key[0] in ("launcher", "child")}
         aims += [one for one in _aims_of(way, both) if one.kind == "signal" or one.value == "EPERM"]
     return aims

@@ -60,9 +60,9 @@ class Around:
         fds["socket:[N]"] -= len(helpers)
         fds["anon_inode:[pidfd]"] -= len(helpers)
         fds.subtract(_links(engine.cgroups.held))
-        spares = engine.launchers.spares()
-        waiting = {spare.group.name for spare in spares}
-        ids = {(spare.block - 0x58000000) // 65536 for spare in spares}
+        children = engine.launchers.precloned()
+        waiting = {child.group.name for child in children}
+        ids = {(child.block - 0x58000000) // 65536 for child in children}
         programs = {pid_of(one.pidfd) for one in helpers}
         state: dict[str, Any] = {
             "fds": {kind: count for kind, count in fds.items() if count},

@@ -28,7 +28,7 @@ class Lab:
         from pycontain import Engine, Image
 
         libc.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: adopt the children of a dead launcher
-        self._engine: Engine = Engine(top / "store", ahead=0)
+        self._engine: Engine = Engine(top / "store", warm=0)
         self._image: Image = Image.from_rootfs(top / "rootfs", engine=self._engine)
         self._top = top
         self._namespaces = [f"{name}:{os.stat(f'/proc/self/ns/{name}').st_ino}" for name in namespaces()]
@@ -97,7 +97,7 @@ class Lab:
 
     def _start(self, security: dict[str, Any], way: str) -> dict[str, Any]:
         """Start, twice the guest's own view, end."""
-        self._engine.ahead._last = float("-inf")  # no start follows another one: nothing is made ahead
+        self._engine.warm._last = float("-inf")  # no start follows another one: no container is warm
         report: dict[str, Any] = {"views": [], "codes": [], "error": None}
         try:
             self._make_ahead(security, way)
@@ -107,23 +107,23 @@ class Lab:
                 self._look(container, report)
             finally:
                 container.remove()
-                self._engine.ahead.discard()
+                self._engine.warm.discard()
                 self._engine.settle()
         except Exception as error:  # noqa: BLE001  which one it is is what the run is about
             report |= _told(error)
         return report
 
     def _make_ahead(self, security: dict[str, Any], way: str) -> None:
-        if way not in ("spare", "ahead"):
+        if way not in ("precloned", "warm"):
             return
         from pycontain._runtime.compile import root_plan_of
 
         engine, spec = self._engine, self._container(security).spec
-        if way == "ahead":
-            engine.ahead._make(spec, spec.hostname)
+        if way == "warm":
+            engine.warm._make(spec, spec.hostname)
             return
         with engine.launchers.borrow() as launcher:
-            engine.ahead.spares.refill(launcher, root_plan_of(engine, spec))
+            engine.warm.precloned.refill(launcher, root_plan_of(engine, spec))
 
     def _look(self, container: Container, report: dict[str, Any]) -> None:
         outside = limits(container)

@@ -10,10 +10,10 @@ from attrs import frozen
 PATIENCE = 10.0
 """Seconds for one run; a longer one hangs."""
 WAYS = {
-    "plain": "a launcher that runs, and nothing made ahead",
+    "plain": "a launcher that runs, without warm containers",
     "fresh": "the launcher itself starts first",
-    "spare": "the container is made of a spare",
-    "ahead": "the whole container is made ahead",
+    "precloned": "the container is made of a pre-cloned child",
+    "warm": "the container is warm",
 }
 
 

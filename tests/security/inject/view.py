@@ -37,7 +37,7 @@ def normal(engine: Engine, container: Container, text: str) -> str:
         text = text.replace(name, stands)
     text = re.sub(r"^(/proc/self/[ug]id_map: +\d+ +)(1[4-8]\d{8})\b", r"\1BLOCK", text, flags=re.M)
     text = re.sub(r"^(/proc/self/mountinfo: )\d+ \d+ \d+:\d+ ", r"\1", text, flags=re.M)
-    text = re.sub(r"/s\d+(?=[/\n])", "/ID", text)  # a spare's group keeps its name
+    text = re.sub(r"/s\d+(?=[/\n])", "/ID", text)  # the group of a pre-cloned child keeps its name
     # One launcher names layers one by one, another in one string: it is the same mount.
     text = re.sub(r" - overlay \w+ (.*)lowerdir\+?=", r" - overlay \1lowerdir=", text)
     text = re.sub(r"(?<=[ug]id=)1[4-8]\d{8}\b", "BLOCK", text)

@@ -1,8 +1,7 @@
-"""What is made before it is asked for: whole containers, and where those do not fit, spares.
+"""Warm containers: created before they are requested, and taken by the next container with equal options.
 
-A container that was made ahead has everything but a name: namespaces, groups with their limits,
-root file system, agent.  Nobody's code has run in it.  The next `Container` of the same options
-takes it over, and its id.
+A warm container has namespaces, cgroups with their limits, a root file system and an agent, but no name, and
+no code of a guest has run in it.  Where options differ, a pre-cloned child is kept instead.
 """
 
 from __future__ import annotations
@@ -18,59 +17,75 @@ from attrs import define
 from pycontain._kernel.pidfd import wait_dead
 from pycontain._runtime.compile import RootPlan, known_root_plan
 from pycontain._runtime.launch import Launch
+from pycontain._runtime.precloned import PreclonedChildren
 from pycontain._runtime.signals import shielded
-from pycontain._runtime.spare import Spares
 from pycontain._runtime.spec import new_id
 from pycontain.errors import PycontainError
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
     from pycontain._kernel.launcher import Launcher
-    from pycontain._objects.container import Container
     from pycontain._runtime.running import Running
     from pycontain._runtime.spec import ContainerSpec
 
 _SUCCESSION = 1.0
 """Seconds between two starts within which a third is expected."""
-_MOST_HELD = 8
-"""Containers that wait, of every kind together, also those that a `Container` holds and has not started."""
+_MOST_WARM = 8
+"""Warm containers of all kinds together, with those that a `Container` has reserved and not started."""
 
 
 @define(eq=False)
-class Standby:
-    """A container that waits.  sources: what stood at the paths it mounts.  holder: who will start it."""
+class WarmContainer:
+    """One warm container.
+
+    Args:
+        launch: Its launch, which was requested and not concluded.
+        hostname: The host name that was asked for, or None.
+        sources: Identity of each path that it mounts, at the time of the launch.
+        holder: The object that has reserved it.
+    """
 
     launch: Launch
     hostname: str | None
     sources: list[tuple[int, ...]]
-    holder: weakref.ref[Container] | None = None
+    holder: weakref.ref[object] | None = None
 
     @property
     def free(self) -> bool:
-        """Has nobody its id?"""
+        """Return whether no live object has reserved it."""
         return self.holder is None or self.holder() is None
 
     def fits(self, root_plan: RootPlan | None, hostname: str | None) -> bool:
-        """Is it what such a container would be?"""
+        """Return whether it equals a container of this plan and host name."""
         return self.launch.root_plan is root_plan and self.hostname == hostname
 
 
-class Ahead:
-    """What one engine has made ahead."""
+class WarmContainers:
+    """The warm containers and pre-cloned children of one engine.
+
+    Args:
+        engine: The engine.
+        most: The most warm containers of one kind.
+    """
 
     def __init__(self, engine: Engine, most: int) -> None:
-        self.spares = Spares(engine)
+        self.precloned = PreclonedChildren(engine)
         self._engine = engine
         self._most = most
-        self._stock: list[Standby] = []
+        self._stock: list[WarmContainer] = []
         self._unfit: weakref.WeakSet[RootPlan] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._last = float("-inf")
         self._before: tuple[RootPlan, str | None] | None = None
         self._due: Launch | None = None
 
-    def named(self, spec: ContainerSpec, holder: Container) -> ContainerSpec:
-        """The spec, by the id of a container that waits for such a one if there is one."""
+    def reserve(self, spec: ContainerSpec, holder: object) -> ContainerSpec:
+        """Return the spec, with the id of a warm container that fits it if there is one.
+
+        Args:
+            spec: The container to be started later.
+            holder: While this object lives, no other one gets the warm container.
+        """
         if not self._stock:
             return spec
         root_plan = known_root_plan(self._engine, spec)
@@ -82,32 +97,32 @@ class Ahead:
         return spec
 
     def take(self, spec: ContainerSpec) -> Running | None:
-        """The container that waits for this one, if it does and may still be used."""
-        standby = next((one for one in list(self._stock) if one.launch.spec.id == spec.id), None)
-        if standby is None:
+        """Return the warm container that was reserved for a spec, or None if there is none or it is stale."""
+        warm = next((one for one in list(self._stock) if one.launch.spec.id == spec.id), None)
+        if warm is None:
             return None
-        launch = standby.launch
+        launch = warm.launch
         try:
-            if standby.sources == _sources_of(launch.root_plan):
+            if warm.sources == _sources_of(launch.root_plan):
                 running = launch.conclude(spec)
                 if not wait_dead(launch.pidfd, 0):
                     self._engine.adopt(running)
                     self._engine.disk.add(running)
                     self._note(launch)
-                    self._pop(spec.id)  # only now: until then it is known to be here, whatever interrupts
+                    self._pop(spec.id)  # last, so that an interrupt before this does not lose it
                     return running
         except (PycontainError, OSError):
-            self._unfit.add(launch.root_plan)  # a start from the beginning will tell what is wrong
+            self._unfit.add(launch.root_plan)  # the start from the beginning that follows reports the cause
         except BaseException:
             self._pop(spec.id)
             shielded(launch.abandon)
             raise
         self._pop(spec.id)
         launch.abandon()
-        self._engine.settle()  # the names are its successor's
+        self._engine.settle()  # its cgroups and directory have the names that its successor needs
         return None
 
-    def _pop(self, name: str) -> Standby | None:
+    def _pop(self, name: str) -> WarmContainer | None:
         with self._lock:
             for at, one in enumerate(self._stock):
                 if one.launch.spec.id == name:
@@ -115,17 +130,17 @@ class Ahead:
         return None
 
     def started(self, launcher: Launcher, launch: Launch) -> None:
-        """A container was started.  What the next one will want is made when one ends.
+        """Note a start, and prepare for the next one if starts follow each other without an end between.
 
-        It would take processor and locks from the first command of this one; where starts follow each
-        other without an end between, it is made at once.
+        Otherwise that waits for the end of a container, because it would take processor time and kernel
+        locks from the first command of this one.
         """
         pending = self._due is not None
         self._note(launch)
         if not self._most:
             return
         if self._due is not None and pending:
-            self.spares.refill(launcher, launch.root_plan)
+            self.precloned.refill(launcher, launch.root_plan)
 
     def _note(self, launch: Launch) -> None:
         now = time.monotonic()
@@ -133,7 +148,7 @@ class Ahead:
         self._due = launch if soon else None
 
     def ended(self) -> None:
-        """A container ended: time for what is due."""
+        """Note the end of a container, and create what the next start is expected to need."""
         engine, launch, self._due = self._engine, self._due, None
         if not self._most or launch is None or engine.closed or not engine.launchers.idle:
             return
@@ -143,7 +158,7 @@ class Ahead:
             self._make(launch.spec, kind[1])
         if not again:
             with engine.birthplace(launch.spec.linkage).borrow() as launcher:
-                self.spares.refill(launcher, launch.root_plan)
+                self.precloned.refill(launcher, launch.root_plan)
 
     def _wanted(self, root_plan: RootPlan, hostname: str | None) -> bool:
         if (
@@ -155,21 +170,21 @@ class Ahead:
         ):
             return False
         with self._lock:
-            if len(self._stock) >= _MOST_HELD:
+            if len(self._stock) >= _MOST_WARM:
                 return False
             return sum(one.free and one.fits(root_plan, hostname) for one in self._stock) < self._most
 
     def _make(self, spec: ContainerSpec, hostname: str | None) -> None:
-        """Ask for a container like this one; who takes it, or its launcher, hears what became of it."""
+        """Request a container like this one; the answer is read when it is taken, or by its launcher."""
         engine = self._engine
         launch = Launch(engine, spec.renamed(new_id()))
-        standby = Standby(launch, hostname, _sources_of(launch.root_plan))
+        warm = WarmContainer(launch, hostname, _sources_of(launch.root_plan))
         try:
             with engine.birthplace(spec.linkage).borrow() as launcher:
-                launch.prepare(ahead=True)
+                launch.prepare(warm=True)
                 launch.ask(launcher)
             with self._lock:
-                self._stock.append(standby)
+                self._stock.append(warm)
         except BaseException as error:
             self._pop(launch.spec.id)
             shielded(launch.abandon)
@@ -178,27 +193,27 @@ class Ahead:
                 raise
 
     def discard(self) -> None:
-        """End and remove every container that waits."""
+        """End and remove every warm container."""
         while self._stock:
             with self._lock:
                 one = self._stock.pop()
             one.launch.abandon()
-        self._engine.settle()  # who holds one's id starts from the beginning, under the same names
+        self._engine.settle()  # a holder of its id starts from the beginning, under the same names
 
     def forget(self) -> None:
-        """For a forked child: the parent's are the parent's."""
+        """Close the descriptors in a forked child; the containers are the parent's."""
         for one in self._stock:
             one.launch.forget()
         self._stock.clear()
 
 
 def _hostname_of(spec: ContainerSpec) -> str | None:
-    """The host name where it was asked for; None where it follows from the id."""
+    """Return the host name if it was asked for, None if it follows from the id."""
     return None if spec.hostname == spec.id[:12] else spec.hostname
 
 
 def _sources_of(root_plan: RootPlan) -> list[tuple[int, ...]]:
-    """What stands now at the paths to be mounted; a layer's root tells of changes right below it."""
+    """Return the identity of each path to be mounted; of a layer's root with the times of its entries."""
     found: list[tuple[int, ...]] = []
     for at, (path, _) in enumerate(root_plan.sources):
         try:
@@ -209,7 +224,7 @@ def _sources_of(root_plan: RootPlan) -> list[tuple[int, ...]]:
         layer = at < root_plan.layers
         found.append((seen.st_dev, seen.st_ino, *((seen.st_mtime_ns, seen.st_ctime_ns) if layer else ())))
     if root_plan.binds:
-        # Mounts below a bound directory show inside too, as they were when the container was made.
+        # A warm container has the mounts below a bound directory as they were when it was created.
         with open("/proc/self/mountinfo", "rb") as file:
             found.append((hash(file.read()),))
     return found

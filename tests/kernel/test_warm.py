@@ -1,4 +1,4 @@
-"""Containers made ahead: the next of the same options takes one over, and none that has gone stale."""
+"""Warm containers: the next one with equal options takes one, unless it is stale."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def follow(engine: Engine, **options: object) -> None:
 def waiting(engine: Engine) -> dict[str, int]:
     """Id and PID 1 of all that wait, the oldest first."""
     found = {}
-    for one in engine.ahead._stock:
+    for one in engine.warm._stock:
         one.launch.hear()
         found[one.launch.spec.id] = one.launch._exchange.reply.record.value
     return found
@@ -139,7 +139,7 @@ def test_one_that_died_waiting_is_replaced(busy: Engine) -> None:
 
 
 def test_none_is_made_where_none_is_wanted() -> None:
-    with Engine(ahead=0) as engine:
+    with Engine(warm=0) as engine:
         for _ in range(4):
             with Container(engine=engine) as container:
                 container.exec(["true"])
@@ -168,7 +168,7 @@ def test_warm_container_has_no_state_of_earlier_ones(busy: Engine) -> None:
 def test_a_forked_child_holds_none(busy: Engine) -> None:
     """A copy of a control socket would keep one alive beyond its owner."""
     waiting(busy)
-    sockets = [one.launch._control for one in busy.ahead._stock]
+    sockets = [one.launch._control for one in busy.warm._stock]
     child = os.fork()
     if child == 0:
         held = [fd for fd in sockets if os.path.exists(f"/proc/self/fd/{fd}")]
