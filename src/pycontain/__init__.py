@@ -1,4 +1,4 @@
-"""A container engine inside your Python process: no daemon, no root, no command line underneath.
+"""Container engine as an embeddable Python library, without a daemon and without root.
 
 >>> from pycontain import Container
 >>> with Container(memory="256M") as c:
@@ -178,7 +178,7 @@ _HOMES = {
     "UnsupportedError": "errors",
     "WorkdirError": "errors",
 }
-"""Where each name lives; it is loaded when it is first asked for."""
+"""Module of each public name; a module is imported when one of its names is first used."""
 
 
 def __getattr__(name: str) -> object:

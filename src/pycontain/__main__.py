@@ -1,4 +1,4 @@
-"""The command `pycontain`: what this host can do for containers.  Everything else is the library's."""
+"""Command line of pycontain: check what this host supports."""
 
 from __future__ import annotations
 
@@ -31,12 +31,19 @@ def _doctor(as_json: bool) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`pycontain doctor [--json]`; exit status 0 where containers start, 1 where they do not."""
+    """Run `pycontain doctor [--json]`.
+
+    Args:
+        arguments: Command line arguments; those of the process by default.
+
+    Returns:
+        The exit status: 0 if containers start on this host, 1 if they do not.
+    """
     parser = argparse.ArgumentParser(prog="pycontain", description=__doc__)
     parser.add_argument("--version", action="version", version=f"pycontain {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    doctor = commands.add_parser("doctor", help="what is there, what is missing, and what would change it")
-    doctor.add_argument("--json", action="store_true", help="for programs")
+    doctor = commands.add_parser("doctor", help="check what this host supports, and how to get the rest")
+    doctor.add_argument("--json", action="store_true", help="print the report as JSON")
     return _doctor(parser.parse_args(arguments).json)
 
 

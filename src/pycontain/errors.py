@@ -1,27 +1,27 @@
-"""Every exception that pycontain raises on purpose.
+"""Exceptions of pycontain.
 
 ::
 
     PycontainError
-    ├── ImageError                     the image or its store
+    ├── ImageError                     an image or the store
     │   ├── PullError
     │   ├── PushError
     │   ├── AuthError
     │   ├── DigestMismatch
-    │   ├── InvalidReference           text that names no image; also ValueError
+    │   ├── InvalidReference           malformed image reference; also ValueError
     │   └── BuildError
     ├── StartError                     a container or process could not start: step, errno, hint
-    │   ├── CommandNotFound            also NotFound, FileNotFoundError; a shell would say 127
-    │   ├── CommandNotExecutable       also PermissionError; a shell would say 126
+    │   ├── CommandNotFound            also NotFound, FileNotFoundError; exit status 127 in a shell
+    │   ├── CommandNotExecutable       also PermissionError; exit status 126 in a shell
     │   └── WorkdirError               also PathError
-    ├── UnsupportedError               this host cannot: feature, hint
-    ├── LimitError                     a limit that cannot be meant or cannot work; also ValueError
+    ├── UnsupportedError               the host lacks a feature: feature, hint
+    ├── LimitError                     a malformed or impossible limit; also ValueError
     ├── CommandFailed                  also subprocess.CalledProcessError
     ├── CommandTimeout                 also subprocess.TimeoutExpired
-    ├── CallError                      a called function raised, or gave what is no plain data
+    ├── CallError                      a called function raised, or its result cannot be sent
     ├── NotFound                       also LookupError
     ├── Conflict
-    ├── StateError                     the object is not in a state that allows this
+    ├── StateError                     the state of an object does not allow an operation
     │   └── ContainerEnded             the container ended while a command ran: reason
     └── PathError                      also OSError: errno, strerror, filename
         ├── PathNotFound               also FileNotFoundError
@@ -30,8 +30,7 @@
         ├── PathIsDirectory            also IsADirectoryError
         └── PathNotDirectory           also NotADirectoryError
 
-Each of them can be copied, pickled and raised out of another process, with its message and all
-its attributes, whatever its constructor looks like.
+All of them can be copied, pickled and sent between processes with their message and attributes.
 """
 
 from __future__ import annotations
@@ -47,11 +46,11 @@ if TYPE_CHECKING:
 
 Part: TypeAlias = str | bytes | os.PathLike[str]
 Args: TypeAlias = Part | Sequence[Part]
-"""A command as subprocess takes it: one part alone is the program."""
+"""A command as subprocess takes it; a single part is the program."""
 
 _PATH_SHOWN = 160
-"""Characters of a path in a message."""
-_OS_FACTS = ("errno", "strerror", "filename", "filename2")
+"""Maximum number of characters of a path in a message."""
+_OS_ATTRIBUTES = ("errno", "strerror", "filename", "filename2")
 
 
 def escaped(text: str) -> str:
@@ -64,31 +63,32 @@ def escaped(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def _facts(error: BaseException) -> dict[str, Any]:
-    """All attributes; an OSError keeps some beside its `__dict__`."""
-    more = _OS_FACTS if isinstance(error, OSError) else ()
-    return {**error.__dict__, **{name: getattr(error, name) for name in more}}
+def _attributes(error: BaseException) -> dict[str, Any]:
+    """Return all attributes of an error; an OSError keeps some outside its `__dict__`."""
+    extra = _OS_ATTRIBUTES if isinstance(error, OSError) else ()
+    return {**error.__dict__, **{name: getattr(error, name) for name in extra}}
 
 
-def _tell_os_facts(error: BaseException, message: str, errno: int, path: str | None) -> None:
-    """Where it is an OSError too, fill in what the readers of those look for."""
+def _set_os_attributes(error: BaseException, message: str, errno: int, path: str | None) -> None:
+    """Set `filename` and `strerror` of an error that is also an OSError."""
     if isinstance(error, OSError):
         error.filename = path or None
         error.strerror = os.strerror(errno) if errno else message
 
 
 def _blank(kind: type[PycontainError], args: tuple[Any, ...]) -> PycontainError:
-    """An exception with nothing but its arguments, made past its constructor; pickle fills it."""
-    # Asked of the class that lays the object out: LookupError's, first in the order of some, refuses.
+    """Return an exception that has only its arguments, without calling its constructor; pickle fills it."""
+    # LookupError.__new__, the first in the order of some classes, refuses the layout of an OSError.
     error = OSError.__new__(kind) if issubclass(kind, OSError) else Exception.__new__(kind)
     error.args = args
     return error
 
 
 class PycontainError(Exception):
-    """The root of the tree: what everything that pycontain raises on purpose is.
+    """Base class of all exceptions that pycontain raises on purpose.
 
-    hint: what to do about it, where that is known; it is part of the message.
+    Attributes:
+        hint: An instruction that may solve the problem, or None; it is part of the message.
     """
 
     hint: str | None = None
@@ -97,24 +97,24 @@ class PycontainError(Exception):
         super().__init__(escaped(f"{message} (hint: {hint})" if hint else message))
         self.hint = hint
 
-    # OSError would make its own message of errno and filename, which says less.
+    # OSError.__str__ builds its text from errno and filename, which says less than the message.
     __str__ = Exception.__str__
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exception's calls the constructor with `args`, which are the message and not what it takes.
-        return _blank, (type(self), self.args), _facts(self)
+        # Exception.__reduce__ calls the constructor with `args`, but our constructors take other arguments.
+        return _blank, (type(self), self.args), _attributes(self)
 
 
 class ImageError(PycontainError):
-    """The image, its documents or the store."""
+    """An image, one of its documents, or the store is unusable."""
 
 
 class PullError(ImageError):
-    """An image could not be fetched; the store is as it was."""
+    """An image could not be fetched; the store is unchanged."""
 
 
 class PushError(ImageError):
-    """An image could not be sent; what the registry has already stays there."""
+    """An image could not be sent; content that was already uploaded stays in the registry."""
 
 
 class AuthError(ImageError):
@@ -122,11 +122,11 @@ class AuthError(ImageError):
 
 
 class DigestMismatch(ImageError):
-    """Content is not what its digest says."""
+    """Content does not match its digest."""
 
 
 class InvalidReference(ImageError, ValueError):
-    """Text that is no reference of an image; nothing was asked of anybody."""
+    """An image reference is malformed; no registry was contacted."""
 
 
 class BuildError(ImageError):
@@ -134,10 +134,12 @@ class BuildError(ImageError):
 
 
 class StartError(PycontainError):
-    """A control on the way to the guest's first instruction failed; nothing of the guest ran.
+    """A step of a start failed before the first instruction of the guest.
 
-    step: the control, as C names it ('clone', 'mount', 'execve', ...).  errno: what the kernel said,
-    0 where it was not asked.  path: what it was about, or None.
+    Attributes:
+        step: The step that failed, by its name in C ('clone', 'mount', 'execve', ...).
+        errno: The error number of the kernel, or 0 if the kernel was not involved.
+        path: The path that the step was about, or None.
     """
 
     def __init__(
@@ -152,13 +154,15 @@ class StartError(PycontainError):
         self.step = step
         self.errno = errno
         self.path = path
-        _tell_os_facts(self, message, errno, path)
+        _set_os_attributes(self, message, errno, path)
 
 
 class UnsupportedError(PycontainError):
-    """This host cannot provide `feature`; nothing was created.
+    """The host does not provide a feature; nothing was created.
 
-    feature: what was asked for.  hint: how to get it, or how to go without.
+    Attributes:
+        feature: The missing feature.
+        hint: How to provide the feature or do without it, or None.
     """
 
     def __init__(self, feature: str, hint: str | None = None) -> None:
@@ -167,27 +171,28 @@ class UnsupportedError(PycontainError):
 
 
 class LimitError(PycontainError, ValueError):
-    """A limit that is malformed, negative, or too small to start anything."""
+    """A limit is malformed, negative, or too small for a start."""
 
 
 class NotFound(PycontainError, LookupError):
-    """No such image, container, user or command."""
+    """An image, container, user or command does not exist."""
 
 
 class Conflict(PycontainError):
-    """The name or resource is taken."""
+    """A name or resource is already in use."""
 
 
 class StateError(PycontainError):
-    """The object's state does not allow this: not started, already removed, paused."""
+    """The state of an object does not allow an operation, such as not started, paused or removed."""
 
 
 class ContainerEnded(StateError):
     """The container ended while a command ran in it.
 
-    reason: why it ended: 'timeout' when its lifetime passed, 'oom' when the kernel killed its PID 1 at the
-    memory limit, 'cancelled' when the caller stopped or removed it or closed its engine, 'signal' when it
-    was killed, 'exit' when its PID 1 ended by itself.
+    Attributes:
+        reason: Why the container ended: 'timeout' when its lifetime passed, 'oom' when the kernel killed its
+            PID 1 at the memory limit, 'cancelled' when the caller stopped or removed it or closed its engine,
+            'signal' when it was killed, 'exit' when its PID 1 ended by itself.
     """
 
     def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
@@ -196,37 +201,40 @@ class ContainerEnded(StateError):
 
 
 class PathError(PycontainError, OSError):
-    """A path could not be used: one inside a container, one to mount there, or the engine's root.
+    """A path in a container, a path to mount there, or the root of the engine could not be used.
 
-    path: the path, '' where there is no single one.  errno: what the kernel said, 0 where it was not
-    asked.  As on every OSError, `filename` is the path or None, and `strerror` the text of errno.
+    As for every OSError, `filename` is the path or None, and `strerror` the text of `errno`.
+
+    Attributes:
+        path: The path, or '' if the error is not about a single path.
+        errno: The error number of the kernel, or 0 if the kernel was not involved.
     """
 
     def __init__(self, message: str, *, path: str = "", errno: int = 0, hint: str | None = None) -> None:
         PycontainError.__init__(self, message, hint=hint)
         self.errno = errno
         self.path = path
-        _tell_os_facts(self, message, errno, path)
+        _set_os_attributes(self, message, errno, path)
 
 
 class PathNotFound(PathError, FileNotFoundError):
-    """Nothing has this path."""
+    """The path does not exist."""
 
 
 class PathExists(PathError, FileExistsError):
-    """Something has this path already."""
+    """The path exists already."""
 
 
 class PathForbidden(PathError, PermissionError):
-    """This may not be done with the path, by its mode, its mount, or another rule of the kernel."""
+    """The mode, the mount, or another rule of the kernel forbids the operation on the path."""
 
 
 class PathIsDirectory(PathError, IsADirectoryError):
-    """The path is a directory, where a file was meant."""
+    """The path is a directory, but the operation needs a file."""
 
 
 class PathNotDirectory(PathError, NotADirectoryError):
-    """The path, or a part of it, is no directory."""
+    """The path, or one of its parents, is not a directory."""
 
 
 _PATH_ERRORS: dict[int, type[PathError]] = {
@@ -240,38 +248,44 @@ _PATH_ERRORS: dict[int, type[PathError]] = {
 
 
 def path_error(what: str, path: str, number: int, hint: str | None = None) -> PathError:
-    """The PathError of an errno."""
+    """Return the PathError of an errno."""
     kind = _PATH_ERRORS.get(number, PathError)
     return kind(f"{what} {path!r}: {os.strerror(number)}", path=path, errno=number, hint=hint)
 
 
 class CommandNotFound(StartError, NotFound, FileNotFoundError):  # type: ignore[misc]
-    """The command, or the interpreter that it names, does not exist in the image; nothing ran.
+    """The command, or the interpreter in its first line, does not exist in the image; nothing ran.
 
-    returncode: 127, as a shell has it.
+    Attributes:
+        returncode: 127, the exit status of a shell in this case.
     """
 
     returncode = 127
 
 
 class CommandNotExecutable(StartError, PermissionError):  # type: ignore[misc]
-    """The command exists but may not or cannot be executed; nothing ran.
+    """The command exists but cannot be executed; nothing ran.
 
-    returncode: 126, as a shell has it.
+    Attributes:
+        returncode: 126, the exit status of a shell in this case.
     """
 
     returncode = 126
 
 
 class WorkdirError(StartError, PathError):  # type: ignore[misc]
-    """The working directory does not exist or may not be entered; nothing ran."""
+    """The working directory does not exist or cannot be entered; nothing ran."""
 
 
 class CommandFailed(PycontainError, subprocess.CalledProcessError):
-    """A checked command ended with something else than 0, or was cut off by `max_output`.
+    """A command with `check=True` returned a status other than 0, or exceeded `max_output`.
 
-    cmd, returncode (negative for a signal), stdout, stderr: as on subprocess.CalledProcessError.
-    reason, usage: as on ExecResult.
+    `cmd`, `returncode` (negative for a signal), `stdout` and `stderr` are those of
+    subprocess.CalledProcessError.
+
+    Attributes:
+        reason: Why the command ended, as in ExecResult.
+        usage: Resources that the command used, as in ExecResult.
     """
 
     def __init__(
@@ -295,15 +309,18 @@ class CommandFailed(PycontainError, subprocess.CalledProcessError):
 
 
 class CommandTimeout(PycontainError, subprocess.TimeoutExpired):
-    """The deadline passed, and every process of the command is gone.
+    """The timeout of a command passed; all of its processes have been killed.
 
-    cmd, timeout (seconds), stdout, stderr (what was written until then): as on
-    subprocess.TimeoutExpired, but text unless the command was run with text=False.
-    reason: 'timeout'.  usage: as on ExecResult.
+    `cmd`, `timeout` (seconds), `stdout` and `stderr` (the output so far) are those of
+    subprocess.TimeoutExpired, but the output is text unless the command was run with `text=False`.
+
+    Attributes:
+        reason: 'timeout'.
+        usage: Resources that the command used, as in ExecResult.
     """
 
     reason = "timeout"
-    if TYPE_CHECKING:  # bytes there, in the stubs of subprocess
+    if TYPE_CHECKING:  # the stubs of subprocess declare bytes
         stdout: Any
         stderr: Any
 
@@ -316,11 +333,18 @@ class CommandTimeout(PycontainError, subprocess.TimeoutExpired):
 
 
 class CallError(PycontainError):
-    """A function that was called in a container raised, or returned what is no plain data.
+    """A function that was called in a container raised, or returned a value that cannot be sent.
 
-    type_name, message: of the exception inside.  traceback: formatted, as text; all three are the guest's
-    words.  stdout, stderr: what was written until then, '' where no function ran.  reason, usage: as on
-    ExecResult; usage is None where no function ran.
+    All text except `reason` comes from the guest.
+
+    Attributes:
+        type_name: The class of the exception in the container.
+        message: The message of the exception.
+        traceback: The formatted traceback, as text.
+        stdout: Standard output until then; '' if no function ran.
+        stderr: Standard error until then; '' if no function ran.
+        reason: Why the call ended, as in ExecResult.
+        usage: Resources that the call used, as in ExecResult; None if no function ran.
     """
 
     def __init__(

@@ -1,9 +1,8 @@
-"""The pieces beneath containers, for those who build something else from them.
+"""Building blocks of containers: namespaces, mounts and processes from an explicit plan.
 
-A program is started in namespaces of its own by the launcher, from a plan that the caller writes;
-`setns`, `unshare` and `pivot_root` act on the calling thread or process as the system calls do.
-Nothing here decides anything: what a plan leaves out is not done.  For containers take
-`pycontain.Container`.
+The launcher starts a program in new namespaces, from a plan that the caller writes.  `setns`, `unshare`
+and `pivot_root` act on the calling thread or process, as the system calls do.  A plan has no defaults:
+a step that it does not contain is not performed.  Use `pycontain.Container` for containers.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ __all__ = [
 
 
 class Namespace(IntFlag):
-    """Kinds of namespaces, by the numbers of clone(2)."""
+    """Kinds of namespaces, with the flag values of clone(2)."""
 
     TIME = 0x80
     MOUNT = 0x20000
@@ -74,23 +73,37 @@ class Namespace(IntFlag):
 
 @frozen
 class Spawned:
-    """A started process: its number as the launcher sees it, and a pidfd, the caller's to close."""
+    """A started process.
+
+    Attributes:
+        pid: The process id in the pid namespace of the launcher.
+        pidfd: A pidfd, which the caller closes.
+    """
 
     pid: int
     pidfd: int
 
 
 def steps() -> list[str]:
-    """Every control of a start and an exec, by the name that StartError.step has."""
+    """Return the names of all steps of a start or an exec, as StartError.step has them."""
     return native.steps()
 
 
 def spawn(launcher: Launcher, plan: Plan, fds: Sequence[int]) -> Spawned:
-    """Let the launcher start what the plan says; `fds` are those that the plan's indexes mean.
+    """Start the process that a plan describes.
 
-    Returns when the child is born and has its ids and mounts to build with; what it says of the
-    rest comes on the control socket that the plan names.  Raises StartError with the step that
-    failed, ValueError for a plan with NUL bytes in its strings, OSError.
+    Returns once the child exists and has its ids and mounts.  Later records of the child arrive on the
+    control socket that the plan names.
+
+    Args:
+        launcher: The launcher that starts the process.
+        plan: The plan.
+        fds: The descriptors to which the indexes in the plan refer.
+
+    Raises:
+        StartError: A step failed; the error has its name.
+        ValueError: A string of the plan contains a NUL byte.
+        OSError: The launcher cannot be reached.
     """
     message = plan.encode()
     if len(message) > native.MAX_INLINE:
@@ -111,30 +124,53 @@ def spawn(launcher: Launcher, plan: Plan, fds: Sequence[int]) -> Spawned:
 
 
 def setns(fd: int, kind: Namespace | int = 0) -> None:
-    """Move the calling thread into the namespace that `fd` shows (setns(2)); 0 takes any kind.
+    """Move the calling thread into the namespace that `fd` refers to (setns(2)).
 
-    A user namespace takes only a process with one thread.  Raises OSError.
+    Args:
+        fd: A descriptor of a namespace.
+        kind: The kind of namespace that `fd` must refer to; 0 accepts every kind.
+
+    Raises:
+        OSError: The kernel refused the call; for a user namespace, also when the process has several threads.
     """
     native.checked(native.lib.pcx_setns(fd, int(kind)), "setns")
 
 
 def unshare(kinds: Namespace | int) -> None:
-    """Give the calling thread namespaces of its own (unshare(2)).  Raises OSError."""
+    """Move the calling thread into new namespaces (unshare(2)).
+
+    Raises:
+        OSError: The kernel refused the call.
+    """
     native.checked(native.lib.pcx_unshare(int(kinds)), "unshare")
 
 
 def pivot_root(new_root: str | os.PathLike[str]) -> None:
-    """Make `new_root`, a mount point, the root of this mount namespace and let go of the old one.
+    """Make a mount point the root of this mount namespace and detach the old root (pivot_root(2)).
 
-    The old root is detached (pivot_root(2), "pivot_root(".", ".")").  Raises OSError.
+    Args:
+        new_root: The mount point.
+
+    Raises:
+        OSError: The kernel refused the call.
     """
     native.checked(native.lib.pcx_pivot_root(os.fsencode(new_root)), "pivot_root")
 
 
 def open_beneath(directory: int, path: str, flags: int = os.O_RDONLY) -> int:
-    """Open `path` below the directory fd and nowhere else: a link that leads out is refused (openat2(2)).
+    """Open a path below a directory; symbolic links cannot lead out of it (openat2(2)).
 
-    Returns an fd, close-on-exec.  Raises OSError; EXDEV for a way out, ELOOP for a magic link.
+    Args:
+        directory: A descriptor of the directory.
+        path: A path relative to it.
+        flags: Flags of open(2).
+
+    Returns:
+        A descriptor with close-on-exec set.
+
+    Raises:
+        OSError: The kernel refused the call, with EXDEV for a path that leaves the directory and ELOOP for a
+            magic link.
     """
     resolve = BENEATH | NO_MAGICLINKS
     return openat2(directory, path, flags, resolve)
