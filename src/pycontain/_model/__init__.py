@@ -1,1 +1,1 @@
-"""Values that users and rooms share; no I/O here."""
+"""Value types shared by users and all packages, without input or output."""

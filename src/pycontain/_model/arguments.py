@@ -1,4 +1,4 @@
-"""Checks of single arguments, with messages that name them."""
+"""Checks of single arguments; every message names the argument."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pycontain._model.sizes import shown
 def check_flag(name: str, value: object) -> bool:
     """Return `value`, which must be True or False.
 
-    Text from the environment such as 'false' and '' is refused: its truth is not its meaning.
+    Text from the environment such as 'false' or '' is refused, because its truth value is not its meaning.
 
     Raises:
-        TypeError: For any other value.
+        TypeError: The value is not a bool.
     """
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {shown(value)}")
@@ -23,10 +23,10 @@ def check_flag(name: str, value: object) -> bool:
 
 
 def check_given(name: str, value: Any) -> Any:
-    """Return `value`, which must not be empty text: an unset variable is no request.
+    """Return `value`, which must not be empty text, such as an unset variable of the environment.
 
     Raises:
-        ValueError: For empty text.
+        ValueError: The value is empty text.
     """
     if isinstance(value, str | bytes) and not value:
         raise ValueError(f"{name} must not be empty; leave it out for the default")
@@ -37,8 +37,8 @@ def check_path(name: str, value: str | os.PathLike[str]) -> str:
     """Return a path of the host as text.
 
     Raises:
-        ValueError: For an empty path, which the system would read as the current directory, and for NUL.
-        TypeError: For a value that is not a path.
+        ValueError: The path has a NUL byte or is empty, which would mean the current directory.
+        TypeError: The value is not a path.
     """
     if not isinstance(value, str | os.PathLike):
         raise TypeError(f"{name} must be a path, got {shown(value)}")
@@ -55,12 +55,15 @@ def check_path(name: str, value: str | os.PathLike[str]) -> str:
 
 
 def check_mapping(name: str, value: object, example: str) -> None:
-    """Raise TypeError for a value that is neither None nor a mapping.
+    """Check that a value is None or a mapping.
 
     Args:
         name: The argument.
         value: Its value.
-        example: The right form, for the message.
+        example: A correct value, for the message.
+
+    Raises:
+        TypeError: The value is neither.
     """
     if value is not None and not isinstance(value, Mapping):
         raise TypeError(f"{name} must be a mapping such as {example}, got {shown(value)}")

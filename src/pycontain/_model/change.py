@@ -1,4 +1,4 @@
-"""What a container has made of its image."""
+"""Change of a container's root file system relative to its image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from attrs import frozen
 
 @frozen
 class Change:
-    """One path below the root, and what became of it."""
+    """A path that a container added, changed or deleted.
+
+    Attributes:
+        path: The absolute path in the container.
+        kind: 'added', 'changed' or 'deleted'.
+    """
 
     path: str
     kind: Literal["added", "changed", "deleted"]

@@ -1,4 +1,4 @@
-"""Names and labels of what users make: volumes, networks."""
+"""Checks of the names and labels of volumes, networks and containers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 
 
 def check_name(name: str, what: str) -> None:
-    """Raise ValueError for what is no name; what: of which it would be."""
+    """Check a name.
+
+    Args:
+        name: The name.
+        what: Its subject in the message.
+
+    Raises:
+        ValueError: The name is malformed.
+    """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(
             f"{what} must be 1 to 128 characters of [a-zA-Z0-9_.-] that begin with a letter or digit, "
@@ -21,7 +29,11 @@ def check_name(name: str, what: str) -> None:
 
 
 def checked_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
-    """A copy of labels.  Raises TypeError for what is no text."""
+    """Return a copy of labels.
+
+    Raises:
+        TypeError: A name or value is not text.
+    """
     check_mapping("labels", labels, "{'name': 'value'}")
     for name, value in (labels or {}).items():
         if not isinstance(name, str) or not isinstance(value, str):

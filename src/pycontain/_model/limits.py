@@ -1,4 +1,4 @@
-"""What a container may use."""
+"""Resource limits of containers and of single commands."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from pycontain._model.sizes import MOST, UNLIMITED, is_unlimited, parse_size, sh
 from pycontain.errors import LimitError
 
 IoMax: TypeAlias = Mapping["str | os.PathLike[str]", Mapping[str, int | str]]
-"""What `io_max` takes; it is kept as `{device: {key: number}}`."""
+"""Type of `io_max` as callers pass it; it is stored as `{device: {key: number}}`."""
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
 MEMORY_FLOOR = 1 << 20
-"""Bytes below which not even the smallest command starts."""
+"""Minimum number of bytes; with less, no command can start."""
 
 _CPUS_MOST = 65536
-"""Processors: eight times what Linux can be built for."""
+"""Maximum number of processors, eight times the largest number that Linux can be built for."""
 
 _RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 _NUMBERS = re.compile(r"([0-9]{1,4}):([0-9]{1,7})")
 _PATH = re.compile(r"/[^\x00-\x1f\x7f]*")
 _PAGE = re.compile(r"[0-9]+[KMG]B")
 _RATES = {"rbps": MOST, "wbps": MOST, "riops": 0xFFFFFFFF, "wiops": 0xFFFFFFFF}
-"""The highest value of each that the kernel keeps whole."""
+"""Highest value of each rate that the kernel stores without truncation."""
 
 
 def _cpus(value: float | None) -> float | None:
@@ -160,7 +160,7 @@ def _rate(what: str, key: str, value: int | str) -> int:
             raise LimitError(f"{key} in {what}: {error}") from None
     if isinstance(value, bool) or not isinstance(value, int):
         raise LimitError(f"{key} in {what} must be an int, got {shown(value)}")
-    # 0 is refused by v2, and no limit at all to v1.
+    # cgroup v2 refuses 0, and cgroup v1 reads it as no limit.
     if not 1 <= value <= _RATES[key]:
         raise LimitError(f"{key} in {what} must be between 1 and {_RATES[key]}, got {shown(value)}")
     return value
@@ -179,25 +179,32 @@ def _hugetlb(value: Mapping[str, int | str] | None) -> dict[str, int] | None:
 
 @frozen(kw_only=True)
 class CgroupLimits:
-    """Limits of a whole container, or of one exec; None leaves a resource at its default.
+    """Resource limits of a container or of a single command; None means the default.
 
-    The defaults of a container are 512M of memory and 128 pids; an exec has no limits of its own.
-    -1 or 'unlimited' for memory, memory_high, swap, cpus and pids lifts the limit.
+    By default, a container has 512M of memory and 128 pids, and a command has no limits of its own.
+    -1 or 'unlimited' removes the limit for memory, memory_high, swap, cpus and pids.
 
-    memory, memory_high, swap: bytes, or text such as '256M'.  `memory` is at least 1 MiB, and counts
-    swap as well unless `swap` is given; above `memory_high` the kernel slows down instead of killing.
-    cpus: processors, such as 1.5, at least 0.01.  cpu_weight: 1 to 10000, 100 is the default share.
-    cpuset_cpus, cpuset_mems: processors and memory nodes, such as '0-2,7'.
-    pids: processes and threads; a container with an agent needs 2, an exec 1.
-    io_weight: 1 to 10000, 100 is the default share.
-    io_max: 'MAJOR:MINOR' or the path of a block device, or of a file on it, to any of 'rbps', 'wbps'
-    (bytes per second, or text such as '10M') and 'riops', 'wiops' (operations per second).
-    hugetlb: page size as the kernel writes it, such as '2MB', to bytes.
+    Values are checked and copied by the constructor.  Errors that only the kernel can detect, such as a
+    processor that does not exist, are raised as LimitError when the container starts.  The meaning of each
+    limit is that of Documentation/admin-guide/cgroup-v2.rst of the kernel.
 
-    Everything is checked and copied when the value is made: LimitError, a ValueError, for what cannot
-    be meant.  What only the kernel can know, such as a processor that is not there, is a LimitError
-    when the container starts.  Meanings are those of the kernel's
-    Documentation/admin-guide/cgroup-v2.rst.
+    Attributes:
+        memory: Bytes, or text such as '256M', at least 1 MiB.  Includes swap unless `swap` is given.
+        memory_high: Bytes, or text, above which the kernel throttles processes instead of killing them.
+        swap: Bytes, or text such as '256M'.
+        cpus: Processors, such as 1.5, at least 0.01.
+        cpu_weight: Share of processor time, 1 to 10000; the kernel's default is 100.
+        cpuset_cpus: Processors that may be used, such as '0-2,7'.
+        cpuset_mems: Memory nodes that may be used, such as '0-2,7'.
+        pids: Processes and threads; a container with an agent needs at least 2, a command at least 1.
+        io_weight: Share of disk bandwidth, 1 to 10000; the kernel's default is 100.
+        io_max: 'MAJOR:MINOR', or the path of a block device or of a file on it, to a mapping with any of
+            'rbps' and 'wbps' (bytes per second, or text such as '10M'), 'riops' and 'wiops' (operations per
+            second).
+        hugetlb: Page size as the kernel writes it, such as '2MB', to bytes.
+
+    Raises:
+        LimitError: A value is malformed or out of range.
     """
 
     memory: int | None = field(default=None, converter=_memory)
@@ -214,11 +221,11 @@ class CgroupLimits:
 
     @property
     def lifted(self) -> frozenset[str]:
-        """The names of the limits that are -1."""
+        """Names of the limits that are -1."""
         return frozenset(name for name in _LIFTABLE if getattr(self, name) == UNLIMITED)
 
     def in_force(self) -> CgroupLimits:
-        """Return the limits with None for those that are lifted; `swap` stays, for None is no swap."""
+        """Return the limits with None for those that are -1, except `swap`, where None means no swap."""
         lifted = self.lifted - {"swap"}
         return evolve(self, **dict.fromkeys(lifted)) if lifted else self
 

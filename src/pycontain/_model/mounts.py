@@ -1,4 +1,4 @@
-"""What may be mounted into a container."""
+"""Mounts of a container: binds, tmpfs and volumes."""
 
 from __future__ import annotations
 
@@ -52,24 +52,28 @@ def _propagation(_: object, __: object, value: object) -> None:
 
 @frozen
 class Bind:
-    """A file or directory of the host, shown with the same content inside.
+    """A file or directory of the host that is visible in the container.
 
-    path: on the host; a relative one counts from the current directory of the moment.
-    read_only: writes inside fail with EROFS.
-    idmap: whose the files are inside.  True shows them through the container's id map: what belongs
-    to 0 on the host belongs to 0 inside, and what root inside makes belongs to 0 on the host; the
-    start fails where the kernel or the file system cannot.  False shows them plain: ids that are not
-    mapped inside are nobody's there.  None, the default: as root, show the caller's files through
-    the container's id map; where there is none, plain.
-    propagation: 'private', or 'slave' for a directory whose later mounts on the host show inside too
-    (mount_namespaces(7)); what is mounted inside never shows outside.
-    noexec: no program can be started from it.  nosymfollow: no symbolic link in it is followed.
+    File systems that are mounted below the path on the host are visible too, with the same flags.
+    Set-user-ID bits and device nodes have no effect, whatever the flags.  The existence of the path is
+    checked when a container is created.
 
-    File systems that are mounted below the path on the host show inside too, with the same flags.  No
-    set-user-ID file and no device node of it has an effect, whatever the flags.
+    Attributes:
+        path: A path on the host; a relative one is resolved against the current directory.
+        read_only: Writes in the container fail with EROFS.
+        idmap: Ownership of the files in the container.  True maps ids through the container's id map: id 0 on
+            the host is id 0 inside and vice versa; the start fails if the kernel or the file system cannot do
+            that.  False maps no ids: files of ids that are unmapped inside belong to the overflow user.
+            None, the default, maps the ids of the caller's files if the engine runs as root and the host
+            supports it.
+        propagation: 'private', or 'slave' for a directory in which later mounts of the host appear in the
+            container (mount_namespaces(7)).  Mounts of the container never appear on the host.
+        noexec: Programs cannot be executed from the mount.
+        nosymfollow: Symbolic links in the mount are not followed.
 
-    Raises TypeError and ValueError for what is no path and no flag.  Whether the path exists is
-    checked when a container is made.
+    Raises:
+        ValueError: The path or the propagation is malformed.
+        TypeError: The path or a flag has the wrong type.
     """
 
     path: str = field(converter=_path)
@@ -84,10 +88,15 @@ class Bind:
 class Tmpfs:
     """A file system in memory, private to the container and charged to its memory limit.
 
-    size: bytes that it holds at most, or text such as '64M'; None for half of the machine's memory.
-    mode: of its root, such as 0o1777.  noexec: no program can be started from it.
+    Attributes:
+        size: Maximum size in bytes, or text such as '64M'; None for half of the machine's memory.
+        mode: Permissions of the root directory.
+        noexec: Programs cannot be executed from the mount.
 
-    Raises LimitError for a size that is none, ValueError and TypeError for such a mode.
+    Raises:
+        LimitError: The size is malformed or 0.
+        ValueError: The mode is out of range.
+        TypeError: The mode or the flag has the wrong type.
     """
 
     size: int | None = field(default=None, converter=_tmpfs_size)
@@ -97,9 +106,14 @@ class Tmpfs:
 
 @frozen(kw_only=True)
 class VolumeMount:
-    """A volume as a container has it; `Volume.mounted` makes one.
+    """A volume and its mount flags, as `Volume.mounted` returns them.
 
-    name: the volume's.  path: on the host, a directory or the image of a file system.
+    Attributes:
+        name: Name of the volume.
+        path: Path on the host, of a directory or of a file system image.
+        image: Whether the path is a file system image.
+        read_only: Writes in the container fail with EROFS.
+        noexec: Programs cannot be executed from the mount.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Names that a container is given: extra hosts, nameservers, search domains."""
+"""Name options of a container: extra hosts, nameservers, search domains."""
 
 from __future__ import annotations
 
@@ -11,22 +11,28 @@ from attrs import frozen
 from pycontain._model.sizes import shown
 
 ExtraHosts: TypeAlias = "Mapping[str, str] | Sequence[str]"
-"""Names to addresses, or 'name:address' and 'name=address' as docker has them."""
+"""Mapping of names to addresses, or a sequence of 'name:address' or 'name=address' as in docker."""
 
 GATEWAY = "host-gateway"
-"""In place of an address: that of this host, on a network with `host_access`."""
+"""Placeholder for the address of this host, on a network with `host_access`."""
 HOST_NAMES = ("host.containers.internal", "host.docker.internal")
-"""Names of this host where containers reach its services."""
+"""Names of this host in containers that can reach its services."""
 _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
 _MOST_SERVERS = 3
-"""As resolv.conf(5) has it."""
+"""Limit of resolv.conf(5)."""
 _MOST_DOMAINS = 32
 
 
 @frozen
 class NameOptions:
-    """Lines for /etc/hosts, nameservers, and search domains, None for this host's."""
+    """Entries for /etc/hosts and resolv.conf(5).
+
+    Attributes:
+        hosts: Pairs of name and address.
+        servers: Addresses of nameservers; empty for those of the host.
+        search: Search domains, or None for those of the host.
+    """
 
     hosts: tuple[tuple[str, str], ...] = ()
     servers: tuple[str, ...] = ()
@@ -39,7 +45,12 @@ class NameOptions:
         dns: str | Iterable[str] | None,
         dns_search: str | Iterable[str] | None,
     ) -> NameOptions:
-        """Check what a caller gives.  Raises ValueError, TypeError."""
+        """Check the options of a caller.
+
+        Raises:
+            ValueError: A name or address is malformed, or there are too many.
+            TypeError: A value has the wrong type.
+        """
         servers = tuple(_address(one, "dns") for one in _texts(dns, "dns"))
         if len(servers) > _MOST_SERVERS:
             raise ValueError(f"dns must be at most {_MOST_SERVERS} nameservers, got {len(servers)}")
@@ -52,7 +63,12 @@ class NameOptions:
         return cls(tuple(_pairs(extra_hosts)), servers, search)
 
     def resolv_conf(self, servers: Iterable[str], search: Iterable[str]) -> bytes:
-        """Return a resolv.conf(5) with these nameservers, and with these domains where none are given."""
+        """Return a resolv.conf(5).
+
+        Args:
+            servers: Addresses of nameservers.
+            search: Search domains, used if the options have none.
+        """
         lines = [f"nameserver {one}" for one in servers]
         domains = self.search if self.search is not None else tuple(search)
         if domains:
@@ -61,7 +77,7 @@ class NameOptions:
 
 
 def search_domains(resolv_conf: bytes) -> tuple[str, ...]:
-    """Return the search domains of a resolv.conf(5): those of the last `search` or `domain` line."""
+    """Return the search domains of a resolv.conf(5), those of its last `search` or `domain` line."""
     found: tuple[str, ...] = ()
     for line in resolv_conf.decode("utf-8", "replace").splitlines():
         words = line.split()

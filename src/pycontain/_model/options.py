@@ -1,4 +1,4 @@
-"""Options by name: errors for unknown ones that show the right one."""
+"""Errors for unknown keyword arguments, with a hint at the right one."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ _FORMS = {
     "userns_mode": "leave it out: every container has a user namespace",
     "volume": "volumes={'/inside': Bind('/outside')}",
 }
-"""Options of docker-py and subprocess, and how this package spells them."""
+"""Options of docker-py and subprocess, and their equivalents in this package."""
 
 
 def refusal(caller: str, option: str, known: Mapping[str, object] | tuple[str, ...]) -> TypeError:
-    """Return the error for an option that a function does not have.
+    """Return the error for an unknown keyword argument.
 
     Args:
-        caller: The function as its user called it.
-        option: The unknown option.
-        known: The options that it has.
+        caller: Name of the function for the message.
+        option: The unknown keyword argument.
+        known: The keyword arguments of the function.
     """
     message = f"{caller}() got an unexpected keyword argument {option!r}"
     if option in _FORMS:
@@ -72,14 +72,18 @@ def refusal(caller: str, option: str, known: Mapping[str, object] | tuple[str, .
 
 
 def check_options(caller: str, given: Mapping[str, object], options: type) -> None:
-    """Raise TypeError for an option that the TypedDict `options` does not have."""
+    """Check that every name in `given` is a key of the TypedDict `options`.
+
+    Raises:
+        TypeError: A name is not.
+    """
     for name in given:
         if name not in options.__annotations__:
             raise refusal(caller, name, options.__annotations__)
 
 
 def explains_options(caller: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate a function so that its errors for unknown keywords name `caller` and the right option."""
+    """Decorate a function so that errors for unknown keyword arguments name `caller` and the right one."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
@@ -87,7 +91,7 @@ def explains_options(caller: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             try:
                 return function(*args, **named)
             except TypeError as error:
-                # Only of this very call: a frame below it means that the function was entered.
+                # A further frame means that the function was entered, so the error is not about this call.
                 if error.__traceback__ is None or error.__traceback__.tb_next is not None:
                     raise
                 raise _explained(caller, function, error) from None

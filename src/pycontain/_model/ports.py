@@ -1,4 +1,4 @@
-"""Ports that a container publishes: what users write, and what it means."""
+"""Published ports of a container: parsing and checks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from attrs import frozen
 from pycontain._model.sizes import shown
 
 HostPort: TypeAlias = "int | str | tuple[str, int | None] | None"
-"""A port of the host; None for a free one; 'address:port', 'first-last', or (address, port)."""
+"""A host port; None for a free one; 'address:port', 'first-last', or (address, port)."""
 Ports: TypeAlias = "Mapping[int | str, HostPort | Sequence[HostPort]]"
-"""A port inside, or 'port/udp', or 'first-last', to where it is published."""
+"""A container port, 'port/udp' or 'first-last', to one or more host ports."""
 
 _INNER = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp))?")
 _OUTER = re.compile(r"(?:(?P<address>[^\]\[]*|\[[^\]]*\]):)?(?P<first>\d{0,5})(?:-(?P<last>\d{1,5}))?")
@@ -22,18 +22,30 @@ _HIGHEST = 65535
 
 @frozen
 class Published:
-    """A port inside, and where it is published: an address, or '' for all; a port, or None for a free one."""
+    """A published port.
+
+    Attributes:
+        inner: Port in the container.
+        protocol: 'tcp' or 'udp'.
+        address: Address of the host; '' for all addresses.
+        port: Port of the host; None for a free one.
+    """
 
     inner: int
     protocol: str
     address: str
     port: int | None
     preferred: int | None = None
-    """A port that is taken again where it is free, when `port` is None."""
+    """Host port to use again if it is free and `port` is None."""
 
 
 def published(ports: Ports | None) -> tuple[Published, ...]:
-    """Every port one by one.  Raises ValueError for what is no port, TypeError for what cannot be one."""
+    """Return every port of the `ports` option, with ranges expanded.
+
+    Raises:
+        ValueError: A port or address is malformed, or a host port occurs twice.
+        TypeError: A value has the wrong type.
+    """
     if not isinstance(ports, Mapping | None):
         raise TypeError(
             f"ports must map container ports to host ports, as in {{80: 8080}}, got {shown(ports)}"
@@ -59,7 +71,11 @@ def _check_distinct(found: Mapping[Published, None]) -> None:
 
 
 def port_of(text: int | str) -> tuple[int, str]:
-    """A single port inside and its protocol.  Raises ValueError."""
+    """Return a single container port and its protocol.
+
+    Raises:
+        ValueError: The port is malformed or a range.
+    """
     first, last, protocol = _inner(text)
     if first != last:
         raise ValueError(f"the container port must be a single port, got the range {shown(text)}")

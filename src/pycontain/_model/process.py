@@ -1,4 +1,4 @@
-"""What is known of a process that ran."""
+"""Results of commands and calls."""
 
 from __future__ import annotations
 
@@ -21,18 +21,25 @@ Output: TypeAlias = str | bytes | None
 Reason: TypeAlias = Literal[
     "exit", "signal", "timeout", "oom", "pids", "disk", "output", "seccomp", "cpu", "cancelled"
 ]
-"""Why a command ended, by what the kernel counted and the engine did; never a guess."""
+"""Why a command ended, from counters of the kernel and actions of the engine."""
 
 
 @frozen(kw_only=True)
 class Usage:
-    """What a command used, from the kernel's own counters.
+    """Resources that a command used, from counters of the kernel.
 
-    wall, cpu_user, cpu_system: seconds.  memory_peak, read_bytes, written_bytes: bytes.
-    processes: the most tasks alive at once.  oom_kills: processes that the kernel killed at the memory limit,
-    also where the command went on and ended with 0.  None where the host does not count it: cgroup v1 counts
-    processes only for a command with a `pids` limit of its own (Linux 6.11).  Without the io controller of
-    cgroup v2, read_bytes and written_bytes are those of the command and the children that it waited for.
+    Attributes:
+        wall: Seconds of wall-clock time.
+        cpu_user: Seconds of processor time in user mode.
+        cpu_system: Seconds of processor time in the kernel.
+        memory_peak: Maximum memory in bytes, or None if the host does not count it.
+        read_bytes: Bytes read from disks, or None.  Without the io controller of cgroup v2, those of the
+            command and of the children that it waited for.
+        written_bytes: Bytes written to disks, as `read_bytes`.
+        processes: Maximum number of tasks at the same time, or None.  cgroup v1 counts tasks only for a
+            command with a `pids` limit of its own (Linux 6.11).
+        oom_kills: Processes that the kernel killed at the memory limit, even if the command went on and
+            returned 0; None if the host does not count them.
     """
 
     wall: float
@@ -46,13 +53,20 @@ class Usage:
 
 
 class ExecResult(subprocess.CompletedProcess[S]):
-    """A CompletedProcess that explains itself.
+    """Result of a command: a subprocess.CompletedProcess with the reason of its end.
 
-    args, returncode, stdout, stderr: as subprocess has them; a negative returncode is the number of
-    a signal, an output that was not captured is None.  `ExecResult` in an annotation is `ExecResult[str]`;
-    with text=False it is `ExecResult[bytes]`.
-    reason: why it ended, as `Reason` lists it.
-    usage: what it used.  timings: seconds by phase.  truncated: output was cut at `max_output`.
+    `ExecResult` in an annotation means `ExecResult[str]`; with `text=False` it is `ExecResult[bytes]`.
+
+    Attributes:
+        args: The command.
+        returncode: The exit status, or the negative number of the signal that killed the command.
+        stdout: Standard output; None if it was not captured.
+        stderr: Standard error; None if it was not captured.
+        reason: Why the command ended: 'exit', 'signal', 'timeout', 'oom', 'pids', 'disk', 'output',
+            'seccomp', 'cpu' or 'cancelled'.
+        usage: Resources that the command used.
+        timings: Seconds by phase.
+        truncated: Whether output was cut at `max_output`.
     """
 
     def __init__(
@@ -74,7 +88,11 @@ class ExecResult(subprocess.CompletedProcess[S]):
         self.truncated = truncated
 
     def check_returncode(self) -> None:
-        """Raise CommandFailed where `exec(..., check=True)` does: not 0, or output that was cut."""
+        """Raise an error as `exec(..., check=True)` does.
+
+        Raises:
+            CommandFailed: The status is not 0, or the output was cut.
+        """
         if self.returncode != 0 or self.reason == "output":
             raise CommandFailed(
                 self.args, self.returncode, self.stdout, self.stderr, reason=self.reason, usage=self.usage
@@ -85,17 +103,18 @@ class ExecResult(subprocess.CompletedProcess[S]):
 
 
 class ExitStatus(int):
-    """The return code of a container's own command, with what explains it.
+    """Return code of a container's own command: an int, negative for a signal.
 
-    It is an int: 0 and more for a status, negative for a signal.
-    reason: why it ended, as `Reason` lists it.  usage: what it used.
+    Attributes:
+        reason: Why the command ended, as in ExecResult.
+        usage: Resources that the command used.
     """
 
     reason: Reason
     usage: Usage
 
     def __new__(cls, returncode: int, reason: Reason, usage: Usage) -> Self:
-        """Make one of a return code."""
+        """Create the status from a return code."""
         new = super().__new__(cls, returncode)
         new.reason, new.usage = reason, usage
         return new
@@ -111,11 +130,16 @@ class ExitStatus(int):
 
 @frozen(kw_only=True)
 class CallResult(Generic[T]):
-    """What a call of a function gave.
+    """Result of a function call in a container.
 
-    value: what it returned.  stdout, stderr: what it wrote.  reason: 'exit'.  usage: what the call used, all
-    of its processes together; memory_peak is what it touched beyond the pages that the prepared interpreter
-    had.  timings: seconds by phase.
+    Attributes:
+        value: The return value of the function.
+        stdout: Standard output of the call.
+        stderr: Standard error of the call.
+        reason: 'exit'.
+        usage: Resources of all processes of the call; `memory_peak` counts the pages that the
+            call touched beyond those of the prepared interpreter.
+        timings: Seconds by phase.
     """
 
     value: T

@@ -1,4 +1,4 @@
-"""Sizes and durations as people write them."""
+"""Parsing of sizes and durations."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from datetime import timedelta
 from pycontain.errors import LimitError
 
 MOST = (1 << 63) - 1
-"""Bytes: no counter of the kernel holds more."""
+"""Maximum number of bytes, the range of the kernel's counters."""
 
 LONGEST = 1e9
-"""Seconds, some 31 years: longer durations are taken for this one, which every clock can hold."""
+"""Maximum duration in seconds, about 31 years; every clock can hold it."""
 
 _SIZE = re.compile(r"\s*([0-9]+)(?:\.([0-9]+))?\s*(?:([kmgtp])i?b?|b)?\s*", re.IGNORECASE)
 _POWERS = {"k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 _DIGITS = 40
-"""Of a number that can be meant; more would only keep int() busy."""
+"""Maximum number of digits, so that int() does not take long."""
 _SHOWN = 160
 
 UNLIMITED = -1
-"""A limit that is lifted, as docker writes it; fields of `CgroupLimits` keep it so."""
+"""Value of a removed limit, as in docker."""
 _LIFTED = ("unlimited", "infinity", "max")
 
 
 def is_unlimited(value: object) -> bool:
-    """Return True for a value that lifts a limit: -1, 'unlimited', or infinity."""
+    """Return whether a value removes a limit: -1, 'unlimited', or infinity."""
     if isinstance(value, bool):
         return False
     if isinstance(value, str):
@@ -34,7 +34,7 @@ def is_unlimited(value: object) -> bool:
 
 
 def shown(value: object) -> str:
-    """`value` for a message: its repr, short whatever it is."""
+    """Return the repr of `value` for a message, shortened to 160 characters."""
     try:
         text = repr(value)
     except ValueError:  # an int of thousands of digits
@@ -43,10 +43,14 @@ def shown(value: object) -> str:
 
 
 def parse_size(value: int | str) -> int:
-    """Bytes of `value`: an int, or text such as '256M' or '1.5G' in binary units, as docker reads them.
+    """Return a size in bytes.
 
-    A fraction of a byte is cut off.  Raises LimitError for anything else, for negative sizes and
-    for those of 2**63 bytes or more.
+    Args:
+        value: An int, or text such as '256M' or '1.5G' in binary units, as in docker; a fraction of a byte is
+            cut off.
+
+    Raises:
+        LimitError: The size is malformed, negative, or at least 2**63 bytes.
     """
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise LimitError(f"a size must be an int or text such as '256M', got {shown(value)}")
@@ -59,7 +63,11 @@ def parse_size(value: int | str) -> int:
 
 
 def parse_cap(value: int | str | None) -> int | None:
-    """Return the bytes of a cap, or None for None and for 'unlimited'.  Raises LimitError."""
+    """Return a cap in bytes, or None for None and 'unlimited'.
+
+    Raises:
+        LimitError: The size is malformed.
+    """
     return None if value is None or is_unlimited(value) else parse_size(value)
 
 
@@ -80,11 +88,13 @@ def _read_size(text: str) -> int:
 
 
 def parse_duration(value: float | timedelta) -> float:
-    """Seconds of `value`: a number or a timedelta; at most LONGEST, for which longer ones are taken.
+    """Return a duration in seconds.
 
-    Infinity is such a longer one.
+    Args:
+        value: Seconds or a timedelta; longer durations than LONGEST, infinity too, are shortened to it.
 
-    Raises LimitError, a ValueError, for anything else and for what is negative or not a number.
+    Raises:
+        LimitError: The duration is malformed, negative, or NaN.
     """
     if isinstance(value, timedelta):
         value = value.total_seconds()

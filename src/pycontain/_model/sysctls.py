@@ -1,4 +1,4 @@
-"""Kernel parameters that belong to the namespaces of a container."""
+"""Kernel parameters of a container's namespaces."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def checked_sysctls(sysctls: Mapping[str, str | int] | None) -> dict[str, str]:
     """Return parameters and their values as text.
 
     Raises:
-        ValueError: For a parameter of the whole host, and for a value that no parameter takes.
-        TypeError: For other types.
+        ValueError: A parameter applies to the whole host, or a value is malformed.
+        TypeError: A value has the wrong type.
     """
     check_mapping("sysctls", sysctls, "{'net.ipv4.ip_forward': 1}")
     found: dict[str, str] = {}
@@ -50,7 +50,11 @@ def _text(name: str, value: object) -> str:
 
 
 def check_network(sysctls: Mapping[str, str]) -> None:
-    """Raise ValueError for a parameter of a network that is not the container's own."""
+    """Check that no parameter belongs to a network namespace, for a container that shares one.
+
+    Raises:
+        ValueError: A parameter does.
+    """
     for name in sysctls:
         if name.startswith("net."):
             raise ValueError(f"sysctls must not have net.* where the network is shared, got {name}")

@@ -1,4 +1,4 @@
-"""What `Egress` allows: names and ranges of addresses, with ports."""
+"""Targets of an `Egress`: names and address ranges, with ports."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ METADATA = tuple(
     IPv4Network(one) for one in ("169.254.0.0/16", "100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32")
 )
 METADATA6 = ("fd00:ec2::254", "fd20:ce::254", "fd00:c1::a9fe:a9fe")
-"""Where clouds tell instances their secrets: of AWS and most others, Alibaba, Azure, Oracle, Google."""
+"""Addresses of cloud metadata services: AWS and most others, Alibaba, Azure, Oracle, Google."""
 _PROTOCOLS = IPv4Network("192.0.0.0/24")
-"""Not public, whatever the version of Python makes of it (RFC 6890)."""
+"""Range that is not public (RFC 6890), although some versions of Python say that it is."""
 _TARGET = re.compile(r"(?P<what>[^:]+?)(?::(?P<port>\d{1,5}))?(?:/(?P<protocol>tcp|udp))?")
 _ADDRESS = re.compile(r"\d{1,3}(\.\d{1,3}){3}(/\d{1,2})?")
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
@@ -26,7 +26,15 @@ _NAME = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*\.?")
 
 @frozen
 class Target:
-    """A name or a range, a port or 0 for all, a protocol or '' for both."""
+    """A permitted name or address range.
+
+    Attributes:
+        text: The target as the caller wrote it.
+        name: The name in lower case, maybe with a leading '*.'; '' for a range.
+        network: The address range, or None for a name.
+        port: The port, or 0 for all ports.
+        protocol: 'tcp', 'udp', or '' for both.
+    """
 
     text: str
     name: str
@@ -35,35 +43,43 @@ class Target:
     protocol: str
 
     def names(self, name: str) -> bool:
-        """Is a name, in lower case without the last dot, this one's?"""
+        """Return whether the target covers a name, given in lower case without the final dot."""
         if "\\" in name:
-            return False  # a dot may stand within a label: `x\\.example.org` is directly below org
+            return False  # an escaped dot is part of a label: `x\\.example.org` is directly below org
         if self.name.startswith("*."):
             return name.endswith(self.name[1:])
         return bool(self.name) and name == self.name
 
     def covers(self, address: IPv4Address) -> bool:
-        """Is an address in this range?  Those of METADATA have to be meant: 0.0.0.0/0 does not have them."""
+        """Return whether the range contains an address.
+
+        Addresses of METADATA are only covered by a range within METADATA, so not by 0.0.0.0/0.
+        """
         if self.network is None or address not in self.network:
             return False
         return self.is_metadata or not any(address in one for one in METADATA)
 
     @property
     def is_metadata(self) -> bool:
-        """Is it a range of METADATA alone?"""
+        """Whether the range lies within METADATA."""
         return self.network is not None and any(self.network.subnet_of(one) for one in METADATA)
 
 
 @functools.lru_cache(maxsize=8192)
 def is_public(address: IPv4Address) -> bool:
-    """Return whether the owner of a name may point it to this address."""
+    """Return whether an address may be the answer for a name of another party."""
     if address.is_multicast or address in _PROTOCOLS or any(address in one for one in METADATA):
         return False
     return address.is_global
 
 
 def target_of(text: str) -> Target:
-    """'example.org:443', '*.example.org', '10.0.0.0/8', '10.0.0.1:53/udp'.  Raises ValueError, TypeError."""
+    """Parse 'example.org:443', '*.example.org', '10.0.0.0/8' or '10.0.0.1:53/udp'.
+
+    Raises:
+        ValueError: The text is malformed.
+        TypeError: The value is not text.
+    """
     if not isinstance(text, str):
         raise TypeError(
             f"an Egress target must be text such as 'example.org:443' or '10.0.0.0/8', got {shown(text)}"
@@ -87,7 +103,7 @@ def target_of(text: str) -> Target:
 
 
 class TargetIndex:
-    """Targets by name and by range: a look-up takes the same time for one target and for thousands."""
+    """Index of targets by name and range, with a lookup time that does not depend on their number."""
 
     def __init__(self, targets: Iterable[Target]) -> None:
         self._exact: dict[str, list[Target]] = {}
@@ -103,7 +119,7 @@ class TargetIndex:
                 self._exact.setdefault(target.name, []).append(target)
 
     def names(self, name: str) -> list[Target]:
-        """Return the targets that allow a name, in lower case without the last dot."""
+        """Return the targets that cover a name, given in lower case without the final dot."""
         if "\\" in name:
             return []  # an escaped dot is part of a label: `x\\.example.org` is directly below org
         found = list(self._exact.get(name, ()))
@@ -114,7 +130,7 @@ class TargetIndex:
         return found
 
     def covers(self, address: IPv4Address) -> bool:
-        """Return whether a range has the address; METADATA is in none but its own ranges."""
+        """Return whether a range covers an address; METADATA as in `Target.covers`."""
         number = int(address)
         ranges = self._ranges[any(address in one for one in METADATA)]
         return any(number & mask in bases for mask, bases in ranges.items())

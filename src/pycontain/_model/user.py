@@ -1,30 +1,32 @@
-"""Who runs a command, as people write it: the syntax alone, no names are looked up here."""
+"""Syntax of users, as in 'name', 'uid', 'name:group' or 'uid:gid'; names are looked up elsewhere."""
 
 from __future__ import annotations
 
 from pycontain._model.sizes import shown
 
 LAST_ID = (1 << 32) - 2
-"""The highest id of a user or group; the one above means 'no change' to the kernel."""
+"""Maximum id of a user or group; the next number means 'no change' to the kernel."""
 
 _LONGEST = 256
-"""Characters of a name, as LOGIN_NAME_MAX has it."""
+"""Maximum number of characters of a name, as LOGIN_NAME_MAX."""
 
 
 def check_user(user: str | int) -> str:
-    """The text of a user that can be meant: 'name', 'uid', 'name:group', 'uid:gid', or '' for root.
+    """Return a user as text; '' means root.
 
-    Raises as `split_user` does.
+    Raises:
+        ValueError: As `split_user`.
+        TypeError: As `split_user`.
     """
     split_user(user)
     return str(user)
 
 
 def asked_user(user: str | int) -> str:
-    """Return the text of a user that a caller names.
+    """Return the user that a caller passed, as text.
 
     Raises:
-        ValueError: For empty text: the default may have fewer rights than root.  Also as `split_user`.
+        ValueError: The user is empty, which could mean more rights than the default; or as `split_user`.
         TypeError: As `split_user`.
     """
     if user == "":
@@ -33,10 +35,11 @@ def asked_user(user: str | int) -> str:
 
 
 def split_user(user: str | int) -> tuple[str, str]:
-    """Name or uid, and group or gid; '' for each that is not given.
+    """Return the name or uid, and the group or gid; '' for a missing one.
 
-    Raises ValueError for an empty half, blanks and control characters, negative ids and those
-    above LAST_ID, TypeError for what is neither text nor a number.
+    Raises:
+        ValueError: A part is empty or has blanks or control characters, or an id is out of range.
+        TypeError: The value is neither text nor an int.
     """
     if isinstance(user, int) and not isinstance(user, bool):
         if not 0 <= user <= LAST_ID:
@@ -57,7 +60,7 @@ def split_user(user: str | int) -> tuple[str, str]:
 
 
 def is_number(text: str) -> bool:
-    """Is this part an id?  Everything else is a name."""
+    """Return whether a part is an id instead of a name."""
     return text.isascii() and text.isdigit()
 
 
