@@ -157,7 +157,7 @@ def scale(quick: bool) -> list[dict[str, object]]:
         ]
         one, other = interleave(cases, rounds, 1, 0)
         rows.append(row("start, two threads", one, other, 1 / 1.7))
-        # What the kernel itself gains by a second core: no engine gains more.
+        # The kernel's own gain by a second core is the upper bound for every engine.
         pair = [case for case in (peers.floors(top, 2), peers.floors(top, 1)) if isinstance(case, Case)]
         if len(pair) == 2:
             one, other = interleave(pair, rounds // 2, 1, 0)

@@ -1,4 +1,4 @@
-"""Snapshot, fork and rollback: what they cost by size, and between the tests of a real database."""
+"""Snapshot, fork and rollback: costs by size, and between the tests of a real database."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class _Clock:
 
 
 def _left() -> dict[str, int]:
-    """What networks and containers are made of, as this namespace and process have it."""
+    """Return the numbers of links, fds, processes and rules of this namespace and process."""
     found = {"links": len(socket.if_nameindex()), "fds": len(os.listdir("/proc/self/fd"))}
     own, processes = os.readlink("/proc/self/ns/net"), 0
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -48,7 +48,7 @@ def _left() -> dict[str, int]:
     found["processes"] = processes
     if shutil.which("nft") is not None:
         rules = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
-        # Elements stand on lines of their own or many on one: those of bridges and ports are all alike.
+        # Elements may share a line, so names of links are counted as well.
         found["rules"] = rules.count("\n") + rules.count("pyc-")
     return found
 
@@ -110,7 +110,7 @@ def _do(root: Path, count: int) -> None:
 
 
 def crowd(root: Path, count: int) -> list[dict[str, object]]:
-    """All of it; met where everybody reached both neighbours and nobody else, and nothing is left."""
+    """Run all of it.  Passed if each container reached exactly its neighbours and nothing is left."""
     (said,) = alone("benchmarks.crowd", str(root), str(count))
     met = said["reached"] == count and said["before"] == said["after"]
     for what, seconds in said["seconds"].items():
@@ -125,7 +125,7 @@ def crowd(root: Path, count: int) -> list[dict[str, object]]:
 
 
 def dockers(client: Any) -> list[dict[str, object]]:
-    """How many networks dockerd makes before its pools are empty."""
+    """Return the number of networks that dockerd makes before its pools are empty."""
     if isinstance(client, Absent):
         return []
     made, reason = [], ""

@@ -21,7 +21,7 @@ _PEER_BAR, _TAR_BAR, _MEMORY_BAR = 0.5, 1.2, 100 << 20
 
 
 def _timed(job: Callable[[], object], clean: Callable[[], object]) -> Callable[[int, float], list[float]]:
-    """Times the job alone; what it made is taken away after each."""
+    """Time only the job; its results are removed after each run."""
 
     def sample(count: int, pause: float) -> list[float]:
         del pause
@@ -177,7 +177,7 @@ def _layer(top: Path, engine: Engine, image: Image, rounds: int) -> list[dict[st
 
 
 def _second(top: Path, engine: Engine, image: Image, registry: str) -> list[dict[str, object]]:
-    """What is fetched of an image that shares all layers but one with one that is there."""
+    """Count the bytes fetched for an image that shares all layers but one with a local one."""
     with Container(image, engine=engine) as container:
         container.exec("echo more > /more", shell=True, check=True)
         more = container.commit()

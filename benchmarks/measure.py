@@ -121,14 +121,14 @@ def available() -> int:
 
 
 def alone(module: str, *arguments: str) -> list[Any]:
-    """What a module prints, a JSON value a line, that runs in a network namespace of its own."""
+    """Run a module in its own network namespace and return the JSON values that it prints."""
     command = ["unshare", "--net", sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def machine() -> dict[str, object]:
-    """What the figures belong to."""
+    """Return the machine and versions that the figures belong to."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "kernel": platform.release(),

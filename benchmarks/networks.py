@@ -1,4 +1,4 @@
-"""Networks: what a start on one costs, what is done with one, and what the libraries left out would cost."""
+"""Networks: cost of a start on one, cost of the operations, and cost of the libraries that are not used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What passes between two containers and from one to the host: iperf3 under pycontain and under dockerd.
+"""Throughput between two containers and to the host: iperf3 under pycontain and under dockerd.
 
 Each engine has a network namespace of its own with nothing but its loopback, and the same tree as image.
 `python -m benchmarks.throughput TREE` is pycontain's side: a way per line in, bits per second per line out.

@@ -1,4 +1,4 @@
-"""What is done with networks, one verb at a time, beside docker-py where it has the same."""
+"""Operations on networks, one verb at a time, compared with docker-py where it has the same verb."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def _judged(does: str, undoes: str, pairs: list[_Pair], rounds: int) -> list[dic
 
 
 def _beside(job: str, found: list[Summary]) -> dict[str, object]:
-    """A row; what stands alone stands beside itself."""
+    """Return a row; a case without a peer is compared with itself."""
     return row(job, found[0], found[-1], None)
 
 
 class _Held:
-    """What the last call made."""
+    """The result of the last call."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make

@@ -9,7 +9,7 @@ from benchmarks.measure import Case, interleave, repeated, row
 from pycontain import CallError, Container, Zygote
 
 _HEAVY = ("numpy", "http.client")
-"""What is imported: the first of these that the interpreter inside has."""
+"""Modules to import: the first that the interpreter inside has is used."""
 
 _BAR = 1 / 10
 

@@ -1,8 +1,8 @@
-/* What containers of the networks benchmark do with each other; a static program, so that any root has it.
+/* Client and server of the networks benchmark: a static program, so that it runs in any root.
  *
  * meet lookup NAME COUNT     asks 127.0.0.11 for an address, and prints nanoseconds of each answer
  * meet serve PORT            accepts and says a byte, until it is killed
- * meet reach PORT NAME...    asks for each name, connects there and hears the byte
+ * meet reach PORT NAME...    resolves each name, connects and receives the byte
  */
 #include <arpa/inet.h>
 #include <stdint.h>

@@ -1,4 +1,4 @@
-/* The least program: what every benchmark ends in. */
+/* The smallest program, executed by every benchmark. */
 #if defined(__x86_64__)
 __attribute__ ((naked, noreturn)) void
 _start (void)

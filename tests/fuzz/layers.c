@@ -61,7 +61,7 @@ read_all_ways (const u8 *data, usize size, u32 chosen)
   return whole;
 }
 
-/* What was packed is an archive of the same entries, and unpacks, over the same layers, to what packs the same. */
+/* A packed archive has the same entries, and unpacked over the same layers it packs to the same bytes. */
 static void
 go_round (int top, u32 lowers, u32 flags, u32 pack_flags, u32 looks_implied)
 {
@@ -151,7 +151,7 @@ LLVMFuzzerTestOneInput (const uint8_t *data, size_t size)
   struct reading reading = read_all_ways (data, size, chosen);
   if (reading.result == 0)
     fuzz_counts.accepted[KIND_READ]++;
-  /* What ends before its first entry leaves nothing behind: seldom more than once is enough. */
+  /* Input that ends before its first entry leaves nothing behind, so it is rarely run twice. */
   if (reading.entries > 0 || chosen % 8 == 0)
     unpack_and_pack (data, size, chosen, &reading);
   kernel_end ();

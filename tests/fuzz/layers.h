@@ -1,4 +1,4 @@
-/* What the files of the layers' fuzz target share. */
+/* Declarations of the layers fuzz target. */
 #ifndef PC_FUZZ_LAYERS_H
 #define PC_FUZZ_LAYERS_H
 
@@ -7,11 +7,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define STREAM_FD 100000 /* what is read from it is the input */
-#define OUTPUT_FD 100001 /* what is written to it is kept */
+#define STREAM_FD 100000 /* reads return the input */
+#define OUTPUT_FD 100001 /* writes are stored */
 #define MAX_BYTES (256u << 10)
 #define MAX_ENTRIES 64u
-#define CLAMP 1000000000 /* packed as if it were no later: what has no time of its own is the same twice */
+#define CLAMP 1000000000 /* upper bound of packed times, so that entries without a time pack the same twice */
 #define OUTPUT_MOST (2u << 20)
 
 #define REQUIRE(condition)                                                                                    \

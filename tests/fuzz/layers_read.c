@@ -87,7 +87,7 @@ read_data (struct pc_tar *tar, u64 wanted, int is_all)
   return 0;
 }
 
-/* Each buffer in memory of its own: whoever leaves one does not just enter the next. */
+/* Each buffer is its own allocation, so that an overflow does not end in the next buffer. */
 static void
 open_apart (struct pc_tar *tar, u8 *memory, u8 **buffer, u8 **extended, struct pc_tar_region **regions)
 {

@@ -4,7 +4,7 @@
 #include "layers.h"
 #include "confine.h"
 
-/* What the two programs do first. */
+/* Common start of both programs. */
 word
 pc_confine_to (int top, int socket, int stream_fd, int writes, int landlock)
 {

@@ -15,7 +15,7 @@ struct archive
   size_t room;
 };
 
-/* What the header says of its data's size; 0 where it says nothing that can be meant. */
+/* The data size in a header; 0 if it is invalid. */
 size_t member_size (const uint8_t *header);
 void header_change (uint8_t *header);
 /* Give it the right sum. */

@@ -1,4 +1,4 @@
-/* A driver without libFuzzer: seeded mutations of a corpus; what is accepted or reaches code that nothing
+/* A driver without libFuzzer: seeded mutations of a corpus; an input that is accepted or reaches code that nothing
  * reached before is mutated further.
  *
  *   standalone [-seconds=S] [-runs=N] [-seed=X] [-max_len=N] [-artifact_prefix=P] FILE|DIRECTORY...

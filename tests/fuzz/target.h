@@ -1,4 +1,4 @@
-/* What a driver shares with its target. */
+/* Interface between a driver and its target. */
 #ifndef PC_FUZZ_TARGET_H
 #define PC_FUZZ_TARGET_H
 

@@ -94,7 +94,7 @@ def _seen_by_both(found: Reach) -> dict[str, dict[str, str]]:
     """Return the finding without other processes (exec also sees the agent) and files of varying owner.
 
     Some of /proc/PID/net belong to the root of the network's user namespace if its ids were mapped when the
-    network was made, and to nobody if they were not.
+    network was made, and to the overflow id if they were not.
     """
     left_out = ("/proc/OTHER/", "/proc/PID/net/")
     return {

@@ -83,7 +83,7 @@ show_status (void)
     fclose (file);
 }
 
-/* Domains stack up to a limit: how many may still be added tells how many are there. */
+/* Landlock domains stack up to a limit, so the number that can still be added gives the number present. */
 static void
 show_landlock (void)
 {

@@ -1,8 +1,8 @@
-/* What can a process reach from where it stands?  One finding a line: axis, key, outcome, tabs between them.
+/* Measure what a process can reach.  Each line is a finding: axis, key and outcome, separated by tabs.
 
    A call of which a filter may say something is made twice, each time in a child.  First behind one more
-   filter that answers SECCOMP_RET_TRACE for it: nobody traces, so the kernel answers ENOSYS and runs nothing,
-   unless a filter that was there before refuses, which weighs more (seccomp(2)).  That tells the filter's
+   filter that answers SECCOMP_RET_TRACE for it: without a tracer the kernel returns ENOSYS and runs nothing,
+   unless a filter that was there before refuses, which weighs more (seccomp(2)).  This separates the filter's
    EPERM from the kernel's.  Only what passes is then called in earnest, with arguments that no kernel takes.
 
    Built static, so that it runs in an empty root.  It writes to no file of the kernel and leaves nothing. */
@@ -44,7 +44,7 @@ enum {
   WALK_DEPTH = 16,
 };
 
-/* What became of a call in a child; an errno stands for itself. */
+/* Outcome of a call in a child; an errno is kept as it is. */
 enum { WORKED = 0, KILLED = -1, DIED = -2, BLOCKED = -3, UNFILTERED = -4 };
 
 struct call {
@@ -218,7 +218,7 @@ in_child (const struct call *call, enum how how, int patience_ms)
 
 struct verdict {
   char filter[24]; /* passed, killed, or the errno that a filter gives */
-  int result;      /* what the process gets to see */
+  int result;      /* the result that the process sees */
 };
 
 static struct verdict
@@ -629,7 +629,7 @@ try_file (const char *path)
   fd = open (path, O_RDONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY);
   if (fd >= 0)
     {
-      /* What is read from kmsg is gone for others. */
+      /* Reading kmsg consumes messages of other readers. */
       if (strstr (path, "kmsg") != NULL || read (fd, bytes, sizeof bytes) > 0)
         say_once ("readable", folded, "read");
       close (fd);
