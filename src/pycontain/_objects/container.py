@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from attrs import evolve
 
@@ -21,7 +21,6 @@ from pycontain._model.sizes import parse_cap, parse_duration
 from pycontain._model.user import asked_user
 from pycontain._objects.exec import Exec, Invocation
 from pycontain._objects.image import Default, Image, engine_of
-from pycontain._objects.lifecycle import Lifecycle
 from pycontain._objects.linkage import Networks, linkage_of
 from pycontain._objects.options import (
     Mounts,
@@ -33,6 +32,7 @@ from pycontain._objects.options import (
     whole_command,
 )
 from pycontain._objects.process import Process, check_terminal, check_text
+from pycontain._objects.rootfs import RootFilesystem
 from pycontain._runtime import spec as specs
 from pycontain._runtime.cancel import cancel_all
 from pycontain._runtime.streams import BUFFER, DEVNULL, PIPE, Stream
@@ -42,18 +42,15 @@ from pycontain.errors import Args, NotFound, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._engine import Engine
-    from pycontain._model.change import Change
-    from pycontain._objects.path import ContainerPath
     from pycontain._objects.signatures import ExecOptions
     from pycontain._objects.snapshot import Snapshot
     from pycontain._objects.zygote import Zygote
     from pycontain._runtime.cancel import CancelToken
-    from pycontain.oci import ContainerConfig
 
 T = TypeVar("T")
 
 
-class Container(Lifecycle):
+class Container(RootFilesystem):
     """A container: private namespaces, a root file system of its own, limits, and no way out.
 
     image: an `Image`, a `Snapshot`, or the name of an image, which is pulled where the store has none;
@@ -317,46 +314,6 @@ class Container(Lifecycle):
         """
         cancel_all(self._live())
 
-    def path(self, path: str, *, user: str | int | None = None) -> ContainerPath:
-        """Return an absolute path inside, with pathlib's verbs.
-
-        user: with whose rights its verbs act, the container's `user` unless given.  Raises ValueError for a
-        relative path.
-        """
-        from pycontain._objects.path import ContainerPath
-
-        return ContainerPath(self, path, user)
-
-    def copy_in(
-        self,
-        src: str | os.PathLike[str],
-        dst: str | ContainerPath,
-        *,
-        owner: str | int | None = None,
-        user: str | int | None = None,
-    ) -> None:
-        """Copy a file or tree of the host into the container; how-to/files.md.
-
-        user: with whose rights, the container's `user` unless given.  owner: of the files, that user unless
-        given; another one takes `user='root'`.  Raises PathError, StateError.
-        """
-        from pycontain._objects.copies import copy_in
-
-        copy_in(self, src, dst, owner, user)
-
-    def copy_out(
-        self,
-        src: str | ContainerPath,
-        dst: str | os.PathLike[str],
-        *,
-        max_bytes: int | str = "64G",
-        max_entries: int = 2_000_000,
-    ) -> None:
-        """Copy a file or tree of the container to the host; how-to/files.md.  PathError, StateError."""
-        from pycontain._objects.copy_out import copy_out
-
-        copy_out(self, src, dst, max_bytes, max_entries)
-
     @property
     def addresses(self) -> Mapping[str, str]:
         """Its IPv4 address on each of its networks, by the network's name."""
@@ -408,77 +365,6 @@ class Container(Lifecycle):
             types=types,
             **keywords,
         )
-
-    def diff(self) -> list[Change]:
-        """What the guest has added, changed and deleted below its root, in the order of paths.
-
-        What is mounted does not count, nor do /etc/hosts, hostname and resolv.conf, which are the
-        engine's.  Raises StateError when it does not run.
-        """
-        from pycontain._objects.commit import diff
-
-        return diff(self)
-
-    def commit(
-        self,
-        reference: str | None = None,
-        *,
-        config: ContainerConfig | None = None,
-        author: str = "",
-        message: str = "",
-    ) -> Image:
-        """The image's layers and one of what `diff` tells, as an image of the store, named if asked.
-
-        The processes are paused meanwhile, where this host can.  config: in place of the image's own.
-        Raises StateError when it does not run, InvalidReference.
-        """
-        from pycontain._objects.commit import Made, commit
-
-        return commit(self, Made(reference, config, author, message))
-
-    def snapshot(self) -> Snapshot:
-        """The root file system as it is now, to begin others from, to return to, or to commit.
-
-        Where no process of the container lives, what it has written is sealed in place and the container
-        goes on above it, in a time that does not depend on the size.  Else it is copied, while everything
-        is paused; `Snapshot.kind` says which.  What is mounted, tmpfs too, is no part of it.
-
-        Raises StateError when it does not run, StartError with the step
-        that failed.
-        """
-        from pycontain._objects.snapshots import snapshot
-
-        return snapshot(self)
-
-    def fork(self, n: int = 1) -> list[Container]:
-        """`n` started containers with the same options, that begin with what this one has written.
-
-        Their names and ids are their own, their volumes the same; their commands begin anew.  Remove each,
-        or use it as a context manager.  Raises as `snapshot` and `start` do; none is left then.
-        """
-        from pycontain._objects.snapshots import fork
-
-        return fork(self, n)
-
-    def rollback(self, snapshot: Snapshot) -> Container:
-        """Back to a snapshot of the same image: everything else in it ends, and it starts anew.
-
-        Its command, if it has one, begins anew; tmpfs are empty; volumes are as they are.  Raises
-        ValueError for a snapshot of another image, StartError, StateError.
-        """
-        from pycontain._objects.snapshots import rollback
-
-        rollback(self, snapshot)
-        return self
-
-    def export(self, target: str | os.PathLike[str] | IO[bytes]) -> None:
-        """The whole root file system as an uncompressed tar, without what is mounted in it.
-
-        Raises StateError when it does not run, ImageError.
-        """
-        from pycontain._objects.commit import export
-
-        export(self, target)
 
     def __enter__(self) -> Container:
         """Start it, unless it runs already, as forks do."""
