@@ -1,1 +1,1 @@
-"""The nouns that users hold."""
+"""Public classes and functions of pycontain."""

@@ -1,4 +1,4 @@
-"""The container: what users hold."""
+"""Container, the central class of the public API."""
 
 from __future__ import annotations
 
@@ -51,27 +51,57 @@ T = TypeVar("T")
 
 
 class Container(RootFilesystem):
-    """A container: private namespaces, a root file system of its own, limits, and no way out.
+    """A container: processes in their own namespaces, with a private root file system and limits.
 
-    image: an `Image`, a `Snapshot`, or the name of an image, which is pulled where the store has none;
-    `Image.host()` without one.  command: what it runs, after the image's entrypoint; `Image.DEFAULT` for
-    what the image itself runs; without one it idles until `exec`.  memory, cpus, pids: short for fields
-    of `limits`; 512M and 128 where none is given.  disk: bytes that the root file
-    system may take of the disk, 2G without one, 'unlimited' for none; beyond it every process is killed.
-    rlimits: name to value or (soft, hard).  network: 'none', 'host', 'bridge', a `Network` or its name, an
-    `Endpoint`, an `Egress`, several of these, or 'container:NAME'.  ports: a port inside, or '53/udp', to one
-    of the host, None for a free one.  extra_hosts: names to addresses, or to 'host-gateway', for /etc/hosts.
-    dns, dns_search: nameservers and search domains in place of the host's.  volumes, mounts: place inside
-    to `Volume`, `Bind`, `Tmpfs` or a path.  tmpfs: places, or place to size.  read_only: no writes but to
-    tmpfs.  init: False makes the command PID 1 itself.  lifetime: seconds after which it is ended.
-    entrypoint: in place of the image's and of its command; () for none.  shm_size: of /dev/shm, 64M without
-    one.  sysctls: parameters of its own namespaces, such as {'net.ipv4.ip_forward': 1}.  group_add: further
-    groups of every command, by name or id.  stop_timeout: seconds from the stop
-    signal to SIGKILL, 10 without one.
+    As a context manager it is started on entry and removed on exit; `start` and `remove` do the same.
+    All options are checked by the constructor, before anything is created.
 
-    Used as a context manager it starts at the top and is removed at the end; `start` and `remove`
-    do the same.  Everything is checked here, before anything is created: ValueError, LimitError,
-    NotFound, UnsupportedError.
+    Args:
+        image: An `Image`, a `Snapshot`, or the name of an image, which is pulled if the store does not have
+            it; `Image.host()` by default.
+        command: Command of the container, appended to the image's entrypoint; `Image.DEFAULT` for the
+            command of the image.  Without one, the container idles until `exec`.
+        name: Name of the container.
+        env: Environment variables, added to those of the image.
+        workdir: Working directory, in place of the image's.
+        user: 'name', 'uid', 'name:group' or 'uid:gid', in place of the image's.
+        hostname: Host name; the short id by default.
+        memory: Bytes, or text such as '256M'; 512M by default.  Short for `limits.memory`.
+        cpus: Processors, such as 1.5.  Short for `limits.cpus`.
+        pids: Maximum number of tasks, 128 by default.  Short for `limits.pids`.
+        disk: Bytes that the root file system may occupy, or text such as '1G'; 2G by default, 'unlimited' for
+            no limit.  Above it, all processes are killed.
+        limits: Further resource limits.
+        rlimits: Resource limit name to a value or (soft, hard), such as {'nofile': (1024, 4096)}.
+        network: 'none', 'host', 'bridge', a `Network` or its name, an `Endpoint`, an `Egress`, a sequence of
+            these, a `Container` whose network is shared, or 'container:NAME'.
+        ports: Container port, or text such as '53/udp', to host port; None for a free host port.
+        extra_hosts: Names to addresses for /etc/hosts, or to 'host-gateway'.
+        dns: Nameservers, in place of the host's.
+        dns_search: Search domains, in place of the host's.
+        volumes: Container path to a `Volume`, `Bind`, `Tmpfs` or path of the host.
+        mounts: The same as `volumes`.
+        tmpfs: Container paths of tmpfs mounts, or container path to size.
+        read_only: Make the root file system read-only.
+        init: Run an agent as PID 1, which `exec` needs; False makes the command PID 1.
+        security: System calls, capabilities and other restrictions.
+        runtime: Must be None; it exists for calls written for docker-py.
+        lifetime: Seconds, or a timedelta, after which the container is ended.
+        entrypoint: Entrypoint, in place of the image's entrypoint and command; () for none.
+        shm_size: Size of /dev/shm, 64M by default.
+        sysctls: Parameters of the container's namespaces, such as {'net.ipv4.ip_forward': 1}.
+        group_add: Names or ids of supplementary groups of every command.
+        stop_timeout: Seconds between the stop signal and SIGKILL, 10 by default.
+        labels: Labels, added to those of the image.
+        engine: The engine to use; the default one of this process without it.
+
+    Raises:
+        ValueError: An option is malformed, or options contradict each other.
+        TypeError: An option has the wrong type.
+        LimitError: A limit is malformed or too small.
+        NotFound: An image, user, network or path does not exist.
+        UnsupportedError: The host cannot provide what an option needs.
+        PullError: The image cannot be pulled.
     """
 
     @explains_options("Container")
@@ -201,33 +231,45 @@ class Container(RootFilesystem):
         kill_orphans: bool = False,
         cancel: CancelToken | None = None,
     ) -> ExecResult[Any]:
-        """Run a command to its end and return what became of it, as subprocess.run does.
+        """Run a command, wait for its end and return its result, as subprocess.run does.
 
-        It returns when the command itself ends.  Processes that the command left running go on; what they
-        write to its pipes is discarded.
+        Processes that the command leaves running continue, and their output to its pipes is discarded.
+
+        When an asyncio task waits for the calling thread (`asyncio.to_thread`), cancelling the task cancels
+        the command.  In a thread other than the main one, an unhandled Ctrl-C cancels it.
 
         Args:
-            args: the command; one string with shell=True.
-            input: text or bytes for its standard input.
-            stdin: its standard input instead of `input`: a file, a descriptor, or DEVNULL.
-            timeout: seconds until every process of the command is killed.
-            max_output: bytes per stream after which it is killed, with reason 'output'; None lifts the cap.
-            limits: for this command only.
-            user: 'name', 'uid', 'name:group' or 'uid:gid'.
-            kill_orphans: kill the processes that it left running when it ends.
-            cancel: a token by which another thread ends it, with reason 'cancelled'.
-
-        In a thread that an asyncio task waits for (`asyncio.to_thread`), the command is cancelled with the
-        task.  In a thread other than the main one, it is cancelled by a Ctrl-C that nothing handles.
+            args: The command as a sequence, or one string with `shell=True`.
+            input: Text or bytes for standard input.
+            stdin: Standard input instead of `input`: a file, a descriptor, or DEVNULL.
+            timeout: Seconds after which every process of the command is killed.
+            check: Raise CommandFailed for a status other than 0.
+            text: Return output as text instead of bytes.
+            encoding: Encoding of text.
+            errors: Handling of encoding errors, as in `bytes.decode`.
+            env: Environment variables, added to those of the container.
+            workdir: Working directory; the container's by default.
+            user: 'name', 'uid', 'name:group' or 'uid:gid'; the container's by default.
+            stdout: PIPE to capture, a file, a descriptor, or DEVNULL.
+            stderr: As `stdout`, or STDOUT to combine both.
+            max_output: Bytes per stream above which the command is killed, with reason 'output'; None for no
+                maximum.
+            limits: Resource limits of this command.
+            shell: Run the string `args` by /bin/sh.
+            kill_orphans: Kill processes that the command left running when it ends.
+            cancel: A token by which another thread ends the command, with reason 'cancelled'.
 
         Raises:
-            CommandTimeout: `timeout` passed.
-            CommandFailed: with check=True, for every end but status 0.
-            CommandNotFound, CommandNotExecutable: it could not be executed (127, 126).
-            WorkdirError, NotFound: for a working directory, for a user.
-            ContainerEnded: the container ended meanwhile, for the reason that it carries.
-            StateError: the container does not run.
-            ValueError: for malformed input.
+            CommandTimeout: The timeout passed.
+            CommandFailed: With `check=True`, the command did not return 0, or its output was cut.
+            CommandNotFound: The command does not exist in the image.
+            CommandNotExecutable: The command cannot be executed.
+            WorkdirError: The working directory does not exist or cannot be entered.
+            NotFound: The user does not exist.
+            ContainerEnded: The container ended while the command ran.
+            StateError: The container is not running.
+            ValueError: An argument is malformed.
+            TypeError: An argument has the wrong type.
         """
         execution = Exec(
             args,
@@ -268,20 +310,35 @@ class Container(RootFilesystem):
         timeout: float | timedelta | None = None,
         max_output: int | str | None = "16M",
     ) -> Process:
-        """Start a command and return a `Process` with Popen's verbs.
+        """Start a command and return a `Process`, which resembles subprocess.Popen.
 
-        With the default BUFFER, `process.stdout` and `process.stderr` can be read, and a command whose output
-        is not read never waits for a reader: the last `max_output` bytes of each stream are kept, and
-        `process.dropped` counts the rest.  With PIPE nothing is dropped, the command waits for its reader
-        when the pipe is full, and the streams have descriptors to wait for.
+        With BUFFER, the default, a command whose output is not read never blocks: the last `max_output` bytes
+        of each stream are kept for `process.stdout` and `process.stderr`, and `process.dropped` counts the
+        rest.  With PIPE nothing is dropped, the command blocks while the pipe is full, and the streams have
+        descriptors.
 
         Args:
-            pty: a terminal of its own instead of pipes, `rows` by `columns`.
-            timeout: seconds until every process of the command is killed; `reason` is 'timeout' then.
-            max_output: bytes per stream that are kept, and after which `communicate` kills the command with
-                reason 'output'; None lifts the cap.
+            args: The command as a sequence, or one string with `shell=True`.
+            stdin: PIPE, a file, a descriptor, or DEVNULL.
+            stdout: BUFFER, PIPE, a file, a descriptor, or DEVNULL.
+            stderr: As `stdout`, or STDOUT to combine both.
+            pty: Give the command a terminal instead of pipes.
+            text: Open the streams as text instead of bytes.
+            encoding: Encoding of text.
+            errors: Handling of encoding errors, as in `bytes.decode`.
+            env: Environment variables, added to those of the container.
+            workdir: Working directory; the container's by default.
+            user: 'name', 'uid', 'name:group' or 'uid:gid'; the container's by default.
+            limits: Resource limits of this command.
+            shell: Run the string `args` by /bin/sh.
+            rows: Height of the terminal.
+            columns: Width of the terminal.
+            timeout: Seconds after which every process of the command is killed, with reason 'timeout'.
+            max_output: Bytes per stream that are kept, and above which `communicate` kills the command with
+                reason 'output'; None for no maximum.
 
-        Raises as `exec` does.
+        Raises:
+            CommandNotFound: As `exec`; so are the other errors.
         """
         seconds = None if timeout is None else parse_duration(timeout)
         cap = parse_cap(max_output)
@@ -307,26 +364,34 @@ class Container(RootFilesystem):
         )
 
     def cancel(self) -> None:
-        """End every command and call that runs in it, with reason 'cancelled'; the container goes on.
+        """Kill all commands and calls that run in the container, with reason 'cancelled'.
 
-        Callable from any thread.  Returns at once; `exec` returns in its own thread when all processes of its
-        command are gone.
+        The container continues.  Any thread may call this.  It returns at once; `exec` returns in its own
+        thread when all processes of its command are gone.
+
+        Raises:
+            StateError: The container is not running.
         """
         cancel_all(self._live())
 
     @property
     def addresses(self) -> Mapping[str, str]:
-        """Its IPv4 address on each of its networks, by the network's name."""
+        """IPv4 address of the container on each of its networks, by the name of the network."""
         attached = self._live().attached
         return {} if attached is None else attached.addresses
 
     @property
     def address(self) -> str | None:
-        """Its address on the first of its networks, or None without one."""
+        """IPv4 address of the container on its first network, or None."""
         return next(iter(self.addresses.values()), None)
 
     def port(self, inner: int | str) -> int:
-        """The port of the host at which one inside is published.  Raises NotFound, StateError."""
+        """Return the host port of a published container port.
+
+        Raises:
+            NotFound: The port is not published.
+            StateError: The container is not running.
+        """
         wanted = port_of(inner)
         attached = self._live().attached
         for one in attached.bound if attached is not None else ():
@@ -335,7 +400,16 @@ class Container(RootFilesystem):
         raise NotFound(f"container {self.name} does not publish port {inner}")
 
     def zygote(self, imports: Sequence[str] = (), *, python: str | None = None) -> Zygote:
-        """An interpreter inside that imports these modules once and is forked for each call."""
+        """Return a Python interpreter in the container that imports modules once and is forked for each call.
+
+        Args:
+            imports: Names of the modules.
+            python: Path of the interpreter; 'python3' of the image, or the running one in `Image.host()`.
+
+        Raises:
+            CallError: An import failed.
+            StateError: The container is not running.
+        """
         from pycontain._objects.zygote import make
 
         made = make(self, imports, python)
@@ -353,7 +427,11 @@ class Container(RootFilesystem):
         types: Sequence[type] = (),
         **keywords: Any,
     ) -> T:
-        """Return what the function returns, run in a fork of an interpreter inside; see `Zygote.run`."""
+        """Call a function in the container and return its result.
+
+        The function runs in a fork of an interpreter that the container keeps; see `Zygote.run` for
+        arguments, results and errors.
+        """
         from pycontain._objects.zygote import default
 
         return default(self).call(
@@ -367,7 +445,7 @@ class Container(RootFilesystem):
         )
 
     def __enter__(self) -> Container:
-        """Start it, unless it runs already, as forks do."""
+        """Start the container, unless it is running already, as a fork is."""
         return self if self.status in ("running", "paused") else self.start()
 
     def __exit__(

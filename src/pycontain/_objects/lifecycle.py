@@ -1,4 +1,4 @@
-"""How a container lives: start, stop, pause, end; what `Container` inherits."""
+"""Lifecycle of a container: start, stop, pause, end; the base class of `Container`."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from pycontain._objects.container import Container
     from pycontain._objects.volume import Volume
 
-    # Not at run time: jedi 0.20 fails on a property whose annotation is a Literal, and completes nothing.
+    # Not at run time: jedi 0.20 completes nothing on a property whose annotation is a Literal.
     Status: TypeAlias = Literal["created", "running", "paused", "exited", "removed"]
 
 
 class Lifecycle:
-    """The verbs of a container that begin, end and watch it."""
+    """Methods of a container that start, stop and observe it."""
 
     id: str
     spec: specs.ContainerSpec
@@ -65,7 +65,7 @@ class Lifecycle:
 
     @classmethod
     def _of(cls, spec: specs.ContainerSpec, engine: Engine) -> Self:
-        """One like another, whose options were checked."""
+        """Return a container with the checked options of another one."""
         new = cls.__new__(cls)
         new._adopt(engine)
         engine.leases.lease_image(spec.image, new._whole)
@@ -78,12 +78,12 @@ class Lifecycle:
 
     @property
     def name(self) -> str:
-        """The container's name."""
+        """Name of the container."""
         return self.spec.name
 
     @property
     def status(self) -> Status:
-        """'created', 'running', 'paused', 'exited' or 'removed'."""
+        """State of the container: 'created', 'running', 'paused', 'exited' or 'removed'."""
         if self._removed:
             return "removed"
         if self._main is not None and self._main.poll() is not None:
@@ -94,19 +94,31 @@ class Lifecycle:
 
     @property
     def pid(self) -> int:
-        """PID 1 as the host sees it.  Raises StateError when it does not run."""
+        """Process id of PID 1 on the host.
+
+        Raises:
+            StateError: The container is not running.
+        """
         return self._live().pid
 
     @property
     def timings(self) -> Mapping[str, float]:
-        """Seconds by phase of the last start.  Raises StateError before the first."""
+        """Seconds by phase of the last start.
+
+        Raises:
+            StateError: The container was never started.
+        """
         if self._timings is None:
             raise StateError(f"container {self.name} was never started")
         return self._timings
 
     @property
     def isolation(self) -> Isolation:
-        """What is in force, and what this host could not give."""
+        """Restrictions that are in force, and those that this host does not support.
+
+        Raises:
+            StateError: The container is not running.
+        """
         return isolation_of(self._live())
 
     def _live(self) -> Running:
@@ -121,9 +133,12 @@ class Lifecycle:
         return running
 
     def start(self) -> Self:
-        """Start it, and its command if it has one.
+        """Start the container, and its command if it has one.
 
-        Raises StartError, StateError, Conflict when another live container of the engine has its name.
+        Raises:
+            StartError: A step failed; no process of the container is left.
+            StateError: The container is running or removed.
+            Conflict: Another live container of the engine has its name.
         """
         begun = False
         try:
@@ -132,7 +147,7 @@ class Lifecycle:
                 begun = True
                 self._start()
         except BaseException:
-            # Whoever enters a `with` and is interrupted is never asked to leave it.
+            # Python does not call __exit__ when __enter__ was interrupted.
             if begun:
                 shielded(self._end)
             raise
@@ -147,7 +162,7 @@ class Lifecycle:
 
     def _start(self) -> None:
         if self._started:
-            self._engine.settle()  # the names of the last run are free again
+            self._engine.settle()  # releases the names of the last run
         self._engine.claim(self.spec)
         if self._volumes:
             from pycontain._objects.copyup import copy_up
@@ -177,7 +192,7 @@ class Lifecycle:
             timer, self._timer = self._timer, None
             if timer is not None:
                 timer.cancel()
-            # Under the lock: whoever comes second returns when it is over, not while it goes on.
+            # Under the lock, so that a concurrent call returns only when the container has ended.
             running = self._running or self._engine.find(self.id)
             if running is not None:
                 attached = running.attached
@@ -190,7 +205,7 @@ class Lifecycle:
             self._engine.release(self.spec)
 
     def remove(self) -> None:
-        """End it and everything in it, and forget it.  Idempotent."""
+        """Kill all processes of the container and delete its files.  Idempotent."""
         try:
             self._end()
         except BaseException:
@@ -211,10 +226,13 @@ class Lifecycle:
             self._engine.leases.sweep_sealed()
 
     def stop(self, timeout: float | timedelta | None = None) -> None:
-        """Send the image's stop signal or SIGTERM to the command, and SIGKILL to all after a time.
+        """Send the image's stop signal, or SIGTERM, to the command, and end the container after a timeout.
 
         Args:
-            timeout: Seconds between the two; None for the container's `stop_timeout`.
+            timeout: Seconds between the signal and SIGKILL; the container's `stop_timeout` by default.
+
+        Raises:
+            StateError: The container is not running.
         """
         seconds = self.spec.stop_timeout if timeout is None else parse_duration(timeout)
         main = self._main
@@ -227,7 +245,12 @@ class Lifecycle:
             main.close()
 
     def kill(self, signal: int = signals.SIGKILL) -> None:
-        """Send a signal to the command; SIGKILL ends the whole container."""
+        """Send a signal to the command; SIGKILL ends the whole container.
+
+        Raises:
+            StateError: The container is not running or has no command.
+            ValueError: The signal does not exist.
+        """
         if signal == signals.SIGKILL:
             self._end(KILLED)
             if self._main is not None:
@@ -239,11 +262,20 @@ class Lifecycle:
         self._main.signal(signal)
 
     def pause(self) -> None:
-        """Freeze every process.  Raises UnsupportedError on a host without cgroups."""
+        """Freeze all processes.
+
+        Raises:
+            StateError: The container is not running.
+            UnsupportedError: The host has no cgroup that can be frozen.
+        """
         self._freeze(True)
 
     def unpause(self) -> None:
-        """Let every process go on."""
+        """Resume all processes.
+
+        Raises:
+            StateError: The container is not running.
+        """
         self._freeze(False)
 
     def _freeze(self, frozen: bool) -> None:
@@ -256,15 +288,15 @@ class Lifecycle:
 
     @property
     def returncode(self) -> int | None:
-        """The return code of its own command, or None while that runs; negative for a signal."""
+        """Return code of the container's command, negative for a signal; None while it runs."""
         return None if self._main is None else self._main.returncode
 
     @property
     def reason(self) -> Reason | None:
-        """Why its own command ended, as `ExecResult` has it, or None while that runs.
+        """Why the container's command ended, as in ExecResult; None while it runs.
 
-        'timeout' when its lifetime passed, 'cancelled' when it was stopped by force or removed, or its engine
-        was closed.  Without a command of its own: why the container ended.
+        'timeout' when its lifetime passed, 'cancelled' when it was stopped by force or removed or its engine
+        was closed.  Without a command: why the container ended.
         """
         if self._main is not None:
             return self._main.reason
@@ -275,13 +307,21 @@ class Lifecycle:
 
     @property
     def usage(self) -> Usage | None:
-        """What its own command used, or None while that runs; `stats` says what the container uses now."""
+        """Resources that the container's command used; None while it runs.  See also `stats`."""
         return None if self._main is None else self._main.usage
 
     def wait(self, timeout: float | timedelta | None = None) -> ExitStatus:
-        """Wait for the end of its own command; the return code, which carries `reason` and `usage`.
+        """Wait until the container's command has ended.
 
-        Raises subprocess.TimeoutExpired, StateError.
+        Args:
+            timeout: Maximum number of seconds, or None.
+
+        Returns:
+            The return code, an int with the attributes `reason` and `usage`.
+
+        Raises:
+            subprocess.TimeoutExpired: The timeout passed.
+            StateError: The container has no command or was not started.
         """
         if self._main is None:
             what = "has no command to wait for" if self.spec.command is None else "was not started"
@@ -298,7 +338,14 @@ class Lifecycle:
         return ExitStatus(main.returncode, main.reason, main.usage)
 
     def restart(self, timeout: float | timedelta | None = None) -> Self:
-        """Stop and start again, with a fresh root file system."""
+        """Stop the container and start it again with a new root file system.
+
+        Args:
+            timeout: As in `stop`.
+
+        Raises:
+            StartError: The container cannot be started.
+        """
         if self._running is not None:
             self.stop(timeout)
         return self.start()
@@ -313,19 +360,23 @@ class Lifecycle:
         tail: int | None = None,
         timestamps: bool = False,
     ) -> Iterator[bytes]:
-        """Iterate over what its own command wrote, in order of arrival.
+        """Iterate over the output of the container's command, in order of arrival.
 
-        The last 16 MiB are kept; `logs_dropped` counts what was written before that.
+        The last 16 MiB are kept; `logs_dropped` counts the bytes before them.
 
         Args:
-            follow: go on until the command ended and no process can write any more, or the container ends.
-            stdout: with its standard output.
-            stderr: with its standard error.
-            since: only what came then or later: seconds since the epoch, a datetime, or a timedelta ago.
-            tail: of what is kept, only this many lines at the end.
-            timestamps: put the time of arrival before each line, in UTC as RFC 3339 has it.
+            follow: Continue until the command has ended and no process can write any more, or the container
+                ends.
+            stdout: Include standard output.
+            stderr: Include standard error.
+            since: Only output from then on: seconds since the epoch, a datetime, or a timedelta before now.
+            tail: Only this number of lines at the end of the kept output.
+            timestamps: Put the time of arrival before each line, in UTC as in RFC 3339.
 
-        Raises StateError without a command, ValueError, TypeError.
+        Raises:
+            StateError: The container has no command.
+            ValueError: An argument is malformed.
+            TypeError: An argument has the wrong type.
         """
         if self._main is None:
             raise StateError(f"container {self.name} has no command to log")
@@ -334,9 +385,14 @@ class Lifecycle:
 
     @property
     def logs_dropped(self) -> int:
-        """Bytes that `logs` does not have any more, because the command wrote more than is kept."""
+        """Bytes of output that `logs` no longer has."""
         return 0 if self._main is None else self._main.log.dropped
 
     def stats(self) -> Stats:
-        """What the container uses now, from the kernel's counters."""
+        """Return the current resource usage of the container, from counters of the kernel.
+
+        Raises:
+            StateError: The container is not running.
+            UnsupportedError: The host has no cgroup for the container.
+        """
         return stats_of(self._live())

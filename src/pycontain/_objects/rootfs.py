@@ -20,10 +20,14 @@ class RootFilesystem(Lifecycle):
     """Methods of a container that read, copy and save its root file system."""
 
     def path(self, path: str, *, user: str | int | None = None) -> ContainerPath:
-        """Return an absolute path inside, with pathlib's verbs.
+        """Return a path in the container, with the methods of pathlib.
 
-        user: with whose rights its verbs act, the container's `user` unless given.  Raises ValueError for a
-        relative path.
+        Args:
+            path: An absolute path.
+            user: User whose rights its methods have; the container's by default.
+
+        Raises:
+            ValueError: The path is relative.
         """
         from pycontain._objects.path import ContainerPath
 
@@ -37,10 +41,17 @@ class RootFilesystem(Lifecycle):
         owner: str | int | None = None,
         user: str | int | None = None,
     ) -> None:
-        """Copy a file or tree of the host into the container; how-to/files.md.
+        """Copy a file or directory of the host into the container; see the guide on files.
 
-        user: with whose rights, the container's `user` unless given.  owner: of the files, that user unless
-        given; another one takes `user='root'`.  Raises PathError, StateError.
+        Args:
+            src: Path on the host; with '/.' at its end, the content of a directory.
+            dst: Path in the container.
+            owner: Owner of the copy; `user` by default.  Another one needs `user='root'`.
+            user: User whose rights are used; the container's by default.
+
+        Raises:
+            PathError: A path cannot be read or written.
+            StateError: The container is not running.
         """
         from pycontain._objects.copies import copy_in
 
@@ -54,16 +65,30 @@ class RootFilesystem(Lifecycle):
         max_bytes: int | str = "64G",
         max_entries: int = 2_000_000,
     ) -> None:
-        """Copy a file or tree of the container to the host; how-to/files.md.  PathError, StateError."""
+        """Copy a file or directory of the container to the host; see the guide on files.
+
+        Args:
+            src: Path in the container; with '/.' at its end, the content of a directory.
+            dst: Path on the host.
+            max_bytes: Maximum size of the copy in bytes, or text such as '1G'.
+            max_entries: Maximum number of files and directories.
+
+        Raises:
+            PathError: A path cannot be read or written, or a maximum is exceeded.
+            StateError: The container is not running.
+        """
         from pycontain._objects.copy_out import copy_out
 
         copy_out(self._whole, src, dst, max_bytes, max_entries)
 
     def diff(self) -> list[Change]:
-        """What the guest has added, changed and deleted below its root, in the order of paths.
+        """Return what the container has added, changed and deleted in its root file system, sorted by path.
 
-        What is mounted does not count, nor do /etc/hosts, hostname and resolv.conf, which are the
-        engine's.  Raises StateError when it does not run.
+        Mounts are not compared, nor are /etc/hosts, /etc/hostname and /etc/resolv.conf, which the engine
+        writes.
+
+        Raises:
+            StateError: The container is not running.
         """
         from pycontain._objects.commit import diff
 
@@ -77,44 +102,66 @@ class RootFilesystem(Lifecycle):
         author: str = "",
         message: str = "",
     ) -> Image:
-        """The image's layers and one of what `diff` tells, as an image of the store, named if asked.
+        """Add an image to the store: the container's image and one layer with the changes that `diff` lists.
 
-        The processes are paused meanwhile, where this host can.  config: in place of the image's own.
-        Raises StateError when it does not run, InvalidReference.
+        The processes are paused meanwhile if the host supports it.
+
+        Args:
+            reference: Name of the image, or None for no name.
+            config: Configuration of the image, in place of that of the container's image.
+            author: Author, for the history of the image.
+            message: Comment, for the history of the image.
+
+        Raises:
+            StateError: The container is not running.
+            InvalidReference: The name is malformed.
         """
         from pycontain._objects.commit import Made, commit
 
         return commit(self._whole, Made(reference, config, author, message))
 
     def snapshot(self) -> Snapshot:
-        """The root file system as it is now, to begin others from, to return to, or to commit.
+        """Save the root file system, to start containers from it, to return to it, or to commit it.
 
-        Where no process of the container lives, what it has written is sealed in place and the container
-        goes on above it, in a time that does not depend on the size.  Else it is copied, while everything
-        is paused; `Snapshot.kind` says which.  What is mounted, tmpfs too, is no part of it.
+        If no process runs in the container, its written files become a layer in place and the container
+        continues above it, in a time that does not depend on their size.  Otherwise they are copied while all
+        processes are paused.  `Snapshot.kind` says which.  Mounts, tmpfs included, are not part of a
+        snapshot.
 
-        Raises StateError when it does not run, StartError with the step
-        that failed.
+        Raises:
+            StateError: The container is not running.
+            StartError: A step failed; the container is unchanged.
         """
         from pycontain._objects.snapshots import snapshot
 
         return snapshot(self._whole)
 
     def fork(self, n: int = 1) -> list[Container]:
-        """`n` started containers with the same options, that begin with what this one has written.
+        """Start containers with the same options and a copy of this container's root file system.
 
-        Their names and ids are their own, their volumes the same; their commands begin anew.  Remove each,
-        or use it as a context manager.  Raises as `snapshot` and `start` do; none is left then.
+        They have names and ids of their own, share its volumes, and start its command again.  The caller
+        removes each, or uses it as a context manager.
+
+        Args:
+            n: Number of containers.
+
+        Raises:
+            StateError: The container is not running.
+            StartError: A step failed; none of the containers is left.
         """
         from pycontain._objects.snapshots import fork
 
         return fork(self._whole, n)
 
     def rollback(self, snapshot: Snapshot) -> Container:
-        """Back to a snapshot of the same image: everything else in it ends, and it starts anew.
+        """Return the root file system to a snapshot, end all processes, and start the container again.
 
-        Its command, if it has one, begins anew; tmpfs are empty; volumes are as they are.  Raises
-        ValueError for a snapshot of another image, StartError, StateError.
+        Its command, if it has one, starts again; tmpfs mounts are empty afterwards, volumes are unchanged.
+
+        Raises:
+            ValueError: The snapshot is of another image.
+            StateError: The container is removed.
+            StartError: The container cannot be started.
         """
         from pycontain._objects.snapshots import rollback
 
@@ -122,9 +169,14 @@ class RootFilesystem(Lifecycle):
         return self._whole
 
     def export(self, target: str | os.PathLike[str] | IO[bytes]) -> None:
-        """The whole root file system as an uncompressed tar, without what is mounted in it.
+        """Write the root file system without its mounts as an uncompressed tar archive.
 
-        Raises StateError when it does not run, ImageError.
+        Args:
+            target: Path of the archive, or a binary file.
+
+        Raises:
+            StateError: The container is not running.
+            ImageError: The archive cannot be written.
         """
         from pycontain._objects.commit import export
 
