@@ -138,12 +138,13 @@ append (usize at, const char *text, usize size)
 
 #define APPEND(at, text) append (at, text, pc_strlen (text))
 
-/* The string is short: fsconfig takes 255 bytes, and below the root are two layers. */
-static int
-add_layers_by_name (struct builder *b, int fs, const struct pc_op *op)
+/* Attach each layer of an overlay and append the list of their paths, separated by colons, to scratch.  Returns the
+   bytes in scratch, sizeof scratch when they did not fit, or a negative errno. */
+static word
+list_layers (struct builder *b, const struct pc_op *op, usize used)
 {
   char place[32] = "l/";
-  usize used = 0;
+
   for (u32 i = 0; i < op->count; i++)
     {
       pc_decimal (place + 2, op->source + i);
@@ -154,28 +155,32 @@ add_layers_by_name (struct builder *b, int fs, const struct pc_op *op)
         used = APPEND (used, ":");
       used = APPEND (used, place);
     }
-  if (used >= sizeof scratch || b->upper >= 0)
+  return (word) used;
+}
+
+/* fsconfig(2) takes strings of up to 255 bytes.  That is enough here: below the root an overlay has two layers. */
+static int
+add_layers_by_name (struct builder *b, int fs, const struct pc_op *op)
+{
+  word used = list_layers (b, op, 0);
+
+  if (used < 0)
+    return (int) used;
+  if ((usize) used >= sizeof scratch || b->upper >= 0)
     return -EINVAL;
   return (int) sys_fsconfig (fs, FSCONFIG_SET_STRING, "lowerdir", scratch, 0);
 }
 
-/* Before lowerdir+ the layers are one string, of which fsconfig takes 255 bytes but mount(2) a page. */
+/* A kernel that takes no layers by fd gets them all in one string.  mount(2) takes a page of options, where
+   fsconfig(2) takes only 255 bytes. */
 static int
 mount_by_path (struct builder *b, const struct pc_op *op)
 {
-  char place[32] = "l/";
-  usize used = APPEND (0, "userxattr,lowerdir=");
+  word listed = list_layers (b, op, APPEND (0, "userxattr,lowerdir="));
 
-  for (u32 i = 0; i < op->count; i++)
-    {
-      pc_decimal (place + 2, op->source + i);
-      int error = attach_aside (b->fds->sources[op->source + i], place);
-      if (error < 0)
-        return error;
-      if (i > 0)
-        used = APPEND (used, ":");
-      used = APPEND (used, place);
-    }
+  if (listed < 0)
+    return (int) listed;
+  usize used = (usize) listed;
   if (b->upper >= 0)
     {
       used = APPEND (used, ",volatile,upperdir=");
