@@ -117,7 +117,7 @@ def test_sdist_contains_the_build_inputs(built: Path) -> None:
         names = archive.getnames()
     for wanted in (
         "src/_native/ext/ffi.cdef",
-        "src/_native/launcher/main.c",
+        "src/_native/helper/main.c",
         "src/_native/include/plan.h",
         "LICENSE",
     ):

@@ -1,5 +1,5 @@
 /* The unpacker's end, which leaves its directories open for the process to end with. */
-#include "unpack/finish.c"
+#include "helper/archive/finish.c"
 
 #include "layers.h"
 

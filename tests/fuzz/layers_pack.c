@@ -1,5 +1,5 @@
 /* The packer, without process and confinement around it. */
-#include "unpack/pack.c"
+#include "helper/archive/pack.c"
 
 #include "layers.h"
 

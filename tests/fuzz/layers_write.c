@@ -1,8 +1,8 @@
 /* Unpacker and packer as they are, without processes and confinement around them. */
-#include "unpack/unpack.c"
+#include "helper/archive/unpack.c"
 
 #include "layers.h"
-#include "confine.h"
+#include "helper/sandbox.h"
 
 /* Common start of both programs. */
 word

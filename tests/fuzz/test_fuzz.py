@@ -88,15 +88,15 @@ LAYERS = ("--target", "layers", "--max-len", "16384")
 
 BREAKAGES = {
     "a map without bound": (
-        "unpack/sparse.c",
+        "helper/archive/sparse.c",
         "  if (sparse->count == PC_TAR_REGIONS_MOST)\n    return -PC_UNPACK_SPARSE;\n",
         "",
     ),
-    "a record longer than its header": ("unpack/tar.c", "length > size - begin || ", ""),
-    "a name with the parent's": ("unpack/tree.c", "name[0] == '.' && name[1] == '.'", "0"),
-    "links that lead out": ("unpack/tree.c", "RESOLVE_IN_ROOT | ", ""),
+    "a record longer than its header": ("helper/archive/tar.c", "length > size - begin || ", ""),
+    "a name with the parent's": ("helper/archive/tree.c", "name[0] == '.' && name[1] == '.'", "0"),
+    "links that lead out": ("helper/archive/tree.c", "RESOLVE_IN_ROOT | ", ""),
     "times that are not written": (
-        "unpack/header.c",
+        "helper/archive/header.c",
         "entry->nanoseconds > 0",
         "entry->nanoseconds > 1000000000",
     ),

@@ -57,7 +57,7 @@ _MAGIC_LINKS = (
 WEAKNESSES: Mapping[str, tuple[Edit, ...]] = {
     "none": (),
     "writable-layers": (
-        Edit("launcher/restack.c", "CHECK (PC_STEP_SEAL, set_access (security, &root, 1));", ""),
+        Edit("helper/spawn/restack.c", "CHECK (PC_STEP_SEAL, set_access (security, &root, 1));", ""),
     ),
     "open-fds": _OPEN_FDS,
     "dumpable": _DUMPABLE,
@@ -68,7 +68,7 @@ WEAKNESSES: Mapping[str, tuple[Edit, ...]] = {
     "magic-links": (*_MAGIC_LINKS, *_OPEN_FDS),
     "links": (
         Edit(
-            "launcher/rootfs.c",
+            "helper/root/build.c",
             ".resolve = nofollow ? RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS\n"
             "                        : RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,",
             ".resolve = nofollow ? 0 : 0,",
@@ -79,19 +79,19 @@ WEAKNESSES: Mapping[str, tuple[Edit, ...]] = {
         Edit("agent/exec.c", "if ((error = raw0 (__NR_setsid)) < 0)", "if ((error = 0) < 0)"),
     ),
     "unpacker": (
-        Edit("unpack/tree.c", ".resolve = RESOLVE_IN_ROOT | resolve,", ".resolve = resolve & 0,"),
-        Edit("unpack/tree.c", "if ((size == 2 && name[0] == '.' && name[1] == '.') ||", "if ("),
-        Edit("unpack/entry.c", "if (size == 2 && link[0] == '.' && link[1] == '.')", "if (0)"),
-        Edit("unpack/confine.c", 'error = raw1 (__NR_chroot, ".");', "error = 0;"),
-        Edit("unpack/confine.c", 'error = raw1 (__NR_chdir, "/");', "error = 0;"),
-        Edit("unpack/confine.c", "if (error == 0 && landlock)", "if (error == 0 && landlock == 2)"),
-        Edit("unpack/unpack.c", 'sys_openat (AT_FDCWD_, "/",', 'sys_openat (AT_FDCWD_, ".",'),
+        Edit("helper/archive/tree.c", ".resolve = RESOLVE_IN_ROOT | resolve,", ".resolve = resolve & 0,"),
+        Edit("helper/archive/tree.c", "if ((size == 2 && name[0] == '.' && name[1] == '.') ||", "if ("),
+        Edit("helper/archive/entry.c", "if (size == 2 && link[0] == '.' && link[1] == '.')", "if (0)"),
+        Edit("helper/sandbox.c", 'error = raw1 (__NR_chroot, ".");', "error = 0;"),
+        Edit("helper/sandbox.c", 'error = raw1 (__NR_chdir, "/");', "error = 0;"),
+        Edit("helper/sandbox.c", "if (error == 0 && landlock)", "if (error == 0 && landlock == 2)"),
+        Edit("helper/archive/unpack.c", 'sys_openat (AT_FDCWD_, "/",', 'sys_openat (AT_FDCWD_, ".",'),
     ),
     "groups": (
         Edit(
             "shared/identity.c", "error = raw2 (__NR_setgroups, exec->", "error = raw2 (__NR_geteuid, exec->"
         ),
-        Edit("launcher/child.c", "word error = raw2 (__NR_setgroups, 0, 0);", "word error = 0;"),
+        Edit("helper/spawn/child.c", "word error = raw2 (__NR_setgroups, 0, 0);", "word error = 0;"),
     ),
 }
 """Disabled controls by name."""

@@ -24,15 +24,15 @@ PROGRAM_FLAGS = (
 ).split()
 SHARED = ["start.c", "wire.c", "check.c", "identity.c"]
 PROGRAMS = {"launcher": [*SHARED, "mountapi.c"], "agent": SHARED}
-ROOMS = {"launcher": ["launcher", "unpack"], "agent": ["agent"]}
-"""The directories whose files a program is made of."""
+ROOMS = {"launcher": "helper", "agent": "agent"}
+"""The directory of each program; the launcher is the helper's first role."""
 
 
 def program_command(name: str, output: Path) -> list[str]:
     """The compiler's command line for one static program."""
     compiler = shlex.split(os.environ.get("PYCONTAIN_CC") or os.environ.get("CC") or "cc")
     extra = shlex.split(os.environ.get("PYCONTAIN_CFLAGS", ""))
-    sources = sorted(str(path) for room in ROOMS[name] for path in (NATIVE / room).glob("*.c"))
+    sources = sorted(str(path) for path in (NATIVE / ROOMS[name]).rglob("*.c"))
     shared = [str(NATIVE / "shared" / source) for source in PROGRAMS[name]]
     include = f"-I{NATIVE / 'include'}"
     return [*compiler, *WARNINGS, *PROGRAM_FLAGS, *extra, include, "-o", str(output), *sources, *shared]

@@ -1,0 +1,198 @@
+/* Remove a tree that a guest wrote: any depth, any mode, a bounded number of fds; and cgroups. */
+#include "helper/cleanup.h"
+#include "wire.h"
+#include "mountapi.h"
+
+#include <linux/errno.h>
+
+#define AT_REMOVEDIR_ 0x200
+#define DT_DIR_ 4
+
+static char listing[32768] __attribute__ ((aligned (8)));
+static u64 moved;
+
+/* By way of /proc, for the name may be a link by now.  A confined process has no /proc, and no link leads out. */
+static void
+make_writable (int from, const char *name)
+{
+  char path[32] = "/proc/self/fd/";
+  cleanup_fd int fd = (int) sys_openat (from, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+  if (fd < 0)
+    return;
+  pc_decimal (path + 14, (u64) fd);
+  if (raw3 (__NR_fchmodat, AT_FDCWD_, path, 0700) == -ENOENT)
+    raw3 (__NR_fchmodat, from, name, 0700);
+}
+
+static int
+open_directory (int dir, const char *name)
+{
+  int fd = (int) sys_openat (dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+  if (fd != -EACCES)
+    return fd;
+  /* A guest may take its owner's rights away. */
+  make_writable (dir, name);
+  return (int) sys_openat (dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+}
+
+static int
+is_dots (const char *name)
+{
+  return pc_streq (name, ".") || pc_streq (name, "..");
+}
+
+/* Hang the directory child of `from` below the top under a name of ours: depth becomes width. */
+static int
+flatten (int from, const char *name, int top)
+{
+  char fresh[32] = ".pyc-";
+  pc_decimal (fresh + 5, moved++);
+  word error = raw5 (__NR_renameat2, from, name, top, fresh, 0);
+  if (error == -EACCES)
+    {
+      make_writable (from, name);
+      error = raw5 (__NR_renameat2, from, name, top, fresh, 0);
+    }
+  return (int) error;
+}
+
+/* One pass over a directory; its subdirectories are moved to top unless it is top itself. */
+static int
+empty_directory (int fd, int top, u32 *left)
+{
+  word got;
+  while ((got = raw3 (__NR_getdents64, fd, listing, sizeof listing)) > 0)
+    for (word at = 0; at < got;)
+      {
+        struct pc_entry *entry = (struct pc_entry *) (void *) (listing + at);
+        at += entry->size;
+        if (is_dots (entry->name))
+          continue;
+        word error = raw3 (__NR_unlinkat, fd, entry->name, 0);
+        if (error == -EISDIR || error == -EPERM)
+          error = raw3 (__NR_unlinkat, fd, entry->name, AT_REMOVEDIR_);
+        if (error == -ENOTEMPTY && fd != top)
+          error = flatten (fd, entry->name, top);
+        if (error == -ENOTEMPTY)
+          (*left)++;
+        else if (error < 0 && error != -ENOENT)
+          return (int) error;
+      }
+  return (int) got;
+}
+
+/* Empty the first directory found below top, whose own children go to top. */
+static int
+empty_children (int top)
+{
+  word got;
+  cleanup_fd int reader = open_directory (top, ".");
+  static char names[32768] __attribute__ ((aligned (8)));
+
+  if (reader < 0)
+    return reader;
+  while ((got = raw3 (__NR_getdents64, reader, names, sizeof names)) > 0)
+    for (word at = 0; at < got;)
+      {
+        struct pc_entry *entry = (struct pc_entry *) (void *) (names + at);
+        at += entry->size;
+        if (is_dots (entry->name))
+          continue;
+        cleanup_fd int child = open_directory (top, entry->name);
+        if (child < 0)
+          continue;
+        u32 left = 0;
+        int error = empty_directory (child, top, &left);
+        if (error < 0)
+          return error;
+      }
+  return (int) got;
+}
+
+static int
+is_component (const char *name)
+{
+  if (name[0] == '\0' || is_dots (name))
+    return 0;
+  for (const char *at = name; *at != '\0'; at++)
+    if (*at == '/')
+      return 0;
+  return 1;
+}
+
+int
+pc_remove_tree (int dir, const char *name)
+{
+  if (!is_component (name))
+    return -EINVAL;
+  cleanup_fd int top = open_directory (dir, name);
+  if (top == -ENOENT)
+    return 0;
+  if (top < 0)
+    return top;
+  raw2 (__NR_fchmod, top, 0700);
+  for (;;)
+    {
+      u32 left = 0;
+      raw3 (__NR_lseek, top, 0, 0);
+      int error = empty_directory (top, top, &left);
+      if (error < 0)
+        return error;
+      if (left == 0)
+        break;
+      error = empty_children (top);
+      if (error < 0)
+        return error;
+    }
+  return (int) raw3 (__NR_unlinkat, dir, name, AT_REMOVEDIR_);
+}
+
+#define GROUP_DEPTH 4
+
+static int
+remove_groups_in (int group, u32 depth)
+{
+  /* On the stack: each level reads its own. */
+  char names[4096] __attribute__ ((aligned (8)));
+  word got;
+
+  while ((got = raw3 (__NR_getdents64, group, names, sizeof names)) > 0)
+    for (word at = 0; at < got;)
+      {
+        struct pc_entry *entry = (struct pc_entry *) (void *) (names + at);
+        at += entry->size;
+        if (entry->type != DT_DIR_ || is_dots (entry->name)
+            || raw3 (__NR_unlinkat, group, entry->name, AT_REMOVEDIR_) == 0 || depth == GROUP_DEPTH)
+          continue;
+        cleanup_fd int inner = (int) sys_openat (group, entry->name, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+        if (inner >= 0)
+          (void) remove_groups_in (inner, depth + 1);
+        raw3 (__NR_unlinkat, group, entry->name, AT_REMOVEDIR_);
+      }
+  return (int) got;
+}
+
+int
+pc_remove_group (int dir, const char *name)
+{
+  i64 pause[2] = { 0, 1000000 };
+
+  if (!is_component (name))
+    return -EINVAL;
+  for (u32 try = 0;; try++)
+    {
+      word error = raw3 (__NR_unlinkat, dir, name, AT_REMOVEDIR_);
+      if (error == 0 || error == -ENOENT)
+        return 0;
+      cleanup_fd int group = (int) sys_openat (dir, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+      if (group < 0)
+        return group;
+      error = remove_groups_in (group, 0);
+      if (error == 0)
+        error = raw3 (__NR_unlinkat, dir, name, AT_REMOVEDIR_);
+      if (error != -EBUSY || try == 100)
+        return (int) error;
+      /* Its last process is dead, yet not always gone. */
+      raw2 (__NR_nanosleep, pause, 0);
+    }
+}

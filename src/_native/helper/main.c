@@ -1,0 +1,497 @@
+/* The launcher: one thread, no libc, a tiny address space from which containers are born.
+ *
+ * It is started by the extension from a sealed memfd, speaks one socket pair,
+ * and is gone when that closes; the containers' PID 1 die with it.
+ */
+#include "helper/archive.h"
+#include "helper/cleanup.h"
+#include "helper/files.h"
+#include "helper/netns.h"
+#include "helper/relay.h"
+#include "helper/root.h"
+#include "helper/sandbox.h"
+#include "helper/spawn.h"
+
+#include <linux/errno.h>
+#include <linux/fcntl.h>
+#include <linux/poll.h>
+#include <linux/prctl.h>
+#include <linux/signal.h>
+
+#define SIG_BLOCK_ALL (~0ull)
+#define MAX_CHILDREN 16384
+
+struct child
+{
+  i32 pid;
+  i32 exit_fd;
+};
+
+static struct child children[MAX_CHILDREN];
+static u32 child_count;
+static u8 buffer[PC_MAX_MESSAGE] __attribute__ ((aligned (16)));
+
+void
+pc_watch_child (i32 pid, int exit_fd)
+{
+  if (child_count == MAX_CHILDREN)
+    {
+      sys_close (exit_fd);
+      return;
+    }
+  children[child_count++] = (struct child){ .pid = pid, .exit_fd = exit_fd };
+}
+
+/* A command that is PID 1 has no agent to hear of its caller's end, and may refuse PR_SET_PDEATHSIG. */
+static void
+end_children (void)
+{
+  for (u32 i = 0; i < child_count; i++)
+    raw2 (__NR_kill, children[i].pid, 9 /* SIGKILL */);
+}
+
+static void
+report_exit (i32 pid, i32 status, const struct pc_kernel_usage *usage)
+{
+  for (u32 i = 0; i < child_count; i++)
+    {
+      if (children[i].pid != pid)
+        continue;
+      struct pc_record record = {
+        .kind = PC_RECORD_EXITED,
+        .value = status,
+        .cpu_user = (u64) (usage->user_seconds * 1000000 + usage->user_micros),
+        .cpu_system = (u64) (usage->system_seconds * 1000000 + usage->system_micros),
+        .peak_rss = (u64) usage->peak_kib * 1024,
+        .read = (u64) usage->read_blocks * 512,
+        .written = (u64) usage->written_blocks * 512,
+      };
+      (void) pc_send (children[i].exit_fd, &record, sizeof record, NULL, 0, 0x40 /* MSG_DONTWAIT */);
+      sys_close (children[i].exit_fd);
+      children[i] = children[--child_count];
+      return;
+    }
+}
+
+void
+pc_reap_children (struct pc_launcher *launcher)
+{
+  for (;;)
+    {
+      i32 status = 0;
+      struct pc_kernel_usage usage;
+      word pid = raw4 (__NR_wait4, -1, &status, 1 /* WNOHANG */, &usage);
+      if (pid == -EINTR)
+        continue;
+      if (pid < 0 && pid != -ECHILD)
+        sys_exit (1);
+      if (pid <= 0)
+        return;
+      pc_spare_ended (launcher, (i32) pid);
+      report_exit ((i32) pid, status, &usage);
+    }
+}
+
+/* Who asked waits for this: where it cannot be said, the end of the stream has to say it. */
+static void
+answer (struct pc_launcher *launcher, struct pc_record *reply, int pidfd)
+{
+  int error = pc_send_record (launcher->socket, reply, pidfd);
+
+  if (error < 0 && pidfd >= 0)
+    {
+      raw4 (__NR_pidfd_send_signal, pidfd, 9 /* SIGKILL */, 0, 0);
+      *reply = (struct pc_record){ .kind = PC_RECORD_FAILED, .step = PC_STEP_LAUNCHER, .error = -error, .op = -1 };
+      error = pc_send_record (launcher->socket, reply, -1);
+    }
+  if (error < 0)
+    {
+      end_children ();
+      sys_exit (1);
+    }
+}
+
+static const void *
+payload (const struct pc_request *request, struct pc_fds *fds, usize received, usize *size)
+{
+  *size = request->size;
+  if (request->flags & PC_REQUEST_IN_MEMFD)
+    return pc_map_sealed (fds, *size);
+  return received == sizeof *request + request->size ? buffer + sizeof *request : NULL;
+}
+
+/* A plan for a spare is followed by a script: what the group, made for nobody, lacks for this container. */
+static const void *
+spare_plan (const struct pc_request *request, usize received, struct pc_fds *fds, usize *size)
+{
+  usize all = received - sizeof *request;
+  const u8 *plan = buffer + sizeof *request;
+
+  *size = (usize) request->value;
+  if (*size > all || pc_plan_check (plan, *size) < 0
+      || pc_run_script ((const char *) plan + *size, all - *size, fds) < 0)
+    return NULL;
+  return plan;
+}
+
+static void
+serve_spawn (struct pc_launcher *launcher, const struct pc_request *request, usize received,
+             struct pc_fds *fds)
+{
+  struct pc_record reply = { .kind = PC_RECORD_FAILED, .step = PC_STEP_PLAN, .error = EINVAL };
+  int pidfd = -1;
+  usize size;
+  int spare = request->value > 0;
+  const void *plan
+      = spare ? spare_plan (request, received, fds, &size) : payload (request, fds, received, &size);
+
+  if (spare)
+    reply.step = PC_STEP_SPARE;
+  if (fds->truncated)
+    reply.error = EMFILE;
+  else if (plan != NULL && pc_plan_check (plan, size) == 0)
+    pidfd = pc_spawn (launcher, plan, fds, &reply);
+  answer (launcher, &reply, pidfd);
+  pc_close_fd (&pidfd);
+  if (plan != NULL && (request->flags & PC_REQUEST_IN_MEMFD))
+    raw2 (__NR_munmap, plan, size);
+}
+
+static void
+serve_restack (struct pc_launcher *launcher, const struct pc_request *request, usize received, struct pc_fds *fds)
+{
+  struct pc_record reply = { .kind = PC_RECORD_FAILED, .step = PC_STEP_PLAN, .error = EINVAL };
+  usize size;
+  const void *plan = payload (request, fds, received, &size);
+
+  if (fds->truncated)
+    reply.error = EMFILE;
+  else if (plan != NULL && pc_plan_check (plan, size) == 0)
+    pc_restack (launcher, plan, fds, request->value, &reply);
+  answer (launcher, &reply, -1);
+  if (plan != NULL && (request->flags & PC_REQUEST_IN_MEMFD))
+    raw2 (__NR_munmap, plan, size);
+}
+
+static void
+serve_relay (struct pc_launcher *launcher, const struct pc_fds *fds)
+{
+  struct pc_record reply = { .kind = PC_RECORD_FAILED };
+  pc_start_relay (fds, &reply);
+  answer (launcher, &reply, -1);
+}
+
+static void
+serve_sys (struct pc_launcher *launcher, const struct pc_request *request, usize received, const struct pc_fds *fds)
+{
+  struct pc_record reply = { .kind = PC_RECORD_READY };
+  int error = received == sizeof *request + request->size && !fds->truncated
+                  ? pc_make_sys (launcher, (const char *) buffer + sizeof *request, request->size, fds)
+                  : -EINVAL;
+  if (error < 0)
+    reply = (struct pc_record){ .kind = PC_RECORD_FAILED, .step = PC_STEP_LAUNCHER, .error = -error, .op = -1 };
+  answer (launcher, &reply, -1);
+}
+
+static void
+serve_prepare (struct pc_launcher *launcher, const struct pc_request *request, usize received,
+               struct pc_fds *fds)
+{
+  const u8 *plan = buffer + sizeof *request;
+  usize size = received - sizeof *request;
+
+  if (request->value < 0 || (usize) request->value > size || fds->truncated
+      || pc_plan_check (plan, (usize) request->value) < 0
+      || pc_run_script ((const char *) plan + request->value, size - (usize) request->value, fds) < 0)
+    return;
+  pc_prepare_spare (launcher, (const struct pc_plan *) (const void *) plan, fds);
+}
+
+static int
+wait_for_end (int pidfd)
+{
+  struct pollfd polled = { .fd = pidfd, .events = POLLIN };
+  i64 patience[2] = { 10, 0 };
+  word ready = raw5 (__NR_ppoll, &polled, 1, patience, 0, 8);
+  return ready < 0 ? (int) ready : ready == 0 ? -ETIMEDOUT : 0;
+}
+
+/* Everything is tried; the first error is told. */
+static int
+remove_all (const struct pc_request *request, usize received, const struct pc_fds *fds)
+{
+  u32 next = request->flags & PC_REQUEST_AFTER ? 1 : 0;
+  usize at = sizeof *request;
+  int result = 0;
+
+  if (received >= sizeof buffer || fds->count < next || fds->truncated)
+    return fds->truncated ? -EMFILE : -EINVAL;
+  buffer[received] = '\0';
+  if (next == 1)
+    {
+      int error = wait_for_end (fds->fd[0]);
+      if (error < 0)
+        return error;
+    }
+  for (; next < fds->count; next++)
+    {
+      if (at >= received)
+        return -EINVAL;
+      const char *name = (const char *) buffer + at + 1;
+      int error = buffer[at] == 'g'   ? pc_remove_group (fds->fd[next], name)
+                  : buffer[at] == 't' ? pc_remove_tree (fds->fd[next], name)
+                  : buffer[at] == 'k' ? 0
+                                      : -EINVAL;
+      at += pc_strlen (name) + 2;
+      if (result == 0)
+        result = error;
+    }
+  return result;
+}
+
+static void
+serve_remove (struct pc_launcher *launcher, const struct pc_request *request, usize received,
+              struct pc_fds *fds)
+{
+  struct pc_record reply = { .kind = PC_RECORD_GONE, .value = (i32) request->id };
+  reply.error = -remove_all (request, received, fds);
+  answer (launcher, &reply, -1);
+}
+
+static void
+serve_measure (struct pc_launcher *launcher, usize received, const struct pc_fds *fds)
+{
+  struct pc_record reply = { .kind = PC_RECORD_GONE, .error = EINVAL };
+  const u64 *most = (const u64 *) (const void *) (buffer + sizeof (struct pc_request));
+  usize head = sizeof (struct pc_request) + 2 * sizeof *most;
+  struct pc_measured found;
+
+  if (received > head && received < sizeof buffer && fds->count == 1)
+    {
+      buffer[received] = '\0';
+      reply.error = -pc_measure_tree (fds->fd[0], (const char *) buffer + head, most[0], most[1], &found);
+      reply.cpu_user = found.bytes;
+      reply.cpu_system = found.inodes;
+    }
+  answer (launcher, &reply, -1);
+}
+
+/* A launcher that unpacks or packs does nothing else and ends with it: what it has read by then is not to be
+   trusted. */
+static void
+serve_layer (struct pc_launcher *launcher, const struct pc_request *request, usize received, struct pc_fds *fds)
+{
+  const void *whole = buffer;
+  int joins = fds->count == 3;
+  int alone = (fds->count == 2 || joins) && child_count == 0;
+
+  /* Unjoined it would have rights over all of the host: it does nothing then. */
+  if (joins && (!alone || pc_join_user (fds->fd[2]) < 0))
+    sys_exit (1);
+  if (alone && request->kind == PC_REQUEST_UNPACK && received == sizeof (struct pc_unpack_request))
+    pc_unpack (launcher->socket, whole, fds->fd[0], fds->fd[1]);
+  if (alone && request->kind == PC_REQUEST_PACK && received >= sizeof (struct pc_pack_request)
+      && received + 2 <= sizeof buffer)
+    {
+      buffer[received] = buffer[received + 1] = '\0';
+      pc_pack (launcher->socket, whole, fds->fd[0], fds->fd[1]);
+    }
+  /* Whoever asked waits for a report, or for the end. */
+  if (fds->truncated)
+    sys_exit (1);
+}
+
+static void
+serve_network (struct pc_launcher *launcher, usize received, const struct pc_fds *fds)
+{
+  struct pc_record reply = { .kind = 0 };
+  const void *whole = buffer;
+
+  (void) pc_network (launcher->socket, whole, received, fds, &reply);
+  answer (launcher, &reply, -1);
+}
+
+static struct pc_fds held;
+
+/* Fds of an asker that never came to its plan are dropped by the next one. */
+static void
+hold_fds (const struct pc_request *request, struct pc_fds *fds)
+{
+  if (request->value == 1)
+    {
+      pc_close_fds (&held);
+      held.truncated = 0;
+    }
+  held.truncated |= fds->truncated;
+  for (u32 i = 0; i < fds->count; i++)
+    {
+      if (held.count == COUNT (held.fd))
+        held.truncated = 1;
+      else
+        held.fd[held.count++] = pc_steal_fd (&fds->fd[i]);
+    }
+}
+
+static void
+append_held (struct pc_fds *fds)
+{
+  fds->truncated |= held.truncated;
+  held.truncated = 0;
+  for (u32 i = 0; i < held.count && fds->count < COUNT (fds->fd); i++)
+    fds->fd[fds->count++] = pc_steal_fd (&held.fd[i]);
+  pc_close_fds (&held);
+}
+
+static int
+serve (struct pc_launcher *launcher)
+{
+  struct pc_fds fds;
+  const struct pc_request *request = (const struct pc_request *) buffer;
+  word received = pc_receive (launcher->socket, buffer, sizeof buffer, &fds, 0);
+
+  if (received <= 0)
+    return -1;
+  if ((usize) received >= sizeof *request)
+    {
+      if (request->kind == PC_REQUEST_SPAWN)
+        {
+          append_held (&fds);
+          serve_spawn (launcher, request, (usize) received, &fds);
+        }
+      else if (request->kind == PC_REQUEST_FDS)
+        hold_fds (request, &fds);
+      else if (request->kind == PC_REQUEST_PREPARE)
+        serve_prepare (launcher, request, (usize) received, &fds);
+      else if (request->kind == PC_REQUEST_RESTACK)
+        serve_restack (launcher, request, (usize) received, &fds);
+      else if (request->kind == PC_REQUEST_SYS)
+        serve_sys (launcher, request, (usize) received, &fds);
+      else if (request->kind == PC_REQUEST_RELAY)
+        serve_relay (launcher, &fds);
+      else if (request->kind == PC_REQUEST_REMOVE)
+        serve_remove (launcher, request, (usize) received, &fds);
+      else if (request->kind == PC_REQUEST_MEASURE)
+        serve_measure (launcher, (usize) received, &fds);
+      else if (request->kind == PC_REQUEST_NETWORK)
+        serve_network (launcher, (usize) received, &fds);
+      else if (request->kind == PC_REQUEST_FILES && received == sizeof *request && fds.count == 2
+               && child_count == 0)
+        pc_serve_files (launcher->socket, request, &fds);
+      else if (request->kind == PC_REQUEST_UNPACK || request->kind == PC_REQUEST_PACK)
+        serve_layer (launcher, request, (usize) received, &fds);
+    }
+  pc_close_fds (&fds);
+  return 0;
+}
+
+static int
+prepare_signals (void)
+{
+  struct
+  {
+    void *handler;
+    u64 flags;
+    void *restorer;
+    u64 mask;
+  } defaults = { 0 };
+  u64 mask = SIG_BLOCK_ALL;
+  u64 child = 1ull << (17 - 1);
+
+  /* A caller may ignore SIGPIPE or SIGCHLD; neither may reach a guest or hide an exit. */
+  for (word number = 1; number <= 64; number++)
+    {
+      word error = raw4 (__NR_rt_sigaction, number, &defaults, 0, 8);
+      if (error < 0 && number != 9 /* SIGKILL */ && number != 19 /* SIGSTOP */)
+        return (int) error;
+    }
+  word error = raw4 (__NR_rt_sigprocmask, 2, &mask, 0, 8);
+  if (error < 0)
+    return (int) error;
+  return (int) raw4 (__NR_signalfd4, -1, &child, 8, 0x80000 | 0x800 /* CLOEXEC, NONBLOCK */);
+}
+
+/* So that capabilities stay while a container is cloned under another id.  A new user namespace starts without. */
+static int
+keep_capabilities (void)
+{
+  return (int) sys_prctl (28 /* PR_SET_SECUREBITS */, 1 << 2 /* SECBIT_NO_SETUID_FIXUP */, 0);
+}
+
+/* Live in the caller's process group until the caller is gone or SIGINT ends this: either closes the socket,
+   by which the caller learns of a Ctrl-C without a handler of its own.  Other signals stay blocked. */
+_Noreturn static void
+wait_for_interrupt (void)
+{
+  u64 mask = ~(1ull << (2 /* SIGINT */ - 1));
+  u8 byte;
+
+  sys_close (PC_AGENT_IMAGE_FD);
+  if (raw4 (__NR_rt_sigprocmask, 2, &mask, 0, 8) == 0)
+    while (sys_read (PC_LAUNCHER_FD, &byte, 1) == -4 /* EINTR */)
+      continue;
+  sys_exit (0);
+}
+
+_Noreturn void
+pc_main (word *stack)
+{
+  char **argv = (char **) (stack + 1);
+  struct pc_launcher launcher = {
+    .socket = PC_LAUNCHER_FD,
+    .agent = PC_AGENT_IMAGE_FD,
+    .host_mounts = -1,
+    .own_mounts = -1,
+    .dev = -1,
+    .sys = -1,
+    .spare = { 0, -1, -1 },
+  };
+  struct pc_record ready = { .kind = PC_RECORD_READY };
+  if (stack[0] > 1 && pc_streq (argv[1], "sentinel"))
+    wait_for_interrupt ();
+
+  int signals = prepare_signals ();
+
+  pc_reset_ambient ();
+  raw3 (__NR_fcntl, PC_LAUNCHER_FD, F_SETFD, FD_CLOEXEC);
+  raw3 (__NR_fcntl, PC_AGENT_IMAGE_FD, F_SETFD, FD_CLOEXEC);
+  if (signals < 0)
+    {
+      ready.step = PC_STEP_LAUNCHER;
+      ready.error = -signals;
+    }
+  /* Who joins a container's user namespace needs none of its own; a plain user's own would bar the way. */
+  int bare = stack[0] > 1 && pc_streq (argv[1], "files");
+  int hub = stack[0] > 1 && pc_streq (argv[1], "hub");
+  int plain_user = hub || (stack[0] > 1 && pc_streq (argv[1], "plain"));
+  launcher.privileged = !bare && !plain_user && keep_capabilities () == 0;
+  if (signals < 0 || (!bare && pc_prepare_namespace (&launcher, plain_user, &ready) < 0)
+      || (hub && pc_make_hub (&ready) < 0))
+    {
+      ready.kind = PC_RECORD_FAILED;
+      (void) pc_send_record (launcher.socket, &ready, -1);
+      sys_exit (1);
+    }
+  ready.flags = (u32) launcher.old_layers;
+  answer (&launcher, &ready, -1);
+
+  for (;;)
+    {
+      struct pollfd polled[2] = {
+        { .fd = launcher.socket, .events = POLLIN },
+        { .fd = signals, .events = POLLIN },
+      };
+      raw5 (__NR_ppoll, polled, 2, 0, 0, 8);
+      if (polled[1].revents != 0)
+        {
+          u8 info[128];
+          while (sys_read (signals, info, sizeof info) > 0)
+            continue;
+          pc_reap_children (&launcher);
+        }
+      if (polled[0].revents != 0 && serve (&launcher) < 0)
+        {
+          end_children ();
+          sys_exit (0);
+        }
+    }
+}

@@ -1,0 +1,70 @@
+/* How a relay is born of its launcher, and what it gives up before it meets anybody. */
+#include "identity.h"
+#include "helper/relay.h"
+#include "helper/spawn.h"
+#include "parts.h"
+
+#include <linux/errno.h>
+#include <linux/prctl.h>
+#include <linux/sched.h>
+#include <linux/securebits.h>
+
+#define NOBODY 65534
+
+/* Nobody, with no capability in any set; a plain user's namespace may know no nobody. */
+static word
+drop_rights (int socket)
+{
+  struct pc_failure failure = { 0, 0 };
+  u64 none[2] = { 0, 0 };
+  word error = pc_close_all_but (&socket, 1);
+
+  /* What is left to be dropped is dropped as somebody else. */
+  if (error == 0)
+    error = sys_prctl (PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0);
+  if (error == 0 && (error = raw2 (__NR_setgroups, 0, 0)) == -EPERM)
+    error = 0; /* denied for good where the id map was written without privilege */
+  if (error == 0 && (error = raw3 (__NR_setresgid, NOBODY, NOBODY, NOBODY)) == -EINVAL)
+    error = 0;
+  if (error == 0 && (error = raw3 (__NR_setresuid, NOBODY, NOBODY, NOBODY)) == -EINVAL)
+    error = 0;
+  if (error == 0 && pc_limit_capabilities (0, 0, &failure) < 0)
+    error = -failure.error;
+  if (error == 0)
+    error = raw4 (__NR_prlimit64, 0, 4 /* RLIMIT_CORE */, none, 0);
+  if (error == 0)
+    error = sys_prctl (PR_SET_NO_NEW_PRIVS, 1, 0);
+  /* A change of ids undoes both of these. */
+  if (error == 0)
+    error = sys_prctl (PR_SET_DUMPABLE, 0, 0);
+  return error < 0 ? error : sys_prctl (PR_SET_PDEATHSIG, 9 /* SIGKILL */, 0);
+}
+
+void
+pc_start_relay (const struct pc_fds *fds, struct pc_record *reply)
+{
+  struct clone_args args = { .exit_signal = 17 };
+  int type = fds->count == 1 ? pc_socket_option (fds->fd[0], SO_TYPE) : -EINVAL;
+
+  if (type < 0 || type != SOCK_SEQPACKET_)
+    {
+      (void) pc_failed (reply, PC_STEP_NETWORK, fds->truncated ? -EMFILE : type < 0 ? type : -EPROTOTYPE, -1);
+      return;
+    }
+  word launcher = raw0 (__NR_getpid);
+  word child = raw2 (__NR_clone3, &args, sizeof args);
+  if (child == 0)
+    {
+      /* A launcher that ended before it was watched has another in its place as the parent. */
+      if (drop_rights (fds->fd[0]) < 0 || raw0 (__NR_getppid) != launcher)
+        sys_exit (1);
+      pc_relay (fds->fd[0]);
+    }
+  if (child < 0)
+    {
+      (void) pc_failed (reply, PC_STEP_NETWORK, child, -1);
+      return;
+    }
+  reply->kind = PC_RECORD_STARTED;
+  reply->value = (i32) child;
+}

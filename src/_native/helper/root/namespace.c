@@ -1,0 +1,258 @@
+/* The launcher's own mount namespace: a tmpfs with /proc, so that a clone copies next to nothing. */
+#include "helper/root.h"
+#include "mountapi.h"
+
+#include <linux/errno.h>
+
+#define MS_REC_ 16384
+#define MS_PRIVATE_ (1 << 18)
+#define MS_SLAVE_ (1 << 19)
+#define LAYER_SLOTS 128
+
+/* Arrays, not pointers: the program has no loader to relocate it. */
+static const char devices[][8] = { "null", "zero", "full", "random", "urandom", "tty" };
+
+static int
+failed (struct pc_record *failure, word error, i32 where)
+{
+  failure->step = PC_STEP_LAUNCHER;
+  failure->error = (i32) -error;
+  failure->op = where;
+  return -1;
+}
+
+static int
+write_own_map (const char *path, word id)
+{
+  char text[64] = "0 ";
+  usize n = 2 + pc_decimal (text + 2, (u64) id);
+  memcpy (text + n, " 1\n", 3);
+  return pc_write_file (AT_FDCWD_, path, text, n + 3);
+}
+
+/* A user namespace of the plain user's own, mapped by the caller's newuidmap or to the one id. */
+static int
+enter_user_namespace (struct pc_launcher *launcher, struct pc_record *failure)
+{
+  word uid = raw0 (__NR_geteuid);
+  word gid = raw0 (__NR_getegid);
+  struct pc_record started = { .kind = PC_RECORD_STARTED, .value = (i32) raw0 (__NR_getpid) };
+  struct pc_request answer = { 0 };
+  struct pc_fds fds;
+
+  word error = sys_unshare (CLONE_NEWUSER);
+  if (error < 0)
+    return failed (failure, error, 1);
+  (void) pc_send_record (launcher->socket, &started, -1);
+  if (pc_receive (launcher->socket, &answer, sizeof answer, &fds, 0) != (word) sizeof answer
+      || answer.kind != PC_REQUEST_MAPS)
+    return failed (failure, -EPROTO, 2);
+  if (answer.value != 0)
+    return 0;
+  error = pc_write_file (AT_FDCWD_, "/proc/self/setgroups", "deny", 4);
+  if (error >= 0)
+    error = write_own_map ("/proc/self/uid_map", uid);
+  if (error >= 0)
+    error = write_own_map ("/proc/self/gid_map", gid);
+  return error < 0 ? failed (failure, error, 3) : 0;
+}
+
+static int
+fill_dev (int dev)
+{
+  static const char links[][2][16] = {
+    { "/proc/self/fd", "fd" },       { "/proc/self/fd/0", "stdin" }, { "/proc/self/fd/1", "stdout" },
+    { "/proc/self/fd/2", "stderr" }, { "pts/ptmx", "ptmx" },
+  };
+  static const char directories[][8] = { "pts", "shm", "mqueue" };
+
+  for (u32 i = 0; i < COUNT (links); i++)
+    {
+      word error = raw3 (__NR_symlinkat, links[i][0], dev, links[i][1]);
+      if (error < 0)
+        return (int) error;
+    }
+  for (u32 i = 0; i < COUNT (directories); i++)
+    {
+      word error = sys_mkdirat (dev, directories[i], 0755);
+      if (error < 0)
+        return (int) error;
+    }
+  return 0;
+}
+
+static int
+bind_device (int host_dev, int dev, const char *name)
+{
+  struct mount_attr guarded
+      = { .attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, .propagation = MS_PRIVATE_ };
+  cleanup_fd int source = (int) sys_open_tree (host_dev, name, CLONE_TREE);
+  if (source < 0)
+    return source;
+  word error = sys_mount_setattr (source, 0, &guarded);
+  if (error < 0)
+    return (int) error;
+  cleanup_fd int target = (int) sys_openat (dev, name, O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0444);
+  if (target < 0)
+    return target;
+  return (int) sys_move_mount (source, target);
+}
+
+/* /dev is built attached (older kernels cannot mount onto a detached tree), then taken off again
+   where the kernel can clone detached trees. */
+static int
+build_dev (struct pc_launcher *launcher, int host_dev)
+{
+  struct mount_attr read_only = { .attr_set = MOUNT_ATTR_RDONLY };
+  cleanup_fd int dev
+      = pc_new_filesystem ("tmpfs", "size=64k,mode=755", 17, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
+  if (dev < 0)
+    return dev;
+  cleanup_fd int at = (int) sys_openat (AT_FDCWD_, "/dev", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+  word error = at < 0 ? at : sys_move_mount (dev, at);
+  if (error == 0)
+    error = fill_dev (dev);
+  for (u32 i = 0; error == 0 && i < COUNT (devices); i++)
+    error = bind_device (host_dev, dev, devices[i]);
+  if (error == 0)
+    error = sys_mount_setattr (dev, 0, &read_only);
+  if (error < 0)
+    return (int) error;
+
+  cleanup_fd int detached = (int) sys_open_tree (AT_FDCWD_, "/dev", CLONE_TREE | AT_RECURSIVE_);
+  cleanup_fd int again = (int) sys_open_tree (detached, "", CLONE_TREE | AT_RECURSIVE_ | AT_EMPTY_PATH);
+  if (again >= 0)
+    {
+      error = raw2 (__NR_umount2, "/dev", 2);
+      if (error < 0)
+        return (int) error;
+      launcher->dev = pc_steal_fd (&detached);
+    }
+  return 0;
+}
+
+/* What covers a masked path: a mount with its attributes set, so that a clone is all that a cover takes. */
+static int
+make_cover (const char *path)
+{
+  struct mount_attr sealed = {
+    .attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
+    .propagation = MS_PRIVATE_,
+  };
+  cleanup_fd int at = (int) sys_openat (AT_FDCWD_, path, O_PATH | O_NOFOLLOW | O_CLOEXEC, 0);
+  cleanup_fd int cover = (int) sys_open_tree (AT_FDCWD_, path, CLONE_TREE);
+  if (at < 0 || cover < 0)
+    return at < 0 ? at : cover;
+  word error = sys_mount_setattr (cover, 0, &sealed);
+  return error < 0 ? (int) error : (int) sys_move_mount (cover, at);
+}
+
+static int
+fill_root (int root)
+{
+  static const char directories[][8] = { "proc", "dev", "r", "s", "t", "l", "empty", "base", "base/r" };
+  char name[32] = "l/";
+
+  for (u32 i = 0; i < COUNT (directories); i++)
+    {
+      word error = sys_mkdirat (root, directories[i], i >= 6 ? 0555 : 0755);
+      if (error < 0)
+        return (int) error;
+    }
+  cleanup_fd int mask = (int) sys_openat (root, "mask", O_CREAT | O_EXCL | O_CLOEXEC, 0444);
+  for (u32 i = 0; i < LAYER_SLOTS; i++)
+    {
+      pc_decimal (name + 2, i);
+      word error = sys_mkdirat (root, name, 0755);
+      if (error < 0)
+        return (int) error;
+    }
+  return mask < 0 ? mask : 0;
+}
+
+/* Does overlay take a detached mount as a layer, by fd (6.15 and later)? */
+static int
+takes_detached_layers (void)
+{
+  cleanup_fd int layer = pc_new_filesystem ("tmpfs", "size=4k", 7, 0);
+  cleanup_fd int fs = (int) sys_fsopen ("overlay");
+  if (layer < 0 || fs < 0)
+    return 0;
+  cleanup_fd int root = (int) sys_openat (layer, ".", O_PATH | O_CLOEXEC, 0);
+  return sys_fsconfig (fs, FSCONFIG_SET_FD, "lowerdir+", NULL, root) == 0;
+}
+
+static int
+move_into_small_root (struct pc_launcher *launcher)
+{
+  cleanup_fd int proc = (int) sys_open_tree (AT_FDCWD_, "/proc", CLONE_TREE | AT_RECURSIVE_);
+  if (proc < 0)
+    return proc;
+  cleanup_fd int host_dev = (int) sys_openat (AT_FDCWD_, "/dev", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+  if (host_dev < 0)
+    return host_dev;
+  cleanup_fd int devices_tree = (int) sys_open_tree (AT_FDCWD_, "/dev", CLONE_TREE | AT_RECURSIVE_);
+  if (devices_tree < 0)
+    return devices_tree;
+  cleanup_fd int root = pc_new_filesystem ("tmpfs", "size=1m,mode=755", 16, MOUNT_ATTR_NOSUID);
+  if (root < 0)
+    return root;
+  cleanup_fd int host_root = (int) sys_openat (AT_FDCWD_, "/", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+  word error = host_root < 0 ? host_root : sys_move_mount (root, host_root);
+  if (error < 0)
+    return (int) error;
+  error = fill_root (root);
+  if (error < 0)
+    return (int) error;
+  /* The host's devices are needed attached until the template stands: hang them below the new root. */
+  cleanup_fd int slot = (int) sys_openat (root, "s", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+  error = slot < 0 ? slot : sys_move_mount (devices_tree, slot);
+  if (error < 0)
+    return (int) error;
+  cleanup_fd int proc_slot = (int) sys_openat (root, "proc", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+  error = proc_slot < 0 ? proc_slot : sys_move_mount (proc, proc_slot);
+  if (error < 0)
+    return (int) error;
+  error = pc_pivot (root);
+  if (error < 0)
+    return (int) error;
+  error = build_dev (launcher, devices_tree);
+  if (error == 0)
+    error = make_cover ("/mask");
+  if (error == 0)
+    error = make_cover ("/empty");
+  if (error == 0)
+    error = make_cover ("/base");
+  if (error < 0)
+    return (int) error;
+  return (int) raw2 (__NR_umount2, "/s", 2);
+}
+
+int
+pc_prepare_namespace (struct pc_launcher *launcher, int plain_user, struct pc_record *failure)
+{
+  if (plain_user && enter_user_namespace (launcher, failure) < 0)
+    return -1;
+  word error = sys_unshare (CLONE_NEWNS);
+  if (error < 0)
+    return failed (failure, error, 4);
+  /* Slave, not private: what the host unmounts must not stay pinned here. */
+  error = raw5 (__NR_mount, "", "/", 0, MS_REC_ | MS_SLAVE_, 0);
+  if (error < 0)
+    return failed (failure, error, 5);
+  if (plain_user)
+    {
+      launcher->host_mounts = (int) sys_openat (AT_FDCWD_, "/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC, 0);
+      if (launcher->host_mounts < 0)
+        return failed (failure, launcher->host_mounts, 6);
+      error = sys_unshare (CLONE_NEWNS);
+      if (error < 0)
+        return failed (failure, error, 7);
+    }
+  error = move_into_small_root (launcher);
+  if (error < 0)
+    return failed (failure, error, 8);
+  launcher->own_mounts = (int) sys_openat (AT_FDCWD_, "/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC, 0);
+  launcher->old_layers = !takes_detached_layers ();
+  return launcher->own_mounts < 0 ? failed (failure, launcher->own_mounts, 9) : 0;
+}

@@ -1,0 +1,73 @@
+/* A user namespace that belongs to an id of its container: what the kernel counts per user is counted apart. */
+#include "child.h"
+
+#include <linux/sched.h>
+
+/* The id of the host that the container's 0 is, or 0. */
+static u64
+first_id (const struct pc_plan *plan)
+{
+  const char *map = pc_at (plan, plan->uid_map); /* "0 FIRST COUNT" */
+  u64 id = 0;
+
+  if (plan->uid_map.size < 3 || map[0] != '0' || map[1] != ' ')
+    return 0;
+  for (map += 2; *map >= '0' && *map <= '9' && id <= 0xffffffffull; map++)
+    id = id * 10 + (u64) (*map - '0');
+  return id;
+}
+
+/* A user namespace keeps the limits that its creator has then, for all of its ids together.  They hold for what the
+   creator's id is charged with, so only an id that one container has can carry them. */
+static int
+take_counted_limits (const struct pc_plan *plan)
+{
+  static const u32 counted[] = { 11 /* RLIMIT_SIGPENDING */, 12 /* RLIMIT_MSGQUEUE */, 8 /* RLIMIT_MEMLOCK */ };
+  static u64 own[COUNT (counted)][2], now[COUNT (counted)];
+  const struct pc_security *security = pc_at (plan, plan->security);
+  const struct pc_rlimit *limits = pc_at (security, security->rlimits);
+
+  for (u32 kind = 0; kind < COUNT (counted); kind++)
+    {
+      if (own[kind][1] == 0)
+        {
+          word error = raw4 (__NR_prlimit64, 0, counted[kind], 0, own[kind]);
+          if (error < 0)
+            return (int) error;
+          now[kind] = own[kind][0];
+        }
+      u64 wanted = own[kind][0];
+      for (u32 i = 0; i < security->rlimits.size / sizeof *limits; i++)
+        if (limits[i].resource == counted[kind])
+          wanted = limits[i].hard < own[kind][1] ? limits[i].hard : own[kind][1];
+      if (wanted == now[kind])
+        continue;
+      u64 limit[2] = { wanted, own[kind][1] };
+      word error = raw4 (__NR_prlimit64, 0, counted[kind], limit, 0);
+      if (error < 0)
+        return (int) error;
+      now[kind] = wanted;
+    }
+  return 0;
+}
+
+word
+pc_clone_owned (const struct pc_plan *plan, const struct clone_args *args)
+{
+  u64 id = first_id (plan);
+  word error = take_counted_limits (plan);
+
+  if (error < 0)
+    return error;
+  /* The kernel charges what a user namespace holds (inotify, timers, namespaces) to its creator as well.  An id
+     of the container's own block keeps that apart from the host's root and from other containers. */
+  if (id == 0)
+    return raw2 (__NR_clone3, args, sizeof *args);
+  error = raw3 (__NR_setresuid, -1, id, -1);
+  if (error < 0)
+    return error;
+  word pid = raw2 (__NR_clone3, args, sizeof *args);
+  if (pid != 0 && raw3 (__NR_setresuid, -1, 0, -1) < 0)
+    sys_exit (1);
+  return pid;
+}
