@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -35,6 +36,23 @@ make_room (struct pcx_pump *pump, int at)
   return 0;
 }
 
+/* Never waits.  A command may open its output for reading too and take what poll saw; a read that waits then
+   would keep no deadline.  Pipes take RWF_NOWAIT since Linux 6.4, and terminals do not: those are made
+   non-blocking. */
+static ssize_t
+read_now (int fd, void *data, size_t size)
+{
+  struct iovec room = { .iov_base = data, .iov_len = size };
+  ssize_t got = preadv2 (fd, &room, 1, -1, RWF_NOWAIT);
+  int on = 1;
+
+  if (got >= 0 || errno != EOPNOTSUPP)
+    return got;
+  if (ioctl (fd, FIONBIO, &on) < 0)
+    return -1;
+  return read (fd, data, size);
+}
+
 /* Bytes read, 0 when nothing more is there now, or a negative errno. */
 static ssize_t
 read_stream (struct pcx_pump *pump, int stream, size_t most)
@@ -46,7 +64,7 @@ read_stream (struct pcx_pump *pump, int stream, size_t most)
   size_t room = pump->capacity[at] - pump->size[at];
   if (room > most)
     room = most;
-  ssize_t got = read (pump->fds[stream], pump->data[at] + pump->size[at], room);
+  ssize_t got = read_now (pump->fds[stream], pump->data[at] + pump->size[at], room);
   if (got < 0)
     {
       if (errno == EAGAIN || errno == EINTR)
@@ -120,14 +138,20 @@ has_writers (struct pcx_pump *pump)
   return pump->fds[1] >= 0 || pump->fds[2] >= 0;
 }
 
-/* What the command wrote is in the pipes now; what its orphans go on to write is not waited for. */
+/* The command's output is in the pipes now.  The first read ends most streams; only where there is more is its
+   size asked for, so that output of processes that the command left running is not waited for. */
 static int
 drain (struct pcx_pump *pump)
 {
   for (int stream = 1; stream < 3; stream++)
     {
       int waiting = 0;
-      if (pump->fds[stream] < 0 || ioctl (pump->fds[stream], FIONREAD, &waiting) < 0)
+      if (pump->fds[stream] < 0)
+        continue;
+      ssize_t first = read_stream (pump, stream, (size_t) -1);
+      if (first < 0)
+        return (int) first;
+      if (first == 0 || ioctl (pump->fds[stream], FIONREAD, &waiting) < 0)
         continue;
       while (waiting > 0 && pump->fds[stream] >= 0)
         {

@@ -176,11 +176,8 @@ class Pump:
         raw = self._raw
         raw.channel = execution.channel
         raw.fds, plumbing.ours = plumbing.ours, [-1, -1, -1]
-        # A command may open its output for reading too and take what poll saw: then a read would block, and
-        # no deadline would be kept.
-        for fd in raw.fds:
-            if fd >= 0:
-                os.set_blocking(fd, False)
+        if data and raw.fds[0] >= 0:
+            os.set_blocking(raw.fds[0], False)
         raw.input, raw.input_size = self._data, len(data)
         raw.limit = _UNLIMITED if cap is None else cap
         if timeout is not None:
