@@ -32,6 +32,7 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 80
+napoleon_use_ivar = True  # fields of values are described once, by their class
 
 html_theme = "furo"
 html_title = f"pycontain {release}"

@@ -25,7 +25,12 @@ def _nanoseconds(seconds: float) -> int:
 class Healthcheck:
     """The health check of an image, as Docker defines it.
 
-    Durations are in seconds; 0 is Docker's default.
+    Attributes:
+        test: The command, with `CMD`, `CMD-SHELL` or `NONE` as its first element.
+        interval: Seconds between checks; 0 is Docker's default, here and below.
+        timeout: Seconds until a check counts as failed.
+        start_period: Seconds after the start in which failures do not count.
+        retries: Number of consecutive failures that make a container unhealthy.
     """
 
     test: tuple[str, ...] = ()
@@ -52,7 +57,22 @@ class Healthcheck:
 
 @frozen(kw_only=True)
 class ContainerConfig:
-    """Container defaults: the `config` object of an image configuration."""
+    """Container defaults: the `config` object of an image configuration.
+
+    Attributes:
+        user: User and group, by name or number.
+        env: Entries `NAME=value`.
+        entrypoint: The program and its first arguments.
+        command: Default arguments.
+        workdir: Working directory.
+        volumes: Paths of anonymous volumes.
+        ports: Exposed ports, such as `80/tcp`.
+        labels: Metadata.
+        stop_signal: Name or number of the signal that stops the container.
+        healthcheck: Health check, if the image defines one.
+        shell: The shell for `RUN` in a build (Docker's extension).
+        on_build: Triggers for builds that use the image (Docker's extension).
+    """
 
     user: str = ""
     env: tuple[str, ...] = ()
@@ -133,7 +153,15 @@ class ContainerConfig:
 
 @frozen(kw_only=True)
 class History:
-    """One entry of an image's history (OCI config.md, "history")."""
+    """One entry of an image's history (OCI config.md, "history").
+
+    Attributes:
+        created: Time of creation (RFC 3339).
+        created_by: The command that created the layer.
+        author: Author of the layer.
+        comment: Free text.
+        empty_layer: The entry has no layer.
+    """
 
     created: str = ""
     created_by: str = ""
@@ -173,6 +201,12 @@ class ImageConfig:
     """An image configuration: platform, layers, history and container defaults.
 
     Attributes:
+        platform: Platform of the image.
+        container: Defaults of its containers.
+        diff_ids: Digests of the uncompressed layers, the lowest first.
+        history: History entries, the oldest first.
+        created: Time of creation (RFC 3339).
+        author: Author of the image.
         raw: The original bytes, from which the image's digest is computed.
     """
 

@@ -20,7 +20,16 @@ ENTRIES_MOST = 10_000
 
 @frozen(kw_only=True)
 class Descriptor:
-    """Type, size and digest of some content (OCI descriptor.md)."""
+    """Type, size and digest of some content (OCI descriptor.md).
+
+    Attributes:
+        media_type: Media type of the content.
+        digest: Digest of the content.
+        size: Size in bytes.
+        urls: Other places of the content.
+        annotations: Metadata.
+        platform: Platform of a manifest in an index.
+    """
 
     media_type: str
     digest: Digest
@@ -62,9 +71,13 @@ class Descriptor:
 
 @frozen(kw_only=True)
 class Manifest:
-    """An image manifest: descriptors of the configuration and of the layers, the lowest first.
+    """An image manifest (OCI manifest.md).
 
     Attributes:
+        media_type: Media type of the manifest.
+        config: Descriptor of the image configuration.
+        layers: Descriptors of the layers, the lowest first.
+        annotations: Metadata.
         raw: The original bytes, from which the digest is computed.
     """
 
@@ -95,7 +108,13 @@ class Manifest:
 
 @frozen(kw_only=True)
 class Index:
-    """An image index: manifests for several platforms, in the order of preference."""
+    """An image index: manifests for several platforms (OCI image-index.md).
+
+    Attributes:
+        media_type: Media type of the index.
+        manifests: Descriptors of the manifests, in the order of preference.
+        raw: The original bytes.
+    """
 
     media_type: str
     manifests: tuple[Descriptor, ...]

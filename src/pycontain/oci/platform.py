@@ -39,7 +39,14 @@ _IMPLIED = {("arm64", "v8"): "", ("amd64", "v1"): "", ("arm", ""): "v7"}
 
 @frozen
 class Platform:
-    """os, architecture and variant, by the names that Go gives them."""
+    """An operating system and processor, by the names that Go gives them.
+
+    Attributes:
+        os: Operating system.
+        architecture: Processor architecture.
+        variant: Variant of the architecture, such as `v7`.
+        os_version: Version of the operating system (Windows images).
+    """
 
     os: str = "linux"
     architecture: str = "amd64"

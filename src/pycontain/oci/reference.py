@@ -26,6 +26,12 @@ class Reference:
 
     'debian' is docker.io/library/debian:latest; a first part is a registry when it has a dot or a
     colon or is 'localhost'.
+
+    Attributes:
+        registry: Host name of the registry, with its port if it has one.
+        repository: Name of the image in the registry.
+        tag: Tag, if the reference has one.
+        digest: Digest, if the reference has one.
     """
 
     registry: str
