@@ -152,7 +152,7 @@ def _layer(top: Path, engine: Engine, image: Image, rounds: int) -> list[dict[st
     """The same compressed layer by our unpacker, digests verified, and by `tar -xzf`."""
     from pycontain._images.layers import LayerBuild, feed_verified
 
-    store, blob = engine.store, image.layers[0].digest
+    store, blob = engine._session.store, image.layers[0].digest
     builds: list[LayerBuild] = []
 
     def ours() -> None:

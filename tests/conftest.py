@@ -30,9 +30,9 @@ os.environ["PYCONTAIN_ROOT"] = _ROOT
 @pytest.fixture(scope="session", autouse=True)
 def _store() -> Iterator[None]:
     yield
-    from pycontain import _engine
+    from pycontain._runtime.session import close_all
 
-    _engine._close_all()
+    close_all()
 
 
 def pytest_unconfigure() -> None:
@@ -41,19 +41,24 @@ def pytest_unconfigure() -> None:
 
 
 def _cgroups() -> set[str]:
-    from pycontain._engine import default_engine
+    from pycontain._objects.engine import default_engine
 
     engine = default_engine()
-    bases = {f"{path}/pycontain/{engine.owner.name}" for path in engine.cgroups.layout.legacy.values()}
-    if engine.cgroups.unified:
-        bases.add(engine.cgroups.unified)
+    bases = {
+        f"{path}/pycontain/{engine._session.owner.name}"
+        for path in engine._session.cgroups.layout.legacy.values()
+    }
+    if engine._session.cgroups.unified:
+        bases.add(engine._session.cgroups.unified)
     found: set[str] = set()
     for base in bases:
         for directory, names, _ in os.walk(base):
             found.update(os.path.join(directory, name) for name in names)
-    waiting = {child.group.name for child in engine.launchers.precloned()}
+    waiting = {child.group.name for child in engine._session.launchers.precloned()}
     return {
-        path for path in found if not path.endswith(engine.owner.name) and not waiting & {*path.split("/")}
+        path
+        for path in found
+        if not path.endswith(engine._session.owner.name) and not waiting & {*path.split("/")}
     }
 
 
@@ -74,23 +79,23 @@ def _held_fds() -> int:
 
 
 def _snapshot() -> dict[str, object]:
-    from pycontain._engine import default_engine
+    from pycontain._objects.engine import default_engine
 
     engine = default_engine()
-    engine.warm.discard()
+    engine._session.warm.discard()
     engine.settle()
     return {
         "mounts": our_mounts(),
         "cgroups": _cgroups(),
-        "containers": os.listdir(engine.owner.live),
-        "fds": _held_fds() - 2 * len(engine.launchers) - len(engine.cgroups.held),
+        "containers": os.listdir(engine._session.owner.live),
+        "fds": _held_fds() - 2 * len(engine._session.launchers) - len(engine._session.cgroups.held),
     }
 
 
 @pytest.fixture
 def engine() -> Engine:
     """Return the default engine of this run."""
-    from pycontain._engine import default_engine
+    from pycontain._objects.engine import default_engine
 
     return default_engine()
 
@@ -98,14 +103,14 @@ def engine() -> Engine:
 @pytest.fixture
 def needs_memory(engine: Engine) -> None:
     """Skip where no cgroup limits memory."""
-    if not engine.cgroups.layout.has("memory"):
+    if not engine._session.cgroups.layout.has("memory"):
         pytest.skip("no memory controller is delegated to this user")
 
 
 @pytest.fixture
 def needs_pids(engine: Engine) -> None:
     """Skip where no cgroup limits processes."""
-    if not engine.cgroups.layout.has("pids"):
+    if not engine._session.cgroups.layout.has("pids"):
         pytest.skip("no pids controller is delegated to this user")
 
 

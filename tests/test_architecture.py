@@ -23,7 +23,6 @@ ROOMS = [
     {"_volumes", "_networks"},
     {"_runtime"},
     {"_python"},
-    {"_engine"},
     {"_objects", "lowlevel"},
     {"__init__"},
     {"__main__"},
@@ -31,9 +30,8 @@ ROOMS = [
 """Rooms from the bottom up: each may import itself and those below."""
 
 UPWARD = {
-    ("_runtime/spec.py", "_objects"),  # the image is a value; it moves down with the image store
-    ("_engine.py", "_objects"),  # made on first use
-    ("_runtime/doctor.py", "_objects"),  # it starts a container to see that one starts
+    (f"_runtime/{name}.py", "_objects")  # the image is a value; it moves down with the image store
+    for name in ("compile", "leases", "replace_root", "spec", "users")
 }
 
 FORBIDDEN = {"utils", "common", "helpers", "misc", "util", "helper"}
@@ -49,17 +47,8 @@ def _room(path: Path) -> str:
 
 
 def _imports(path: Path) -> Iterator[str]:
-    """Return the rooms that a module imports at run time, without those under TYPE_CHECKING."""
-    tree = ast.parse(path.read_text())
-    guarded = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in guarded:
-            continue
+    """Return the rooms that a module imports, also late or for types only."""
+    for node in ast.walk(ast.parse(path.read_text())):
         names = []
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module]
@@ -76,8 +65,6 @@ def test_imports_point_downwards(path: Path) -> None:
     for room in _imports(path):
         if (str(path.relative_to(PACKAGE)), room) in UPWARD:
             continue
-        if _room(path) == "_objects" and room == "_engine":
-            continue
         assert _level(room) <= level, f"{path.name} imports {room} above it"
 
 
@@ -85,6 +72,24 @@ def test_imports_point_downwards(path: Path) -> None:
 def test_modules_are_small_and_named(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 500
     assert path.stem not in FORBIDDEN
+
+
+def test_runtime_uses_a_session_instead_of_an_engine() -> None:
+    for path in (PACKAGE / "_runtime").glob("*.py"):
+        names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+        assert not names & {"Engine", "Container"}, path
+
+
+def test_engine_has_only_the_documented_members() -> None:
+    from pycontain import Engine
+
+    public = {name for name in vars(Engine) if not name.startswith("_")}
+    assert public == {
+        *("images", "containers", "networks", "volumes"),
+        *("prune", "fsck", "info", "doctor", "sweep", "settle", "kill_all", "close"),
+    }
+    with Engine() as engine:
+        assert {name for name in vars(engine) if not name.startswith("_")} == set()
 
 
 def test_c_files_are_small() -> None:

@@ -9,7 +9,6 @@ from importlib import import_module
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pycontain._engine import Engine
     from pycontain._images.bounds import LayerLimits
     from pycontain._images.progress import Progress
     from pycontain._model.change import Change
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from pycontain._objects.beneath import open_beneath
     from pycontain._objects.container import Container
     from pycontain._objects.egress import Egress
+    from pycontain._objects.engine import Engine
     from pycontain._objects.faults import Partition
     from pycontain._objects.image import Image
     from pycontain._objects.network import Endpoint, Network
@@ -121,7 +121,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Engine": "_engine",
+    "Engine": "_objects.engine",
     "LayerLimits": "_images.bounds",
     "Progress": "_images.progress",
     "CgroupLimits": "_model.limits",

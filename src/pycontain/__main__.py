@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from attrs import asdict
 
 from pycontain import Engine, PycontainError, __version__
-from pycontain._runtime.doctor import Check, examine
+from pycontain._objects.doctor import Check, examine
 
 
 def _doctor(as_json: bool) -> int:

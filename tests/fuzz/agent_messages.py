@@ -251,21 +251,23 @@ class LauncherTarget(Target):
     def start(self) -> None:
         """A launcher is made on first use."""
         # Children pending in this launcher were made by fuzz messages, so the engine must not use them.
-        vars(self.engine.warm)["ended"] = vars(self.engine.warm)["started"] = lambda *_: None
+        vars(self.engine._session.warm)["ended"] = vars(self.engine._session.warm)["started"] = lambda *_: (
+            None
+        )
         self.work()
         self.baseline = self.least()
 
     def stop(self) -> None:
         """End the launcher, and let the pool forget it."""
-        with contextlib.suppress(Trouble), self.engine.launchers.borrow() as launcher:
+        with contextlib.suppress(Trouble), self.engine._session.launchers.borrow() as launcher:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(launcher.pidfd, signal.SIGKILL)
             raise Trouble("stopped")
 
     @contextlib.contextmanager
     def _borrowed(self) -> Iterator[Launcher]:
-        with self.engine.launchers.borrow() as launcher:
-            if len(self.engine.launchers) != 1:
+        with self.engine._session.launchers.borrow() as launcher:
+            if len(self.engine._session.launchers) != 1:
                 raise RuntimeError("the harness has made a second launcher")
             yield launcher
 

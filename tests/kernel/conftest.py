@@ -27,14 +27,14 @@ def container() -> Iterator[Container]:
 @pytest.fixture
 def needs_freezer(engine: Engine) -> None:
     """Skip where no v2 tree freezes."""
-    if engine.cgroups.unified is None:
+    if engine._session.cgroups.unified is None:
         pytest.skip("no cgroup v2 tree is delegated to this user")
 
 
 @pytest.fixture
 def needs_idmap(engine: Engine, tmp_path: Path) -> None:
     """Skip where root cannot idmap a bind into the container's ids; rootless starts need no id map."""
-    if not engine.features.privileged:
+    if not engine._session.features.privileged:
         return
     try:
         Container(mounts={"/data": Bind(tmp_path, idmap=True)}).start().remove()

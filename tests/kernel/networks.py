@@ -16,31 +16,31 @@ from tests.support.world import World
 @pytest.fixture(scope="session", autouse=True)
 def _network_manager() -> None:
     """Create the objects that all networks share before the leak check counts."""
-    from pycontain._engine import default_engine
+    from pycontain._objects.engine import default_engine
 
     try:
         first = Network("pyc-first", internal=True)
     except UnsupportedError as refused:
         pytest.skip(f"{refused.hint}")
     with first, Container(network=first):
-        default_engine().network_manager.relay()
+        default_engine()._session.network_manager.relay()
 
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(engine: Engine) -> Iterator[None]:
     """No network, interface or rule of ours."""
     yield
-    engine.warm.discard()
+    engine._session.warm.discard()
     assert [one.name for one in Network.list()] == []
-    firewall = engine.network_manager.firewall
+    firewall = engine._session.network_manager.firewall
     for name in firewall.sets.keys() - {"refused", "sources", "tracking", "host", "host6"}:
         assert firewall.elements(name) == [], name
-    route = engine.network_manager.netns.route
+    route = engine._session.network_manager.netns.route
     assert not [one for one in links.seen_links(route.ask(links.every_link())) if _is_bridge(one, engine)]
 
 
 def _is_bridge(link: links.Link, engine: Engine) -> bool:
-    return link.name.startswith(links.prefix(engine.owner.name)) and bool(link.alias)
+    return link.name.startswith(links.prefix(engine._session.owner.name)) and bool(link.alias)
 
 
 @pytest.fixture
@@ -62,19 +62,19 @@ def outside(engine: Engine) -> Iterator[Network]:
 
 
 def root_only(engine: Engine) -> None:
-    if not engine.features.privileged:
+    if not engine._session.features.privileged:
         pytest.skip("the host's interfaces are root's")
 
 
 def needs_way_out(engine: Engine) -> None:
-    if engine.features.privileged or problems():
+    if engine._session.features.privileged or problems():
         pytest.skip("needs a rootless engine with a working uplink")
 
 
 @pytest.fixture
 def world(engine: Engine) -> Iterator[World]:
     """Return a host outside this machine."""
-    if not engine.features.privileged:
+    if not engine._session.features.privileged:
         pytest.skip("the host's interfaces are root's")
     with open("/tmp/pyc-world.lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # routes of the host are one for all that run at once

@@ -295,7 +295,7 @@ with pycontain.Container() as c:
 FILE_SIZE = """
 import resource, pycontain
 engine = pycontain.Engine()
-engine.host_image()
+engine._host_image()
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, {hard}))
 try:
     with pycontain.Container(engine=engine) as c:

@@ -81,7 +81,7 @@ def _joined(thread: threading.Thread) -> bool:
 @pytest.mark.parametrize("supervised", [False, True])
 def test_leftover_keeps_working_pipes(supervised: bool, engine_of_its_own: Engine) -> None:
     if supervised:
-        engine_of_its_own.cgroups.unified = None
+        engine_of_its_own._session.cgroups.unified = None
     with Container(engine=engine_of_its_own) as c:
         script = "(for i in 1 2 3; do sleep 0.1; echo tick; echo tock >&2; done; echo whole > /tmp/end) &"
         c.exec(script, shell=True)

@@ -68,7 +68,7 @@ def grace_periods(instance: Path, engine: Engine) -> dict[str, set[int]]:
     One wait may show as several, since a sleeper is woken to look and sleeps on.
     """
     found: dict[str, set[int]] = {}
-    ours = {os.getpid()} | {pid_of(launcher.pidfd) for launcher in engine.launchers._all}
+    ours = {os.getpid()} | {pid_of(launcher.pidfd) for launcher in engine._session.launchers._all}
     for block in re.split(r"\n(?= *\S.*-\d+ +\[\d+\])", (instance / "trace").read_text()):
         born = re.search(r"sched_process_fork: comm=.* pid=(\d+) child_comm=.* child_pid=(\d+)", block)
         if born is not None and int(born[1]) in ours:
@@ -149,7 +149,7 @@ def straced(engine: Engine, tmp_path: Path) -> Iterator[Path]:
         time.sleep(1.1)
         Container().start().remove()
     time.sleep(1.1)
-    (launcher,) = engine.launchers._free[-1:]
+    (launcher,) = engine._session.launchers._free[-1:]
     out = tmp_path / "calls"
     tracer = subprocess.Popen(
         [program, "-f", "-qq", "-o", str(out), "-p", str(pid_of(launcher.pidfd))], stderr=subprocess.PIPE
@@ -167,7 +167,7 @@ def straced(engine: Engine, tmp_path: Path) -> Iterator[Path]:
 
 
 def test_system_calls_of_a_start(straced: Path, engine: Engine) -> None:
-    supervised = not engine.cgroups.kills  # a third process stands above the command then
+    supervised = not engine._session.cgroups.kills  # a third process stands above the command then
     with Container() as container:
         container.exec(["true"])
         time.sleep(0.3)

@@ -193,7 +193,7 @@ signal.signal(signal.SIGALRM, shoot)
 engine = Engine()
 def count():
     engine.settle()
-    return len(os.listdir('/proc/self/fd')), os.listdir(engine.owner.live)
+    return len(os.listdir('/proc/self/fd')), os.listdir(engine._session.owner.live)
 for _ in range(5):
     with Container(engine=engine) as c: c.exec(['true'])
 before = count()
@@ -208,11 +208,11 @@ for _ in range(300):
     except KeyboardInterrupt:
         hits += 1
 after = count()
-name = engine.owner.name
-groups = [f'{base}/pycontain/{name}' for base in engine.cgroups.layout.legacy.values()]
+name = engine._session.owner.name
+groups = [f'{base}/pycontain/{name}' for base in engine._session.cgroups.layout.legacy.values()]
 engine.close()
 Engine().close()
-left = [path for path in (engine.owner.live, *groups) if os.path.exists(path)]
+left = [path for path in (engine._session.owner.live, *groups) if os.path.exists(path)]
 print(hits, after[0] - before[0], len(after[1]), left)
 """
     done = subprocess.run(
@@ -296,12 +296,12 @@ def test_another_s_limit_is_not_this_ones_reason(needs_pids: None) -> None:
 
 
 def test_a_spare_that_died_is_replaced(engine: Engine) -> None:
-    if not engine.features.privileged:
+    if not engine._session.features.privileged:
         pytest.skip("a rootless launcher keeps no pre-cloned child")
-    engine.warm.discard()
+    engine._session.warm.discard()
     for turn in range(4):
         Container(hostname=f"turn{turn}").start().remove()  # of different kinds: no whole ones are made
-    (launcher,) = [one for one in engine.launchers._all if one.precloned is not None][:1]
+    (launcher,) = [one for one in engine._session.launchers._all if one.precloned is not None][:1]
     groups = launcher.precloned.group.paths()
     deadline = time.monotonic() + 10
     while not Path(next(iter(groups.values())), "cgroup.procs").exists() and time.monotonic() < deadline:

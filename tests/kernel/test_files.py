@@ -245,7 +245,7 @@ def test_more_than_is_wanted_is_not_read(place: ContainerPath) -> None:
 @pytest.fixture
 def needs_ids(engine: Engine) -> None:
     """Skip where the container has one id alone."""
-    if not engine.features.privileged and not engine.sub_ids:
+    if not engine._session.features.privileged and not engine._session.sub_ids:
         pytest.skip("this user has no sub-ids")
 
 

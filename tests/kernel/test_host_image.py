@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("needs_idmap")]
 
 @pytest.mark.parametrize("user", ["root", "1000", "1234:5", "nobody"])
 def test_home_and_start_directory_are_writable(user: str, engine: Engine) -> None:
-    if user != "root" and not engine.features.privileged and not engine.sub_ids:
+    if user != "root" and not engine._session.features.privileged and not engine._session.sub_ids:
         pytest.skip("without sub-ids there is the one id 0")
     with Container(engine=engine, user=user) as container:
         script = "touch here && pwd && mkdir -p ~/.cache/x && touch ~/.cache/x/y && echo $HOME"

@@ -36,8 +36,8 @@ def image(root: Path, engine: Engine) -> Iterator[Image]:
         one.remove(force=True)
     engine.sweep()
     assert engine.fsck() == []
-    assert os.listdir(engine.store.layers) == os.listdir(engine.store.partial) == []
-    assert os.listdir(os.path.join(engine.store.blobs, "sha256")) == []
+    assert os.listdir(engine._session.store.layers) == os.listdir(engine._session.store.partial) == []
+    assert os.listdir(os.path.join(engine._session.store.blobs, "sha256")) == []
 
 
 def _file(name: str, text: str, **fields: int) -> tuple[tarfile.TarInfo, io.BytesIO]:
@@ -57,9 +57,13 @@ def _configured(image: Image, config: ContainerConfig) -> Image:
 def test_imported_directory_is_unchanged(image: Image, root: Path, engine: Engine) -> None:
     (path,) = image.directories
     assert (
-        difference(listing(path, owners=engine.store.owners), listing(root, owners=engine.store.owners)) == {}
+        difference(
+            listing(path, owners=engine._session.store.owners),
+            listing(root, owners=engine._session.store.owners),
+        )
+        == {}
     )
-    assert image.layers[0].size == os.path.getsize(engine.store.blob_path(image.layers[0].digest))
+    assert image.layers[0].size == os.path.getsize(engine._session.store.blob_path(image.layers[0].digest))
     assert image.size > 1 << 20
 
 
@@ -107,14 +111,16 @@ def test_image_of_a_live_container_stays(image: Image) -> None:
 
 def test_layers_in_use_outlive_their_image(image: Image, engine: Engine) -> None:
     with Container(image) as container:
-        engine.store.remove_image(image.manifest.digest if image.manifest else image.layers[0].digest)
+        engine._session.store.remove_image(
+            image.manifest.digest if image.manifest else image.layers[0].digest
+        )
         engine.sweep()
         assert container.exec(["cat", "/etc/passwd"]).returncode == 0
     assert engine.sweep().layers == 1
 
 
 def test_configuration_is_the_default_of_containers(image: Image, engine: Engine) -> None:
-    many = engine.features.privileged or bool(engine.sub_ids)
+    many = engine._session.features.privileged or bool(engine._session.sub_ids)
     config = ContainerConfig(
         user="bob" if many else "root",
         env=("PATH=/bin", "GREETING=hello world", "EMPTY="),
@@ -200,9 +206,9 @@ def test_declared_volumes_are_there_with_their_content(image: Image) -> None:
 
 def _single() -> bool:
     """Return whether containers of this user have only the id 0."""
-    from pycontain._engine import default_engine
+    from pycontain._objects.engine import default_engine
 
-    return not (default_engine().features.privileged or default_engine().sub_ids)
+    return not (default_engine()._session.features.privileged or default_engine()._session.sub_ids)
 
 
 def test_diff_reports_changes(needs_idmap: None, image: Image) -> None:
@@ -334,9 +340,13 @@ def test_whiteouts_and_links_hide_and_show(image: Image, tmp_path: Path, engine:
             archive.addfile(*entry)
     layer.seek(0)
     assert base.manifest is not None
-    with engine.store.leasing() as lease:
-        written: Written = adopt_archive(engine.store, layer.read, lambda digest: lease.add("blob", digest))
-        record = compose(engine.store, (base.manifest, base.config), [written], base.config, [History()], [])
+    with engine._session.store.leasing() as lease:
+        written: Written = adopt_archive(
+            engine._session.store, layer.read, lambda digest: lease.add("blob", digest)
+        )
+        record = compose(
+            engine._session.store, (base.manifest, base.config), [written], base.config, [History()], []
+        )
     with Container(record.digest) as container:
         shown = container.exec("ls /keep /keep/sub /full; stat -c %a /keep", shell=True).stdout
     assert shown == "/full:\nd\n\n/keep:\nsub\n\n/keep/sub:\na\nnew\n1777\n"

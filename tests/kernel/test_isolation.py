@@ -176,7 +176,7 @@ def test_binds(tmp_path: Path) -> None:
 
 
 def test_idmapped_bind(tmp_path: Path, engine: Engine, needs_idmap: None) -> None:
-    if not engine.features.privileged:
+    if not engine._session.features.privileged:
         pytest.skip("idmapped mounts need root")
     with Container(mounts={"/data": Bind(tmp_path, idmap=True)}) as container:
         result = container.exec("echo x > /data/made && stat -c %u /data/made", shell=True)
@@ -201,7 +201,7 @@ with Container(mounts=mounts) as container:
 
 
 def test_later_host_mounts_propagate_only_on_request(tmp_path: Path, engine: Engine) -> None:
-    if not engine.features.privileged:
+    if not engine._session.features.privileged:
         pytest.skip("mounting needs root")
     command = ["unshare", "-m", sys.executable, "-c", _PROPAGATED, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

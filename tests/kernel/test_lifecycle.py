@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pycontain import PIPE, Conflict, Container, Engine, StateError
-from pycontain._engine import default_engine
+from pycontain._objects.engine import default_engine
 from tests.support.descriptors import open_descriptors
 
 
@@ -213,7 +213,7 @@ VICTIM = """
 import os, sys, random
 from pycontain import Container, Engine
 engine = Engine(sys.argv[1])
-print(engine.owner.name, flush=True)
+print(engine._session.owner.name, flush=True)
 while True:
     with Container(engine=engine) as c:
         c.exec(['true'])
@@ -229,7 +229,7 @@ def test_killed_callers_leave_nothing(tmp_path: Path) -> None:
 
     root = tmp_path / "root"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    layout = default_engine().cgroups.layout
+    layout = default_engine()._session.cgroups.layout
     bases = [f"{base}/pycontain" for base in (*layout.legacy.values(), layout.unified) if base]
     owners = set()
     rounds = int(os.environ.get("PYC_KILLS", "300"))
@@ -248,8 +248,8 @@ def test_killed_callers_leave_nothing(tmp_path: Path) -> None:
         for victim in victims:
             victim.communicate()
     with Engine(root) as engine:
-        assert os.listdir(root / "data" / "live") == [engine.owner.name]
-        assert os.listdir(root / "run" / "owners") == [f"{engine.owner.name}.lock"]
+        assert os.listdir(root / "data" / "live") == [engine._session.owner.name]
+        assert os.listdir(root / "run" / "owners") == [f"{engine._session.owner.name}.lock"]
         assert len(owners) == rounds
         for base in filter(os.path.isdir, bases):
             assert not owners.intersection(os.listdir(base))
@@ -259,18 +259,18 @@ def test_killed_callers_leave_nothing(tmp_path: Path) -> None:
 @pytest.mark.case("F13")
 def test_thousand_containers_leave_nothing(engine: Engine) -> None:
     # The watch of disk limits borrows a launcher too, and makes the second one if it meets a start.
-    with engine.launchers.borrow(), engine.launchers.borrow():
+    with engine._session.launchers.borrow(), engine._session.launchers.borrow():
         pass
     for _ in range(20):
         with Container() as container:
             container.exec(["true"])
-    engine.warm.discard()
+    engine._session.warm.discard()
     engine.settle()
     before = open_descriptors(), threading.active_count(), _memory()
     for _ in range(1000):
         with Container() as container:
             container.exec(["true"])
-    engine.warm.discard()
+    engine._session.warm.discard()
     engine.settle()
     after = open_descriptors(), threading.active_count(), _memory()
     assert not after[0] - before[0]
@@ -283,19 +283,19 @@ def test_thousand_containers_leave_nothing(engine: Engine) -> None:
 def test_two_hundred_at_once(engine: Engine) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    engine.interrupts.watch()
-    engine.warm.discard()
+    engine._session.interrupts.watch()
+    engine._session.warm.discard()
     engine.settle()
-    before, launchers = open_descriptors(), len(engine.launchers)
+    before, launchers = open_descriptors(), len(engine._session.launchers)
     with ThreadPoolExecutor(16) as pool:
         containers = list(pool.map(lambda _: Container().start(), range(200)))
         echoed = list(pool.map(lambda one: one.exec(["echo", one.id]).stdout.strip(), containers))
         assert echoed == [one.id for one in containers]
         list(pool.map(lambda one: one.remove(), containers))
-    engine.warm.discard()
+    engine._session.warm.discard()
     engine.settle()
     # A launcher is a socket and a pidfd, and stays.
-    assert (open_descriptors() - before).total() <= 2 * (len(engine.launchers) - launchers)
+    assert (open_descriptors() - before).total() <= 2 * (len(engine._session.launchers) - launchers)
 
 
 @pytest.mark.soak

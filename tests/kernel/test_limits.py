@@ -35,7 +35,7 @@ def test_fork_bomb_is_contained(needs_pids: None) -> None:
 
 
 def test_cpus(engine: Engine) -> None:
-    if not engine.cgroups.layout.has("cpu"):
+    if not engine._session.cgroups.layout.has("cpu"):
         pytest.skip("no cpu controller is delegated to this user")
     with Container(cpus=0.2) as container, pytest.raises(CommandTimeout) as expired:
         container.exec(["python3", "-c", "while True: pass"], timeout=1)
@@ -76,7 +76,7 @@ def test_impossible_limits(limits: dict[str, object], engine: Engine) -> None:
 
 
 def test_limits_are_refused_where_nothing_enforces_them(engine: Engine) -> None:
-    if engine.cgroups.layout.has("memory"):
+    if engine._session.cgroups.layout.has("memory"):
         pytest.skip("this host enforces memory limits")
     with pytest.raises(UnsupportedError, match="memory"):
         Container(memory="64M")
@@ -86,7 +86,7 @@ def test_limits_are_refused_where_nothing_enforces_them(engine: Engine) -> None:
 
 
 def test_a_value_that_the_kernel_refuses(engine: Engine) -> None:
-    if not engine.cgroups.layout.has("cpuset"):
+    if not engine._session.cgroups.layout.has("cpuset"):
         pytest.skip("no cpuset controller is delegated to this user")
     with pytest.raises(LimitError, match="cpuset"):
         Container(limits=CgroupLimits(cpuset_cpus="9999")).start()

@@ -160,12 +160,12 @@ def test_no_busy_loop() -> None:
 def test_a_command_that_cannot_start_fails_the_start(
     engine: Engine, init: bool, command: list[str], workdir: str | None, kind: type[Exception]
 ) -> None:
-    engine.warm.discard()
+    engine._session.warm.discard()
     container = Container(command=command, workdir=workdir, init=init)
     before = _fds()
     with pytest.raises(kind):
         container.start()
-    engine.warm.discard()
+    engine._session.warm.discard()
     assert len(_fds()) <= len(before)
     assert container.status != "running"
     container.remove()

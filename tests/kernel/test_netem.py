@@ -20,10 +20,10 @@ from tests.support.world import World
 @pytest.fixture
 def pair(engine: Engine) -> Iterator[tuple[NetnsHost, World]]:
     """Return an interface with a peer behind it."""
-    if not engine.features.privileged:
+    if not engine._session.features.privileged:
         pytest.skip("the host's interfaces are root's")
     try:
-        netns = NetnsHost(engine.launchers, rootless=False)
+        netns = NetnsHost(engine._session.launchers, rootless=False)
     except OSError:
         pytest.skip("no nfnetlink")
     world = World()

@@ -357,7 +357,7 @@ def test_an_end_that_was_interrupted_leaves_no_member(
     engine: Engine, net: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = Container(network=net).start()
-    drop = engine.network_manager.names.drop
+    drop = engine._session.network_manager.names.drop
     interrupts = iter([KeyboardInterrupt])
 
     def interrupted(client: Client) -> None:
@@ -365,14 +365,14 @@ def test_an_end_that_was_interrupted_leaves_no_member(
             raise one
         drop(client)
 
-    monkeypatch.setattr(engine.network_manager.names, "drop", interrupted)
+    monkeypatch.setattr(engine._session.network_manager.names, "drop", interrupted)
     with pytest.raises(KeyboardInterrupt):
         one.remove()
     assert net.containers == {}
 
 
 def test_batch_continues_after_a_refused_request(engine: Engine, net: Network) -> None:
-    route, index = engine.network_manager.netns.route, net._bridge.index
+    route, index = engine._session.network_manager.netns.route, net._bridge.index
 
     def refused(*messages: Message) -> int:
         with pytest.raises(NetlinkError, match="No such device") as caught:

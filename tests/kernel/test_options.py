@@ -114,7 +114,7 @@ def test_a_sysctl_that_the_kernel_refuses() -> None:
 
 
 def test_group_add(engine: Engine) -> None:
-    if engine.ids_inside == 1:
+    if engine._session.ids_inside == 1:
         with pytest.raises(UnsupportedError, match="group_add"):
             Container(group_add=[5])
         return
@@ -128,7 +128,7 @@ def test_group_add(engine: Engine) -> None:
 
 
 def test_group_add_to_a_command_that_is_pid_1(engine: Engine) -> None:
-    if engine.ids_inside == 1:
+    if engine._session.ids_inside == 1:
         pytest.skip("a single id has no further groups")
     groups = ["grep", "^Groups:", "/proc/self/status"]
     with Container(None, groups, init=False, group_add=["77"]) as container:

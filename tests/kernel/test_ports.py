@@ -222,7 +222,7 @@ def test_rootless_uplink(engine: Engine, program: str, tmp_path: Path) -> None:
     """The uplink reaches other hosts, obeys an Egress, and ends with its owner, killed or not."""
     beyond = os.environ.get("PYC_WORLD")
     path = shutil.which(program)
-    if engine.features.privileged or beyond is None or path is None:
+    if engine._session.features.privileged or beyond is None or path is None:
         pytest.skip("needs a rootless engine, an outside host made by root, and the program")
     (tmp_path / program).symlink_to(path)
     code = """

@@ -41,7 +41,7 @@ SOON = 5.0
 def supervised(tmp_path: Path) -> Iterator[Container]:
     """A container on a host without cgroup v2, where every exec has a supervisor."""
     with Engine(tmp_path / "root") as engine:
-        engine.cgroups.unified = None
+        engine._session.cgroups.unified = None
         with Container(engine=engine) as one:
             yield one
 

@@ -44,7 +44,7 @@ def _snapshots(engine: Engine, needs_idmap: None) -> Iterator[None]:
     for one in Snapshot.list():
         one.remove()
     engine.settle()
-    place = os.path.join(engine.roots.data, "sealed")
+    place = os.path.join(engine._session.roots.data, "sealed")
     assert not os.path.exists(place) or os.listdir(place) == []
 
 
@@ -230,7 +230,7 @@ def test_an_ended_container_rolls_back_and_runs() -> None:
 
 
 def test_layers_stay_while_a_container_uses_them(engine: Engine) -> None:
-    sealed = os.path.join(engine.roots.data, "sealed")
+    sealed = os.path.join(engine._session.roots.data, "sealed")
     with Container() as one:
         _sh(one, "echo x > /file")
         snapshot = one.snapshot()
@@ -266,7 +266,7 @@ with Container() as one:
 
 def test_damaged_snapshot_is_reported(container: Container, engine: Engine) -> None:
     snapshot = container.snapshot()
-    layer = os.path.join(engine.roots.data, "sealed", snapshot.image.sealed[0])
+    layer = os.path.join(engine._session.roots.data, "sealed", snapshot.image.sealed[0])
     os.rename(layer, layer + "-away")
     try:
         assert Snapshot.list() == []
@@ -485,9 +485,11 @@ def test_kills_leave_snapshots_complete(engine: Engine) -> None:
         with Container(snapshot) as one:
             lines = _sh(one, "cat /file").split()
             assert lines[0] == "base"
-    for record in sealed.records(engine.store):
-        sealed.forget(engine.store, record.id)  # a kill between record and layer leaves one that is damaged
-    engine.leases.sweep_sealed()
+    for record in sealed.records(engine._session.store):
+        sealed.forget(
+            engine._session.store, record.id
+        )  # a kill between record and layer leaves one that is damaged
+    engine._session.leases.sweep_sealed()
     engine.settle()
-    assert os.listdir(os.path.join(engine.roots.data, "sealed")) == []
-    assert len(os.listdir(os.path.join(engine.roots.data, "live"))) == 1
+    assert os.listdir(os.path.join(engine._session.roots.data, "sealed")) == []
+    assert len(os.listdir(os.path.join(engine._session.roots.data, "live"))) == 1

@@ -36,7 +36,7 @@ for name, (root, point) in mounts.items():
 
 
 def _held(engine: Engine, *names: str) -> None:
-    if not all(engine.cgroups.layout.has(name) for name in names):
+    if not all(engine._session.cgroups.layout.has(name) for name in names):
         pytest.skip(f"no cgroup here can hold {' and '.join(names)}")
 
 
@@ -60,20 +60,20 @@ def test_a_container_made_ahead_shows_its_own_limits(engine: Engine) -> None:
 
 def test_mounts_agree_with_the_groups_of_a_process(engine: Engine) -> None:
     """A JVM fails where the root of a mount is none of the groups above its own."""
-    if not engine.cgroups.layout.legacy:
+    if not engine._session.cgroups.layout.legacy:
         pytest.skip("no cgroup v1 here")
     for cpus in (None, 0.5):
         with Container(engine=engine, cpus=cpus) as container:
             lines = container.exec(["python3", "-c", OWN], check=True).stdout.splitlines()
         assert {line.split()[0] for line in lines} >= {"memory", "cpu", "cpuacct", "cpuset"} & set(
-            engine.cgroups.layout.legacy
+            engine._session.cgroups.layout.legacy
         )
         assert all(line.split()[1] == "/" for line in lines), lines
 
 
 def test_java_and_node_follow_the_limits(engine: Engine) -> None:
     _held(engine, "memory", "cpu")
-    if "memory" not in engine.cgroups.layout.legacy:
+    if "memory" not in engine._session.cgroups.layout.legacy:
         pytest.skip(
             "on cgroup v2 a command's group is '/../eN' in /proc/self/cgroup, which no runtime resolves"
         )

@@ -36,9 +36,9 @@ def _volumes(engine: Engine, needs_idmap: None) -> Iterator[None]:
     Volume.prune(all=True)
     assert Volume.list() == []
     engine.settle()
-    place = os.path.join(engine.roots.data, "volumes")
+    place = os.path.join(engine._session.roots.data, "volumes")
     assert not os.path.exists(place) or os.listdir(place) == []
-    assert _without_devices(engine.roots.data)
+    assert _without_devices(engine._session.roots.data)
 
 
 def _without_devices(place: str) -> bool:
@@ -61,7 +61,7 @@ def _backing(device: str) -> str:
 @pytest.fixture
 def sized(engine: Engine) -> None:
     """Skip where no volume has a size."""
-    if not engine.features.privileged:
+    if not engine._session.features.privileged:
         pytest.skip("mounting a file system's image is root's")
     if not os.path.exists("/dev/loop-control"):
         pytest.skip("no loop devices")
@@ -89,7 +89,7 @@ def test_two_containers_share_a_persistent_volume(engine: Engine) -> None:
 
 
 def test_owners_are_the_same_inside_and_on_the_disk(engine: Engine, root: Path) -> None:
-    if not engine.store.owners:
+    if not engine._session.store.owners:
         pytest.skip("one id alone is mapped")
     from pycontain import Security
 
@@ -105,7 +105,7 @@ def test_owners_are_the_same_inside_and_on_the_disk(engine: Engine, root: Path) 
         _sh(other, "chmod 777 /data")
         assert other.exec("touch /data/theirs", shell=True, user="1000:1001").returncode == 0
         assert _sh(one, "stat -c '%u %g' /data/theirs").split() == ["1000", "1001"]
-    if engine.features.privileged:
+    if engine._session.features.privileged:
         seen = os.stat(os.path.join(volume.mounted().path, "mine"))
         assert (seen.st_uid, seen.st_gid) == (STORE_BLOCK + 1000, STORE_BLOCK + 1001)  # no host user
 
@@ -212,7 +212,7 @@ def test_unnamed_volume_ends_with_its_engine(engine: Engine) -> None:
     script = f"{script}\nimport os; os._exit(0)"
     subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert len(engine.volumes) == 3
-    with Engine(engine.roots.data.removesuffix("/data")):
+    with Engine(engine._session.roots.data.removesuffix("/data")):
         pass
     assert [volume.name for volume in engine.volumes] == ["pyc-named"]
 
@@ -256,7 +256,7 @@ def test_a_size_holds(sized: None) -> None:
 
 
 def test_sizes_are_checked(engine: Engine) -> None:
-    if not engine.features.privileged:
+    if not engine._session.features.privileged:
         with pytest.raises(UnsupportedError, match="in a rootless engine"):
             Volume("pyc-sized", size="8M")
         return
@@ -326,7 +326,7 @@ def test_content_outlives_its_record(
     with Container(volumes={"/data": Volume("pyc-lost", size=size)}) as one:
         _sh(one, "echo kept > /data/file")
     for regain in (lambda: engine.fsck(repair=True), lambda: Volume("pyc-lost")):
-        with engine.store.database.writing() as rows:
+        with engine._session.store.database.writing() as rows:
             rows.execute("DELETE FROM volume")
         assert engine.fsck() == ["volume pyc-lost: has no record"]
         regain()

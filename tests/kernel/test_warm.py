@@ -34,7 +34,7 @@ def follow(engine: Engine, **options: object) -> None:
 def waiting(engine: Engine) -> dict[str, int]:
     """Id and PID 1 of all that wait, the oldest first."""
     found = {}
-    for one in engine.warm._stock:
+    for one in engine._session.warm._stock:
         one.launch.hear()
         found[one.launch.spec.id] = one.launch._exchange.reply.record.value
     return found
@@ -153,7 +153,7 @@ def test_closing_the_engine_ends_them() -> None:
     engine.close()
     for pid in ready.values():
         assert not Path(f"/proc/{pid}/ns").exists()
-    assert not os.path.exists(engine.owner.live)
+    assert not os.path.exists(engine._session.owner.live)
 
 
 def test_warm_container_has_no_state_of_earlier_ones(busy: Engine) -> None:
@@ -168,7 +168,7 @@ def test_warm_container_has_no_state_of_earlier_ones(busy: Engine) -> None:
 def test_a_forked_child_holds_none(busy: Engine) -> None:
     """A copy of a control socket would keep one alive beyond its owner."""
     waiting(busy)
-    sockets = [one.launch._control for one in busy.warm._stock]
+    sockets = [one.launch._control for one in busy._session.warm._stock]
     child = os.fork()
     if child == 0:
         held = [fd for fd in sockets if os.path.exists(f"/proc/self/fd/{fd}")]

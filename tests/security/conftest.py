@@ -75,12 +75,12 @@ def kept(engine: Engine) -> dict[str, int]:
     """Files of a store with what each takes up of the disk; without the records, which grow as they like."""
     found = {}
     for top in ("blobs", "layers", "partial"):
-        for place, _, names in os.walk(os.path.join(engine.roots.data, top)):
+        for place, _, names in os.walk(os.path.join(engine._session.roots.data, top)):
             for name in names:
                 path = os.path.join(place, name)
                 found[path] = os.lstat(path).st_blocks
-    for name in os.listdir(engine.owner.live):
-        found[os.path.join(engine.owner.live, name)] = 0
+    for name in os.listdir(engine._session.owner.live):
+        found[os.path.join(engine._session.owner.live, name)] = 0
     return found
 
 
@@ -102,7 +102,7 @@ def shop(tmp_path: Path) -> Iterator[Engine]:
     """An engine with a store of its own, found whole and empty at the end."""
     tmp_path.chmod(0o755)
     engine = Engine(tmp_path / "store")
-    assert engine.store
+    assert engine._session.store
     try:
         yield engine
         whole(engine, tmp_path)

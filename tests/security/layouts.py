@@ -46,7 +46,7 @@ PARTS = ("manifest", "config", "first layer", "last layer")
 def nothing(engine: Engine) -> bool:
     """No image, no name, and no file that a sweep does not take."""
     engine.sweep()
-    return not engine.images and not engine.store.tags() and not kept(engine)
+    return not engine.images and not engine._session.store.tags() and not kept(engine)
 
 
 def not_refused(engine: Engine, layouts: Iterable[tuple[str, Layout]], match: str = "") -> list[str]:

@@ -193,7 +193,7 @@ def test_writer_beyond_the_disk_limit_is_killed(how: str, engine: Engine) -> Non
             pytest.skip("/proc does not show this user the open files of a container")
         done = container.exec([sys.executable, "-c", WRITE, how], timeout=120)
         assert (done.reason, done.returncode) == ("disk", -9), done
-        used = container._engine.disk._watched[container.id].used
+        used = container._engine._session.disk._watched[container.id].used
         assert used < 4 << 30  # a bound of the test's own: far more than a disk writes between two looks
         assert container.exec(["echo", "on"]).stdout == "on\n"
 
@@ -218,7 +218,7 @@ def test_short_command_beyond_the_limit_is_reported(monkeypatch: pytest.MonkeyPa
     """A command that ends before the disk watch polls is checked at its end."""
     with Container(disk="1M") as container:
         # Another program's free space can hide these 4 MiB from a single look.
-        monkeypatch.setattr(container._engine.disk, "_free", lambda: (0, 0))
+        monkeypatch.setattr(container._engine._session.disk, "_free", lambda: (0, 0))
         assert container.exec("head -c 4M /dev/zero > /x; sync", shell=True).reason == "disk"
         assert container.exec(["true"]).reason == "exit"
 
@@ -263,7 +263,7 @@ except ChildProcessError: pass
 @pytest.fixture
 def needs_cpu(engine: Engine) -> None:
     """Skip where no cgroup bounds processor time."""
-    if not engine.cgroups.layout.has("cpu"):
+    if not engine._session.cgroups.layout.has("cpu"):
         pytest.skip("no cpu controller is delegated to this user")
 
 

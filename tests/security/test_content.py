@@ -98,7 +98,7 @@ def test_docker_archive_with_other_layers(shop: Engine) -> None:
 def test_content_that_goes_bad_in_the_store_is_found(shop: Engine) -> None:
     layout = sound()
     (image,) = load(shop, layout)
-    path = Path(shop.store.blob_path(image.layers[0].digest))
+    path = Path(shop._session.store.blob_path(image.layers[0].digest))
     path.chmod(0o600)
     path.write_bytes(flip(path.read_bytes()))
     assert [line.split()[0] for line in shop.fsck()] == ["blob"]

@@ -267,7 +267,7 @@ def _called(part: str, text: str) -> Layout:
 @pytest.mark.control("P16")
 def test_unchecked_digest_would_escape_the_store(shop: Engine) -> None:
     text = str.__new__(Digest, DIGESTS[0])
-    assert not os.path.normpath(shop.store.blob_path(text)).startswith(shop.store.blobs)
+    assert not os.path.normpath(shop._session.store.blob_path(text)).startswith(shop._session.store.blobs)
 
 
 NAMES = [

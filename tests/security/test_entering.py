@@ -19,7 +19,7 @@ FULL = bool(os.environ.get("PYC_SECURITY_FULL"))
 @pytest.fixture
 def as_root(engine: Engine) -> None:
     """Skip where the attack wants root on the host."""
-    if not engine.features.privileged:
+    if not engine._session.features.privileged:
         pytest.skip("the attack starts from root's groups and files")
 
 
@@ -127,9 +127,9 @@ def test_groups_that_are_kept_would_be_seen(as_root: None) -> None:
 
 @pytest.mark.case("E16")
 def test_negative_group_permissions_hold(root: Path, engine: Engine) -> None:
-    if engine.sub_ids == 0 and not engine.features.privileged:
+    if engine._session.sub_ids == 0 and not engine._session.features.privileged:
         pytest.skip("the single-id map has one group inside")
-    if not engine.features.privileged:
+    if not engine._session.features.privileged:
         pytest.skip("files of three groups are made by root")
     for group in (0, 1000, 2000):
         path = root / f"of{group}"
@@ -181,7 +181,7 @@ def test_invalid_user_is_refused(user: str, root: Path) -> None:
 
 @pytest.mark.case("E17")
 def test_user_specifications(root: Path, engine: Engine) -> None:
-    if engine.sub_ids == 0 and not engine.features.privileged:
+    if engine._session.sub_ids == 0 and not engine._session.features.privileged:
         pytest.skip("the single-id map has one id inside")
     passwd = root / "etc" / "passwd"
     passwd.write_text(passwd.read_text() + "12:x:0:0::/:/bin/sh\n")
@@ -196,7 +196,7 @@ def test_user_specifications(root: Path, engine: Engine) -> None:
 def test_a_user_of_another_number_would_be_seen(root: Path, engine: Engine) -> None:
     with Container(Image.from_rootfs(root)) as container:
         assert container.exec(["id", "-u"], user="0").stdout == "0\n"
-        if engine.features.privileged:
+        if engine._session.features.privileged:
             assert container.exec(["id", "-u"], user="1").stdout == "1\n"
 
 

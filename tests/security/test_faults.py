@@ -44,8 +44,8 @@ for size in ('16k', '32k', '64k', '128k', '512k'):
                 except (PycontainError, OSError) as error:
                     refused += 1
                     if not str(error): wrong.append(error)
-            engine.warm.discard()
-            wrong += os.listdir(engine.owner.live)
+            engine._session.warm.discard()
+            wrong += os.listdir(engine._session.owner.live)
     except (PycontainError, OSError):
         refused += 1
     subprocess.run(['umount', '-l', store], check=True)
@@ -55,7 +55,7 @@ print(wrong, refused > 0)
 
 @pytest.mark.case("F05")
 def test_a_full_store_is_a_typed_error(tmp_path: Path, engine: Engine) -> None:
-    if not engine.features.privileged:
+    if not engine._session.features.privileged:
         pytest.skip("a small file system is mounted by root")
     command = ["unshare", "-m", sys.executable, "-c", FULL_STORE, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -73,7 +73,7 @@ import os, resource, sys
 from pycontain import Container, Engine, PycontainError
 engine = Engine(sys.argv[1])
 with Container(engine=engine) as c: c.exec(['true'])
-engine.warm.discard(); engine.settle()
+engine._session.warm.discard(); engine.settle()
 before = len(os.listdir('/proc/self/fd'))
 good = bad = 0
 for limit in range(before + 1, before + 90):
@@ -85,12 +85,12 @@ for limit in range(before + 1, before + 90):
         except (PycontainError, OSError):
             bad += 1
 resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-engine.warm.discard(); engine.settle()
+engine._session.warm.discard(); engine.settle()
 after = len(os.listdir('/proc/self/fd'))
 with Container(engine=engine) as c: assert c.exec(['echo', 'on']).stdout == 'on\\n'
-engine.warm.discard()
-live = os.listdir(engine.owner.live)
-print(*engine.cleanup.errors, live, sep='\\n', file=sys.stderr)
+engine._session.warm.discard()
+live = os.listdir(engine._session.owner.live)
+print(*engine._session.cleanup.errors, live, sep='\\n', file=sys.stderr)
 engine.close()
 print(good > 0, bad > 0, after - before, len(live))
 """
@@ -119,14 +119,14 @@ def test_other_peoples_fds_on_their_way_are_waited_for(
             raise OSError(refusals.pop(), "refused")
         send(socket, message, fds)
 
-    place = Path(engine.owner.live, "pyc-refused")
+    place = Path(engine._session.owner.live, "pyc-refused")
     place.mkdir()
-    engine.cleanup.discard("pyc-gone")  # the cleanup helper exists from here on
+    engine._session.cleanup.discard("pyc-gone")  # the cleanup helper exists from here on
     engine.settle()
     monkeypatch.setattr(native, "send", refused)
-    engine.cleanup.discard("pyc-refused")
+    engine._session.cleanup.discard("pyc-refused")
     engine.settle()
-    assert (refusals, engine.cleanup.errors) == ([], [])
+    assert (refusals, engine._session.cleanup.errors) == ([], [])
     assert not place.exists()
 
 
@@ -253,7 +253,7 @@ sys.stdin.readline()
         time.sleep(0.02)
     assert not os.path.exists(f"/proc/{pid}")
     with Engine(tmp_path) as engine:
-        assert os.listdir(f"{engine.roots.data}/live") == [engine.owner.name]
+        assert os.listdir(f"{engine._session.roots.data}/live") == [engine._session.owner.name]
 
 
 @pytest.mark.control("F02", "F13")
@@ -270,7 +270,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     (owner,) = live.iterdir()
     assert len(list(owner.iterdir())) == 3
     with Engine(tmp_path) as engine:
-        assert os.listdir(live) == [engine.owner.name]
+        assert os.listdir(live) == [engine._session.owner.name]
 
 
 @pytest.mark.control("F11", "F12")
@@ -308,7 +308,7 @@ def test_another_code_or_line_would_be_seen() -> None:
 _STOPPED = """
 import os, signal, sys, threading
 from pycontain import Container
-from pycontain._engine import default_engine
+from pycontain._objects.engine import default_engine
 
 class Stop(BaseException):
     pass

@@ -350,7 +350,7 @@ def test_the_server_is_confined_and_loads_nothing_of_the_guest(guest: Container)
     status = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     assert int(status["CapPrm"], 16) == int(status["CapBnd"], 16) == SERVER_CAPABILITIES
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
-    if not guest._engine.features.privileged:
+    if not guest._engine._session.features.privileged:
         with pytest.raises(PermissionError):  # not dumpable
             os.listdir(f"/proc/{pid}/fd")
         return

@@ -271,7 +271,7 @@ def test_a_store_that_others_may_enter_is_said_and_closed(place: str, tmp_path: 
         path.chmod(0o777)
         assert any(line.startswith("permissions") for line in engine.fsck())
     with Engine(tmp_path / "store") as engine:
-        assert engine.store
+        assert engine._session.store
         assert path.stat().st_mode & 0o077 == 0
         assert engine.fsck() == []
 

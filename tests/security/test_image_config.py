@@ -221,10 +221,10 @@ def test_users_are_looked_up_only_in_files(name: str, which: str, root: Path, ca
 
 @pytest.mark.case("P18")
 def test_ten_million_lines_are_read_in_time_and_little_memory(root: Path, engine: Engine) -> None:
-    if not engine.features.privileged and not engine.sub_ids:
+    if not engine._session.features.privileged and not engine._session.sub_ids:
         pytest.skip("the single-id map has one id inside")
     _huge(root / "etc" / "passwd", b"x:x:1:1::/:\n", 10_000_000)
-    limited = {"memory": "48m"} if engine.cgroups.layout.has("memory") else {}
+    limited = {"memory": "48m"} if engine._session.cgroups.layout.has("memory") else {}
     with Container(Image.from_rootfs(root), **limited) as container:  # type: ignore[arg-type]
         begun = time.monotonic()
         try:
@@ -236,7 +236,7 @@ def test_ten_million_lines_are_read_in_time_and_little_memory(root: Path, engine
 
 @pytest.mark.case("P18")
 def test_lines_of_other_systems(root: Path, engine: Engine) -> None:
-    if not engine.features.privileged and not engine.sub_ids:
+    if not engine._session.features.privileged and not engine._session.sub_ids:
         pytest.skip("the single-id map has one id inside")
     (root / "etc" / "passwd").write_bytes(b"root:x:0:0::/:/bin/sh\r\nbob:x:1000:1000::/:/bin/sh\r\n")
     (root / "etc" / "group").write_bytes(b"root:x:0:\r\nmore:x:2000:bob\r\n")

@@ -77,7 +77,10 @@ def _pages(protocol: str) -> int:
 @pytest.fixture
 def counts_sockets(engine: Engine) -> None:
     """A host whose memory controller can count socket buffers."""
-    if "memory" not in engine.cgroups.layout.controllers and not engine.cgroups.layout.counts_sockets:
+    if (
+        "memory" not in engine._session.cgroups.layout.controllers
+        and not engine._session.cgroups.layout.counts_sockets
+    ):
         pytest.skip("no cgroup here counts socket buffers")
 
 
@@ -104,7 +107,7 @@ def test_socket_buffers_are_bounded(kind: str, protocol: str, children: int, cou
 
 @pytest.mark.control("A01", "A10")
 def test_uncounted_socket_buffers_exceed_the_limit(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not engine.cgroups.layout.counts_sockets:
+    if not engine._session.cgroups.layout.counts_sockets:
         pytest.skip("cgroup v2 counts socket buffers by itself")
     monkeypatch.setattr(translate, "_SOCKETS_LEAST", 1 << 40)
     assert _buffers("udp", "UDP", 4) > 80 << 20
@@ -121,7 +124,7 @@ def test_counters_of_the_user_leave_room_for_others(taker: str, one: str) -> Non
 
 @pytest.mark.case("A03")
 def test_a_rootless_container_has_a_share_of_the_inotify_watches(engine: Engine) -> None:
-    if engine.features.privileged:
+    if engine._session.features.privileged:
         pytest.skip("root's containers are counted under ids of their own")
     with Container() as container:
         shown = container.exec(["cat", "/proc/sys/user/max_inotify_watches"]).stdout

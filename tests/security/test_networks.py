@@ -113,7 +113,7 @@ def _unix_services(directory: Path) -> Iterator[tuple[str, str]]:
 def test_sockets_of_the_host_are_out_of_reach(
     kind: str, net: Network, tmp_path: Path, engine: Engine
 ) -> None:
-    if kind == "host" and not engine.features.landlock:
+    if kind == "host" and not engine._session.features.landlock:
         pytest.skip("on the host's network Landlock alone keeps abstract sockets away")
     with _unix_services(tmp_path) as (name, path), Container(network=net if kind == "net" else kind) as one:
         output = one.exec(["python3", "-c", _UNIX, name, path], check=True).stdout
@@ -138,7 +138,7 @@ def _endpoints() -> set[str]:
 def test_the_engine_has_no_endpoint_with_a_name(net: Network, tmp_path: Path) -> None:
     before = _endpoints()
     with Engine(tmp_path) as engine, Network("pyc-own", internal=True, engine=engine) as own:
-        engine.network_manager.relay()
+        engine._session.network_manager.relay()
         with Container(network=own, engine=engine) as one:
             one.exec(["true"])
             new = {name for name in _endpoints() - before if "pyc" in name or str(tmp_path) in name}
@@ -342,7 +342,7 @@ def test_no_ipv6_means_none(net: Network, engine: Engine) -> None:
                 pytest.raises(OSError, match=r"\S"),
             ):
                 probe.sendto(b"x", ("ff02::1%eth0", 9))
-        if engine.features.privileged:
+        if engine._session.features.privileged:
             listing = Path("/proc/net/if_inet6").read_text()
             described = net.inspect()
             links = [described["link"], *(one["link"] for one in described["containers"].values())]  # type: ignore[attr-defined]
@@ -413,7 +413,7 @@ def test_between_networks_there_is_no_path(engine: Engine, internal: bool, tmp_p
         root_only(engine)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
-        other_engine = enter(Engine(tmp_path)) if engine.features.privileged else engine
+        other_engine = enter(Engine(tmp_path)) if engine._session.features.privileged else engine
         networks = [
             enter(Network("pyc-a", internal=internal)),
             enter(Network("pyc-b", internal=internal)),

@@ -285,14 +285,16 @@ def test_revoke_and_close_with_as_many_addresses_as_there_may_be(engine: Engine)
         for at in range(2 * MOST // MOST_PER_ANSWER // 2):
             found = [f"93.{at % 200 + 1}.{k // 200}.{k % 200 + 1}" for k in range(MOST_PER_ANSWER)]
             guide.learned(f"n{at}.example.org", found, 3600, f"container-{at % 8}")
-        assert len(guide._learned) == MOST == len(engine.network_manager.firewall.elements("learned"))
+        assert (
+            len(guide._learned) == MOST == len(engine._session.network_manager.firewall.elements("learned"))
+        )
         egress.revoke("*.example.org:443")
-        assert engine.network_manager.firewall.elements("learned") == []
+        assert engine._session.network_manager.firewall.elements("learned") == []
         egress.permit("*.example.org:443")
         for at in range(MOST // MOST_PER_ANSWER // 2):
             found = [f"93.{at % 200 + 1}.{k // 200}.{k % 200 + 1}" for k in range(MOST_PER_ANSWER)]
             guide.learned(f"n{at}.example.org", found, 3600, f"container-{at % 8}")
-        assert len(engine.network_manager.firewall.elements("learned")) == MOST
+        assert len(engine._session.network_manager.firewall.elements("learned")) == MOST
 
 
 @pytest.mark.case("A12")
@@ -311,11 +313,11 @@ def test_ranges_by_the_thousand_are_replaced_at_once(engine: Engine) -> None:
 @pytest.mark.case("A12")
 def test_batches_larger_than_the_send_buffer(engine: Engine) -> None:
     """Rootless, net.core.wmem_max may be below that: the error is typed then and names the size."""
-    firewall = engine.network_manager.firewall
+    firewall = engine._session.network_manager.firewall
     host = firewall.sets["host"]
     elements = [nft.Element(nft.address(f"198.18.{at // 250}.{at % 250}")) for at in range(5000)]
     with open("/proc/sys/net/core/wmem_max") as file:
-        fits = engine.features.privileged or int(file.read()) > 1 << 20
+        fits = engine._session.features.privileged or int(file.read()) > 1 << 20
     with contextlib.nullcontext() if fits else pytest.raises(NetlinkError, match="batch of"):
         firewall.do([host.put(one) for one in elements])
     firewall.do_in_parts(host.put_all(elements))
@@ -334,7 +336,7 @@ def test_oldest_addresses_of_a_container_make_room(engine: Engine) -> None:
             assert learned == found[:MOST_PER_ANSWER]
         assert len(guide._learned) == MOST_PER_CONTAINER + 1
         held = {key for _, key in guide._learned}
-        name = nft.interface(engine.network_manager.bridges[guide._network.name].link)
+        name = nft.interface(engine._session.network_manager.bridges[guide._network.name].link)
         assert nft.key(name, nft.address("8.8.8.8")) in held
         assert nft.key(name, nft.address("93.1.0.1")) not in held
         for at in range(2 * MOST_NAMES_PER_CONTAINER):
@@ -369,7 +371,7 @@ def _refused(*_: object) -> None:
 @contextlib.contextmanager
 def _egress(engine: Engine, *targets: str) -> Iterator[tuple[Egress, Guide]]:
     """Return an egress network and the policy of its name service."""
-    if not engine.features.privileged and problems():
+    if not engine._session.features.privileged and problems():
         pytest.skip("no way out for this user")
     with Egress.allow(*targets) as egress:
         guide = egress.bridge_of(engine).policy

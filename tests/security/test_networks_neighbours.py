@@ -232,13 +232,15 @@ _ROUNDS = 60
 
 def _state(engine: Engine) -> dict[str, object]:
     """Return the objects that connect cycles could leak."""
-    manager = engine.network_manager
-    engine.warm.discard()
+    manager = engine._session.network_manager
+    engine._session.warm.discard()
     engine.settle()
     elements = {name: len(manager.firewall.elements(name)) for name in manager.firewall.sets}
     seen = links.seen_links(manager.netns.route.ask(links.every_link()))
     return {
-        "links": [link.name for link in seen if link.name.startswith(links.prefix(engine.owner.name))],
+        "links": [
+            link.name for link in seen if link.name.startswith(links.prefix(engine._session.owner.name))
+        ],
         "elements": elements,
         "fds": len(os.listdir("/proc/self/fd")),
         "threads": threading.active_count(),

@@ -115,7 +115,9 @@ def test_a_container_without_a_network_is_linked_by_many_at_once(engine: Engine)
                 assert len(one.addresses) == 4
                 running = one._live()
                 assert running.attach(lambda pidfd: pytest.fail("again")) is running.attached
-            assert not [attached for attached in engine.network_manager._attached if attached.addresses]
+            assert not [
+                attached for attached in engine._session.network_manager._attached if attached.addresses
+            ]
 
 
 def _lives_on(network: Network) -> str:

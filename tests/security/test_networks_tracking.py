@@ -53,7 +53,7 @@ def test_one_container_takes_a_share_of_the_tracked_connections(
 @pytest.mark.control("A03")
 def test_without_the_bound_a_container_takes_more(world: World, outside: Network, engine: Engine) -> None:
     most = firewall._most_tracked()
-    table = engine.network_manager.firewall
+    table = engine._session.network_manager.firewall
     flush = nft._message(nft._DELRULE, nft.INET, attribute(1, table.table), attribute(2, "tracked"))
     table.do([flush])
     try:

@@ -64,7 +64,11 @@ def test_capability_sets_are_the_profiles(
     commands = [(["identify"], None), (["identify"], "1000"), (["sh", "-c", "identify"], None)]
     with Container(Image.from_rootfs(root), security=security) as container:
         for command, user in commands:
-            if user and not container._engine.features.privileged and not container._engine.sub_ids:
+            if (
+                user
+                and not container._engine._session.features.privileged
+                and not container._engine._session.sub_ids
+            ):
                 continue
             sets = _who(container.exec(command, user=user).stdout)
             assert int(sets["CapInh"], 16) == int(sets["CapAmb"], 16) == 0
@@ -94,7 +98,7 @@ def _privileged_programs(compiled: Path, root: Path) -> None:
 @pytest.fixture
 def as_root(engine: Engine) -> None:
     """Skip where the programs cannot be made."""
-    if not engine.features.privileged:
+    if not engine._session.features.privileged:
         pytest.skip("setuid programs of root are made by root")
     if shutil.which("setcap") is None:
         pytest.skip("no setcap on this host")
@@ -212,7 +216,7 @@ def test_no_device_but_the_listed(more: dict[str, object]) -> None:
 
 @pytest.mark.control("E20")
 def test_without_nodev_a_device_would_be_opened(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
-    if not engine.features.privileged:
+    if not engine._session.features.privileged:
         pytest.skip("the kernel forces nodev on mounts of an unprivileged user")
     from pycontain._runtime import compile as compiling
 

@@ -12,7 +12,7 @@ import attrs
 import pytest
 
 from pycontain import Bind, CgroupLimits, Container, Engine, Image, PycontainError, Security, UnsupportedError
-from pycontain._engine import default_engine
+from pycontain._objects.engine import default_engine
 from pycontain._security import capabilities
 
 FULL = bool(os.environ.get("PYC_SECURITY_FULL"))
@@ -38,14 +38,14 @@ def test_no_program_of_an_image_runs_outside(root: Path, tmp_path: Path) -> None
     container.wait(10)
     container.remove()
     with Container(Image.from_rootfs(root)) as one:
-        many = one._engine.features.privileged or one._engine.sub_ids
+        many = one._engine._session.features.privileged or one._engine._session.sub_ids
         one.exec(["/bin/cat"], input="x", user="bob:more" if many else "root")
         one.exec("exit 3", shell=True)
         with one.popen(["/bin/id"], pty=True) as process:
             process.wait()
-        if one._engine.cgroups.usable:
+        if one._engine._session.cgroups.usable:
             one.stats()
-        if one._engine.cgroups.unified:
+        if one._engine._session.cgroups.unified:
             one.pause()
             one.unpause()
         assert one.isolation
@@ -80,7 +80,7 @@ MISSING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def test_a_control_that_is_missing_is_an_error(what: str, tmp_path: Path) -> None:
     lacks, options = MISSING[what]
     with Engine(tmp_path) as engine:
-        engine.features = attrs.evolve(engine.features, **lacks)
+        engine._session.features = attrs.evolve(engine._session.features, **lacks)
         with pytest.raises(UnsupportedError) as caught:
             Container(engine=engine, **options).start()
         assert caught.value.feature
@@ -92,13 +92,13 @@ def test_a_control_that_is_missing_is_an_error(what: str, tmp_path: Path) -> Non
 @pytest.mark.case("X01")
 def test_a_limit_that_nothing_holds_is_an_error(tmp_path: Path) -> None:
     with Engine(tmp_path) as engine:
-        empty = attrs.evolve(engine.cgroups.layout, unified=None, legacy={}, controllers=frozenset())
-        engine.cgroups.layout = empty
-        engine.cgroups.unified = None
+        empty = attrs.evolve(engine._session.cgroups.layout, unified=None, legacy={}, controllers=frozenset())
+        engine._session.cgroups.layout = empty
+        engine._session.cgroups.unified = None
         for options in ({"memory": "64M"}, {"cpus": 1}, {"pids": 20}, {"limits": CgroupLimits(io_weight=10)}):
             with pytest.raises(UnsupportedError):
                 Container(engine=engine, **options).start()
-        assert os.listdir(engine.owner.live) == []
+        assert os.listdir(engine._session.owner.live) == []
 
 
 @pytest.mark.control("X01")
@@ -168,13 +168,13 @@ def test_odd_text_is_data() -> None:
     ],
 )
 def test_names_that_are_paths_are_refused(name: str, engine: Engine) -> None:
-    before = os.listdir(engine.owner.live)
+    before = os.listdir(engine._session.owner.live)
     if name:
         with pytest.raises(ValueError, match="name"):
             Container(name=name)
     with pytest.raises(ValueError, match=r".*"):
         Container(hostname=name or " ")
-    assert os.listdir(engine.owner.live) == before
+    assert os.listdir(engine._session.owner.live) == before
 
 
 @pytest.mark.control("X03", "X06")

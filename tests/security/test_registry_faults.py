@@ -224,7 +224,7 @@ def test_redirects_without_end_are_left(place: str, where: str, net: Net, engine
 def _content(engine: Engine, image: Made) -> None:
     """Check that the stored content equals the source, byte for byte."""
     for name in (*image.layers, str(image.digest)):
-        data = Path(engine.store.blob_path(Digest(name))).read_bytes()
+        data = Path(engine._session.store.blob_path(Digest(name))).read_bytes()
         assert Digest.of(data) == name
 
 
@@ -335,10 +335,10 @@ def test_wrong_content_is_never_taken(lie: str, part: str, net: Net, engine: Eng
     image, reference = _lied(lie, part, net, engine)
     with pytest.raises(PycontainError):
         pull(engine, reference, patience=SHORT)
-    assert engine.store.record(image.digest) is None
+    assert engine._session.store.record(image.digest) is None
     for name in image.blobs:
-        if engine.store.has_blob(Digest(name)):
-            assert Digest.of(Path(engine.store.blob_path(Digest(name))).read_bytes()) == name
+        if engine._session.store.has_blob(Digest(name)):
+            assert Digest.of(Path(engine._session.store.blob_path(Digest(name))).read_bytes()) == name
 
 
 @pytest.mark.control("R06")

@@ -102,7 +102,7 @@ def _read(path: Path) -> str:
 @pytest.fixture
 def watch(caplog: pytest.LogCaptureFixture, engine: Engine) -> Watch:
     caplog.set_level(logging.DEBUG)
-    return Watch(caplog, Path(engine.roots.data))
+    return Watch(caplog, Path(engine._session.roots.data))
 
 
 def _bearer(net: Net) -> Registry:
@@ -325,7 +325,7 @@ def test_a_secret_in_the_log_the_store_or_an_argument_would_be_seen(
 
     for at, spill in enumerate(("log", "store", "argument")):
         del watch.said[:]
-        path = Path(engine.roots.data) / f"pyc-spill-{at}"
+        path = Path(engine._session.roots.data) / f"pyc-spill-{at}"
         if spill == "log":
             logging.getLogger("pyc").debug("%s", PASSWORD)
         elif spill == "store":

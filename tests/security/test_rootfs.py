@@ -276,7 +276,11 @@ def test_no_cgroup_is_in_reach(engine: Engine) -> None:
         assert "mounted" not in output
         assert "made" not in output
         assert "opened" not in output
-        assert engine.owner.name not in output or engine.cgroups.keeps_out or not engine.features.privileged
+        assert (
+            engine._session.owner.name not in output
+            or engine._session.cgroups.keeps_out
+            or not engine._session.features.privileged
+        )
 
 
 @pytest.mark.control("E24")
@@ -293,9 +297,9 @@ def test_no_file_of_a_guest_is_the_hosts_roots(root: Path, engine: Engine, as_ho
     try:
         for container in containers:
             container.exec(["sh", "-c", "touch /made; mkdir -p /d/e"])
-            if engine.features.privileged:
+            if engine._session.features.privileged:
                 container.exec(["sh", "-c", "touch /tmp/x"], user="65533")
-            upper = Path(engine.owner.live) / container.id
+            upper = Path(engine._session.owner.live) / container.id
             owners = {path.lstat().st_uid for path in upper.rglob("*")}
             owners |= {path.lstat().st_gid for path in upper.rglob("*")}
             assert owners
@@ -316,23 +320,23 @@ def test_no_file_of_a_guest_is_the_hosts_roots(root: Path, engine: Engine, as_ho
 def test_ranges_that_overlap_would_be_seen(
     root: Path, engine: Engine, as_host_root: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = engine.owner.blocks.acquire()
-    monkeypatch.setattr(engine.owner.blocks, "acquire", lambda: first)
-    monkeypatch.setattr(engine.owner.blocks, "release", lambda _: None)
-    engine.warm.discard()
+    first = engine._session.owner.blocks.acquire()
+    monkeypatch.setattr(engine._session.owner.blocks, "acquire", lambda: first)
+    monkeypatch.setattr(engine._session.owner.blocks, "release", lambda _: None)
+    engine._session.warm.discard()
     maps: list[str] = []
     for _ in range(2):
         with Container(Image.from_rootfs(root), hostname=f"h{len(maps)}") as container:
             maps.append(container.exec(["cat", "/proc/self/uid_map"]).stdout)
     assert maps[0] == maps[1]
     monkeypatch.undo()
-    engine.owner.blocks.release(first)
+    engine._session.owner.blocks.release(first)
 
 
 @pytest.fixture
 def as_host_root(engine: Engine) -> None:
     """Skip where the engine is rootless."""
-    if not engine.features.privileged:
+    if not engine._session.features.privileged:
         pytest.skip("a rootless container has no block of ids")
 
 

@@ -137,7 +137,7 @@ def test_damaged_content_is_repaired_by_a_pull(blob: str, harm: str, root: Path,
 def test_damaged_content_of_a_missing_tree_comes_again(by: str, harm: str, root: Path, where: Site) -> None:
     HARMS[harm](_blob(root, _MIDDLE))
     with Engine(root) as engine:
-        chain = engine.store.parts(Digest(_A.digest))[1][0]
+        chain = engine._session.store.parts(Digest(_A.digest))[1][0]
         shutil.rmtree(root / "data/layers" / chain.hex)
         if by == "pull":
             Image.pull(where.pulled, insecure=True, engine=engine)
@@ -170,7 +170,7 @@ TREES: dict[str, Harm] = {
 @pytest.mark.parametrize("harm", list(TREES))
 def test_a_damaged_tree_is_named_and_repaired(harm: str, root: Path, where: Site) -> None:
     with Engine(root) as engine:
-        chain = engine.store.parts(Digest(_A.digest))[1][0]
+        chain = engine._session.store.parts(Digest(_A.digest))[1][0]
         TREES[harm](root / "data/layers" / chain.hex / "fs")
         (line,) = engine.fsck()
         assert line.startswith(f"layer {chain} (of {_A.digest}): ")

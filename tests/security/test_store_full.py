@@ -21,7 +21,7 @@ _MOST = {"pull": 400, "load": 560, "from_rootfs": 400, "save": 80, "tag": 60, "r
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", list(_MOST))
 def test_full_store_stays_consistent(name: str, tmp_path: Path, engine: Engine) -> None:
-    if not engine.features.privileged:
+    if not engine._session.features.privileged:
         pytest.skip("a small file system is mounted by root")
     step = 4 if FULL else 40 if _MOST[name] > 100 else 12
     rooms = [pages * _PAGE for pages in range(0, _MOST[name] + 1, step)]
@@ -35,7 +35,7 @@ def test_full_store_stays_consistent(name: str, tmp_path: Path, engine: Engine) 
 
 @pytest.mark.control("F05")
 def test_an_error_of_the_kernel_itself_is_seen(tmp_path: Path, engine: Engine) -> None:
-    if not engine.features.privileged:
+    if not engine._session.features.privileged:
         pytest.skip("a small file system is mounted by root")
     rooms = [pages * _PAGE for pages in (20, 40)]
     with stores.site(tmp_path) as where:

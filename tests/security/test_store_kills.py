@@ -59,7 +59,7 @@ def test_a_change_that_is_killed_at_any_time(name: str, tmp_path: Path) -> None:
 def _needs_strace(engine: Engine) -> None:
     if shutil.which("strace") is None:
         pytest.skip("no strace on this host")
-    if not engine.features.privileged and engine.sub_ids:
+    if not engine._session.features.privileged and engine._session.sub_ids:
         pytest.skip("newuidmap(1) has no rights where it is traced")
 
 

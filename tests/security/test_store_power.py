@@ -39,7 +39,7 @@ def _lose(
 ) -> Any:
     if shutil.which("strace") is None:
         pytest.skip("no strace on this host")
-    if not engine.features.privileged:
+    if not engine._session.features.privileged:
         pytest.skip("the files of a recorded layer are replayed as root")
     with stores.site(directory) as where:
         arguments = (script, astuple(where), str(directory), seeds, sample, harm)

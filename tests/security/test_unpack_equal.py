@@ -223,7 +223,7 @@ def test_special_entries_by_the_policy(shop: Engine, tmp_path: Path) -> None:
         for name in ("setuid", "setgid", "sticky", "pipe")
     }
     assert modes == {"setuid": "0o4755", "setgid": "0o2755", "sticky": "0o1777", "pipe": "0o600"}
-    nodes = shop.features.privileged
+    nodes = shop._session.features.privileged
     assert [os.path.lexists(top / name) for name in ("null", "disk")] == [nodes, nodes]
     if nodes:
         assert os.lstat(top / "null").st_rdev == os.makedev(1, 3)

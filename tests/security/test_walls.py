@@ -85,12 +85,12 @@ except OSError as error: print('mknod', errno.errorcode[error.errno])
 
 @pytest.mark.case("K05")
 def test_landlock_denies_without_other_controls(engine: Engine) -> None:
-    if not engine.features.landlock:
+    if not engine._session.features.landlock:
         pytest.skip("no Landlock in this kernel")
     alone = Security.SANDBOX.evolve(seccomp=None, masked_paths=(), readonly_paths=(), capabilities={"MKNOD"})
     with Container(security=alone) as container:
         assert container.exec([sys.executable, "-c", LANDLOCK]).stdout == "mknod EACCES\nmknod EACCES\n"
-        assert container.isolation.landlock == engine.features.landlock
+        assert container.isolation.landlock == engine._session.features.landlock
 
 
 @pytest.mark.control("K05")
@@ -170,7 +170,7 @@ def test_a_canary_in_reach_would_be_found(canary: Canary) -> None:
 
 @pytest.mark.case("K02")
 def test_agents_files_have_no_owner_inside(engine: Engine) -> None:
-    if not engine.features.privileged:
+    if not engine._session.features.privileged:
         pytest.skip("rootless: the agent shares its id with the guest")
     script = "cd /proc/1; for f in *; do test -w $f && echo $f; done; stat -c %u oom_score_adj environ"
     with Container() as container:

@@ -141,7 +141,7 @@ def test_call_cannot_harm_the_next_one_by_a_signal(
         sent = {}
     for _ in range(3):
         assert zygote.call(int, "7", timeout=10) == 7
-    if engine.features.landlock >= SIGNALS_ARE_SCOPED:
+    if engine._session.features.landlock >= SIGNALS_ARE_SCOPED:
         assert "sent" not in sent.values()
         assert zygote.call(os.getppid) == before
 

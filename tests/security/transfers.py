@@ -42,7 +42,7 @@ def pull(
     parsed = Reference.parse(reference)
     platform, meter = Platform.host(), _quiet(parsed)
     return Pull(
-        engine.store, parsed, platform, auth=auth, insecure=insecure, patience=patience, meter=meter
+        engine._session.store, parsed, platform, auth=auth, insecure=insecure, patience=patience, meter=meter
     ).run()
 
 
@@ -57,7 +57,7 @@ def push(
 ) -> Digest:
     parsed = Reference.parse(reference)
     return Push(
-        engine.store,
+        engine._session.store,
         digest,
         parsed,
         auth=auth,

@@ -61,16 +61,16 @@ def _one(root: Path, work: Work, where: Site, room: int) -> tuple[bool, list[str
     _resize(root, str(max(4096, _used(root) + room)))  # 0 would be without end
     states = work.states(where)
     with Engine(root) as engine:
-        refused, found = _refused(lambda: engine.store.tags(), root)
+        refused, found = _refused(lambda: engine._session.store.tags(), root)
         before = bytes_in(root)
         if not refused:
             refused, found = _refused(lambda: work.do(engine, where), root)
         done = not refused
-        found += [f"live {name}" for name in os.listdir(engine.owner.live)]
+        found += [f"live {name}" for name in os.listdir(engine._session.owner.live)]
         if refused and (odd := [name for name in os.listdir(root) if name.endswith(".part")]):
             found.append(f"left: {odd}")
         _resize(root, _ROOM)
-        if (names := set(engine.store.tags())) not in (states if refused else states[-1:]):
+        if (names := set(engine._session.store.tags())) not in (states if refused else states[-1:]):
             found.append(f"there are {sorted(names)}")
         found += engine.fsck() + wrong_images(engine)
         if names == states[0]:

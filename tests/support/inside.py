@@ -27,7 +27,7 @@ def open_in(
 ) -> socket.socket:
     """A socket of the container's namespace."""
     running = container._live()
-    netns = container._engine.network_manager.netns
+    netns = container._engine._session.network_manager.netns
     (fd,) = netns.within(running.pidfd, [SocketSpec(family, kind, protocol)], {})
     return socket.socket(fileno=fd)
 

@@ -62,7 +62,7 @@ def _after_a_kill(where: Site) -> list[Step]:
         kept = vars(blobs)["sync_directory"]
         vars(blobs)["sync_directory"] = lambda path: None
         for document in (picture.config, picture.manifest):
-            blobs.put_document(engine.store, document)
+            blobs.put_document(engine._session.store, document)
         vars(blobs)["sync_directory"] = kept
 
     first, second = _same_layers(where)
@@ -90,8 +90,8 @@ def _recorded(steps: list[Step], root: Path, sabotage: Callable[[], object]) -> 
                 os.mkdir(marks / str(at))
         # The log of the records is removed and made anew; nothing is asked to be kept.
         with Engine(root) as engine:
-            with engine.store.leasing() as lease:
-                lease.add("blob", engine.store.images()[0].digest)
+            with engine._session.store.leasing() as lease:
+                lease.add("blob", engine._session.store.images()[0].digest)
             engine.sweep()
 
     return Reader(str(root / "data"), str(marks)).read(record(work))
@@ -138,10 +138,10 @@ def problems_of(root: Path, allowed: list[set[str]]) -> list[str]:
     """Return the problems of an engine that opens the disk after a loss."""
     with Engine(root) as engine:
         found = engine.fsck()
-        names = set(engine.store.tags())
+        names = set(engine._session.store.tags())
         if names not in allowed:
             found.append(f"there are {sorted(names)}")
-        if len(engine.images) != len({*engine.store.tags().values()}):
+        if len(engine.images) != len({*engine._session.store.tags().values()}):
             found.append("an image is not listed")
         found += wrong_images(engine)
         engine.sweep()

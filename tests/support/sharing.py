@@ -173,7 +173,9 @@ def _after(root: str) -> list[str]:
         for image in engine.images:
             found += known[str(image.digest)].wrong(image.directories)
         found += [
-            f"nothing has the name {name}" for name, to in engine.store.tags().items() if not _is(engine, to)
+            f"nothing has the name {name}"
+            for name, to in engine._session.store.tags().items()
+            if not _is(engine, to)
         ]
         engine.sweep()
         found += superfluous(engine, Path(root))
@@ -186,4 +188,4 @@ def _after(root: str) -> list[str]:
 
 
 def _is(engine: Engine, digest: Digest) -> bool:
-    return engine.store.record(digest) is not None
+    return engine._session.store.record(digest) is not None

@@ -81,11 +81,11 @@ def _load_and_forget(engine: Engine, site: Site) -> None:
     _load(engine, site)
     digest = Image.get(A, engine=engine).digest
     assert digest is not None
-    engine.store.remove_image(digest)
+    engine._session.store.remove_image(digest)
 
 
 def _save(engine: Engine, site: Site) -> None:
-    target = Path(engine.roots.data).parent / "saved.tar"
+    target = Path(engine._session.roots.data).parent / "saved.tar"
     Image.get(A, engine=engine).save(target)
 
 
@@ -140,7 +140,7 @@ def _picture(name: str) -> Picture | None:
 def wrong_images(engine: Engine) -> list[str]:
     """Images of which a file or the digest is not what it should be."""
     problems: list[str] = []
-    for name in engine.store.tags():
+    for name in engine._session.store.tags():
         picture = _picture(name)
         if picture is None:
             continue
@@ -154,7 +154,7 @@ def wrong_images(engine: Engine) -> list[str]:
 def superfluous(engine: Engine, root: Path) -> list[str]:
     """Content that no image has, after a sweep."""
     found = leftovers(root)
-    store = engine.store
+    store = engine._session.store
     manifests = [image.manifest for image in Image.list(engine=engine) if image.manifest]
     wanted = {one.digest.hex for one in manifests} | {one.config.digest.hex for one in manifests}
     wanted |= {layer.digest.hex for one in manifests for layer in one.layers}
@@ -162,7 +162,7 @@ def superfluous(engine: Engine, root: Path) -> list[str]:
     odd = [f"blob {name}" for name in set(found["blobs"]) ^ wanted]
     odd += [f"layer {name}" for name in set(found["layers"]) ^ chains]
     odd += [f"partial {name}" for name in found["partial"]]
-    return odd + [f"live {name}" for name in os.listdir(engine.owner.live)]
+    return odd + [f"live {name}" for name in os.listdir(engine._session.owner.live)]
 
 
 def _held_on(root: Path) -> list[str]:
@@ -182,19 +182,21 @@ def problems_of(root: Path, work: Work, where: Site) -> list[str]:
     states = work.states(where)
     held = _held_on(root)
     with Engine(root) as engine:
-        found = held + [f"live {name}" for name in leftovers(root)["live"] if name != engine.owner.name]
+        found = held + [
+            f"live {name}" for name in leftovers(root)["live"] if name != engine._session.owner.name
+        ]
         parts = [name for name in leftovers(root).get("partial", []) if not name.endswith(".layer")]
         if len(parts) > _AT_ONCE:
             found.append(f"{len(parts)} parts of blobs")
         found += engine.fsck()
-        if (names := set(engine.store.tags())) not in states:
+        if (names := set(engine._session.store.tags())) not in states:
             found.append(f"a state between: {sorted(names)}")
-        if len(engine.images) != len({*engine.store.tags().values()}):
+        if len(engine.images) != len({*engine._session.store.tags().values()}):
             found.append("an image without a name, or a name without one")
         found += wrong_images(engine)
         with contextlib.suppress(NotFound):  # it may be removed already
             work.do(engine, where)
-        if (names := set(engine.store.tags())) != states[-1]:
+        if (names := set(engine._session.store.tags())) != states[-1]:
             found.append(f"done again, and there are {sorted(names)}")
         found += engine.fsck() + wrong_images(engine)
         engine.sweep()
@@ -225,7 +227,7 @@ def _work_in_fork(root: Path, work: Work, where: Site, wait: bool) -> tuple[int,
     code = 3
     try:
         engine = Engine(root)
-        assert engine.store.tags() is not None  # the records are open
+        assert engine._session.store.tags() is not None  # the records are open
         os.write(starting, b"!")
         if wait:
             os.read(waits, 1)
@@ -245,7 +247,7 @@ def _span(root: Path, work: Work, where: Site) -> float:
     """Seconds that the work takes."""
     prepared(root, work, where)
     with Engine(root) as engine:
-        assert engine.store.tags() is not None
+        assert engine._session.store.tags() is not None
         begun = time.monotonic()
         work.do(engine, where)
     return time.monotonic() - begun

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pycontain import __main__ as command
-from pycontain._runtime.doctor import Check
+from pycontain._objects.doctor import Check
 
 
 @pytest.fixture

@@ -26,9 +26,9 @@ from pycontain.errors import ImageError
 from pycontain.oci import ContainerConfig, Digest, History, ImageConfig, Manifest, Platform
 
 if TYPE_CHECKING:
-    from pycontain._engine import Engine
     from pycontain._images.store import Lease, Store
     from pycontain._objects.container import Container
+    from pycontain._objects.engine import Engine
 
 _ENGINES = ("etc/hostname", "etc/hosts", "etc/resolv.conf", "proc", "dev", "tmp", "sys")
 _BENEATH = 0x08 | 0x04 | 0x02  # RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_MAGICLINKS
@@ -79,7 +79,7 @@ class _Reader:
 
 def diff(container: Container) -> list[Change]:
     """See `Container.diff`."""
-    store, running = container._engine.store, container._live()
+    store, running = container._session.store, container._live()
     image, left_out = container.spec.image, _left_out(container)
     found: dict[str, Change] = {}
     layers = [*sealed_layers(image), (_upper(container), running.first_id)]
@@ -191,7 +191,7 @@ def commit_layers(
 ) -> Image:
     """An image of the one below, of its sealed layers, and of further directories with their first ids."""
     names = [] if made.reference is None else [tag_name(made.reference)]
-    store = engine.store
+    store = engine._session.store
     layers = [*sealed_layers(image), *uppers]
     with translate_store_errors(store.roots.data), store.leasing() as lease:
 
@@ -221,7 +221,7 @@ def commit_layers(
 
 def export(container: Container, target: str | os.PathLike[str] | IO[bytes]) -> None:
     """See `Container.export`."""
-    store = container._engine.store
+    store = container._session.store
     first_id = container._live().block or 0  # as this process sees it through the guest's mount
     root = open_inside(container._live(), "/", os.O_RDONLY | os.O_DIRECTORY)
     try:

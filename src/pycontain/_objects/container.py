@@ -41,7 +41,7 @@ from pycontain._security.policy import Rlimits, Security
 from pycontain.errors import Args, NotFound, UnsupportedError
 
 if TYPE_CHECKING:
-    from pycontain._engine import Engine
+    from pycontain._objects.engine import Engine
     from pycontain._objects.signatures import ExecOptions
     from pycontain._objects.snapshot import Snapshot
     from pycontain._objects.zygote import Zygote
@@ -157,12 +157,12 @@ class Container(RootFilesystem):
         linkage, shown_network = linkage_of(self._engine, network, published, names)
         points = specs.mount_points(mounts_of(self._engine, volumes, mounts), tmpfs)
         base = image_of(self._engine, image)
-        self._engine.leases.lease_image(base, self)
+        self._session.leases.lease_image(base, self)
         for layer in base.directories:
             check_layer(layer)
         if who is not None:
-            check_known(base, points, who, self._engine.ids_inside)
-        check_groups(self._engine, base, points, group_add)
+            check_known(base, points, who, self._session.ids_inside)
+        check_groups(self._session.ids_inside, base, points, group_add)
         spec = specs.ContainerSpec(
             id=new,
             image=base,
@@ -189,7 +189,7 @@ class Container(RootFilesystem):
             stop_timeout=stop_timeout,
             labels={**base.labels, **checked_labels(labels)},
         )
-        self._engine.enforceable(chosen, asked, security.optional)
+        self._session.enforceable(chosen, asked, security.optional)
         if read_only and base.volumes:
             declared, self._anonymous = declared_volumes(self._engine, base, points)
             spec = evolve(spec, mounts={**declared, **points})

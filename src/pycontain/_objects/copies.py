@@ -165,10 +165,10 @@ def _tree_in(container: Container, fd: int, there: ContainerPath, ids: tuple[int
                 size=_HOST_BYTES,
                 entries=_HOST_ENTRIES,
                 content=merges,
-                landlock=engine.features.landlock,
+                landlock=engine._session.features.landlock,
                 no_set_id=not may_set_id(there, top),
             )
-            report = carried(lambda: into(spec, engine._make_helper, pidfd, ids, user))
+            report = carried(lambda: into(spec, engine._session.make_helper, pidfd, ids, user))
             check_report("copy to", str(there), report)
         finally:
             os.close(top)

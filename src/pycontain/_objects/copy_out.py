@@ -152,9 +152,9 @@ def _tree_out(container: Container, fd: int, there: _Destination, bounds: _Bound
             size=bounds.size,
             entries=bounds.entries,
             content=not there.name,
-            landlock=engine.features.landlock,
+            landlock=engine._session.features.landlock,
         )
-        report = carried(lambda: out_of(spec, engine._make_helper, pidfd))
+        report = carried(lambda: out_of(spec, engine._session.make_helper, pidfd))
         check_report("copy to", there.path, report)
         if there.name:
             os.rename(name, there.name, src_dir_fd=there.directory, dst_dir_fd=there.directory)
@@ -216,7 +216,7 @@ def _move(name: str, fresh: int, there: int, is_directory: bool) -> None:
 def _forget(container: Container, directory: int, name: str) -> None:
     """Remove with a launcher's rights: a guest's directories may have modes that keep their owner out."""
     with contextlib.suppress(OSError, PycontainError):
-        launcher = container._engine._make_helper()
+        launcher = container._session.make_helper()
         try:
             launcher.remove(directory, name)
         finally:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def copy_up(container: Container) -> None:
     """Fill the volumes of a container that no container has had before.  Raises ImageError."""
-    store = container._engine.store
+    store = container._session.store
     for place, what in container.spec.mounts.items():
         if not isinstance(what, VolumeMount) or not records.is_fresh(store, what.name):
             continue
@@ -59,8 +59,9 @@ def _fill(container: Container, place: str, what: VolumeMount) -> None:
             root = filesystem.mount(what.path) if what.image else os.open(what.path, flags | os.O_CLOEXEC)
             try:
                 first_id = source._live().block or 0
-                chunks = archive(engine.store, inside, first_id=first_id, one_mount=True, exact=True)
-                extract(engine.store, root, chunks, first_id=records.first_id_of(engine.store))
+                store = engine._session.store
+                chunks = archive(store, inside, first_id=first_id, one_mount=True, exact=True)
+                extract(store, root, chunks, first_id=records.first_id_of(store))
             finally:
                 os.close(root)
         finally:

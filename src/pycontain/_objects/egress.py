@@ -12,9 +12,9 @@ from pycontain._objects.context_manager import ClosingContextManager
 from pycontain.errors import LimitError, StateError
 
 if TYPE_CHECKING:
-    from pycontain._engine import Engine
     from pycontain._networks.bridge import Bridge
     from pycontain._networks.policy import Guide, Refused
+    from pycontain._objects.engine import Engine
 
 
 MOST_TARGETS = 4096
@@ -125,11 +125,11 @@ class Egress(ClosingContextManager):
             if found is not None and not found[0].gone:
                 return found[0]
             options = Options(name=f"egress-{secrets.token_hex(6)}", names=False, guided=True)
-            bridge = engine.network_manager.create(options)
+            bridge = engine._session.network_manager.create(options)
             try:
                 guide = Guide(bridge, tuple(self._targets))
             except BaseException:
-                engine.network_manager.remove(bridge)
+                engine._session.network_manager.remove(bridge)
                 raise
             bridge.policy = guide
             self._guides[engine] = (bridge, guide)
@@ -142,9 +142,9 @@ class Egress(ClosingContextManager):
         """
         with self._lock:
             for engine, (bridge, guide) in list(self._guides.items()):
-                if not engine.closed:
+                if not engine._session.closed:
                     if not bridge.gone:
-                        engine.network_manager.remove(bridge)
+                        engine._session.network_manager.remove(bridge)
                     guide.close()
                 del self._guides[engine]
 

@@ -35,7 +35,7 @@ class Partition:
         """Let everything pass again.  Idempotent."""
         if not self._healed:
             self._healed = True
-            guard = self._network._engine.network_manager.guard
+            guard = self._network._session.network_manager.guard
             for one, other in self._pairs:
                 guard.heal(one, other)
 
@@ -70,7 +70,7 @@ def partition(
             "partition must get two groups of containers, neither empty, that have no container in common"
         )
     pairs = [(_member(network, a), _member(network, b)) for a in ones for b in others]
-    guard = network._engine.network_manager.guard
+    guard = network._session.network_manager.guard
     made = Partition(network, [])
     try:
         for pair in pairs:

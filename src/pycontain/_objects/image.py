@@ -16,8 +16,8 @@ from pycontain._rootfs import host
 from pycontain.errors import Conflict, ImageError, NotFound, PathError
 
 if TYPE_CHECKING:
-    from pycontain._engine import Engine
     from pycontain._images.progress import ProgressOption
+    from pycontain._objects.engine import Engine
     from pycontain.oci import Descriptor, Digest, History, ImageConfig, Manifest, Platform
 
     Auth = tuple[str, str]
@@ -34,7 +34,7 @@ class Default:
 
 def engine_of(engine: Engine | None) -> Engine:
     """Return `engine`, or this process's default one for None.  Raises TypeError."""
-    from pycontain._engine import Engine, default_engine
+    from pycontain._objects.engine import Engine, default_engine
 
     if engine is None:
         return default_engine()
@@ -94,7 +94,7 @@ class Image:
             NotFound: A path does not exist.
             ValueError: A path is not absolute, or is all of `/`, `/etc` or another directory of the system.
         """
-        return engine_of(engine).host_image(host.added(paths))
+        return engine_of(engine)._host_image(host.added(paths))
 
     @classmethod
     def pull(
@@ -132,7 +132,7 @@ class Image:
         parsed = Reference.parse(reference)
         credentials = Credentials.of(auth)
         patience = Patience.within(timeout, retries)
-        store = engine_of(engine).store
+        store = engine_of(engine)._session.store
         with translate_store_errors(store.roots.data), metering(parsed.familiar, progress) as meter:
             pull = Pull(
                 store,
@@ -155,8 +155,8 @@ class Image:
         from pycontain._images.lookup import check_there, find
 
         chosen = engine_of(engine)
-        record, called = find(chosen.store, name)
-        check_there(chosen.store, record)
+        record, called = find(chosen._session.store, name)
+        check_there(chosen._session.store, record)
         return cls._stored(chosen, record.digest, called)
 
     @classmethod
@@ -166,9 +166,10 @@ class Image:
 
         chosen = engine_of(engine)
         found = []
-        for record in chosen.store.images():
+        store = chosen._session.store
+        for record in store.images():
             try:
-                found.append(cls._stored(chosen, record.digest, name_of(chosen.store, record.digest)))
+                found.append(cls._stored(chosen, record.digest, name_of(store, record.digest)))
             except (ImageError, NotFound):
                 continue
         return found
@@ -186,7 +187,7 @@ class Image:
 
         if isinstance(source, str | os.PathLike):
             check_path("source", source)
-        store = (chosen := engine_of(engine)).store
+        store = (chosen := engine_of(engine))._session.store
         with (
             translate_store_errors(store.roots.data),
             opened_to_read(source) as file,
@@ -214,7 +215,7 @@ class Image:
         from pycontain._images.store_errors import translate_store_errors
 
         chosen = engine_of(engine)
-        with translate_store_errors(chosen.roots.data):
+        with translate_store_errors(chosen._session.roots.data):
             found = cls._from_layout(chosen, check_path("directory", directory), check_given("name", name))
         return _single(found, None, directory, engine)
 
@@ -222,7 +223,7 @@ class Image:
     def scratch(cls, *, engine: Engine | None = None) -> Image:
         """Nothing: an empty directory."""
         chosen = engine_of(engine)
-        return cls(name="scratch", directories=(chosen.store.empty(),), engine=chosen)
+        return cls(name="scratch", directories=(chosen._session.store.empty(),), engine=chosen)
 
     @classmethod
     def from_rootfs(
@@ -252,8 +253,8 @@ class Image:
             raise ImageError(f"source must be a directory or a tar archive, got {path}")
         chosen = engine_of(engine)
         bring = import_tree if os.path.isdir(path) else import_archive
-        with translate_store_errors(chosen.roots.data):
-            record = bring(chosen.store, path, tag)
+        with translate_store_errors(chosen._session.roots.data):
+            record = bring(chosen._session.store, path, tag)
         return cls._stored(chosen, record.digest, tag or name)
 
     # ---- what it is ---------------------------------------------------------------------------------------
@@ -303,7 +304,7 @@ class Image:
         """Every name that it has in the store."""
         if self.manifest is None:
             return ()
-        return tuple(self._store_engine().store.tags(self.manifest.digest))
+        return tuple(self._store_engine()._session.store.tags(self.manifest.digest))
 
     # ---- what can be done with it -------------------------------------------------------------------------
 
@@ -313,8 +314,8 @@ class Image:
         from pycontain._images.store_errors import translate_store_errors
 
         manifest = self._kept()
-        with translate_store_errors(self._store_engine().roots.data):
-            self._store_engine().store.set_tag(tag_name(name), manifest.digest)
+        with translate_store_errors(self._store_engine()._session.roots.data):
+            self._store_engine()._session.store.set_tag(tag_name(name), manifest.digest)
         return self._stored(self._store_engine(), manifest.digest, name)
 
     def remove(self, *, force: bool = False) -> None:
@@ -327,13 +328,13 @@ class Image:
         from pycontain._images.store_errors import translate_store_errors
 
         manifest, engine = self._kept(), self._store_engine()
-        for container in engine.leases.holders(self):
+        for container in engine._session.leases.holders(self):
             raise Conflict(
                 f"image {self.name} is in use by container {container.name}",
                 hint="remove the container first",
             )
-        with translate_store_errors(engine.roots.data):
-            remove(engine.store, manifest.digest, self.name, force=force)
+        with translate_store_errors(engine._session.roots.data):
+            remove(engine._session.store, manifest.digest, self.name, force=force)
         engine.sweep()
 
     def save(
@@ -352,7 +353,7 @@ class Image:
         if format not in ("oci", "docker"):
             raise ValueError(f"format must be 'oci' or 'docker', got {format!r}")
         with replacing(target) as file:
-            save(self._store_engine().store, [(manifest.digest, self.tags)], file, format)
+            save(self._store_engine()._session.store, [(manifest.digest, self.tags)], file, format)
 
     def push(
         self,
@@ -382,7 +383,7 @@ class Image:
         patience = Patience.within(timeout, retries)
         with metering(parsed.familiar, progress) as meter:
             push = Push(
-                self._store_engine().store,
+                self._store_engine()._session.store,
                 manifest.digest,
                 parsed,
                 auth=credentials,
@@ -409,7 +410,7 @@ class Image:
     def _from_layout(cls, engine: Engine, directory: str, name: str | None) -> builtins.list[Image]:
         from pycontain._images.layout import Layout, full_names
 
-        store, images = engine.store, []
+        store, images = engine._session.store, []
         with Layout(directory, _platform(None)) as layout:
             for found in layout.images(store):
                 if name is not None and not found.is_called(name):
@@ -424,7 +425,7 @@ class Image:
         """The value for an image of the store.  Raises ImageError where its configuration cannot be meant."""
         from pycontain._images.defaults import defaults_of, directories_of
 
-        store = engine.store
+        store = engine._session.store
         manifest = store.manifest(digest)
         config = store.config(manifest.config.digest)
         record = store.record(digest)

@@ -27,9 +27,10 @@ from pycontain._runtime.stats import Stats, stats_of
 from pycontain.errors import Conflict, NotFound, StateError, UnsupportedError
 
 if TYPE_CHECKING:
-    from pycontain._engine import Engine
     from pycontain._objects.container import Container
+    from pycontain._objects.engine import Engine
     from pycontain._objects.volume import Volume
+    from pycontain._runtime.session import Session
 
     # Not at run time: jedi 0.20 completes nothing on a property whose annotation is a Literal.
     Status: TypeAlias = Literal["created", "running", "paused", "exited", "removed"]
@@ -41,19 +42,20 @@ class Lifecycle:
     id: str
     spec: specs.ContainerSpec
     _engine: Engine
+    _session: Session
     _removed: bool
     _anonymous: Sequence[Volume] = ()
 
     def _adopt(self, engine: Engine) -> None:
-        self._engine, self._removed = engine, False
-        engine.check_open()
+        self._engine, self._session, self._removed = engine, engine._session, False
+        self._session.check_open()
 
     def _begin(self, spec: specs.ContainerSpec) -> None:
-        self.spec = self._engine.warm.reserve(spec, self._whole)
+        self.spec = self._session.warm.reserve(spec, self._whole)
         self.id = self.spec.id
         self._volumes = volume_names(spec.mounts)
         if self._volumes:
-            self._engine.leases.lease_volumes(self._whole, self._volumes)
+            self._session.leases.lease_volumes(self._whole, self._volumes)
         self._running: Running | None = None
         self._main: MainCommand | None = None
         self._timer: threading.Timer | None = None
@@ -68,7 +70,7 @@ class Lifecycle:
         """Return a container with the checked options of another one."""
         new = cls.__new__(cls)
         new._adopt(engine)
-        engine.leases.lease_image(spec.image, new._whole)
+        engine._session.leases.lease_image(spec.image, new._whole)
         new._begin(spec)
         return new
 
@@ -158,24 +160,24 @@ class Lifecycle:
             raise StateError(f"container {self.name} is removed")
         if self._running is not None and not self._running.ended:
             raise StateError(f"container {self.name} is already running")
-        self._engine.check_open()
+        self._session.check_open()
 
     def _start(self) -> None:
         if self._started:
-            self._engine.settle()  # releases the names of the last run
-        self._engine.claim(self.spec)
+            self._session.cleanup.settle()  # releases the names of the last run
+        self._session.registry.claim(self.spec)
         if self._volumes:
             from pycontain._objects.copyup import copy_up
 
             copy_up(self._whole)
         self._paused, self._cause, self._started = False, None, True
         if self.spec.init:
-            self._running = start(self._engine, self.spec)
+            self._running = start(self._session, self.spec)
         else:
-            self._main = MainCommand.as_init(self._engine, self.spec)
+            self._main = MainCommand.as_init(self._session, self.spec)
             self._running = self._main.running
         self._timings = self._running.timings
-        self._engine.register(self._whole)
+        self._running.handle = self._whole
         linkage = self.spec.linkage
         if linkage.kind == LINKED:
             attach(self._running, linkage.places, linkage.ports)
@@ -193,7 +195,7 @@ class Lifecycle:
             if timer is not None:
                 timer.cancel()
             # Under the lock, so that a concurrent call returns only when the container has ended.
-            running = self._running or self._engine.find(self.id)
+            running = self._running or self._session.registry.get(self.id)
             if running is not None:
                 attached = running.attached
                 running.end(cause)
@@ -202,7 +204,7 @@ class Lifecycle:
                     linkage = self.spec.linkage.kept(*attached.used())
                     self.spec = evolve(self.spec, linkage=linkage)
             self._running = None
-            self._engine.release(self.spec)
+            self._session.registry.release(self.spec)
 
     def remove(self) -> None:
         """Kill all processes of the container and delete its files.  Idempotent."""
@@ -214,16 +216,16 @@ class Lifecycle:
         main = self._main
         if main is not None:
             main.close()
-        self._engine.leases.release_image(self._whole)
+        self._session.leases.release_image(self._whole)
         self._removed = True
-        if self._volumes and not self._engine.closed:
-            self._engine.leases.release_volumes(self.id)
+        if self._volumes and not self._session.closed:
+            self._session.leases.release_volumes(self.id)
             for one in self._anonymous:
                 with contextlib.suppress(Conflict, NotFound):  # a fork has it
                     one.remove()
-        if self.spec.image.sealed and not self._engine.closed:
-            self._engine.leases.prune()
-            self._engine.leases.sweep_sealed()
+        if self.spec.image.sealed and not self._session.closed:
+            self._session.leases.prune()
+            self._session.leases.sweep_sealed()
 
     def stop(self, timeout: float | timedelta | None = None) -> None:
         """Send the image's stop signal, or SIGTERM, to the command, and end the container after a timeout.

@@ -14,10 +14,10 @@ from pycontain._runtime.network import HOST, JOINED, LINKED, NONE, Linkage
 from pycontain.errors import StateError
 
 if TYPE_CHECKING:
-    from pycontain._engine import Engine
     from pycontain._networks.attached import Place
     from pycontain._objects.container import Container
     from pycontain._objects.egress import Egress
+    from pycontain._objects.engine import Engine
     from pycontain._objects.network import Endpoint, Network
 
 One: TypeAlias = "str | Network | Endpoint | Egress"
@@ -64,7 +64,7 @@ def _checked(engine: Engine, linkage: Linkage, names: NameOptions) -> NameOption
 def _host_address(engine: Engine, linkage: Linkage) -> str:
     if linkage.of_host:
         return "127.0.0.1"
-    if engine.features.privileged:
+    if engine._session.features.privileged:
         for place in linkage.places:
             if place.bridge.options.host:
                 return str(place.bridge.addresses.gateway)
@@ -125,14 +125,14 @@ def _is_one(network: object) -> bool:
 
 
 def _shared(engine: Engine, name: str) -> Linkage:
-    other = engine.find_named(name)
+    other = engine._session.registry.find(name)
     kind = other.spec.linkage
-    if kind.kind == NONE and not engine.features.privileged:
+    if kind.kind == NONE and not engine._session.features.privileged:
         raise StateError(
             f"container {other.spec.name} has no network that a rootless engine can share",
             hint="start it with an internal Network, which has no route outside",
         )
-    joins_rootless_netns = kind.in_rootless_netns and not engine.features.privileged
+    joins_rootless_netns = kind.in_rootless_netns and not engine._session.features.privileged
     return Linkage(
         kind=JOINED, other=other.spec.id, of_host=kind.of_host, joins_rootless_netns=joins_rootless_netns
     )
@@ -152,10 +152,10 @@ def _place(engine: Engine, one: object) -> Place:
     if isinstance(one, str):
         if one in (NONE, HOST) or one.startswith(_SHARED):
             raise ValueError(f"network {one!r} cannot be combined with other networks")
-        return Place(engine.network_manager.find(one), aliases, address)
+        return Place(engine._session.network_manager.find(one), aliases, address)
     if not isinstance(one, Network):
         raise TypeError(f"a network must be a Network, an Endpoint, an Egress or a name, got {shown(one)}")
-    if one._engine is not engine:
+    if one._session is not engine._session:
         raise ValueError(f"network {one.name} belongs to another engine")
     if one._bridge.gone:
         raise StateError(f"network {one.name} is removed")

@@ -40,7 +40,7 @@ from pycontain._runtime.users import Identity
 from pycontain.errors import StateError, UnsupportedError
 
 if TYPE_CHECKING:
-    from pycontain._engine import Engine
+    from pycontain._runtime.session import Session
     from pycontain._runtime.spec import ContainerSpec
 
 _CHUNK = 65536
@@ -105,7 +105,7 @@ class MainCommand:
         return cls(running, execution.channel, (plumbing.ours[1], plumbing.ours[2]), execution)
 
     @classmethod
-    def as_init(cls, engine: Engine, spec: ContainerSpec) -> MainCommand:
+    def as_init(cls, session: Session, spec: ContainerSpec) -> MainCommand:
         """Start a container whose PID 1 the command is.  Users are numbers then: no agent reads passwd."""
         command = _init_command(spec)
         plumbing = Plumbing(DEVNULL, PIPE, PIPE)
@@ -113,7 +113,7 @@ class MainCommand:
         running: Running | None = None
         try:
             guest = [null, plumbing.guest[1], plumbing.guest[2]]
-            running = start(engine, spec, (command.encode(1, 7, 0), guest))
+            running = start(session, spec, (command.encode(1, 7, 0), guest))
             plumbing.give_to(running, command.identity)
             plumbing.close_guest()
             record = native.receive(running.control)

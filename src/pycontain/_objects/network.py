@@ -21,11 +21,12 @@ from pycontain._objects.image import engine_of
 from pycontain.errors import Conflict, NotFound, StateError
 
 if TYPE_CHECKING:
-    from pycontain._engine import Engine
     from pycontain._networks.attached import Attached
     from pycontain._networks.bridge import Bridge, Member
     from pycontain._objects.container import Container
+    from pycontain._objects.engine import Engine
     from pycontain._objects.faults import Partition
+    from pycontain._runtime.session import Session
 
 _ALIAS = re.compile(
     r"[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?(\.[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?)*"
@@ -96,7 +97,7 @@ class Network:
         six = _subnet(ipv6, 6) if isinstance(ipv6, str) else None
         from pycontain._networks.bridge import Options
 
-        self._engine = engine_of(engine)
+        self._session = engine_of(engine)._session
         options = Options(
             name=name or f"net-{secrets.token_hex(6)}",
             subnet=four,  # type: ignore[arg-type]
@@ -106,25 +107,25 @@ class Network:
             host=host_access,
             labels=checked_labels(labels),
         )
-        self._bridge: Bridge = self._engine.network_manager.create(options)
+        self._bridge: Bridge = self._session.network_manager.create(options)
 
     @classmethod
-    def _of(cls, bridge: Bridge, engine: Engine) -> Network:
+    def _of(cls, bridge: Bridge, session: Session) -> Network:
         new = cls.__new__(cls)
-        new._engine, new._bridge = engine, bridge
+        new._session, new._bridge = session, bridge
         return new
 
     @classmethod
     def get(cls, name: str, *, engine: Engine | None = None) -> Network:
         """A network that there is; 'bridge' is the default one.  Raises NotFound."""
-        chosen = engine_of(engine)
-        return cls._of(chosen.network_manager.find(name), chosen)
+        session = engine_of(engine)._session
+        return cls._of(session.network_manager.find(name), session)
 
     @classmethod
     def list(cls, *, engine: Engine | None = None) -> builtins.list[Network]:
         """Every network of this engine, by name."""
-        chosen = engine_of(engine)
-        return [cls._of(bridge, chosen) for bridge in chosen.bridges]
+        session = engine_of(engine)._session
+        return [cls._of(bridge, session) for bridge in session.bridges]
 
     @classmethod
     def prune(cls, *, engine: Engine | None = None) -> builtins.list[str]:
@@ -201,12 +202,12 @@ class Network:
         """
         from pycontain._networks.attached import Place
 
-        attached = _attached(container, self._engine)
+        attached = _attached(container, self._session)
         return str(attached.connect(Place(self._bridge, aliases_of(aliases), address)).address)
 
     def disconnect(self, container: Container) -> None:
         """Take a container off it, at once.  Raises NotFound when it is not on it, StateError."""
-        _attached(container, self._engine).disconnect(self._bridge)
+        _attached(container, self._session).disconnect(self._bridge)
 
     def partition(
         self, one: Container | Iterable[Container], other: Container | Iterable[Container]
@@ -240,7 +241,7 @@ class Network:
 
     def remove(self) -> None:
         """Remove it.  Raises Conflict while a container is on it, NotFound when it is gone."""
-        self._engine.network_manager.remove(self._bridge)
+        self._session.network_manager.remove(self._bridge)
 
     def __enter__(self) -> Network:
         return self
@@ -273,9 +274,9 @@ def _described(member: Member) -> dict[str, object]:
     }
 
 
-def _attached(container: Container, engine: Engine) -> Attached:
+def _attached(container: Container, session: Session) -> Attached:
     """Its networks.  Raises StateError where it has none of its own, ValueError of another engine."""
-    if container._engine is not engine:
+    if container._session is not session:
         raise ValueError(f"container {container.name} belongs to another engine")
     return attached_of(container)
 

@@ -17,7 +17,7 @@ from pycontain._security.policy import Security
 from pycontain.errors import Args, NotFound
 
 if TYPE_CHECKING:
-    from pycontain._engine import Engine
+    from pycontain._objects.engine import Engine
 
 Mounts: TypeAlias = "Mapping[str, Volume | specs.Mount | str | os.PathLike[str]]"
 """Place inside to what stands there; a path alone is `Bind(path)`."""
@@ -48,7 +48,7 @@ def check_values(**options: object) -> None:
 def image_of(engine: Engine, image: Image | Snapshot | str | None) -> Image:
     """The image that is meant: pulled where the store has none of the name.  Raises TypeError, PullError."""
     if image is None:
-        return engine.host_image()
+        return engine._host_image()
     if isinstance(image, Snapshot):
         return image.image
     if isinstance(image, str):
@@ -77,8 +77,8 @@ def mounts_of(engine: Engine, volumes: Mounts | None, mounts: Mounts | None) -> 
 
 def _mounted(engine: Engine, place: str, what: object) -> specs.Mount | str:
     if isinstance(what, Volume):
-        if what._engine.roots != engine.roots:
-            raise ValueError(f"volume {what.name!r} belongs to another store, {what._engine.roots.data}")
+        if what._session.roots != engine._session.roots:
+            raise ValueError(f"volume {what.name!r} belongs to another store, {what._session.roots.data}")
         what = what.mounted()
     if isinstance(what, specs.Mount):
         return what

@@ -14,10 +14,10 @@ from pycontain._runtime.streams import DEVNULL, PIPE, Stream
 from pycontain.errors import Args
 
 if TYPE_CHECKING:
-    from pycontain._engine import Engine
     from pycontain._model.limits import CgroupLimits
     from pycontain._model.ports import Ports
     from pycontain._model.process import ExecResult
+    from pycontain._objects.engine import Engine
     from pycontain._objects.image import Image
     from pycontain._objects.linkage import Networks
     from pycontain._runtime.cancel import CancelToken

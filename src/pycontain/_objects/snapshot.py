@@ -14,9 +14,9 @@ from pycontain._objects.image import Image, engine_of
 from pycontain.errors import ImageError
 
 if TYPE_CHECKING:
-    from pycontain._engine import Engine
     from pycontain._images.sealed import Kind, Record
     from pycontain._images.store import Store
+    from pycontain._objects.engine import Engine
     from pycontain.oci import ContainerConfig
 
 
@@ -43,7 +43,7 @@ class Snapshot:
         from pycontain._images import sealed
 
         chosen = engine_of(engine)
-        return _known(chosen, sealed.record(chosen.store, id))
+        return _known(chosen, sealed.record(chosen._session.store, id))
 
     @classmethod
     def list(cls, *, engine: Engine | None = None) -> builtins.list[Snapshot]:
@@ -52,7 +52,7 @@ class Snapshot:
 
         chosen = engine_of(engine)
         found = []
-        for record in sealed.records(chosen.store):
+        for record in sealed.records(chosen._session.store):
             try:
                 found.append(_known(chosen, record))
             except ImageError:
@@ -64,8 +64,8 @@ class Snapshot:
         from pycontain._images import sealed
 
         chosen = engine_of(self._engine)
-        sealed.forget(chosen.store, self.id)
-        chosen.leases.sweep_sealed()
+        sealed.forget(chosen._session.store, self.id)
+        chosen._session.leases.sweep_sealed()
 
     def commit(
         self,
@@ -114,7 +114,7 @@ def pins_of(image: Image) -> builtins.list[tuple[str, str]]:
 def _known(engine: Engine, record: Record) -> Snapshot:
     from pycontain._images import sealed
 
-    store = engine.store
+    store = engine._session.store
     lost = sealed.missing(store, record)
     if lost is not None:
         raise ImageError(
@@ -129,7 +129,7 @@ def value(engine: Engine, record: Record, base: Image) -> Snapshot:
         id=record.id,
         kind=record.kind,
         created=datetime.fromtimestamp(record.created, UTC),
-        image=upon(engine.store, base, record.sealed),
+        image=upon(engine._session.store, base, record.sealed),
         engine=engine,
     )
 
@@ -144,7 +144,7 @@ def upon(store: Store, base: Image, layers: tuple[str, ...]) -> Image:
 
 def _base(engine: Engine, document: Mapping[str, Any]) -> Image:
     if document.get("host"):
-        return engine.host_image()
+        return engine._host_image()
     if "digest" in document:
         from pycontain.oci import Digest
 

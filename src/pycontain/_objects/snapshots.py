@@ -35,7 +35,7 @@ _SYS_ADMIN = "SYS_ADMIN"
 def snapshot(container: Container) -> Snapshot:
     """See `Container.snapshot`."""
     engine, running = container._engine, container._live()
-    store = engine.store
+    store = engine._session.store
     with translate_store_errors(store.roots.data), container._lock, store.leasing() as lease:
         image = container.spec.image
         layer = sealed.new_layer(running.first_id)
@@ -89,8 +89,8 @@ def _seal(container: Container, running: Running, chain: tuple[str, ...]) -> boo
     with running.by_itself() as alone:
         if not alone:
             return False
-        image = values.upon(engine.store, container.spec.image.base, chain)
-        place = sealed.make_place(engine.store, chain[0])
+        image = values.upon(engine._session.store, container.spec.image.base, chain)
+        place = sealed.make_place(engine._session.store, chain[0])
         upper = running.upper_path
         try:
             os.rename(upper, place)
@@ -108,13 +108,13 @@ def _seal(container: Container, running: Running, chain: tuple[str, ...]) -> boo
                 return False  # a descriptor that can still write is open somewhere, or the kernel cannot say
             raise
         container.spec = evolve(container.spec, image=image)
-        engine.leases.lease_image(image, container)
+        engine._session.leases.lease_image(image, container)
     return True
 
 
 def _copy(container: Container, running: Running, layer: str) -> None:
     """The guest goes on where it writes: the layer is what it had, with everything stopped meanwhile."""
-    store = container._engine.store
+    store = container._session.store
     build = LayerBuild(store, None, owners=store.owners, first_id=running.first_id)
     try:
         with still(container), opened([running.upper_path]) as fds:
@@ -149,7 +149,7 @@ def fork(container: Container, count: int) -> list[Container]:
                 one.remove()
         raise
     finally:
-        sealed.forget(container._engine.store, base.id)  # the containers hold its layers
+        sealed.forget(container._session.store, base.id)  # the containers hold its layers
     return made
 
 
@@ -164,7 +164,7 @@ def rollback(container: Container, to: Snapshot) -> None:
     with container._lock:
         if container._removed:
             raise StateError(f"container {container.name} is removed")
-        container._engine.leases.lease_image(image, container)
+        container._session.leases.lease_image(image, container)
         aside = _put_aside(container)
         container._end()
         main = container._main
@@ -176,9 +176,9 @@ def rollback(container: Container, to: Snapshot) -> None:
             container.start()
         finally:
             if aside is not None:
-                container._engine.cleanup.discard(aside)
-    container._engine.leases.prune()
-    container._engine.leases.sweep_sealed()
+                container._session.cleanup.discard(aside)
+    container._session.leases.prune()
+    container._session.leases.sweep_sealed()
 
 
 def _put_aside(container: Container) -> str | None:
@@ -186,7 +186,7 @@ def _put_aside(container: Container) -> str | None:
     running = container._running
     if running is None or running.cleanup_job is not None:
         return None
-    live = running.engine.owner.live
+    live = running.session.owner.live
     dead = f"dead-{os.urandom(8).hex()}"
     os.rename(os.path.join(live, running.spec.id), os.path.join(live, dead))
     running.aside = True

@@ -19,7 +19,8 @@ from pycontain._objects.image import engine_of
 from pycontain.errors import Conflict, NotFound, UnsupportedError
 
 if TYPE_CHECKING:
-    from pycontain._engine import Engine
+    from pycontain._objects.engine import Engine
+    from pycontain._runtime.session import Session
     from pycontain._volumes.records import Record
 
 
@@ -52,16 +53,16 @@ class Volume:
         if name is not None:
             check_name(name, "the name of a volume")
         wanted = None if size is None else parse_size(size)
-        self._engine = engine_of(engine)
+        self._session = engine_of(engine)._session
         self._check_size(wanted)
-        store = self._engine.store
+        store = self._session.store
         owner = "" if name is not None else store.owner.name
         record = records.new(name or secrets.token_hex(16), wanted, checked_labels(labels), owner)
         with translate_store_errors(store.roots.data):
             self._record = records.create(store, record)
 
     def _check_size(self, size: int | None) -> None:
-        if size is not None and not self._engine.features.privileged:
+        if size is not None and not self._session.features.privileged:
             raise UnsupportedError(
                 "volumes of a given size in a rootless engine",
                 hint="use Tmpfs(size), or leave the size out",
@@ -72,19 +73,19 @@ class Volume:
         """A volume that there is.  Raises NotFound."""
         from pycontain._volumes import records
 
-        chosen = engine_of(engine)
-        found = records.get(chosen.store, name)
+        session = engine_of(engine)._session
+        found = records.get(session.store, name)
         if found is None:
             raise NotFound(f"no volume {name!r}")
-        return cls._of(found, chosen)
+        return cls._of(found, session)
 
     @classmethod
     def list(cls, *, engine: Engine | None = None) -> builtins.list[Volume]:
         """Every volume of the store, by name."""
         from pycontain._volumes import records
 
-        chosen = engine_of(engine)
-        return [cls._of(record, chosen) for record in records.every(chosen.store)]
+        session = engine_of(engine)._session
+        return [cls._of(record, session) for record in records.every(session.store)]
 
     @classmethod
     def prune(cls, *, all: bool = False, engine: Engine | None = None) -> builtins.list[str]:
@@ -98,9 +99,9 @@ class Volume:
         return gone
 
     @classmethod
-    def _of(cls, record: Record, engine: Engine) -> Volume:
+    def _of(cls, record: Record, session: Session) -> Volume:
         new = cls.__new__(cls)
-        new._engine, new._record = engine, record
+        new._session, new._record = session, record
         return new
 
     @property
@@ -128,7 +129,7 @@ class Volume:
         """The ids of the containers that have it, of every process."""
         from pycontain._volumes import records
 
-        return records.users(self._engine.store, self.name)
+        return records.users(self._session.store, self.name)
 
     def inspect(self) -> dict[str, object]:
         """What is known of it: name, size, created, labels, anonymous, path, containers."""
@@ -148,7 +149,7 @@ class Volume:
 
         return VolumeMount(
             name=self.name,
-            path=records.content_of(self._engine.store, self._record),
+            path=records.content_of(self._session.store, self._record),
             image=self.size is not None,
             read_only=check_flag("read_only", read_only),
             noexec=check_flag("noexec", noexec),
@@ -159,7 +160,7 @@ class Volume:
         from pycontain._images.layers import discard
         from pycontain._volumes import records
 
-        store = self._engine.store
+        store = self._session.store
         records.remove(store, self.name, lambda name: discard(store, name))
 
     def backup(self, target: str | os.PathLike[str] | IO[bytes]) -> None:
@@ -171,7 +172,7 @@ class Volume:
         from pycontain._images.write import archive
         from pycontain._volumes import records
 
-        store = self._engine.store
+        store = self._session.store
         with self._root() as root, replacing(target) as file:
             for chunk in archive(store, root, first_id=records.first_id_of(store), exact=True):
                 file.write(chunk)
@@ -186,7 +187,7 @@ class Volume:
         from pycontain._images.extract import extract
         from pycontain._volumes import records
 
-        store = self._engine.store
+        store = self._session.store
         with self._root() as root, opened_to_read(source) as file:
             if records.users(store, self.name):
                 raise Conflict(f"volume {self.name!r} is in use", hint="remove its containers first")
@@ -200,7 +201,7 @@ class Volume:
         """An fd of its directory."""
         from pycontain._volumes import filesystem, records
 
-        store = self._engine.store
+        store = self._session.store
         if records.get(store, self.name) is None:
             raise NotFound(f"no volume {self.name!r}")
         path = records.content_of(store, self._record)
@@ -228,10 +229,10 @@ class Volume:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Volume):
             return NotImplemented
-        return (self.name, self._engine.roots) == (other.name, other._engine.roots)
+        return (self.name, self._session.roots) == (other.name, other._session.roots)
 
     def __hash__(self) -> int:
-        return hash((self.name, self._engine.roots))
+        return hash((self.name, self._session.roots))
 
     def __repr__(self) -> str:
         return f"<Volume {self.name}>"

@@ -265,7 +265,7 @@ class Prepared:
         plumbing.close_guest()
         command = self.execution.command
         call = Forked(self.running, command, 0, ours, exec_cgroup, begun, zygote=self.execution)
-        call.stops = self.running.engine.disk.stops(self.running)
+        call.stops = self.running.session.disk.stops(self.running)
         return Child(call, plumbing, answer)
 
     def discard(self) -> None:

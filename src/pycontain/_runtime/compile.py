@@ -20,13 +20,13 @@ from pycontain._model.names import search_domains
 from pycontain._rootfs import host, layout
 from pycontain._runtime.declared import made_directories
 from pycontain._runtime.network import HOST, JOINED, LINKED, NONE
-from pycontain._security import counters
+from pycontain._security import counters, policy
 from pycontain._state.owner import STORE_BLOCK
 from pycontain.errors import PathError, UnsupportedError
 
 if TYPE_CHECKING:
-    from pycontain._engine import Engine
     from pycontain._objects.image import Image
+    from pycontain._runtime.session import Session
     from pycontain._runtime.spec import ContainerSpec
 
 NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
@@ -45,6 +45,7 @@ _BULK_MOST = 64 << 10
 """Bytes of a plan that go in one message with the script of its cgroups in any case."""
 _SOURCES_MOST = 200
 _RESOLVER_MOST = 65536
+_RLIMIT_NPROC, _RLIMIT_DATA = "nproc", "data"
 _SERVER = re.compile(r"\s*nameserver\s+\S")
 
 
@@ -214,23 +215,23 @@ def _seen_at(path: str, *, by_rule: bool) -> os.stat_result:
         os.close(fd)
 
 
-def known_root_plan(engine: Engine, spec: ContainerSpec) -> RootPlan | None:
+def known_root_plan(session: Session, spec: ContainerSpec) -> RootPlan | None:
     """Return the root plan of containers with this specification if one was started before."""
     try:
-        return engine.root_plans.get(_key(spec))
+        return session.root_plans.get(_key(spec))
     except TypeError:  # limits with mappings
         return None
 
 
-def root_plan_of(engine: Engine, spec: ContainerSpec) -> RootPlan:
+def root_plan_of(session: Session, spec: ContainerSpec) -> RootPlan:
     """Return the root plan of containers with this specification.  Raises UnsupportedError."""
-    found = known_root_plan(engine, spec)
+    found = known_root_plan(session, spec)
     if found is None:
-        found = compile_root(engine, spec)
-        if len(engine.root_plans) >= _ROOT_PLANS:
-            engine.root_plans.clear()
+        found = compile_root(session, spec)
+        if len(session.root_plans) >= _ROOT_PLANS:
+            session.root_plans.clear()
         with contextlib.suppress(TypeError):
-            engine.root_plans[_key(spec)] = found
+            session.root_plans[_key(spec)] = found
     return found
 
 
@@ -282,12 +283,12 @@ def _of_host() -> bytes:
         return b""
 
 
-def compile_root(engine: Engine, spec: ContainerSpec) -> RootPlan:
+def compile_root(session: Session, spec: ContainerSpec) -> RootPlan:
     """Compile everything but fds and ids.  Raises UnsupportedError."""
-    idmap = engine.features.privileged
+    idmap = session.features.privileged
     sources = layer_sources(spec.image, idmap=idmap)
     trees = []
-    recursive = 0 if engine.features.privileged else int(OpFlag.RECURSIVE)
+    recursive = 0 if session.features.privileged else int(OpFlag.RECURSIVE)
     for path, place in spec.image.trees:
         # Not through the id map: of the host's own files a guest's root is nobody's owner, so that what only
         # root may read stays unread, and no lease of theirs keeps a program of the host waiting.
@@ -307,12 +308,12 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> RootPlan:
             continue
         if isinstance(what, VolumeMount):
             mounts.append(layout.MountSpec(target=place.lstrip("/"), source=len(sources)))
-            sources.append((what.path, _volume_source(engine, what)))
+            sources.append((what.path, _volume_source(session, what)))
             continue
         is_file = not os.path.isdir(what.path)
         mounts.append(layout.MountSpec(target=place.lstrip("/"), source=len(sources), is_file=is_file))
         sources.append((what.path, _bind_source(what, idmap)))
-    held = engine.enforceable(spec.limits, spec.asked, spec.security.optional)
+    held = session.enforceable(spec.limits, spec.asked, spec.security.optional)
     memory = spec.limits.memory or _SCRATCH_MOST * 2
     ops = layout.compose(
         layers=len(spec.image.directories),
@@ -324,7 +325,7 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> RootPlan:
         scratch_size=max(65536, min(_SCRATCH_MOST, memory // 2)),
         masked=spec.security.masked_paths,
         readonly=spec.security.readonly_paths,
-        groups=view.groups(engine.cgroups, held, _GROUP) if engine.cgroups.usable else (),
+        groups=view.groups(session.cgroups, held, _GROUP) if session.cgroups.usable else (),
         directories=made_directories(spec),
         resolv=_resolver(spec),
         own_name=spec.linkage.kind in (NONE, HOST),
@@ -332,9 +333,9 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> RootPlan:
         shm_size=spec.shm_size,
         sysctls=spec.sysctls,
     )
-    security = engine.encode_security(spec)
+    security = _encode_security(session, spec)
     flags = PlanFlag.LOOPBACK if spec.linkage.kind in (NONE, LINKED) else PlanFlag(0)
-    if not engine.features.privileged and not engine.sub_ids:
+    if not session.features.privileged and not session.sub_ids:
         flags |= PlanFlag.DENY_SETGROUPS
     return RootPlan(
         ops=tuple(ops),
@@ -345,16 +346,16 @@ def compile_root(engine: Engine, spec: ContainerSpec) -> RootPlan:
         layers=len(spec.image.directories),
         bulk=sum(96 + len(op.data) + len(op.target) for op in ops) + 80 * len(sources) + len(security),
         seccomp=spec.security.seccomp is not None,
-        landlock=engine.features.landlock if spec.security.landlock else 0,
-        namespaces=namespaces(engine, spec),
-        privileged=engine.features.privileged,
+        landlock=session.features.landlock if spec.security.landlock else 0,
+        namespaces=namespaces(session, spec),
+        privileged=session.features.privileged,
         init=spec.init,
         shares=any(isinstance(what, VolumeMount) for what in spec.mounts.values()),
         joins=spec.linkage.kind == JOINED,
         binds=any(isinstance(what, Bind) for what in spec.mounts.values()),
-        id_map=_plain_map(engine),
-        live=engine.owner.live,
-        counters="" if engine.features.privileged else counters.shares(spec.security.seccomp),
+        id_map=_plain_map(session),
+        live=session.owner.live,
+        counters="" if session.features.privileged else counters.shares(spec.security.seccomp),
     )
 
 
@@ -371,6 +372,29 @@ def layer_sources(image: Image, *, idmap: bool, block: int | None = None) -> lis
             source = attrs.evolve(source, bind=True)  # a directory of the caller's, used in place
         found.append((path, source))
     return found
+
+
+def _encode_security(session: Session, spec: ContainerSpec) -> bytes:
+    held = session.enforceable(spec.limits, spec.asked, spec.security.optional)
+    fallback = dict(spec.rlimits)
+    named = {*spec.rlimits, *spec.security.rlimits}
+    # Where no cgroup counts processes, the user namespace's own RLIMIT_NPROC does (user_namespaces(7)).
+    if held.pids is None and spec.limits.pids is not None and _RLIMIT_NPROC not in named:
+        fallback[_RLIMIT_NPROC] = spec.limits.pids
+    if (
+        held.memory is None
+        and "memory" in spec.asked
+        and spec.limits.memory is not None
+        and _RLIMIT_DATA not in named
+    ):
+        fallback[_RLIMIT_DATA] = spec.limits.memory
+    return policy.encode(
+        spec.security,
+        fallback,
+        landlock_abi=session.features.landlock,
+        supervise=not session.cgroups.kills,
+        by_agent=spec.init,
+    )
 
 
 def _attributes(read_only: bool, noexec: bool) -> MountAttr:
@@ -397,31 +421,31 @@ def _bind_source(bind: Bind, privileged: bool) -> Source:
     return Source(flags=int(flags), attributes=int(attributes), bind=True)
 
 
-def _volume_source(engine: Engine, volume: VolumeMount) -> Source:
+def _volume_source(session: Session, volume: VolumeMount) -> Source:
     """Owners inside are owners on the disk, whatever container has it."""
     attributes = _attributes(volume.read_only, volume.noexec)
-    flags = OpFlag.IDMAP if engine.features.privileged else OpFlag(0)
-    first_id = STORE_BLOCK if engine.features.privileged else 0
+    flags = OpFlag.IDMAP if session.features.privileged else OpFlag(0)
+    first_id = STORE_BLOCK if session.features.privileged else 0
     return Source(flags=int(flags), attributes=int(attributes), first_id=first_id, image=volume.image)
 
 
-def namespaces(engine: Engine, spec: ContainerSpec) -> int:
+def namespaces(session: Session, spec: ContainerSpec) -> int:
     """The CLONE_NEW* flags of a start."""
     wanted = NEWUSER | NEWNS | NEWPID | NEWIPC | NEWUTS | NEWCGROUP
-    if engine.cgroups.keeps_out:
+    if session.cgroups.keeps_out:
         wanted &= ~NEWCGROUP
     if spec.linkage.kind not in (HOST, JOINED):
         wanted |= NEWNET
-    if engine.features.time_namespace:
+    if session.features.time_namespace:
         wanted |= NEWTIME
     elif "time" not in spec.security.optional:
         raise UnsupportedError("time namespaces", hint="name 'time' in Security.optional to go without")
     return wanted
 
 
-def _plain_map(engine: Engine) -> str:
+def _plain_map(session: Session) -> str:
     """The id map below the launcher's own user namespace."""
-    if engine.sub_ids:
+    if session.sub_ids:
         # One extent per extent of the parent's map: the kernel takes none that spans two.
-        return f"0 0 1\n1 1 {engine.sub_ids - 1}\n"
+        return f"0 0 1\n1 1 {session.sub_ids - 1}\n"
     return "0 0 1\n"

@@ -22,8 +22,8 @@ from pycontain._runtime.running import kill_by
 from pycontain.errors import PycontainError, StateError
 
 if TYPE_CHECKING:
-    from pycontain._engine import Engine
     from pycontain._runtime.running import Running
+    from pycontain._runtime.session import Session
 
 BLOCK = 4096
 INODES_FLOOR = 16384
@@ -61,8 +61,8 @@ class Watched:
 class DiskWatch:
     """The containers of an engine that have a limit."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, session: Session) -> None:
+        self._session = session
         self._watched: dict[str, Watched] = {}
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
@@ -114,7 +114,7 @@ class DiskWatch:
         self._watched = {}
 
     def _free(self) -> tuple[int, int]:
-        found = os.fstatvfs(self._engine.owner.live_fd)
+        found = os.fstatvfs(self._session.owner.live_fd)
         return found.f_bfree * found.f_frsize, found.f_ffree
 
     def _run(self) -> None:
@@ -150,14 +150,14 @@ class DiskWatch:
         with one.lock:
             begun, free = now(), self._free()
             try:
-                with self._engine.launchers.borrow() as launcher:
+                with self._session.launchers.borrow() as launcher:
                     used, names = launcher.measure(
-                        self._engine.owner.live_fd, running.spec.id, (one.most, one.inodes)
+                        self._session.owner.live_fd, running.spec.id, (one.most, one.inodes)
                     )
             except FileNotFoundError:
                 return  # ended by now
             if used <= one.most:
-                used += _unlinked(running, os.fstat(self._engine.owner.live_fd).st_dev)
+                used += _unlinked(running, os.fstat(self._session.owner.live_fd).st_dev)
             grown = used > one.used or names > one.names
             one.used, one.names, one.free = used, names, free
             done = now()

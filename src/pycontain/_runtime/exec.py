@@ -152,12 +152,12 @@ class Execution:
         Raises StateError when the container ended.
         """
         begun = time.perf_counter()
-        stops = running.engine.disk.stops(running)
+        stops = running.session.disk.stops(running)
         if running.spec.init is False:
             raise StateError("the command is PID 1 itself (init=False): no agent starts others beside it")
         group = running.group
         if limits is not None:
-            running.engine.cgroups.check(limits)
+            running.session.cgroups.check(limits)
         try:
             exec_cgroup = group.acquire(limits, idle=idle) if group is not None else None
         except OSError as error:
@@ -262,7 +262,7 @@ class Execution:
 
     def reason(self, returncode: int, counters: Counters, usage: Usage) -> Reason:
         """Return why it ended, by the kernel's counters only: a cause that nothing counted is not claimed."""
-        if self.running.engine.disk.exceeded(self.running, self.stops):
+        if self.running.session.disk.exceeded(self.running, self.stops):
             return "disk"
         if returncode == 0 or counters.oom_kills or counters.pids_refused:
             return reason_of(self.running.spec, returncode, counters, usage)

@@ -80,7 +80,7 @@ def _file_server(running: Running) -> FileServer:
                 raise StateError("the command is PID 1 itself (init=False): no agent opens its files")
             root = open_inside(running, "/", os.O_RDONLY | os.O_DIRECTORY)
             try:
-                made = FileServer(root, running.pidfd, landlock=running.engine.features.landlock)
+                made = FileServer(root, running.pidfd, landlock=running.session.features.landlock)
             except OSError as error:
                 if running.dead:
                     raise StateError(f"container {running.spec.name} has ended") from error
@@ -115,7 +115,7 @@ def seen_inside(running: Running, found: os.stat_result) -> os.stat_result:
 def _inside(running: Running, id: int, which: int) -> int:
     if running.block is not None:
         return id - running.block if 0 <= id - running.block < BLOCK else _NOBODY
-    maps = running.engine.id_maps
+    maps = running.session.id_maps
     if maps is None:
         return 0 if id == (os.getuid(), os.getgid())[which] else _NOBODY
     numbers = [int(text) for text in maps[which]]

@@ -51,15 +51,15 @@ class Isolation:
 
 def isolation_of(running: Running) -> Isolation:
     """The report of a live container."""
-    engine, spec = running.engine, running.spec
+    session, spec = running.session, running.spec
     flags = running.root_plan.namespaces
-    held = engine.enforceable(spec.limits, spec.asked, spec.security.optional)
+    held = session.enforceable(spec.limits, spec.asked, spec.security.optional)
     missing = []
-    if engine.cgroups.keeps_out:
+    if session.cgroups.keeps_out:
         missing.append("cgroup namespace")
-    if not engine.features.privileged and not engine.sub_ids and set(os.getgroups()) - {os.getegid()}:
+    if not session.features.privileged and not session.sub_ids and set(os.getgroups()) - {os.getegid()}:
         missing.append("loss of the caller's supplementary groups")
-    if not engine.features.time_namespace:
+    if not session.features.time_namespace:
         missing.append("time namespace")
     if spec.security.landlock and not running.root_plan.landlock:
         missing.append("landlock")
@@ -67,14 +67,14 @@ def isolation_of(running: Running) -> Isolation:
         if getattr(held, name) is None and getattr(spec.limits, name) is not None:
             missing.append(f"{name} limit")
     missing += [f"{name} rlimit of its own" for name in kept_rlimits()]
-    identity = "block" if running.block is not None else "sub-ids" if engine.sub_ids else "single"
+    identity = "block" if running.block is not None else "sub-ids" if session.sub_ids else "single"
     limits = {name: value for name, value in asdict(held, recurse=False).items() if value is not None}
     if spec.disk is not None:
         limits["disk"] = spec.disk
     return Isolation(
         namespaces=tuple(name for flag, name in _NAMES.items() if flags & flag),
         identity=identity,
-        cgroups=engine.cgroups.layout.name,
+        cgroups=session.cgroups.layout.name,
         limits=limits,
         capabilities=tuple(sorted(spec.security.capabilities)),
         no_new_privs=spec.security.no_new_privs,

@@ -18,10 +18,10 @@ from pycontain._runtime.running import Running, kill_by
 from pycontain.errors import PathError, StartError
 
 if TYPE_CHECKING:
-    from pycontain._engine import Engine
     from pycontain._kernel.launcher import Launcher
     from pycontain._model.limits import CgroupLimits
     from pycontain._runtime.precloned import PreclonedChild
+    from pycontain._runtime.session import Session
     from pycontain._runtime.spec import ContainerSpec
 
 _NO_USERNS = "user namespaces may be disabled: see `Engine().doctor()`"
@@ -77,12 +77,12 @@ class Launch:
     """
 
     def __init__(
-        self, engine: Engine, spec: ContainerSpec, command: tuple[bytes, Sequence[int]] | None = None
+        self, session: Session, spec: ContainerSpec, command: tuple[bytes, Sequence[int]] | None = None
     ) -> None:
-        self.engine = engine
+        self.session = session
         self.spec = spec
-        self.root_plan: RootPlan = root_plan_of(engine, spec)
-        self.limits: CgroupLimits = engine.enforceable(spec.limits, spec.asked, spec.security.optional)
+        self.root_plan: RootPlan = root_plan_of(session, spec)
+        self.limits: CgroupLimits = session.enforceable(spec.limits, spec.asked, spec.security.optional)
         self._command, self._streams = command or (b"", ())
         self._precloned: PreclonedChild | None = None
         self._launcher: Launcher | None = None
@@ -113,18 +113,18 @@ class Launch:
         precloned: the pre-cloned child to use.  warm: the launcher makes the cgroups.
         Raises LimitError, PathError, OSError.
         """
-        engine, spec = self.engine, self.spec
+        session, spec = self.session, self.spec
         self._precloned = precloned
         if precloned is not None:
             self._block, self._group = precloned.block, precloned.group
         else:
-            if engine.features.privileged:
-                self._block = engine.owner.blocks.acquire()
+            if session.features.privileged:
+                self._block = session.owner.blocks.acquire()
             # Known before it exists: what an interrupt leaves of it is removed.
-            self._group = engine.plan_group(spec.id, self._block)
+            self._group = Group(session.cgroups, spec.id, self._block) if session.cgroups.usable else None
             if self._group is not None and not warm:
                 self._group.make(self.limits)
-        self._directory = os.path.join(engine.owner.live, spec.id)
+        self._directory = os.path.join(session.owner.live, spec.id)
         files.run(
             files.mkdir_private(self._directory)
             + (files.own(self._directory, self._block) if self._block is not None else b"")
@@ -146,7 +146,7 @@ class Launch:
 
     def _open_sources(self) -> None:
         """As root, the mounts that the plan names, in its order; the launcher opens them for plain users."""
-        if not self.engine.features.privileged:
+        if not self.session.features.privileged:
             return
         for path, source in ((self._directory, Source()), *self.root_plan.sources):
             self._fds.append(mount_of(path, source))
@@ -169,7 +169,7 @@ class Launch:
         join = None
         if self.spec.linkage.kind == JOINED:
             join = len(self._outgoing)
-            self._fds.append(self.engine.find_named(self.spec.linkage.other).share())
+            self._fds.append(self.session.registry.find(self.spec.linkage.other).share())
             self._outgoing.append(self._fds[-1])
         self._outgoing += self._streams
         plan = self.root_plan.fill(
@@ -256,7 +256,7 @@ class Launch:
             group.started()
         self._running = Running(
             self.spec,
-            self.engine,
+            self.session,
             self._control,
             self.pidfd,
             self._exit_socket,
@@ -293,7 +293,7 @@ class Launch:
             if self._group is not None:
                 self._group.kill()
         finally:  # no fd may be left to say it to the group by: what is left is removed all the same
-            self.engine.cleanup.put(
+            self.session.cleanup.put(
                 CleanupJob(self.spec.id, self._group, self.pidfd, self._block, bool(self._directory))
             )
 

@@ -69,10 +69,10 @@ def attach(running: Running, places: Sequence[Place], ports: Sequence[Published]
     """
     from pycontain._networks.attached import Identity
 
-    spec, engine = running.spec, running.engine
+    spec, session = running.spec, running.session
     # As the writer's user namespace counts them, which is the host's for root.
-    groups = 1 << 31 if engine.features.privileged else engine.sub_ids or 1
-    manager = engine.network_manager
+    groups = 1 << 31 if session.features.privileged else session.sub_ids or 1
+    manager = session.network_manager
     attached = running.attach(
         lambda pidfd: manager.attached(
             Identity(

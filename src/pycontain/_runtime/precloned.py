@@ -18,8 +18,8 @@ from pycontain._runtime.cleanup import CleanupJob
 from pycontain._runtime.compile import CgroupEntry
 
 if TYPE_CHECKING:
-    from pycontain._engine import Engine
     from pycontain._runtime.compile import RootPlan
+    from pycontain._runtime.session import Session
 
 
 @frozen(eq=False)
@@ -42,8 +42,8 @@ class PreclonedChild:
 class PreclonedChildren:
     """The pre-cloned children of one engine."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, session: Session) -> None:
+        self._session = session
         self._number = 0
 
     def take(self, launcher: Launcher, root_plan: RootPlan, limits: CgroupLimits) -> PreclonedChild | None:
@@ -60,12 +60,12 @@ class PreclonedChildren:
 
     def refill(self, launcher: Launcher, root_plan: RootPlan) -> None:
         """Let a child wait in a launcher, unless one does or no container of this plan can use one."""
-        cgroups = self._engine.cgroups
+        cgroups = self._session.cgroups
         if launcher.precloned is not None or not root_plan.init or not root_plan.privileged:
             return
         if not cgroups.usable:
             return
-        block = self._engine.owner.blocks.acquire()
+        block = self._session.owner.blocks.acquire()
         self._number += 1
         group = Group(cgroups, f"s{self._number}", block)
         script = group.creation_script(CgroupLimits())
@@ -78,5 +78,5 @@ class PreclonedChildren:
 
     def discard(self) -> None:
         """Remove the cgroups of the children, whose launchers are closed already."""
-        for child in self._engine.launchers.precloned():
-            self._engine.cleanup.put(CleanupJob(child.group.name, child.group, -1, child.block, False))
+        for child in self._session.launchers.precloned():
+            self._session.cleanup.put(CleanupJob(child.group.name, child.group, -1, child.block, False))

@@ -39,8 +39,8 @@ def replace_root(running: Running, image: Image) -> None:
     Raises:
         StartError: A step failed; the container has its old root.
     """
-    privileged = running.engine.features.privileged
-    store = os.path.join(running.engine.owner.live, running.spec.id)
+    privileged = running.session.features.privileged
+    store = os.path.join(running.session.owner.live, running.spec.id)
     layers = layer_sources(image, idmap=privileged, block=running.block)
     sources = [(store, Source()), *layers]
     ours, theirs = native.pair()
@@ -55,7 +55,7 @@ def replace_root(running: Running, image: Image) -> None:
             else:
                 places.append(described(path, source))
         plan = _plan(running, places)
-        with running.engine.birthplace(running.spec.linkage).borrow() as launcher, launcher.listening:
+        with running.session.launchers_for(running.spec.linkage).borrow() as launcher, launcher.listening:
             launcher.hear_owed()
             native.send(launcher.socket, request(native.RESTACK, plan, value=running.pid), [*fds, *opened])
             os.close(theirs)

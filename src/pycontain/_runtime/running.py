@@ -22,12 +22,12 @@ from pycontain.errors import ContainerEnded, StateError
 
 if TYPE_CHECKING:
     from pycontain._cgroups.group import Group
-    from pycontain._engine import Engine
     from pycontain._kernel.file_server import FileServer
     from pycontain._model.process import Reason
     from pycontain._networks.attached import Attached
     from pycontain._runtime.cancel import Cancellable
     from pycontain._runtime.compile import RootPlan
+    from pycontain._runtime.session import Session
     from pycontain._runtime.spec import ContainerSpec
 
 _PIDFD_GET_MNT_NAMESPACE = 0xFF03
@@ -71,7 +71,7 @@ class Running:
     """A live container: the sockets and fds by which this process holds it."""
 
     spec: ContainerSpec
-    engine: Engine
+    session: Session
     control: int
     pidfd: int
     exit_socket: int
@@ -80,6 +80,7 @@ class Running:
     root_plan: RootPlan
     timings: dict[str, float]
     pid: int
+    handle: object = None  # the `Container` of the caller, for `Engine.containers`
     environment: Any = None  # exec's default one, encoded on first use
     zygote: Any = None  # that of `Container.call`, made on first use
     lock: threading.Lock = field(factory=threading.Lock)
@@ -110,7 +111,7 @@ class Running:
     @property
     def upper_path(self) -> str:
         """The directory that the guest writes to, where that is on disk."""
-        return os.path.join(self.engine.owner.live, self.spec.id, str(self.upper), "u")
+        return os.path.join(self.session.owner.live, self.spec.id, str(self.upper), "u")
 
     @property
     def first_id(self) -> int:
@@ -274,20 +275,20 @@ class Running:
         self._kill_and_clean(job)
         for one in list(self.dependents):
             one.let_go()
-        self.engine.disk.drop(self)
-        self.engine.unregister(self)
+        self.session.disk.drop(self)
+        self.session.registry.remove(self)
 
     def _kill_and_clean(self, job: CleanupJob) -> None:
         if not job.taken:
             if job.mounts < 0:  # else this is the second time, after an interrupt
                 job.mounts = mounts_of(self.pidfd)
             kill_by(self.pidfd)
-            self.engine.warm.ended()  # while it dies
+            self.session.warm.ended()  # while it dies
             if not wait_dead(self.pidfd, _END_PATIENCE) and self.group is not None:
                 self.group.kill()
             if self.before_cleanup is not None:
                 self.before_cleanup()
-            self.engine.cleanup.put(job)
+            self.session.cleanup.put(job)
 
     def drop_file_server(self, which: FileServer | None = None) -> None:
         """End the files server, or this one if it still is; the next use starts one on the root of then."""

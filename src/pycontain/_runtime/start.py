@@ -12,20 +12,22 @@ from pycontain._runtime.signals import shielded
 from pycontain.errors import StartError
 
 if TYPE_CHECKING:
-    from pycontain._engine import Engine
+    from pycontain._runtime.session import Session
     from pycontain._runtime.spec import ContainerSpec
 
 
-def start(engine: Engine, spec: ContainerSpec, command: tuple[bytes, Sequence[int]] | None = None) -> Running:
+def start(
+    session: Session, spec: ContainerSpec, command: tuple[bytes, Sequence[int]] | None = None
+) -> Running:
     """Start a container; it idles under the agent, or is `command` (an exec buffer and three streams) itself.
 
     Raises StartError with the step that failed, UnsupportedError, LimitError, PathError.
     Nothing is left behind then.
     """
-    if command is None and (running := engine.warm.take(spec)) is not None:
+    if command is None and (running := session.warm.take(spec)) is not None:
         return running
     try:
-        return _make(engine, spec, command, precloned=True)
+        return _make(session, spec, command, precloned=True)
     except ConnectionError:
         pass  # a launcher that died waiting, and is forgotten by now
     except StartError as error:
@@ -33,7 +35,7 @@ def start(engine: Engine, spec: ContainerSpec, command: tuple[bytes, Sequence[in
             raise
     # What died waiting died of a signal or the OOM killer; a fresh one will tell if something is wrong.
     try:
-        return _make(engine, spec, command, precloned=False)
+        return _make(session, spec, command, precloned=False)
     except ConnectionError as error:
         raise StartError(
             f"container {spec.name} could not start: its launcher died",
@@ -44,26 +46,26 @@ def start(engine: Engine, spec: ContainerSpec, command: tuple[bytes, Sequence[in
 
 
 def _make(
-    engine: Engine, spec: ContainerSpec, command: tuple[bytes, Sequence[int]] | None, *, precloned: bool
+    session: Session, spec: ContainerSpec, command: tuple[bytes, Sequence[int]] | None, *, precloned: bool
 ) -> Running:
-    launch = Launch(engine, spec, command)
+    launch = Launch(session, spec, command)
     try:
-        with engine.birthplace(spec.linkage).borrow() as launcher:
+        with session.launchers_for(spec.linkage).borrow() as launcher:
             child = None
             if precloned and command is None and spec.linkage.kind != JOINED:
-                child = engine.warm.precloned.take(launcher, launch.root_plan, launch.limits)
+                child = session.warm.precloned.take(launcher, launch.root_plan, launch.limits)
             launch.prepare(precloned=child)
             launch.ask(launcher)
             running = launch.conclude()
-            engine.warm.started(launcher, launch)
-        engine.adopt(running)
-        engine.disk.add(running)
+            session.warm.started(launcher, launch)
+        session.registry.add(running)
+        session.disk.add(running)
         return running
     except BaseException:
-        shielded(lambda: _undo(engine, launch))
+        shielded(lambda: _undo(session, launch))
         raise
 
 
-def _undo(engine: Engine, launch: Launch) -> None:
+def _undo(session: Session, launch: Launch) -> None:
     launch.abandon()
-    engine.cleanup.settle()
+    session.cleanup.settle()

@@ -220,7 +220,7 @@ class Pump:
         if execution.thread != threading.main_thread().ident and cooperative() is None:
             # Without it a Ctrl-C still ends the main thread; this thread's command then runs to its end.
             with contextlib.suppress(OSError):
-                execution.running.engine.interrupts.watch()
+                execution.running.session.interrupts.watch()
             self._watch = TaskWatch(execution)
             self._watch.attach()
         return self

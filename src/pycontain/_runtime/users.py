@@ -16,7 +16,6 @@ from pycontain._model.user import LAST_ID, is_number, split_user
 from pycontain.errors import NotFound, PathError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
-    from pycontain._engine import Engine
     from pycontain._objects.image import Image
     from pycontain._runtime.running import Running
 
@@ -126,16 +125,16 @@ def check_known(image: Image, covered: Iterable[str], user: str, ids: int) -> No
 
 
 def check_groups(
-    engine: Engine, image: Image, covered: Iterable[str], groups: Iterable[str | int] | str | int | None
+    ids: int, image: Image, covered: Iterable[str], groups: Iterable[str | int] | str | int | None
 ) -> None:
     """Check `group_add` as `check_known` does.  Raises UnsupportedError where no group can be added."""
     given = [groups] if isinstance(groups, str | int) else list(groups or ())
-    if given and engine.ids_inside == 1:
+    if given and ids == 1:
         raise UnsupportedError(
             "group_add with a single id", hint="give this user ranges in /etc/subuid and /etc/subgid"
         )
     for one in given:
-        check_known(image, covered, f"0:{one}", engine.ids_inside)
+        check_known(image, covered, f"0:{one}", ids)
 
 
 def with_groups(running: Running, identity: Identity) -> Identity:

@@ -23,9 +23,9 @@ from pycontain._runtime.spec import new_id
 from pycontain.errors import PycontainError
 
 if TYPE_CHECKING:
-    from pycontain._engine import Engine
     from pycontain._kernel.launcher import Launcher
     from pycontain._runtime.running import Running
+    from pycontain._runtime.session import Session
     from pycontain._runtime.spec import ContainerSpec
 
 _SUCCESSION = 1.0
@@ -64,13 +64,13 @@ class WarmContainers:
     """The warm containers and pre-cloned children of one engine.
 
     Args:
-        engine: The engine.
+        session: The session.
         most: The most warm containers of one kind.
     """
 
-    def __init__(self, engine: Engine, most: int) -> None:
-        self.precloned = PreclonedChildren(engine)
-        self._engine = engine
+    def __init__(self, session: Session, most: int) -> None:
+        self.precloned = PreclonedChildren(session)
+        self._session = session
         self._most = most
         self._stock: list[WarmContainer] = []
         self._unfit: weakref.WeakSet[RootPlan] = weakref.WeakSet()
@@ -88,7 +88,7 @@ class WarmContainers:
         """
         if not self._stock:
             return spec
-        root_plan = known_root_plan(self._engine, spec)
+        root_plan = known_root_plan(self._session, spec)
         with self._lock:
             for one in self._stock:
                 if one.free and one.fits(root_plan, _hostname_of(spec)):
@@ -106,8 +106,8 @@ class WarmContainers:
             if warm.sources == _sources_of(launch.root_plan):
                 running = launch.conclude(spec)
                 if not wait_dead(launch.pidfd, 0):
-                    self._engine.adopt(running)
-                    self._engine.disk.add(running)
+                    self._session.registry.add(running)
+                    self._session.disk.add(running)
                     self._note(launch)
                     self._pop(spec.id)  # last, so that an interrupt before this does not lose it
                     return running
@@ -119,7 +119,7 @@ class WarmContainers:
             raise
         self._pop(spec.id)
         launch.abandon()
-        self._engine.settle()  # its cgroups and directory have the names that its successor needs
+        self._session.cleanup.settle()  # its cgroups and directory have the names that its successor needs
         return None
 
     def _pop(self, name: str) -> WarmContainer | None:
@@ -149,15 +149,15 @@ class WarmContainers:
 
     def ended(self) -> None:
         """Note the end of a container, and create what the next start is expected to need."""
-        engine, launch, self._due = self._engine, self._due, None
-        if not self._most or launch is None or engine.closed or not engine.launchers.idle:
+        session, launch, self._due = self._session, self._due, None
+        if not self._most or launch is None or session.closed or not session.launchers.idle:
             return
         kind = launch.root_plan, _hostname_of(launch.spec)
         again, self._before = kind == self._before, kind
         while again and self._wanted(*kind):
             self._make(launch.spec, kind[1])
         if not again:
-            with engine.birthplace(launch.spec.linkage).borrow() as launcher:
+            with session.launchers_for(launch.spec.linkage).borrow() as launcher:
                 self.precloned.refill(launcher, launch.root_plan)
 
     def _wanted(self, root_plan: RootPlan, hostname: str | None) -> bool:
@@ -176,11 +176,11 @@ class WarmContainers:
 
     def _make(self, spec: ContainerSpec, hostname: str | None) -> None:
         """Request a container like this one; the answer is read when it is taken, or by its launcher."""
-        engine = self._engine
-        launch = Launch(engine, spec.renamed(new_id()))
+        session = self._session
+        launch = Launch(session, spec.renamed(new_id()))
         warm = WarmContainer(launch, hostname, _sources_of(launch.root_plan))
         try:
-            with engine.birthplace(spec.linkage).borrow() as launcher:
+            with session.launchers_for(spec.linkage).borrow() as launcher:
                 launch.prepare(warm=True)
                 launch.ask(launcher)
             with self._lock:
@@ -198,7 +198,7 @@ class WarmContainers:
             with self._lock:
                 one = self._stock.pop()
             one.launch.abandon()
-        self._engine.settle()  # a holder of its id starts from the beginning, under the same names
+        self._session.cleanup.settle()  # a holder of its id starts from the beginning, under the same names
 
     def forget(self) -> None:
         """Close the descriptors in a forked child; the containers are the parent's."""

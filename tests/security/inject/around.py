@@ -54,27 +54,27 @@ class Around:
     def _state(self) -> dict[str, Any]:
         self._reap()
         engine = self._engine
-        helper = engine.cleanup._helper
+        helper = engine._session.cleanup._helper
         fds = _kinds_of_fds("self")
-        helpers = [*engine.launchers._all, *([helper] if helper is not None else [])]
+        helpers = [*engine._session.launchers._all, *([helper] if helper is not None else [])]
         fds["socket:[N]"] -= len(helpers)
         fds["anon_inode:[pidfd]"] -= len(helpers)
-        fds.subtract(_links(engine.cgroups.held))
-        children = engine.launchers.precloned()
+        fds.subtract(_links(engine._session.cgroups.held))
+        children = engine._session.launchers.precloned()
         waiting = {child.group.name for child in children}
         ids = {(child.block - 0x58000000) // 65536 for child in children}
         programs = {pid_of(one.pidfd) for one in helpers}
         state: dict[str, Any] = {
             "fds": {kind: count for kind, count in fds.items() if count},
             "cgroups": sorted(path for path in _groups(engine) if not waiting & {*path.split("/")}),
-            "directories": os.listdir(engine.owner.live),
+            "directories": os.listdir(engine._session.owner.live),
             "mounts": [line for line in _mounts("self") if str(self._top) in line],
-            "ids": sorted(engine.owner.blocks._used - ids),
-            "cleanup": list(engine.cleanup.errors),
-            "live": sorted(engine._running),
+            "ids": sorted(engine._session.owner.blocks._used - ids),
+            "cleanup": list(engine._session.cleanup.errors),
+            "live": sorted(engine._session.registry._running),
             "processes": sorted(_names(self._strangers(programs))),
         }
-        alive = [pid for one in engine.launchers._free if (pid := pid_of(one.pidfd)) > 0]
+        alive = [pid for one in engine._session.launchers._free if (pid := pid_of(one.pidfd)) > 0]
         for pid in alive[-1:]:
             state["launcher's fds"] = dict(_kinds_of_fds(pid))
             state["launcher's mounts"] = len(_mounts(pid))
@@ -107,7 +107,7 @@ class Around:
     def leave(self, what: str) -> None:
         """Litter, as the control of `leaks`."""
         if what == "directory":
-            path = os.path.join(self._engine.owner.live, "pyc-litter")
+            path = os.path.join(self._engine._session.owner.live, "pyc-litter")
         elif what == "cgroup":
             bases = sorted(_bases(self._engine))
             if not bases:
@@ -138,9 +138,12 @@ def _links(fds: Sequence[int]) -> collections.Counter[str]:
 
 
 def _bases(engine: Engine) -> set[str]:
-    bases = {f"{path}/pycontain/{engine.owner.name}" for path in engine.cgroups.layout.legacy.values()}
-    if engine.cgroups.unified:
-        bases.add(engine.cgroups.unified)
+    bases = {
+        f"{path}/pycontain/{engine._session.owner.name}"
+        for path in engine._session.cgroups.layout.legacy.values()
+    }
+    if engine._session.cgroups.unified:
+        bases.add(engine._session.cgroups.unified)
     return {base for base in bases if os.path.isdir(base)}
 
 

@@ -32,7 +32,7 @@ class Lab:
         self._image: Image = Image.from_rootfs(top / "rootfs", engine=self._engine)
         self._top = top
         self._namespaces = [f"{name}:{os.stat(f'/proc/self/ns/{name}').st_ino}" for name in namespaces()]
-        many = self._engine.features.privileged or self._engine.sub_ids > 1000
+        many = self._engine._session.features.privileged or self._engine._session.sub_ids > 1000
         self._users = ("0:0", "1000:1000" if many else "0:0")
         self._tracer = subprocess.Popen(
             [sys.executable, "-m", "tests.security.inject", "--tracer"],
@@ -51,7 +51,7 @@ class Lab:
 
     def serve(self, order: dict[str, Any]) -> dict[str, Any]:
         """One run: `aim` or none, its `way`, `security` to change, `litter` to leave on purpose."""
-        pool, way, traced = self._engine.launchers, order["way"], order.get("trace", True)
+        pool, way, traced = self._engine._session.launchers, order["way"], order.get("trace", True)
         for one in [one for one in pool._free if pid_of(one.pidfd) < 0]:  # killed when it had done its work
             pool._free.remove(one)
             pool.drop(one)
@@ -70,7 +70,7 @@ class Lab:
             report |= self._ask({"calls": order.get("calls", False)})
         report["leaks"] = self._around.leaks()
         self._around.clear()
-        self._engine.cleanup.errors.clear()
+        self._engine._session.cleanup.errors.clear()
         return report
 
     def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class Lab:
 
     def _start(self, security: dict[str, Any], way: str) -> dict[str, Any]:
         """Start, twice the guest's own view, end."""
-        self._engine.warm._last = float("-inf")  # no start follows another one: no container is warm
+        self._engine._session.warm._last = float("-inf")  # no start follows another one: no container is warm
         report: dict[str, Any] = {"views": [], "codes": [], "error": None}
         try:
             self._make_ahead(security, way)
@@ -107,7 +107,7 @@ class Lab:
                 self._look(container, report)
             finally:
                 container.remove()
-                self._engine.warm.discard()
+                self._engine._session.warm.discard()
                 self._engine.settle()
         except Exception as error:  # noqa: BLE001  which one it is is what the run is about
             report |= _told(error)
@@ -120,10 +120,10 @@ class Lab:
 
         engine, spec = self._engine, self._container(security).spec
         if way == "warm":
-            engine.warm._make(spec, spec.hostname)
+            engine._session.warm._make(spec, spec.hostname)
             return
-        with engine.launchers.borrow() as launcher:
-            engine.warm.precloned.refill(launcher, root_plan_of(engine, spec))
+        with engine._session.launchers.borrow() as launcher:
+            engine._session.warm.precloned.refill(launcher, root_plan_of(engine._session, spec))
 
     def _look(self, container: Container, report: dict[str, Any]) -> None:
         outside = limits(container)

@@ -33,7 +33,7 @@ def limits(container: Container) -> str:
 
 
 def normal(engine: Engine, container: Container, text: str) -> str:
-    for name, stands in ((container.id, "ID"), (engine.owner.name, "OWNER")):
+    for name, stands in ((container.id, "ID"), (engine._session.owner.name, "OWNER")):
         text = text.replace(name, stands)
     text = re.sub(r"^(/proc/self/[ug]id_map: +\d+ +)(1[4-8]\d{8})\b", r"\1BLOCK", text, flags=re.M)
     text = re.sub(r"^(/proc/self/mountinfo: )\d+ \d+ \d+:\d+ ", r"\1", text, flags=re.M)

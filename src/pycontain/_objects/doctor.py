@@ -15,7 +15,8 @@ from pycontain._cgroups.refusals import DELEGATE
 from pycontain.errors import PycontainError
 
 if TYPE_CHECKING:
-    from pycontain._engine import Engine
+    from pycontain._objects.engine import Engine
+    from pycontain._runtime.session import Session
 
 _LIMITS = {
     "memory": ("memory, swap, memory_high", "memory, swap"),
@@ -57,34 +58,35 @@ class Check:
 
 def examine(engine: Engine) -> list[Check]:
     """Look at everything; starts a container to see that it works."""
-    checks = [*_switches(engine), *_start(engine), *_cgroups(engine), *_kernel(engine)]
-    checks += [*_ids(engine), *_networks(engine), *_store(engine), *_bounds()]
+    session = engine._session
+    checks = [*_switches(session), *_start(engine), *_cgroups(session), *_kernel(session)]
+    checks += [*_ids(session), *_networks(session), *_store(session), *_bounds()]
     return checks
 
 
-def _switches(engine: Engine) -> Iterator[Check]:
+def _switches(session: Session) -> Iterator[Check]:
     for name, bad, command in _SWITCHES:
         try:
             with open(f"/proc/sys/{name.replace('.', '/')}", encoding="ascii") as file:
                 value = file.read().strip()
         except OSError:
             continue
-        if engine.features.privileged and "unprivileged" in name:
+        if session.features.privileged and "unprivileged" in name:
             continue
         yield Check(name, value != bad, f"is {value}", f"sudo {command}" if value == bad else None)
 
 
-def _networks(engine: Engine) -> Iterator[Check]:
+def _networks(session: Session) -> Iterator[Check]:
     from pycontain._networks.outside import problems
     from pycontain._networks.strangers import dropping
 
     try:
-        manager = engine.network_manager
+        manager = session.network_manager
     except (PycontainError, OSError) as error:
         yield Check("networks", False, str(error))
         return
     yield Check("networks", True, f"rules are in the table {manager.firewall.table}")
-    if not engine.features.privileged:
+    if not session.features.privileged:
         missing = problems()
         yield Check("networks that lead outside", not missing, missing or "pasta or slirp4netns is there")
         return
@@ -108,9 +110,9 @@ def _start(engine: Engine) -> Iterator[Check]:
     yield Check("a container", True, f"starts in {milliseconds:.1f} ms{lacks}")
 
 
-def _cgroups(engine: Engine) -> Iterator[Check]:
-    layout = engine.cgroups.layout
-    command = None if engine.features.privileged else DELEGATE
+def _cgroups(session: Session) -> Iterator[Check]:
+    layout = session.cgroups.layout
+    command = None if session.features.privileged else DELEGATE
     if layout.name == "none":
         detail = "none is delegated to this user: no limit can be set, nothing is counted"
         yield Check("cgroups", False, detail, command)
@@ -123,18 +125,18 @@ def _cgroups(engine: Engine) -> Iterator[Check]:
             yield Check(f"cgroup {controller}", True, f"{old} (v1)")
         else:
             yield Check(f"cgroup {controller}", False, f"not to be had here: no {new}", command)
-    kills = engine.cgroups.kills
+    kills = session.cgroups.kills
     without = (
         "no cgroup v2 tree that this user may write: no pausing, and trees of processes are found in /proc"
     )
     detail = "ends and freezes whole trees" if kills else without
     yield Check("cgroup v2", kills, detail, None if kills else command)
-    if engine.cgroups.keeps_out:
+    if session.cgroups.keeps_out:
         yield Check("cgroup namespace", False, "v2 is mounted with nsdelegate: containers share the host's")
 
 
-def _kernel(engine: Engine) -> Iterator[Check]:
-    found = engine.features
+def _kernel(session: Session) -> Iterator[Check]:
+    found = session.features
     if not found.landlock:
         yield Check("Landlock", False, "not in this kernel, or not in its lsm= list: one wall less")
     else:
@@ -147,12 +149,13 @@ def _kernel(engine: Engine) -> Iterator[Check]:
     yield Check("time namespace", found.time_namespace, detail)
 
 
-def _ids(engine: Engine) -> Iterator[Check]:
-    if engine.features.privileged:
+def _ids(session: Session) -> Iterator[Check]:
+    if session.features.privileged:
         yield Check("ids", True, "65536 of its own for each container")
         return
-    if engine.sub_ids:
-        yield Check("ids", True, f"{engine.sub_ids} inside; the sub-ids are shared by this user's containers")
+    if session.sub_ids:
+        detail = f"{session.sub_ids} inside; the sub-ids are shared by this user's containers"
+        yield Check("ids", True, detail)
     elif not (shutil.which("newuidmap") and shutil.which("newgidmap")):
         detail = "no newuidmap and newgidmap: containers have the one id 0"
         yield Check("ids", False, detail, "sudo apt-get install uidmap")
@@ -165,10 +168,10 @@ def _ids(engine: Engine) -> Iterator[Check]:
     yield Check("idmapped mounts", False, detail)
 
 
-def _store(engine: Engine) -> Iterator[Check]:
-    free = os.statvfs(engine.roots.data)
+def _store(session: Session) -> Iterator[Check]:
+    free = os.statvfs(session.roots.data)
     size = free.f_bavail * free.f_frsize
-    detail = f"{engine.roots.data} has {size >> 20} MB and {free.f_favail} inodes free"
+    detail = f"{session.roots.data} has {size >> 20} MB and {free.f_favail} inodes free"
     yield Check("store", size > 64 << 20 and free.f_favail != 0, detail)
 
 
