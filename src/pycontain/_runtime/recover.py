@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from pycontain._cgroups.hierarchies import remove_owner
-from pycontain._networks.leftover import remove_networks
+from pycontain._networks.recover import remove_networks
 from pycontain._state.owner import Claim, claim_dead
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What a dead engine left of its networks."""
+"""Removal of the networks of engines that were killed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from pycontain._networks.netns_host import put_forwarding_back
 
 
 def remove_networks(owner: str) -> None:
-    """Remove every interface of a dead owner, its share in forwarding, and last the rules.
+    """Remove the interfaces of a dead owner, its hold on IP forwarding, and last its firewall tables.
 
-    Raises OSError where interfaces cannot even be listed.
+    The tables go last, so that no interface is ever up without its rules.
+
+    Raises:
+        OSError: The interfaces cannot be listed.
     """
     route = Netlink(ROUTE)
     try:
