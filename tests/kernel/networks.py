@@ -9,7 +9,7 @@ import pytest
 
 from pycontain import Container, Engine, Network, UnsupportedError
 from pycontain._networks import links
-from pycontain._networks.outside import problems
+from pycontain._networks.rootless_uplink import problems
 from tests.support.world import World
 
 

@@ -21,8 +21,8 @@ from pycontain._networks.learned import (
     MOST_PER_ANSWER,
     MOST_PER_CONTAINER,
 )
-from pycontain._networks.outside import problems
 from pycontain._networks.policy import Guide
+from pycontain._networks.rootless_uplink import problems
 from tests.kernel.networks import _network_manager, _nothing_is_left, root_only, world
 from tests.support.inside import PORT, ask, echo, is_cut_off, open_in, reach
 from tests.support.world import World

@@ -131,7 +131,7 @@ class Attached:
         peer = links.Peer(self._who.pid, member.inner, member.mac, bridge.options.mtu)
         route = bridge.netns.route
         if self._who.raw:
-            self._manager.guard.admit(bridge, member)
+            self._manager.antispoof.admit(bridge, member)
         route.do([links.pair(member.port, peer), links.join(member.port, bridge.index)])
         if wait_dead(self._who.pidfd, 0):
             raise StateError(f"container {self._who.name} is not running")  # its pid may be another's already
@@ -156,7 +156,7 @@ class Attached:
         """Settings for the interface that comes; the first time also the sockets that it takes."""
         settings = {
             "ipv6/conf/default/disable_ipv6": str(int(bridge.addresses.subnet6 is None)),
-            "ipv6/conf/default/addr_gen_mode": "0",  # link_local of guard.py
+            "ipv6/conf/default/addr_gen_mode": "0",  # link_local of antispoof.py
             "ipv6/conf/default/accept_ra": "0",
             "ipv6/conf/default/accept_redirects": "0",
             "ipv4/conf/all/accept_redirects": "0",
@@ -193,7 +193,7 @@ class Attached:
 
     def _leave(self, bridge: Bridge, member: Member) -> None:
         bridge.zone.drop(self._who.container)
-        self._manager.guard.dismiss(member)
+        self._manager.antispoof.dismiss(member)
         bridge.dismiss(member)
 
     def disconnect(self, bridge: Bridge) -> None:

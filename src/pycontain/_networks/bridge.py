@@ -14,7 +14,7 @@ from attrs import define, field, frozen
 
 from pycontain._kernel.netlink import NetlinkError
 from pycontain._networks import links
-from pycontain._networks.firewall import Firewall, Passage
+from pycontain._networks.firewall import Firewall, NetworkRules
 from pycontain._networks.subnets import Addresses
 from pycontain.errors import Conflict, StateError, UnsupportedError
 
@@ -96,12 +96,12 @@ class Bridge:
         return self.options.name
 
     @property
-    def passage(self) -> Passage:
+    def rules(self) -> NetworkRules:
         """What the firewall is to know of it."""
         subnets: list[IPv4Network | IPv6Network] = [self.addresses.subnet]
         if self.addresses.subnet6 is not None:
             subnets.append(self.addresses.subnet6)
-        return Passage(
+        return NetworkRules(
             bridge=self.link,
             subnets=tuple(subnets),
             outside=not self.options.internal,
@@ -111,7 +111,7 @@ class Bridge:
 
     def make(self) -> None:
         """Rules first, then the link: it is never there without them.  Raises UnsupportedError, OSError."""
-        self.firewall.open(self.passage)
+        self.firewall.open(self.rules)
         try:
             self._make_link()
         except BaseException as error:
@@ -154,7 +154,7 @@ class Bridge:
     def unmake(self) -> None:
         """Link and rules go.  Idempotent."""
         self.gone = True
-        for step in (self._remove_link, lambda: self.firewall.shut(self.passage)):
+        for step in (self._remove_link, lambda: self.firewall.shut(self.rules)):
             try:
                 step()
             except NetlinkError as error:

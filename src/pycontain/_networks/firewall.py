@@ -40,7 +40,7 @@ The kernel looks each of them up again when another one begins, so a higher boun
 
 
 @frozen(kw_only=True)
-class Passage:
+class NetworkRules:
     """What the rules are to let pass of one network.
 
     outside: beyond this host.  host: to this host's own services.  policy: what `Egress` allows alone.
@@ -191,33 +191,33 @@ class Firewall:
                 self.do_in_parts(getattr(self.sets[name], change)(elements))
         self._host = addresses
 
-    def open(self, passage: Passage) -> None:
+    def open(self, network: NetworkRules) -> None:
         """Rules for a network that is about to be.
 
         Raises UnsupportedError where it is to lead outside and the kernel cannot lend it an address.
         """
-        if passage.leads_out and self._unmasked is not None:
+        if network.leads_out and self._unmasked is not None:
             raise UnsupportedError(
                 f"masquerade, for a network that leads outside: {self._unmasked}",
                 hint="it needs nft_masq of the kernel; Network(internal=True) does without",
             )
-        self.do([self.sets[name].put(*elements) for name, elements in self._of(passage)])
+        self.do([self.sets[name].put(*elements) for name, elements in self._of(network)])
 
-    def shut(self, passage: Passage) -> None:
+    def shut(self, network: NetworkRules) -> None:
         """It is gone."""
-        self.do([self.sets[name].take(*elements) for name, elements in self._of(passage)])
+        self.do([self.sets[name].take(*elements) for name, elements in self._of(network)])
 
-    def _of(self, passage: Passage) -> list[tuple[str, list[Element]]]:
-        name = nft.interface(passage.bridge)
+    def _of(self, network: NetworkRules) -> list[tuple[str, list[Element]]]:
+        name = nft.interface(network.bridge)
         found = [("same", [Element(nft.key(name, name))])]
-        if passage.policy:
+        if network.policy:
             found.append(("guided", [Element(name)]))
-        elif not passage.outside:
+        elif not network.outside:
             found.append(("internal", [Element(name)]))
-        if passage.host:
+        if network.host:
             found.append(("hosted", [Element(name)]))
-        if passage.leads_out:
-            for subnet in passage.subnets:
+        if network.leads_out:
+            for subnet in network.subnets:
                 last = int(subnet.broadcast_address) + 1
                 end = last.to_bytes(4 if subnet.version == 4 else 16)
                 which = "subnets" if subnet.version == 4 else "subnets6"

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from pycontain._kernel.pidfd import pid_of
 from pycontain._networks import links
+from pycontain._networks.antispoof import AntiSpoof
 from pycontain._networks.attached import Attached, Identity
 from pycontain._networks.bridge import Bridge, Options
 from pycontain._networks.firewall import Firewall, unsupported
-from pycontain._networks.guard import Guard
 from pycontain._networks.names import NameService
 from pycontain._networks.netns_host import NetnsHost
-from pycontain._networks.outside import Outside
 from pycontain._networks.publish import Publisher
+from pycontain._networks.rootless_uplink import RootlessUplink
 from pycontain._networks.subnets import Addresses, Subnets, private6
 from pycontain._networks.zone import Zone
 from pycontain.errors import Conflict, NotFound
@@ -61,13 +61,13 @@ class NetworkManager:
             raise unsupported("the kernel has none") from error
         try:
             self.firewall = Firewall(self.netns.rules, f"pycontain-{owner}", self._prefix)
-            self.guard = Guard(self.netns.rules, f"pycontain-{owner}", self.firewall.stays)
+            self.antispoof = AntiSpoof(self.netns.rules, f"pycontain-{owner}", self.firewall.stays)
             self.subnets = Subnets(self.netns.locks, self.netns.in_use)
         except BaseException:
             self.netns.forget()
             raise
         self.names = NameService()
-        self._outside = Outside(self.netns, self._pid()) if rootless else None
+        self._uplink = RootlessUplink(self.netns, self._pid()) if rootless else None
         self.publisher = Publisher(self.relay, None if rootless else self.firewall)
 
     def link_name(self) -> str:
@@ -119,8 +119,8 @@ class NetworkManager:
             self.firewall,
         )
         if not options.internal:
-            if self._outside is not None:
-                self._outside.open()
+            if self._uplink is not None:
+                self._uplink.open()
             self.firewall.know_host(self.netns.host_addresses())
             for version in (4, 6) if subnet6 is not None else (4,):
                 if self.netns.forward(version):
@@ -191,8 +191,8 @@ class NetworkManager:
             self.names.close()
             if self._relay is not None:
                 self._relay.close()
-            if self._outside is not None:
-                self._outside.close()
+            if self._uplink is not None:
+                self._uplink.close()
             self.netns.put_forwarding_back()
             self.firewall.close()
             self.netns.forget()
@@ -204,7 +204,7 @@ class NetworkManager:
         self.names.forget()
         if self._relay is not None:
             self._relay.forget()
-        if self._outside is not None:
-            self._outside.close()
+        if self._uplink is not None:
+            self._uplink.close()
         self.netns.forget()
         self.subnets.close()

@@ -77,8 +77,8 @@ def _switches(session: Session) -> Iterator[Check]:
 
 
 def _networks(session: Session) -> Iterator[Check]:
-    from pycontain._networks.outside import problems
-    from pycontain._networks.strangers import dropping
+    from pycontain._networks.foreign_rules import chains_that_drop
+    from pycontain._networks.rootless_uplink import problems
 
     try:
         manager = session.network_manager
@@ -90,7 +90,7 @@ def _networks(session: Session) -> Iterator[Check]:
         missing = problems()
         yield Check("networks that lead outside", not missing, missing or "pasta or slirp4netns is there")
         return
-    foreign, docker = dropping(manager.netns.rules)
+    foreign, docker = chains_that_drop(manager.netns.rules)
     told = f"other rules drop what they do not know: {', '.join(foreign)}" if foreign else "nobody else drops"
     command = "sudo iptables -I DOCKER-USER -i pyc-+ -j ACCEPT" if foreign and docker else None
     yield Check("forwarding for networks", not foreign, told, command)

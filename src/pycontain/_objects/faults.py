@@ -35,9 +35,9 @@ class Partition:
         """Let everything pass again.  Idempotent."""
         if not self._healed:
             self._healed = True
-            guard = self._network._session.network_manager.guard
+            antispoof = self._network._session.network_manager.antispoof
             for one, other in self._pairs:
-                guard.heal(one, other)
+                antispoof.heal(one, other)
 
     def __enter__(self) -> Partition:
         return self
@@ -70,11 +70,11 @@ def partition(
             "partition must get two groups of containers, neither empty, that have no container in common"
         )
     pairs = [(_member(network, a), _member(network, b)) for a in ones for b in others]
-    guard = network._session.network_manager.guard
+    antispoof = network._session.network_manager.antispoof
     made = Partition(network, [])
     try:
         for pair in pairs:
-            guard.part(*pair)
+            antispoof.partition(*pair)
             made._pairs.append(pair)
     except BaseException:
         made.heal()

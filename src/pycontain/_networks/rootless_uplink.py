@@ -70,7 +70,7 @@ def _remedy(problem: str) -> str:
     return "see that pasta or slirp4netns runs by itself"
 
 
-class Outside:
+class RootlessUplink:
     """The way out of one namespace, opened on first use."""
 
     def __init__(self, netns: NetnsHost, pid: int) -> None:

@@ -27,7 +27,7 @@ _ROUTER, _SOLICITATION, _NEIGHBOUR, _REDIRECT, _LISTENER = b"\x86", b"\x87", b"\
 
 
 @define(eq=False)
-class Guard:
+class AntiSpoof:
     """The second table of an engine."""
 
     socket: Netlink
@@ -36,7 +36,7 @@ class Guard:
     _made: bool = False
     _lock: threading.Lock = field(factory=threading.Lock)
     _held: dict[str, list[tuple[Set, Element]]] = field(factory=dict)
-    _parted: dict[bytes, int] = field(factory=dict)
+    _partitioned: dict[bytes, int] = field(factory=dict)
 
     def _set(self, name: str, *fields: nft.FieldType) -> Set:
         return Set(self.table, name, fields, family=BRIDGE)
@@ -48,7 +48,7 @@ class Guard:
             self._set("macs", "interface", "mac"),
             self._set("addresses", "interface", "address"),
             self._set("addresses6", "interface", "address6"),
-            self._set("parted", "interface", "interface"),
+            self._set("partitioned", "interface", "interface"),
         ]
 
     def _do(self, messages: list[Message]) -> None:
@@ -82,13 +82,13 @@ class Guard:
         return [
             nft.table(table, BRIDGE, stays=self.stays),
             *(one.new(at + 1) for at, one in enumerate(self._sets)),
-            nft.chain(table, "guard", BRIDGE),
+            nft.chain(table, "antispoof", BRIDGE),
             nft.base_chain(table, "come", "filter", nft.PREROUTING, -300, BRIDGE),
             nft.base_chain(table, "pass", "filter", nft.FORWARD, 0, BRIDGE),
-            rule("come", name, nft.lookup("guarded"), nft.verdict("jump", "guard")),
-            rule("guard", name, nft.load("link", 6, 6, 12), nft.lookup("macs", absent=True), drop),
+            rule("come", name, nft.lookup("guarded"), nft.verdict("jump", "antispoof")),
+            rule("antispoof", name, nft.load("link", 6, 6, 12), nft.lookup("macs", absent=True), drop),
             rule(
-                "guard",
+                "antispoof",
                 kind,
                 nft.compare(_ARP),
                 name,
@@ -97,7 +97,7 @@ class Guard:
                 drop,
             ),
             rule(
-                "guard",
+                "antispoof",
                 kind,
                 nft.compare(_ARP),
                 name,
@@ -106,7 +106,7 @@ class Guard:
                 back,
             ),
             rule(
-                "guard",
+                "antispoof",
                 kind,
                 nft.compare(_IPV4),
                 name,
@@ -114,13 +114,13 @@ class Guard:
                 nft.lookup("addresses"),
                 back,
             ),
-            rule("guard", icmp6, nft.compare(_ROUTER), drop),
-            rule("guard", icmp6, nft.compare(_REDIRECT), drop),
-            rule("guard", icmp6, nft.compare(_NEIGHBOUR), target, strange, drop),
-            rule("guard", ipv6, name, nft.load("network", 8, 16, 12), owned, back),
+            rule("antispoof", icmp6, nft.compare(_ROUTER), drop),
+            rule("antispoof", icmp6, nft.compare(_REDIRECT), drop),
+            rule("antispoof", icmp6, nft.compare(_NEIGHBOUR), target, strange, drop),
+            rule("antispoof", ipv6, name, nft.load("network", 8, 16, 12), owned, back),
             # From no address: the question whether its own is somebody's, and what groups it hears.
             rule(
-                "guard",
+                "antispoof",
                 icmp6,
                 nft.compare(_SOLICITATION),
                 unspecified,
@@ -128,9 +128,9 @@ class Guard:
                 owned,
                 back,
             ),
-            rule("guard", icmp6, nft.compare(_LISTENER), unspecified, back),
-            rule("guard", drop),
-            rule("pass", name, nft.meta("oifname", 2), nft.lookup("parted"), drop),
+            rule("antispoof", icmp6, nft.compare(_LISTENER), unspecified, back),
+            rule("antispoof", drop),
+            rule("pass", name, nft.meta("oifname", 2), nft.lookup("partitioned"), drop),
         ]
 
     def admit(self, bridge: Bridge, member: Member) -> None:
@@ -155,29 +155,29 @@ class Guard:
             with contextlib.suppress(NetlinkError):
                 self._do([one.take(element) for one, element in held])
         port = nft.interface(member.port)
-        for key in [key for key in self._parted if port in (key[:16], key[16:])]:
-            self._parted[key] = 1
+        for key in [key for key in self._partitioned if port in (key[:16], key[16:])]:
+            self._partitioned[key] = 1
             self._together(key)
 
-    def part(self, one: Member, other: Member) -> None:
+    def partition(self, one: Member, other: Member) -> None:
         """Nothing passes between them, either way."""
         for key in _pairs(one, other):
-            count = self._parted.get(key, 0)
+            count = self._partitioned.get(key, 0)
             if count == 0:
                 self._do([self._sets[4].put(Element(key))])
-            self._parted[key] = count + 1
+            self._partitioned[key] = count + 1
 
     def heal(self, one: Member, other: Member) -> None:
         """What `part` did is undone."""
         for key in _pairs(one, other):
-            if key in self._parted:
+            if key in self._partitioned:
                 self._together(key)
 
     def _together(self, key: bytes) -> None:
-        self._parted[key] -= 1
-        if self._parted[key]:
+        self._partitioned[key] -= 1
+        if self._partitioned[key]:
             return
-        del self._parted[key]
+        del self._partitioned[key]
         try:
             self._do([self._sets[4].take(Element(key))])
         except NetlinkError as error:

@@ -13,7 +13,7 @@ _TABLE, _NAME, _HOOK, _POLICY = 1, 3, 4, 5
 _DROP = 0
 
 
-def dropping(socket: Netlink) -> tuple[list[str], bool]:
+def chains_that_drop(socket: Netlink) -> tuple[list[str], bool]:
     """Chains that drop what this host passes on unless a rule of theirs knows it; and is Docker here?"""
     try:
         answers = socket.ask(Message(_GETCHAIN, struct.pack("=BBH", 0, 0, 0), DUMP))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from pycontain import Container, Engine, Network, Security
-from pycontain._networks.guard import link_local
+from pycontain._networks.antispoof import link_local
 from tests.kernel.networks import _network_manager, _nothing_is_left, root_only
 from tests.support.inside import echo, open_in, reach
 
