@@ -13,7 +13,7 @@ import pytest
 
 from pycontain import Container, Engine, Network
 from pycontain._networks import budget
-from pycontain._networks.attached import RESOLVER
+from pycontain._networks.container_networks import RESOLVER
 from tests.kernel.networks import _network_manager, _nothing_is_left, net
 from tests.support.inside import open_in, resolve
 

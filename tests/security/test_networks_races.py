@@ -15,7 +15,7 @@ import pytest
 
 from pycontain import Container, Endpoint, Engine, Network, PycontainError, StateError
 from pycontain._kernel.netns import SocketSpec
-from pycontain._networks.attached import Attached
+from pycontain._networks.container_networks import ContainerNetworks
 from pycontain._networks.netns_host import NetnsHost
 from pycontain._networks.publish import Publisher
 from tests.kernel.networks import _network_manager, _nothing_is_left, net, root_only
@@ -95,7 +95,7 @@ def test_failed_disconnect_can_be_repeated(net: Network, monkeypatch: pytest.Mon
     with Container(network=net) as one, Network("pyc-more", internal=True) as more:
         more.connect(one)
         with monkeypatch.context() as patch:
-            patch.setattr(Attached, "_unlink", _interrupted)
+            patch.setattr(ContainerNetworks, "_unlink", _interrupted)
             with pytest.raises(KeyboardInterrupt):
                 more.disconnect(one)
         assert set(one.addresses) == {"pyc-net", "pyc-more"}
@@ -114,9 +114,9 @@ def test_a_container_without_a_network_is_linked_by_many_at_once(engine: Engine)
                 assert len(set(pool.map(lambda network: network.connect(one), networks))) == 4
                 assert len(one.addresses) == 4
                 running = one._live()
-                assert running.attach(lambda pidfd: pytest.fail("again")) is running.attached
+                assert running.attach(lambda pidfd: pytest.fail("again")) is running.networks
             assert not [
-                attached for attached in engine._session.network_manager._attached if attached.addresses
+                attached for attached in engine._session.network_manager._containers if attached.addresses
             ]
 
 
@@ -141,7 +141,7 @@ def test_namespace_that_outlives_its_container_keeps_no_address(net: Network) ->
 
 @pytest.mark.control("N04")
 def test_an_interface_that_was_kept_would_be_seen(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Attached, "_unlink", Attached._leave)
+    monkeypatch.setattr(ContainerNetworks, "_unlink", ContainerNetworks._leave)
     assert "eth0" in _lives_on(net)
 
 

@@ -14,7 +14,7 @@ import dns.rdatatype
 
 from pycontain import Container
 from pycontain._kernel.netns import SocketSpec
-from pycontain._networks.attached import RESOLVER
+from pycontain._networks.container_networks import RESOLVER
 
 PORT = 7000
 _PATIENCE = 5.0

@@ -146,7 +146,11 @@ def test_unset_options_of_a_container_are_the_default(option: str, value: object
         assert getattr(made, field) == getattr(default, field), field
     assert made.name == ("x" if option != "name" else f"pyc-{made.id[:12]}")
     assert made.hostname == ("h" if option != "hostname" else made.id[:12])
-    assert (made.linkage, made.labels, made.lifetime) == (default.linkage, default.labels, default.lifetime)
+    assert (made.network_spec, made.labels, made.lifetime) == (
+        default.network_spec,
+        default.labels,
+        default.lifetime,
+    )
 
 
 EXEC: dict[str, tuple[object, ...]] = {

@@ -18,7 +18,7 @@ from pycontain._networks.nft import BRIDGE, Element, Set
 from pycontain.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from pycontain._networks.bridge import Bridge, Member
+    from pycontain._networks.bridge import Bridge, NetworkEndpoint
 
 _ARP, _IPV4, _IPV6 = b"\x08\x06", b"\x08\x00", b"\x86\xdd"
 _ICMP6 = b"\x3a"
@@ -133,33 +133,33 @@ class AntiSpoof:
             rule("pass", name, nft.meta("oifname", 2), nft.lookup("partitioned"), drop),
         ]
 
-    def admit(self, bridge: Bridge, member: Member) -> None:
+    def admit(self, bridge: Bridge, endpoint: NetworkEndpoint) -> None:
         """What comes from this port comes from its own address, or is dropped.  Raises UnsupportedError."""
         guarded, macs, addresses, addresses6, _ = self._sets
-        port = nft.interface(member.port)
+        port = nft.interface(endpoint.port)
         held = [
             (guarded, Element(port)),
-            (macs, Element(nft.key(port, member.mac))),
-            (addresses, Element(nft.key(port, member.address.packed))),
+            (macs, Element(nft.key(port, endpoint.mac))),
+            (addresses, Element(nft.key(port, endpoint.address.packed))),
         ]
-        if member.address6 is not None:
-            for own in (member.address6.packed, link_local(member.mac)):
+        if endpoint.address6 is not None:
+            for own in (endpoint.address6.packed, link_local(endpoint.mac)):
                 held.append((addresses6, Element(nft.key(port, own))))
         self._do([one.put(element) for one, element in held])
-        self._held[member.port] = held
+        self._held[endpoint.port] = held
 
-    def dismiss(self, member: Member) -> None:
+    def dismiss(self, endpoint: NetworkEndpoint) -> None:
         """It is gone."""
-        held = self._held.pop(member.port, None)
+        held = self._held.pop(endpoint.port, None)
         if held is not None:
             with contextlib.suppress(NetlinkError):
                 self._do([one.take(element) for one, element in held])
-        port = nft.interface(member.port)
+        port = nft.interface(endpoint.port)
         for key in [key for key in self._partitioned if port in (key[:16], key[16:])]:
             self._partitioned[key] = 1
             self._together(key)
 
-    def partition(self, one: Member, other: Member) -> None:
+    def partition(self, one: NetworkEndpoint, other: NetworkEndpoint) -> None:
         """Nothing passes between them, either way."""
         for key in _pairs(one, other):
             count = self._partitioned.get(key, 0)
@@ -167,7 +167,7 @@ class AntiSpoof:
                 self._do([self._sets[4].put(Element(key))])
             self._partitioned[key] = count + 1
 
-    def heal(self, one: Member, other: Member) -> None:
+    def heal(self, one: NetworkEndpoint, other: NetworkEndpoint) -> None:
         """What `part` did is undone."""
         for key in _pairs(one, other):
             if key in self._partitioned:
@@ -190,6 +190,6 @@ def link_local(mac: bytes) -> bytes:
     return b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
 
 
-def _pairs(one: Member, other: Member) -> list[bytes]:
+def _pairs(one: NetworkEndpoint, other: NetworkEndpoint) -> list[bytes]:
     ports = nft.interface(one.port), nft.interface(other.port)
     return [nft.key(*ports), nft.key(*reversed(ports))]

@@ -19,7 +19,7 @@ from pycontain._networks.subnets import Addresses
 from pycontain.errors import Conflict, StateError, UnsupportedError
 
 if TYPE_CHECKING:
-    from pycontain._networks.attached import Place
+    from pycontain._networks.container_networks import AttachSpec
     from pycontain._networks.netns_host import NetnsHost
     from pycontain._networks.policy import Guide
     from pycontain._networks.zone import Zone
@@ -47,7 +47,7 @@ class Options:
 
 
 @define(eq=False)
-class Member:
+class NetworkEndpoint:
     """A container on a network.
 
     port: the interface on the bridge.  inner, index: the interface inside.
@@ -87,7 +87,7 @@ class Bridge:
     index: int = 0
     gone: bool = False
     policy: Guide | None = None
-    members: dict[str, Member] = field(factory=dict)
+    endpoints: dict[str, NetworkEndpoint] = field(factory=dict)
     lock: threading.RLock = field(factory=threading.RLock)
 
     @property
@@ -164,29 +164,31 @@ class Bridge:
     def _remove_link(self) -> None:
         self.netns.route.do([links.remove(self.link)])
 
-    def admit(self, container: str, name: str, port: str, place: Place) -> Member:
+    def admit(self, container: str, name: str, port: str, attachment: AttachSpec) -> NetworkEndpoint:
         """A place on it for a container.  Raises Conflict, StateError, LimitError, ValueError."""
         with self.lock:
             if self.gone:
                 raise StateError(f"the network {self.name} is removed")
-            if container in self.members:
+            if container in self.endpoints:
                 raise Conflict(f"container {name} is on the network {self.name} already")
-            chosen = self._chosen(place)
+            chosen = self._chosen(attachment)
             six = self.addresses.address6(chosen) if self.addresses.subnet6 is not None else None
-            member = self.members[container] = Member(container, name, chosen, six, place.aliases, port)
-            return member
+            endpoint = self.endpoints[container] = NetworkEndpoint(
+                container, name, chosen, six, attachment.aliases, port
+            )
+            return endpoint
 
-    def _chosen(self, place: Place) -> IPv4Address:
-        if place.address is not None:
-            return self.addresses.take(place.address)
-        if place.preferred is not None:
+    def _chosen(self, attachment: AttachSpec) -> IPv4Address:
+        if attachment.address is not None:
+            return self.addresses.take(attachment.address)
+        if attachment.preferred is not None:
             with contextlib.suppress(Conflict, ValueError):
-                return self.addresses.take(place.preferred)
+                return self.addresses.take(attachment.preferred)
         return self.addresses.acquire()
 
-    def dismiss(self, member: Member) -> None:
+    def dismiss(self, endpoint: NetworkEndpoint) -> None:
         """Its place is free."""
         with self.lock:
-            if self.members.get(member.container) is member:
-                del self.members[member.container]
-                self.addresses.release(member.address)
+            if self.endpoints.get(endpoint.container) is endpoint:
+                del self.endpoints[endpoint.container]
+                self.addresses.release(endpoint.address)

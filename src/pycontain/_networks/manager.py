@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from pycontain._kernel.pidfd import pid_of
 from pycontain._networks import links
 from pycontain._networks.antispoof import AntiSpoof
-from pycontain._networks.attached import Attached, Identity
 from pycontain._networks.bridge import Bridge, Options
+from pycontain._networks.container_networks import ContainerIdentity, ContainerNetworks
 from pycontain._networks.firewall import Firewall, unsupported
 from pycontain._networks.names import NameService
 from pycontain._networks.netns_host import NetnsHost
@@ -27,7 +27,7 @@ from pycontain.errors import Conflict, NotFound
 if TYPE_CHECKING:
     from pycontain._kernel.launcher import LauncherPool
     from pycontain._kernel.relay import Relay
-    from pycontain._networks.bridge import Member
+    from pycontain._networks.bridge import NetworkEndpoint
 
 DEFAULT = "bridge"
 _NUMBER_DIGITS = 4
@@ -51,7 +51,7 @@ class NetworkManager:
         self._numbers = itertools.count(secrets.randbelow(1 << 20))
         self._lock = threading.RLock()
         self._relay: Relay | None = None
-        self._attached: list[Attached] = []
+        self._containers: list[ContainerNetworks] = []
         self.bridges: dict[str, Bridge] = {}
         try:
             self.netns = NetnsHost(launchers, rootless=rootless)
@@ -149,8 +149,8 @@ class NetworkManager:
         with self._lock, bridge.lock:
             if bridge.gone:
                 raise NotFound(f"the network {bridge.name} is removed already")
-            if bridge.members:
-                names = ", ".join(sorted(member.name for member in bridge.members.values()))
+            if bridge.endpoints:
+                names = ", ".join(sorted(endpoint.name for endpoint in bridge.endpoints.values()))
                 raise Conflict(
                     f"containers are on the network {bridge.name}: {names}", hint="remove them first"
                 )
@@ -158,31 +158,31 @@ class NetworkManager:
             self.bridges.pop(bridge.name, None)
             self.subnets.give_back(bridge.addresses.subnet)
 
-    def attached(self, who: Identity) -> Attached:
+    def attach(self, identity: ContainerIdentity) -> ContainerNetworks:
         """What a container that has started is linked by; on no network yet."""
-        attached = Attached(self, who)
+        networks = ContainerNetworks(self, identity)
         with self._lock:
             self.firewall.know_host(self.netns.host_addresses())
-            self._attached.append(attached)
-        return attached
+            self._containers.append(networks)
+        return networks
 
-    def members(self, container: str) -> list[tuple[Bridge, Member]]:
+    def endpoints(self, container: str) -> list[tuple[Bridge, NetworkEndpoint]]:
         """The places of a container, also one that an interrupt kept it from knowing of."""
         with self._lock:
             bridges = list(self.bridges.values())
-        return [(one, one.members[container]) for one in bridges if container in one.members]
+        return [(one, one.endpoints[container]) for one in bridges if container in one.endpoints]
 
-    def left(self, attached: Attached) -> None:
+    def left(self, networks: ContainerNetworks) -> None:
         """A container has ended."""
         with self._lock, contextlib.suppress(ValueError):
-            self._attached.remove(attached)
+            self._containers.remove(networks)
 
     def close(self) -> None:
         """Remove every network; the containers have ended."""
         with self._lock:
-            left = list(self._attached)
-        for attached in left:  # without the lock, which who connects takes after its own
-            attached.let_go()
+            left = list(self._containers)
+        for networks in left:  # without the lock, which who connects takes after its own
+            networks.let_go()
         with self._lock:
             for bridge in list(self.bridges.values()):
                 with contextlib.suppress(OSError):

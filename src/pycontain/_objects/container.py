@@ -21,7 +21,7 @@ from pycontain._model.sizes import parse_cap, parse_duration
 from pycontain._model.user import asked_user
 from pycontain._objects.exec import Exec, Invocation
 from pycontain._objects.image import Default, Image, engine_of
-from pycontain._objects.linkage import Networks, linkage_of
+from pycontain._objects.network_spec import Networks, network_spec_of
 from pycontain._objects.options import (
     Mounts,
     check_layer,
@@ -154,7 +154,7 @@ class Container(RootFilesystem):
         published = parse_ports(ports)
         names = NameOptions.of(extra_hosts, dns, dns_search)
         self._adopt(engine_of(engine))
-        linkage, shown_network = linkage_of(self._engine, network, published, names)
+        network_spec, shown_network = network_spec_of(self._engine, network, published, names)
         points = specs.mount_points(mounts_of(self._engine, volumes, mounts), tmpfs)
         base = image_of(self._engine, image)
         self._session.leases.lease_image(base, self)
@@ -180,7 +180,7 @@ class Container(RootFilesystem):
             read_only=read_only,
             init=init,
             network=shown_network,
-            linkage=linkage,
+            network_spec=network_spec,
             security=security,
             lifetime=lifetime,
             shm_size=shm_size,
@@ -377,8 +377,8 @@ class Container(RootFilesystem):
     @property
     def addresses(self) -> Mapping[str, str]:
         """IPv4 address of the container on each of its networks, by the name of the network."""
-        attached = self._live().attached
-        return {} if attached is None else attached.addresses
+        networks = self._live().networks
+        return {} if networks is None else networks.addresses
 
     @property
     def address(self) -> str | None:
@@ -393,8 +393,8 @@ class Container(RootFilesystem):
             StateError: The container is not running.
         """
         wanted = port_of(inner)
-        attached = self._live().attached
-        for one in attached.bound if attached is not None else ():
+        networks = self._live().networks
+        for one in networks.bound if networks is not None else ():
             if (one.wanted.inner, one.wanted.protocol) == wanted:
                 return one.port
         raise NotFound(f"container {self.name} does not publish port {inner}")

@@ -12,7 +12,7 @@ from pycontain._images.defaults import is_empty_place
 from pycontain._images.extract import extract
 from pycontain._images.write import archive
 from pycontain._model.mounts import VolumeMount
-from pycontain._runtime.network import NONE, Linkage
+from pycontain._runtime.network import NONE, NetworkSpec
 from pycontain._runtime.spec import default_name, new_id
 from pycontain._runtime.users import open_inside
 from pycontain._state.locks import PATIENCE, lock_within
@@ -50,7 +50,7 @@ def _fill(container: Container, place: str, what: VolumeMount) -> None:
         init=True,
         mounts={},
         network=NONE,
-        linkage=Linkage(),  # its addresses and ports are those of the container that is to come
+        network_spec=NetworkSpec(),  # its addresses and ports are those of the container that is to come
     )
     with type(container)._of(spec, engine) as source:
         flags = os.O_RDONLY | os.O_DIRECTORY

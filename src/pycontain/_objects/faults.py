@@ -12,7 +12,7 @@ from pycontain._model.sizes import parse_duration, shown
 from pycontain.errors import NotFound, UnsupportedError
 
 if TYPE_CHECKING:
-    from pycontain._networks.bridge import Member
+    from pycontain._networks.bridge import NetworkEndpoint
     from pycontain._objects.container import Container
     from pycontain._objects.network import Network
 
@@ -26,7 +26,7 @@ _LONGEST_DELAY = 600.0
 class Partition:
     """Containers between which nothing passes; `heal` ends it, as the end of a `with` does."""
 
-    def __init__(self, network: Network, pairs: list[tuple[Member, Member]]) -> None:
+    def __init__(self, network: Network, pairs: list[tuple[NetworkEndpoint, NetworkEndpoint]]) -> None:
         self._network = network
         self._pairs = pairs
         self._healed = False
@@ -52,8 +52,8 @@ def _group(containers: Container | Iterable[Container]) -> list[Container]:
     return list(containers) if isinstance(containers, Iterable) else [containers]
 
 
-def _member(network: Network, container: Container) -> Member:
-    found = network._bridge.members.get(container.id)
+def _endpoint(network: Network, container: Container) -> NetworkEndpoint:
+    found = network._bridge.endpoints.get(container.id)
     if found is None:
         raise NotFound(f"container {container.name} is not on the network {network.name}")
     return found
@@ -69,7 +69,7 @@ def partition(
         raise ValueError(
             "partition must get two groups of containers, neither empty, that have no container in common"
         )
-    pairs = [(_member(network, a), _member(network, b)) for a in ones for b in others]
+    pairs = [(_endpoint(network, a), _endpoint(network, b)) for a in ones for b in others]
     antispoof = network._session.network_manager.antispoof
     made = Partition(network, [])
     try:
@@ -131,10 +131,12 @@ def shape(
         raise ValueError("jitter must come with a delay, got delay=0")
     bridge = network._bridge
     with bridge.lock:
-        members = [_member(network, container)] if container is not None else list(bridge.members.values())
+        endpoints = (
+            [_endpoint(network, container)] if container is not None else list(bridge.endpoints.values())
+        )
         try:
-            for member in members:
-                apply(bridge.netns, member.port, wanted)
+            for endpoint in endpoints:
+                apply(bridge.netns, endpoint.port, wanted)
         except NoNetem as error:
             raise UnsupportedError(
                 f"delay, loss and rate of networks: {error}", hint="load the kernel module sch_netem"

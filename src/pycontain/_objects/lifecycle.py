@@ -178,9 +178,9 @@ class Lifecycle:
             self._running = self._main.running
         self._timings = self._running.timings
         self._running.handle = self._whole
-        linkage = self.spec.linkage
-        if linkage.kind == LINKED:
-            attach(self._running, linkage.places, linkage.ports)
+        network_spec = self.spec.network_spec
+        if network_spec.kind == LINKED:
+            attach(self._running, network_spec.attachments, network_spec.ports)
         if self.spec.init and self.spec.command is not None:
             self._main = MainCommand.beside_agent(self._running, self.spec.command)
         if self.spec.lifetime is not None:
@@ -197,12 +197,12 @@ class Lifecycle:
             # Under the lock, so that a concurrent call returns only when the container has ended.
             running = self._running or self._session.registry.get(self.id)
             if running is not None:
-                attached = running.attached
+                networks = running.networks
                 running.end(cause)
                 self._cause = running.cause
-                if attached is not None and self.spec.linkage.kind == LINKED:
-                    linkage = self.spec.linkage.kept(*attached.used())
-                    self.spec = evolve(self.spec, linkage=linkage)
+                if networks is not None and self.spec.network_spec.kind == LINKED:
+                    network_spec = self.spec.network_spec.kept(*networks.used())
+                    self.spec = evolve(self.spec, network_spec=network_spec)
             self._running = None
             self._session.registry.release(self.spec)
 

@@ -21,8 +21,8 @@ from pycontain._objects.image import engine_of
 from pycontain.errors import Conflict, NotFound, StateError
 
 if TYPE_CHECKING:
-    from pycontain._networks.attached import Attached
-    from pycontain._networks.bridge import Bridge, Member
+    from pycontain._networks.bridge import Bridge, NetworkEndpoint
+    from pycontain._networks.container_networks import ContainerNetworks
     from pycontain._objects.container import Container
     from pycontain._objects.engine import Engine
     from pycontain._objects.faults import Partition
@@ -172,13 +172,13 @@ class Network:
     def containers(self) -> Mapping[str, str]:
         """Who is on it: container names to addresses."""
         with self._bridge.lock:
-            return {one.name: str(one.address) for one in self._bridge.members.values()}
+            return {one.name: str(one.address) for one in self._bridge.endpoints.values()}
 
     def inspect(self) -> dict[str, object]:
         """What is known of it: name, subnets, gateways, options, labels, created, link, containers."""
         bridge = self._bridge
         with bridge.lock:
-            containers = {one.container: _described(one) for one in bridge.members.values()}
+            containers = {one.container: _described(one) for one in bridge.endpoints.values()}
         gateway6 = bridge.addresses.gateway6
         return {
             "name": self.name,
@@ -200,14 +200,14 @@ class Network:
         Both find and reach each other when this returns.  Raises StateError for a container that does not
         run or has no network of its own, Conflict when it is on it or the address is taken, ValueError.
         """
-        from pycontain._networks.attached import Place
+        from pycontain._networks.container_networks import AttachSpec
 
-        attached = _attached(container, self._session)
-        return str(attached.connect(Place(self._bridge, aliases_of(aliases), address)).address)
+        networks = _networks_of(container, self._session)
+        return str(networks.connect(AttachSpec(self._bridge, aliases_of(aliases), address)).address)
 
     def disconnect(self, container: Container) -> None:
         """Take a container off it, at once.  Raises NotFound when it is not on it, StateError."""
-        _attached(container, self._session).disconnect(self._bridge)
+        _networks_of(container, self._session).disconnect(self._bridge)
 
     def partition(
         self, one: Container | Iterable[Container], other: Container | Iterable[Container]
@@ -262,29 +262,29 @@ class Network:
         return f"<Network {self.name} {self.subnet}>"
 
 
-def _described(member: Member) -> dict[str, object]:
+def _described(endpoint: NetworkEndpoint) -> dict[str, object]:
     return {
-        "name": member.name,
-        "address": str(member.address),
-        "address6": None if member.address6 is None else str(member.address6.ip),
-        "mac": member.mac.hex(":"),
-        "aliases": builtins.list(member.aliases),
-        "interface": member.inner,
-        "link": member.port,
+        "name": endpoint.name,
+        "address": str(endpoint.address),
+        "address6": None if endpoint.address6 is None else str(endpoint.address6.ip),
+        "mac": endpoint.mac.hex(":"),
+        "aliases": builtins.list(endpoint.aliases),
+        "interface": endpoint.inner,
+        "link": endpoint.port,
     }
 
 
-def _attached(container: Container, session: Session) -> Attached:
+def _networks_of(container: Container, session: Session) -> ContainerNetworks:
     """Its networks.  Raises StateError where it has none of its own, ValueError of another engine."""
     if container._session is not session:
         raise ValueError(f"container {container.name} belongs to another engine")
-    return attached_of(container)
+    return networks_of(container)
 
 
-def attached_of(container: Container) -> Attached:
+def networks_of(container: Container) -> ContainerNetworks:
     """The networks of a running container.  Raises StateError where it can have none."""
     running = container._live()
-    if running.attached is None:
+    if running.networks is None:
         kind = container.spec.network
         if kind != "none":
             raise StateError(
@@ -293,9 +293,9 @@ def attached_of(container: Container) -> Attached:
         from pycontain._runtime.network import attach_to_none
 
         attach_to_none(running)
-    attached = running.attached
-    assert attached is not None
-    return attached
+    networks = running.networks
+    assert networks is not None
+    return networks
 
 
 def _subnet(text: object, version: int) -> IPv4Network | IPv6Network:

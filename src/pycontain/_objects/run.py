@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pycontain._model.process import ExecResult
     from pycontain._objects.engine import Engine
     from pycontain._objects.image import Image
-    from pycontain._objects.linkage import Networks
+    from pycontain._objects.network_spec import Networks
     from pycontain._runtime.cancel import CancelToken
     from pycontain._runtime.spec import Mounts, TmpfsOption
     from pycontain._security.policy import Rlimits, Security

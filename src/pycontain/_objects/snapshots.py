@@ -139,7 +139,9 @@ def fork(container: Container, count: int) -> list[Container]:
         for _ in range(count):
             new = new_id()
             spec = container.spec.renamed(new)
-            spec = evolve(spec, name=default_name(new), image=base.image, linkage=spec.linkage.for_another())
+            spec = evolve(
+                spec, name=default_name(new), image=base.image, network_spec=spec.network_spec.for_another()
+            )
             made.append(type(container)._of(spec, container._engine))
         for one in made:
             one.start()

@@ -247,9 +247,9 @@ def _key(spec: ContainerSpec) -> tuple[object, ...]:
         tuple(spec.mounts.items()),
         tuple(spec.rlimits.items()),
         tuple(spec.sysctls.items()),
-        spec.linkage.kind,
-        spec.linkage.other,
-        spec.linkage.names.hosts,
+        spec.network_spec.kind,
+        spec.network_spec.other,
+        spec.network_spec.names.hosts,
         _resolver(spec),
         made_directories(spec),
     )
@@ -260,16 +260,16 @@ def _resolver(spec: ContainerSpec) -> bytes:
 
     Where the namespace is the host's, it is the host's, but for the options that were given.
     """
-    linkage = spec.linkage
-    names = linkage.names
-    if linkage.of_host and not names.servers and names.search is None:
+    network_spec = spec.network_spec
+    names = network_spec.names
+    if network_spec.of_host and not names.servers and names.search is None:
         return _of_host()
-    if linkage.of_host:
+    if network_spec.of_host:
         hosts = _of_host()
         lines = hosts.decode("utf-8", "replace").splitlines()
         own = [line.split()[1] for line in lines if _SERVER.match(line)]
         return names.resolv_conf(names.servers or own, search_domains(hosts))
-    if names.search is None and not linkage.searches:
+    if names.search is None and not network_spec.searches:
         return layout.RESOLV_CONF
     search = () if names.search is not None else search_domains(_of_host())
     return layout.RESOLV_CONF + names.resolv_conf((), search)
@@ -328,13 +328,13 @@ def compile_root(session: Session, spec: ContainerSpec) -> RootPlan:
         groups=view.groups(session.cgroups, held, _GROUP) if session.cgroups.usable else (),
         directories=made_directories(spec),
         resolv=_resolver(spec),
-        own_name=spec.linkage.kind in (NONE, HOST),
-        hosts=spec.linkage.names.hosts,
+        own_name=spec.network_spec.kind in (NONE, HOST),
+        hosts=spec.network_spec.names.hosts,
         shm_size=spec.shm_size,
         sysctls=spec.sysctls,
     )
     security = _encode_security(session, spec)
-    flags = PlanFlag.LOOPBACK if spec.linkage.kind in (NONE, LINKED) else PlanFlag(0)
+    flags = PlanFlag.LOOPBACK if spec.network_spec.kind in (NONE, LINKED) else PlanFlag(0)
     if not session.features.privileged and not session.sub_ids:
         flags |= PlanFlag.DENY_SETGROUPS
     return RootPlan(
@@ -351,7 +351,7 @@ def compile_root(session: Session, spec: ContainerSpec) -> RootPlan:
         privileged=session.features.privileged,
         init=spec.init,
         shares=any(isinstance(what, VolumeMount) for what in spec.mounts.values()),
-        joins=spec.linkage.kind == JOINED,
+        joins=spec.network_spec.kind == JOINED,
         binds=any(isinstance(what, Bind) for what in spec.mounts.values()),
         id_map=_plain_map(session),
         live=session.owner.live,
@@ -434,7 +434,7 @@ def namespaces(session: Session, spec: ContainerSpec) -> int:
     wanted = NEWUSER | NEWNS | NEWPID | NEWIPC | NEWUTS | NEWCGROUP
     if session.cgroups.keeps_out:
         wanted &= ~NEWCGROUP
-    if spec.linkage.kind not in (HOST, JOINED):
+    if spec.network_spec.kind not in (HOST, JOINED):
         wanted |= NEWNET
     if session.features.time_namespace:
         wanted |= NEWTIME

@@ -167,9 +167,9 @@ class Launch:
             entry = CgroupEntry(group.unified_fd >= 0, len(group.tasks))
             self._outgoing += group.entry_fds()
         join = None
-        if self.spec.linkage.kind == JOINED:
+        if self.spec.network_spec.kind == JOINED:
             join = len(self._outgoing)
-            self._fds.append(self.session.registry.find(self.spec.linkage.other).share())
+            self._fds.append(self.session.registry.find(self.spec.network_spec.other).share())
             self._outgoing.append(self._fds[-1])
         self._outgoing += self._streams
         plan = self.root_plan.fill(

@@ -55,7 +55,10 @@ def replace_root(running: Running, image: Image) -> None:
             else:
                 places.append(described(path, source))
         plan = _plan(running, places)
-        with running.session.launchers_for(running.spec.linkage).borrow() as launcher, launcher.listening:
+        with (
+            running.session.launchers_for(running.spec.network_spec).borrow() as launcher,
+            launcher.listening,
+        ):
             launcher.hear_owed()
             native.send(launcher.socket, request(native.RESTACK, plan, value=running.pid), [*fds, *opened])
             os.close(theirs)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pycontain._cgroups.group import Group
     from pycontain._kernel.file_server import FileServer
     from pycontain._model.process import Reason
-    from pycontain._networks.attached import Attached
+    from pycontain._networks.container_networks import ContainerNetworks
     from pycontain._runtime.cancel import Cancellable
     from pycontain._runtime.compile import RootPlan
     from pycontain._runtime.session import Session
@@ -96,7 +96,7 @@ class Running:
     dependents: list[Dependent] = field(factory=list)  # what holds fds for as long as this runs
     file_server_lock: threading.Lock = field(factory=threading.Lock)
     file_server: FileServer | None = None
-    attached: Attached | None = None
+    networks: ContainerNetworks | None = None
     shared: bool = False
     active: set[Cancellable] = field(factory=set)
     processes: weakref.WeakSet[Cancellable] = field(factory=weakref.WeakSet)
@@ -195,16 +195,16 @@ class Running:
                 raise StateError(f"container {self.spec.name} is not running")
             return os.dup(self.pidfd)
 
-    def attach(self, make: Callable[[int], Attached]) -> Attached:
+    def attach(self, make: Callable[[int], ContainerNetworks]) -> ContainerNetworks:
         """Its networks, made with a pidfd of their own the first time.  Raises StateError."""
         with self.lock:
             # Who ends it sets this first, under the lock, and looks for dependents then.
             if self.ended:
                 raise StateError(f"container {self.spec.name} is not running")
-            if self.attached is None:
-                self.attached = make(os.dup(self.pidfd))
-                self.dependents.append(self.attached)
-            return self.attached
+            if self.networks is None:
+                self.networks = make(os.dup(self.pidfd))
+                self.dependents.append(self.networks)
+            return self.networks
 
     @property
     def dead(self) -> bool:

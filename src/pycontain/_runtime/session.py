@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pycontain._networks.bridge import Bridge
     from pycontain._networks.manager import NetworkManager
     from pycontain._runtime.compile import RootPlan
-    from pycontain._runtime.network import Linkage
+    from pycontain._runtime.network import NetworkSpec
 
 _MOST_ENFORCED = 256
 """Answers of `Session.enforceable` that are kept."""
@@ -200,12 +200,12 @@ class Session:
             )
         return self._rootless_netns
 
-    def launchers_for(self, linkage: Linkage) -> LauncherPool:
+    def launchers_for(self, network_spec: NetworkSpec) -> LauncherPool:
         """Return the launchers that can start a container on these networks.
 
         Rootless networks are in a namespace of one launcher, which has rights over those of its children.
         """
-        if self.features.privileged or not linkage.in_rootless_netns:
+        if self.features.privileged or not network_spec.in_rootless_netns:
             return self.launchers
         with self._lock:
             return self._network_launchers()

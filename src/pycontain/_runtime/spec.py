@@ -20,7 +20,7 @@ from pycontain._model.sizes import is_unlimited, parse_duration, parse_size, sho
 from pycontain._model.sysctls import check_network, checked_sysctls
 from pycontain._model.user import asked_user, check_user
 from pycontain._objects.image import Image
-from pycontain._runtime.network import HOST, JOINED, Linkage
+from pycontain._runtime.network import HOST, JOINED, NetworkSpec
 from pycontain._security.policy import Rlimits, Security, rlimit_pairs
 from pycontain.errors import Args, LimitError, NotFound, PathError, path_error
 
@@ -326,7 +326,7 @@ def _stop_timeout(value: float | timedelta | None) -> float:
     return STOP_TIMEOUT if value is None else parse_duration(value)
 
 
-_ALONE = Linkage()
+_ALONE = NetworkSpec()
 
 
 @frozen(kw_only=True)
@@ -357,7 +357,7 @@ class ContainerSpec:
     read_only: bool
     init: bool
     network: str
-    linkage: Linkage = _ALONE
+    network_spec: NetworkSpec = _ALONE
     security: Security
     lifetime: float | None = field(converter=_lifetime)
     sysctls: dict[str, str] = field(factory=dict, converter=checked_sysctls)
@@ -381,11 +381,11 @@ class ContainerSpec:
                 f"pids below {PIDS_FLOOR} starts nothing: {self.limits.pids}",
                 hint="the agent is one process and the command another; init=False has no agent",
             )
-        if self.linkage.kind in (HOST, JOINED):
+        if self.network_spec.kind in (HOST, JOINED):
             check_network(self.sysctls)
         if not self.init and self.command is None:
             raise ValueError("init=False wants a command: it is PID 1 itself")
-        if not self.init and self.linkage.places:
+        if not self.init and self.network_spec.attachments:
             raise ValueError("networks want the agent, which waits until they stand: leave init=False out")
         if not isinstance(self.security, Security):
             raise TypeError(f"security is a Security, such as Security.SANDBOX, not {self.security!r}")

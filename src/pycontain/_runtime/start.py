@@ -50,9 +50,9 @@ def _make(
 ) -> Running:
     launch = Launch(session, spec, command)
     try:
-        with session.launchers_for(spec.linkage).borrow() as launcher:
+        with session.launchers_for(spec.network_spec).borrow() as launcher:
             child = None
-            if precloned and command is None and spec.linkage.kind != JOINED:
+            if precloned and command is None and spec.network_spec.kind != JOINED:
                 child = session.warm.precloned.take(launcher, launch.root_plan, launch.limits)
             launch.prepare(precloned=child)
             launch.ask(launcher)

@@ -157,7 +157,7 @@ class WarmContainers:
         while again and self._wanted(*kind):
             self._make(launch.spec, kind[1])
         if not again:
-            with session.launchers_for(launch.spec.linkage).borrow() as launcher:
+            with session.launchers_for(launch.spec.network_spec).borrow() as launcher:
                 self.precloned.refill(launcher, launch.root_plan)
 
     def _wanted(self, root_plan: RootPlan, hostname: str | None) -> bool:
@@ -180,7 +180,7 @@ class WarmContainers:
         launch = Launch(session, spec.renamed(new_id()))
         warm = WarmContainer(launch, hostname, _sources_of(launch.root_plan))
         try:
-            with session.launchers_for(spec.linkage).borrow() as launcher:
+            with session.launchers_for(spec.network_spec).borrow() as launcher:
                 launch.prepare(warm=True)
                 launch.ask(launcher)
             with self._lock:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pycontain._networks.attached import RESOLVER
+from pycontain._networks.container_networks import RESOLVER
 from tests.support.networks_compared import probe
 from tests.support.networks_compared.sides import Guest, On
 from tests.support.networks_compared.stage import OUTSIDE_NAME, SUBNET6, Section, Stage

@@ -10,11 +10,11 @@ from attrs import evolve
 from pycontain._model.names import GATEWAY, HOST_NAMES, NameOptions
 from pycontain._model.ports import Published
 from pycontain._model.sizes import shown
-from pycontain._runtime.network import HOST, JOINED, LINKED, NONE, Linkage
+from pycontain._runtime.network import HOST, JOINED, LINKED, NONE, NetworkSpec
 from pycontain.errors import StateError
 
 if TYPE_CHECKING:
-    from pycontain._networks.attached import Place
+    from pycontain._networks.container_networks import AttachSpec
     from pycontain._objects.container import Container
     from pycontain._objects.egress import Egress
     from pycontain._objects.engine import Engine
@@ -26,55 +26,57 @@ Networks: TypeAlias = "One | Container | Iterable[One]"
 _SHARED = "container:"
 
 
-def linkage_of(
+def network_spec_of(
     engine: Engine, network: Networks, ports: Sequence[Published], names: NameOptions
-) -> tuple[Linkage, str]:
+) -> tuple[NetworkSpec, str]:
     """Return what a container's network options come to, and the network's name for people.
 
     Raises ValueError for options that do not go together, TypeError, NotFound, StateError, UnsupportedError.
     """
-    linkage, shown_network = _linkage_of(engine, network, ports)
-    return evolve(linkage, names=_checked(engine, linkage, names)), shown_network
+    network_spec, shown_network = _network_spec_of(engine, network, ports)
+    return evolve(network_spec, names=_checked(engine, network_spec, names)), shown_network
 
 
-def _checked(engine: Engine, linkage: Linkage, names: NameOptions) -> NameOptions:
+def _checked(engine: Engine, network_spec: NetworkSpec, names: NameOptions) -> NameOptions:
     """Return the names with the host's address filled in.  Raises ValueError for one without an effect."""
-    if linkage.kind == NONE and (names.servers or names.search):
+    if network_spec.kind == NONE and (names.servers or names.search):
         raise ValueError("dns and dns_search must come with a network, got network='none'")
-    if names.servers and not linkage.of_host:
-        if linkage.kind == JOINED:
+    if names.servers and not network_spec.of_host:
+        if network_spec.kind == JOINED:
             raise ValueError(
                 "dns must not be given with a shared network "
                 "(hint: pass it to the container that owns the network)"
             )
-        if all(place.bridge.options.internal for place in linkage.places):
+        if all(attachment.bridge.options.internal for attachment in network_spec.attachments):
             raise ValueError(
                 "dns must come with a network that has a route outside, got internal networks only"
             )
     hosts = names.hosts
-    if linkage.kind == HOST:
+    if network_spec.kind == HOST:
         known = {name for name, _ in hosts}
         hosts += tuple((name, "127.0.0.1") for name in HOST_NAMES if name not in known)
     if any(address == GATEWAY for _, address in hosts):
-        there = _host_address(engine, linkage)
+        there = _host_address(engine, network_spec)
         hosts = tuple((name, there if address == GATEWAY else address) for name, address in hosts)
     return evolve(names, hosts=hosts)
 
 
-def _host_address(engine: Engine, linkage: Linkage) -> str:
-    if linkage.of_host:
+def _host_address(engine: Engine, network_spec: NetworkSpec) -> str:
+    if network_spec.of_host:
         return "127.0.0.1"
     if engine._session.features.privileged:
-        for place in linkage.places:
-            if place.bridge.options.host:
-                return str(place.bridge.addresses.gateway)
+        for attachment in network_spec.attachments:
+            if attachment.bridge.options.host:
+                return str(attachment.bridge.addresses.gateway)
     raise ValueError(
         "extra_hosts must not have 'host-gateway' without a network that reaches this host "
         "(hint: use Network(host_access=True) as root, or network='host')"
     )
 
 
-def _linkage_of(engine: Engine, network: Networks, ports: Sequence[Published]) -> tuple[Linkage, str]:
+def _network_spec_of(
+    engine: Engine, network: Networks, ports: Sequence[Published]
+) -> tuple[NetworkSpec, str]:
     """What it comes to, and its name for people.
 
     Raises ValueError for networks that do not go together, or ports without one that leads outside,
@@ -88,7 +90,7 @@ def _linkage_of(engine: Engine, network: Networks, ports: Sequence[Published]) -
         network = _SHARED + network.id
     if isinstance(network, str) and network in (NONE, HOST):
         _no_ports(network, ports)
-        return Linkage(kind=network, of_host=network == HOST), network
+        return NetworkSpec(kind=network, of_host=network == HOST), network
     if isinstance(network, str) and network.startswith(_SHARED):
         _no_ports(network, ports)
         return _shared(engine, network.removeprefix(_SHARED)), network
@@ -99,17 +101,17 @@ def _linkage_of(engine: Engine, network: Networks, ports: Sequence[Published]) -
         raise ValueError(
             "network must have at least one entry, got an empty sequence (hint: pass 'none' for no network)"
         )
-    places = [_place(engine, one) for one in several]
-    names = [place.bridge.name for place in places]
+    attachments = [_attach_spec(engine, one) for one in several]
+    names = [attachment.bridge.name for attachment in attachments]
     if len(set(names)) < len(names):
         raise ValueError(f"network must name each network once, got {', '.join(names)}")
-    if len(places) > 1 and any(place.bridge.options.guided for place in places):
+    if len(attachments) > 1 and any(attachment.bridge.options.guided for attachment in attachments):
         raise ValueError("an Egress cannot be combined with other networks")
-    if ports and all(place.bridge.options.internal for place in places):
+    if ports and all(attachment.bridge.options.internal for attachment in attachments):
         raise ValueError(
             "ports must come with a network that has a route outside, got internal networks only"
         )
-    return Linkage(kind=LINKED, places=tuple(places), ports=tuple(ports)), ",".join(names)
+    return NetworkSpec(kind=LINKED, attachments=tuple(attachments), ports=tuple(ports)), ",".join(names)
 
 
 def _no_ports(network: str, ports: Sequence[Published]) -> None:
@@ -124,22 +126,22 @@ def _is_one(network: object) -> bool:
     return isinstance(network, str | Network | Endpoint | Egress)
 
 
-def _shared(engine: Engine, name: str) -> Linkage:
+def _shared(engine: Engine, name: str) -> NetworkSpec:
     other = engine._session.registry.find(name)
-    kind = other.spec.linkage
+    kind = other.spec.network_spec
     if kind.kind == NONE and not engine._session.features.privileged:
         raise StateError(
             f"container {other.spec.name} has no network that a rootless engine can share",
             hint="start it with an internal Network, which has no route outside",
         )
     joins_rootless_netns = kind.in_rootless_netns and not engine._session.features.privileged
-    return Linkage(
+    return NetworkSpec(
         kind=JOINED, other=other.spec.id, of_host=kind.of_host, joins_rootless_netns=joins_rootless_netns
     )
 
 
-def _place(engine: Engine, one: object) -> Place:
-    from pycontain._networks.attached import Place
+def _attach_spec(engine: Engine, one: object) -> AttachSpec:
+    from pycontain._networks.container_networks import AttachSpec
     from pycontain._objects.egress import Egress
     from pycontain._objects.network import Endpoint, Network
 
@@ -148,11 +150,11 @@ def _place(engine: Engine, one: object) -> Place:
     if isinstance(one, Endpoint):
         aliases, address, one = one.aliases, one.address, one.network
     if isinstance(one, Egress):
-        return Place(one.bridge_of(engine))
+        return AttachSpec(one.bridge_of(engine))
     if isinstance(one, str):
         if one in (NONE, HOST) or one.startswith(_SHARED):
             raise ValueError(f"network {one!r} cannot be combined with other networks")
-        return Place(engine._session.network_manager.find(one), aliases, address)
+        return AttachSpec(engine._session.network_manager.find(one), aliases, address)
     if not isinstance(one, Network):
         raise TypeError(f"a network must be a Network, an Endpoint, an Egress or a name, got {shown(one)}")
     if one._session is not engine._session:
@@ -161,4 +163,4 @@ def _place(engine: Engine, one: object) -> Place:
         raise StateError(f"network {one.name} is removed")
     if address is not None:
         one._bridge.addresses.check(address)
-    return Place(one._bridge, aliases, address)
+    return AttachSpec(one._bridge, aliases, address)

@@ -23,7 +23,7 @@ from pycontain.errors import NotFound, StartError, StateError
 
 if TYPE_CHECKING:
     from pycontain._model.ports import Published
-    from pycontain._networks.bridge import Bridge, Member
+    from pycontain._networks.bridge import Bridge, NetworkEndpoint
     from pycontain._networks.manager import NetworkManager
     from pycontain._networks.publish import Bound
 
@@ -35,7 +35,7 @@ _GLANCES, _PAUSE = 500, 0.002
 
 
 @frozen
-class Place:
+class AttachSpec:
     """A network that a container is to be on, and how."""
 
     bridge: Bridge
@@ -46,7 +46,7 @@ class Place:
 
 
 @frozen(kw_only=True)
-class Identity:
+class ContainerIdentity:
     """Who is to be linked.
 
     servers: nameservers in place of the host's. pidfd: taken over. groups: how many group ids it has.
@@ -64,93 +64,98 @@ class Identity:
     servers: tuple[str, ...] = ()
 
 
-class Attached:
+class ContainerNetworks:
     """The networks of one live container; ends with it."""
 
-    def __init__(self, manager: NetworkManager, who: Identity) -> None:
+    def __init__(self, manager: NetworkManager, identity: ContainerIdentity) -> None:
         self._manager = manager
-        self._who = who
+        self._identity = identity
         self._inner: Netlink | None = None
         self._ended = self._over = False
-        self._used: tuple[tuple[Place, ...], tuple[Published, ...]] = (), ()
+        self._used: tuple[tuple[AttachSpec, ...], tuple[Published, ...]] = (), ()
         self._lock = threading.RLock()
-        self.members: dict[Bridge, Member] = {}
+        self.endpoints: dict[Bridge, NetworkEndpoint] = {}
         self.bound: list[Bound] = []
         self.client = Client(
-            own=Entry(names=(who.hostname,), addresses=()), upstream=False, servers=who.servers
+            own=Entry(names=(identity.hostname,), addresses=()), upstream=False, servers=identity.servers
         )
 
-    def connect(self, place: Place) -> Member:
+    def connect(self, attachment: AttachSpec) -> NetworkEndpoint:
         """Put it on a network; it is reached and finds others when this returns.
 
         Raises Conflict, StateError, LimitError, ValueError, StartError; nothing is left then.
         """
-        bridge = place.bridge
+        bridge = attachment.bridge
         with self._lock:
             if self._ended:
-                raise StateError(f"container {self._who.name} is not running")
-            member = bridge.admit(self._who.container, self._who.name, self._manager.link_name(), place)
+                raise StateError(f"container {self._identity.name} is not running")
+            endpoint = bridge.admit(
+                self._identity.container, self._identity.name, self._manager.link_name(), attachment
+            )
             try:
-                self._link(bridge, member)
+                self._link(bridge, endpoint)
             except BaseException as error:
-                self._unlink(bridge, member)
+                self._unlink(bridge, endpoint)
                 if isinstance(error, NetlinkError | StartError):
                     raise self._failure(bridge, error) from error
                 raise
-            self.members[bridge] = member
+            self.endpoints[bridge] = endpoint
             if bridge.options.names:
-                bridge.zone.put(self._who.container, self._entry(member))
+                bridge.zone.put(self._identity.container, self._entry(endpoint))
                 self.client.join(bridge.zone)
             self._tell_names()
-            return member
+            return endpoint
 
     def _failure(self, bridge: Bridge, error: NetlinkError | StartError) -> Exception:
-        if error.errno == errno.ESRCH or wait_dead(self._who.pidfd, 0):
-            return StateError(f"container {self._who.name} is not running")
+        if error.errno == errno.ESRCH or wait_dead(self._identity.pidfd, 0):
+            return StateError(f"container {self._identity.name} is not running")
         hint = "a bridge has 1024 ports: use a second network" if error.errno == errno.EXFULL else None
         return StartError(
-            f"container {self._who.name} could not be put on the network {bridge.name} ({error})",
+            f"container {self._identity.name} could not be put on the network {bridge.name} ({error})",
             step="network",
             errno=error.errno or 0,
             hint=hint,
         )
 
-    def _entry(self, member: Member) -> Entry:
-        who = self._who
-        addresses = [str(member.address)]
-        if member.address6 is not None:
-            addresses.append(str(member.address6.ip))
+    def _entry(self, endpoint: NetworkEndpoint) -> Entry:
+        identity = self._identity
+        addresses = [str(endpoint.address)]
+        if endpoint.address6 is not None:
+            addresses.append(str(endpoint.address6.ip))
         return Entry(
-            names=(who.name, who.container[:12], *member.aliases, who.hostname), addresses=tuple(addresses)
+            names=(identity.name, identity.container[:12], *endpoint.aliases, identity.hostname),
+            addresses=tuple(addresses),
         )
 
-    def _link(self, bridge: Bridge, member: Member) -> None:
+    def _link(self, bridge: Bridge, endpoint: NetworkEndpoint) -> None:
         inner = self._enter(bridge)
-        taken = {other.inner for other in self.members.values()}
-        member.inner = next(name for at in range(1024) if (name := f"eth{at}") not in taken)
-        peer = links.Peer(self._who.pid, member.inner, member.mac, bridge.options.mtu)
+        taken = {other.inner for other in self.endpoints.values()}
+        endpoint.inner = next(name for at in range(1024) if (name := f"eth{at}") not in taken)
+        peer = links.Peer(self._identity.pid, endpoint.inner, endpoint.mac, bridge.options.mtu)
         route = bridge.netns.route
-        if self._who.raw:
-            self._manager.antispoof.admit(bridge, member)
-        route.do([links.pair(member.port, peer), links.join(member.port, bridge.index)])
-        if wait_dead(self._who.pidfd, 0):
-            raise StateError(f"container {self._who.name} is not running")  # its pid may be another's already
+        if self._identity.raw:
+            self._manager.antispoof.admit(bridge, endpoint)
+        route.do([links.pair(endpoint.port, peer), links.join(endpoint.port, bridge.index)])
+        if wait_dead(self._identity.pidfd, 0):
+            raise StateError(
+                f"container {self._identity.name} is not running"
+            )  # its pid may be another's already
         if bridge.options.guided:
-            route.do([links.isolate(links.look(route, member.port).index)])
-        member.index = links.look(inner, member.inner).index
+            route.do([links.isolate(links.look(route, endpoint.port).index)])
+        endpoint.index = links.look(inner, endpoint.inner).index
         addresses = bridge.addresses
         steps = [
-            links.raise_link(member.index, link_local=True),
-            links.assign(member.index, IPv4Interface((member.address, addresses.subnet.prefixlen))),
+            links.raise_link(endpoint.index, link_local=True),
+            links.assign(endpoint.index, IPv4Interface((endpoint.address, addresses.subnet.prefixlen))),
         ]
-        if member.address6 is not None:
-            steps.append(links.assign(member.index, member.address6))
+        if endpoint.address6 is not None:
+            steps.append(links.assign(endpoint.index, endpoint.address6))
         if not bridge.options.internal:
-            steps.append(links.default_route(member.index, addresses.gateway.packed, member.index))
+            steps.append(links.default_route(endpoint.index, addresses.gateway.packed, endpoint.index))
             if addresses.gateway6 is not None:
-                steps.append(links.default_route(member.index, addresses.gateway6.packed, member.index))
+                steps.append(links.default_route(endpoint.index, addresses.gateway6.packed, endpoint.index))
         inner.do(steps)
-        _await_port(route, member.port)
+        _await_port(route, endpoint.port)
 
     def _enter(self, bridge: Bridge) -> Netlink:
         """Settings for the interface that comes; the first time also the sockets that it takes."""
@@ -163,16 +168,16 @@ class Attached:
             "ipv4/conf/default/accept_redirects": "0",
         }
         if self._inner is not None:
-            bridge.netns.within(self._who.pidfd, [], settings)
+            bridge.netns.within(self._identity.pidfd, [], settings)
             return self._inner
         settings["ipv4/ip_unprivileged_port_start"] = "0"
-        settings["ipv4/ping_group_range"] = f"0 {self._who.groups - 1}"
+        settings["ipv4/ping_group_range"] = f"0 {self._identity.groups - 1}"
         wanted = [
             SocketSpec(socket.AF_NETLINK, socket.SOCK_RAW, ROUTE),
             SocketSpec(socket.AF_INET, socket.SOCK_DGRAM | _QUIET, 0, RESOLVER, 53),
             SocketSpec(socket.AF_INET, socket.SOCK_STREAM | _QUIET, 0, RESOLVER, 53, 64),
         ]
-        netlink, udp, tcp = bridge.netns.within(self._who.pidfd, wanted, settings)
+        netlink, udp, tcp = bridge.netns.within(self._identity.pidfd, wanted, settings)
         self._inner = Netlink(ROUTE, netlink)
         try:
             self._manager.names.serve(self.client, udp, tcp)
@@ -182,19 +187,19 @@ class Attached:
             raise
         return self._inner
 
-    def _unlink(self, bridge: Bridge, member: Member) -> None:
+    def _unlink(self, bridge: Bridge, endpoint: NetworkEndpoint) -> None:
         try:
-            bridge.netns.route.do([links.remove(member.port)])
+            bridge.netns.route.do([links.remove(endpoint.port)])
         except OSError as error:
             if error.errno != errno.ENODEV:
                 raise
         finally:
-            self._leave(bridge, member)
+            self._leave(bridge, endpoint)
 
-    def _leave(self, bridge: Bridge, member: Member) -> None:
-        bridge.zone.drop(self._who.container)
-        self._manager.antispoof.dismiss(member)
-        bridge.dismiss(member)
+    def _leave(self, bridge: Bridge, endpoint: NetworkEndpoint) -> None:
+        bridge.zone.drop(self._identity.container)
+        self._manager.antispoof.dismiss(endpoint)
+        bridge.dismiss(endpoint)
 
     def disconnect(self, bridge: Bridge) -> None:
         """Take it off a network: nobody reaches it there any more when this returns.  Raises NotFound.
@@ -202,16 +207,16 @@ class Attached:
         Where it fails it is on it still, and may be taken off again.
         """
         with self._lock:
-            member = self.members.get(bridge)
-            if member is None:
-                raise NotFound(f"container {self._who.name} is not on the network {bridge.name}")
+            endpoint = self.endpoints.get(bridge)
+            if endpoint is None:
+                raise NotFound(f"container {self._identity.name} is not on the network {bridge.name}")
             bound: list[Bound] = []
-            if self.bound and self.bound[0].target == str(member.address):
+            if self.bound and self.bound[0].target == str(endpoint.address):
                 bound, self.bound = self.bound, []
                 self._manager.publisher.withdraw(bound)
             self.client.leave(bridge.zone)
-            self._unlink(bridge, member)
-            self.members.pop(bridge, None)
+            self._unlink(bridge, endpoint)
+            self.endpoints.pop(bridge, None)
             self._tell_names()
             if bound:
                 # They go with the network; where another one leads outside, they are published there.
@@ -219,46 +224,46 @@ class Attached:
                     self.publish([one.again for one in bound])
 
     def _tell_names(self) -> None:
-        bridges = list(self.members)
-        addresses = [address for one in self.members.values() for address in self._entry(one).addresses]
-        self.client.own = Entry(names=(self._who.hostname,), addresses=tuple(addresses))
+        bridges = list(self.endpoints)
+        addresses = [address for one in self.endpoints.values() for address in self._entry(one).addresses]
+        self.client.own = Entry(names=(self._identity.hostname,), addresses=tuple(addresses))
         self.client.upstream = any(not one.options.internal for one in bridges)
         # Rootless networks are in a namespace of their own, whose gateway is not this host.
         hosts = [] if self._manager.netns.rootless else [one for one in bridges if one.options.host]
         self.client.host = tuple(str(one.addresses.gateway) for one in hosts)
-        policies = [one.policy.of(self._who.container) for one in bridges if one.policy is not None]
+        policies = [one.policy.of(self._identity.container) for one in bridges if one.policy is not None]
         self.client.policy = policies[0] if policies else None
 
     def publish(self, ports: Sequence[Published]) -> None:
         """Publish ports of it, on the first of its networks that leads outside.  Raises Conflict."""
         with self._lock:
-            bridge, member = self._target()
+            bridge, endpoint = self._target()
             route = bridge.netns.route
             # It may ask for its own port by the host's address.
-            route.do([links.reflect(links.look(route, member.port).index)])
-            self.bound += self._manager.publisher.publish(ports, str(member.address))
+            route.do([links.reflect(links.look(route, endpoint.port).index)])
+            self.bound += self._manager.publisher.publish(ports, str(endpoint.address))
 
-    def _target(self) -> tuple[Bridge, Member]:
-        for bridge, member in self.members.items():
+    def _target(self) -> tuple[Bridge, NetworkEndpoint]:
+        for bridge, endpoint in self.endpoints.items():
             if not bridge.options.internal:
-                return bridge, member
-        raise StateError(f"container {self._who.name} is on no network that leads outside")
+                return bridge, endpoint
+        raise StateError(f"container {self._identity.name} is on no network that leads outside")
 
     @property
     def addresses(self) -> Mapping[str, str]:
         """Its address on each network, by the network's name."""
         with self._lock:
-            return {bridge.name: str(member.address) for bridge, member in self.members.items()}
+            return {bridge.name: str(endpoint.address) for bridge, endpoint in self.endpoints.items()}
 
-    def used(self) -> tuple[tuple[Place, ...], tuple[Published, ...]]:
+    def used(self) -> tuple[tuple[AttachSpec, ...], tuple[Published, ...]]:
         """Return its networks and published ports, as they are or were last, to have the same again."""
         with self._lock:
             if not self._ended:
-                places = (
-                    Place(bridge, member.aliases, preferred=str(member.address))
-                    for bridge, member in self.members.items()
+                attachments = (
+                    AttachSpec(bridge, endpoint.aliases, preferred=str(endpoint.address))
+                    for bridge, endpoint in self.endpoints.items()
                 )
-                self._used = tuple(places), tuple(one.again for one in self.bound)
+                self._used = tuple(attachments), tuple(one.again for one in self.bound)
             return self._used
 
     def let_go(self) -> None:
@@ -276,13 +281,13 @@ class Attached:
             if self._inner is not None:
                 self._manager.names.drop(self.client)
                 self._inner.close()
-            self.members = {}
-            drop = self._unlink if self._who.is_shared() else self._leave
-            for bridge, member in self._manager.members(self._who.container):
-                drop(bridge, member)
+            self.endpoints = {}
+            drop = self._unlink if self._identity.is_shared() else self._leave
+            for bridge, endpoint in self._manager.endpoints(self._identity.container):
+                drop(bridge, endpoint)
             self._manager.left(self)
             self._over = True  # another of the same id may be there from now on
-            os.close(self._who.pidfd)
+            os.close(self._identity.pidfd)
 
     def forget(self) -> None:
         """In a forked child: close the fds alone."""
@@ -290,7 +295,7 @@ class Attached:
         self._ended = True
         if not self._over:
             self._over = True
-            os.close(self._who.pidfd)
+            os.close(self._identity.pidfd)
         if self._inner is not None:
             with contextlib.suppress(OSError):
                 os.close(self._inner.detach())
