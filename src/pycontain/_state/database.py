@@ -1,7 +1,7 @@
 """The store's records: one SQLite file in WAL mode, shared by threads and processes.
 
-A record is written after what it speaks of is on the disk, and is on the disk itself when a durable
-transaction returns.
+A record is written after the content that it describes is on the disk.  A durable transaction returns when
+the record is on the disk too.
 """
 
 from __future__ import annotations
@@ -57,15 +57,21 @@ CREATE TABLE volume (
 ) WITHOUT ROWID;
 """
 }
-"""What a version has more than the one before."""
+"""Statements that bring the schema of the version before to this one."""
 
 
 _left_behind: list[sqlite3.Connection] = []
-"""What a fork has copied: SQLite's own close would meddle with the parent's files."""
+"""Connections that a fork has copied, never closed: SQLite's close would change the parent's files."""
 
 
 class Database:
-    """Connections of this process, as many as are used at once.  Errors of SQLite come as ImageError."""
+    """A pool of connections of this process, one for each thread that uses the database at the same time.
+
+    Errors of SQLite are raised as ImageError.
+
+    Args:
+        path: The file, created on first use.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -124,12 +130,12 @@ class Database:
                 connection.execute(f"PRAGMA user_version = {_VERSION}")
             else:
                 raise ImageError(
-                    f"the store {self.path} is of version {version}, this is pycontain for {_VERSION}",
-                    hint="use another PYCONTAIN_ROOT, or the pycontain that wrote it",
+                    f"the store {self.path} must have version {_VERSION} or lower, got {version}",
+                    hint="upgrade pycontain, or set PYCONTAIN_ROOT to another directory",
                 )
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.OperationalError as error:
@@ -150,22 +156,32 @@ class Database:
         )
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """What a SELECT finds."""
-        with self._told(), self._connection() as connection:
+        """Return the rows of a SELECT.
+
+        Raises:
+            ImageError: The database cannot be read.
+            StateError: It is closed.
+        """
+        with self._translate_errors(), self._connection() as connection:
             return connection.execute(statement, values).fetchall()
 
     @contextlib.contextmanager
     def writing(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
-        """A transaction that nobody else writes beside; undone when the block raises.
+        """Yield a connection in an exclusive write transaction, which is rolled back if the block raises.
 
-        durable: on the disk when the block ends.
+        Args:
+            durable: Whether the changes are on the disk when the block ends.
+
+        Raises:
+            ImageError: The database cannot be written.
+            StateError: It is closed.
         """
-        with self._told(), self._connection() as connection:
+        with self._translate_errors(), self._connection() as connection:
             if not durable:
                 with _transaction(connection):
                     yield connection
                 return
-            # NORMAL leaves the log to the kernel; its frames have checksums: what is on the disk is whole.
+            # With NORMAL the kernel writes the log when it likes; checksums of its frames detect a torn one.
             connection.execute("PRAGMA synchronous = FULL")
             try:
                 with _transaction(connection):
@@ -175,10 +191,11 @@ class Database:
         self._sync_directory()
 
     def _sync_directory(self) -> None:
-        """The names of database and log are on the disk.
+        """Bring the names of database and log to the disk.
 
-        Never the files themselves, by fds of ours: closing one would drop SQLite's own locks, and another
-        process would take the log away as the last one (sqlite.org/howtocorrupt.html, 2.2).
+        The files themselves must not be opened here: closing a descriptor would drop SQLite's locks, and
+        another process would then remove the log as if it were the last user (sqlite.org/howtocorrupt.html,
+        2.2).
         """
         fd = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -187,8 +204,12 @@ class Database:
             os.close(fd)
 
     def damage(self) -> str | None:
-        """What SQLite finds wrong with the file.  Raises ImageError where that cannot be told."""
-        with self._told():
+        """Return the damage that SQLite finds in the file, or None.
+
+        Raises:
+            ImageError: The file cannot be read.
+        """
+        with self._translate_errors():
             try:
                 with self._connection() as connection:
                     found = connection.execute("PRAGMA quick_check").fetchone()[0]
@@ -199,7 +220,7 @@ class Database:
         return None if found == "ok" else str(found)
 
     def put_aside(self) -> str:
-        """Begin anew, without a record; where the file is from now on."""
+        """Rename the file, so that the next connection makes an empty one; return the new path."""
         with self._mutex:
             idle, self._idle = self._idle, []
         for connection in idle:
@@ -212,7 +233,7 @@ class Database:
         return aside
 
     def close(self) -> None:
-        """Close every connection, those in use when they are given back; nothing opens one any more."""
+        """Close every connection, those in use when they are given back.  Later calls raise StateError."""
         with self._mutex:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -220,7 +241,7 @@ class Database:
             connection.close()
 
     def forget(self) -> None:
-        """In a forked child: never touch what the parent has open."""
+        """Keep the connections open but unused in a forked child: they are the parent's."""
         self._closed = True
         _left_behind.extend((*self._idle, *self._used))
 
@@ -232,7 +253,10 @@ def _run(connection: sqlite3.Connection, statements: str) -> None:
 
 @contextlib.contextmanager
 def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Begun, and ended whatever happens where: an interrupt may come right after BEGIN has succeeded."""
+    """Run a transaction: commit at the end of the block, roll back after an exception.
+
+    BEGIN is inside the `try`, because an interrupt may come right after it has succeeded.
+    """
     try:
         connection.execute("BEGIN IMMEDIATE")
         yield

@@ -1,9 +1,8 @@
-"""One owner per process and engine: a lock that dies with the process, above all that it creates.
+"""Owners: the claim of an engine on everything that it creates, with a lock that ends with its process.
 
-Every live thing carries its owner in its path: `live/<owner>/<container>` in the
-store, `<base>/<owner>/<container>` in the cgroup trees.  The lock file is made and
-locked before the first of them, so whatever stands under an owner whose lock is
-free belongs to nobody.
+Directories and cgroups have their owner in the path: `live/<owner>/<container>` in the store,
+`<base>/<owner>/<container>` in the cgroup trees.  The lock file is created and locked first, so everything of
+an owner whose lock is free is garbage.
 """
 
 from __future__ import annotations
@@ -24,14 +23,29 @@ from pycontain.errors import LimitError
 
 BLOCK = 65536
 STORE_BLOCK = 0x58000000
-"""The block of what several containers have: on the disk their 0 is this."""
+"""Block of files that several containers share, such as volumes: the host id of their id 0."""
 _FIRST_ID, _LAST_ID = STORE_BLOCK + BLOCK, 0x70000000
 _BLOCKS = (_LAST_ID - _FIRST_ID) // BLOCK
 _FLOCK = struct.Struct("hhqqi")
 
 
 class Owner:
-    """This process's claim on a store: directories and id blocks that vanish with its lock."""
+    """The claim of one engine on a store: a name, its lock, a directory and blocks of ids.
+
+    Args:
+        roots: The directories of the engine.
+
+    Raises:
+        PathError: A directory cannot be made, or belongs to another user.
+        Conflict: Another process keeps the list of owners locked.
+
+    Attributes:
+        name: Random name of the owner.
+        lock: Descriptor of the locked file.
+        live: Directory of everything live in the store.
+        live_fd: Descriptor of that directory.
+        blocks: Blocks of user ids.
+    """
 
     def __init__(self, roots: Roots) -> None:
         self.name = secrets.token_hex(6)
@@ -48,14 +62,14 @@ class Owner:
         self.blocks = IdBlocks(os.path.join(roots.run, "ids"))
 
     def close(self) -> None:
-        """Give up the claim; the caller has removed everything under it."""
+        """Give up the claim, after the caller has removed everything under it."""
         with _registry(self._roots, fcntl.LOCK_SH):
             os.rmdir(self.live)
             os.unlink(self._lock_path)
             self.forget()
 
     def forget(self) -> None:
-        """Close the fds alone: for a forked child, which owns nothing."""
+        """Close the descriptors in a forked child, which owns nothing."""
         for fd in (self.live_fd, self.lock):
             with contextlib.suppress(OSError):
                 os.close(fd)
@@ -64,7 +78,7 @@ class Owner:
 
 @contextlib.contextmanager
 def _registry(roots: Roots, how: int) -> Iterator[None]:
-    """Hold the lock of the owners: shared to add or remove one, exclusive to claim the dead."""
+    """Hold the lock of the list of owners: shared to add or remove one, exclusive to claim dead ones."""
     path = os.path.join(roots.run, "registry")
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -76,30 +90,33 @@ def _registry(roots: Roots, how: int) -> Iterator[None]:
 
 @frozen
 class Claim:
-    """What a dead owner left, claimed by this process for removal."""
+    """A dead owner, whose remains this process removes."""
 
     owner: str
     _path: str
     _lock: int
 
     def release(self, *, removed: bool) -> None:
-        """Give the claim up; the owner's name is forgotten once nothing is left under it."""
+        """Give the claim up.
+
+        Args:
+            removed: Whether nothing is left of the owner, so that its name goes too."""
         if removed:
             os.unlink(self._path)
         os.close(self._lock)
 
 
 def is_alive(roots: Roots, owner: str) -> bool:
-    """Does the process of this owner live?"""
+    """Return whether the process of an owner lives."""
     return is_locked(os.path.join(roots.run, "owners", f"{owner}.lock"))
 
 
 def claim_dead(roots: Roots) -> list[Claim]:
-    """Claim every owner whose process is gone."""
+    """Claim every owner whose process does not live, and return the claims."""
     claims = []
     owners = os.path.join(roots.run, "owners")
     with _registry(roots, fcntl.LOCK_EX):
-        # A reboot empties /run but not the store: directories without a lock file belong to nobody.
+        # A reboot empties /run but not the store, so a directory without a lock file is garbage too.
         names = {name.removesuffix(".lock") for name in _listing(owners)}
         for owner in sorted(names | set(_listing(os.path.join(roots.data, "live")))):
             path = os.path.join(owners, f"{owner}.lock")
@@ -124,10 +141,10 @@ def _listing(directory: str) -> list[str]:
 
 
 class IdBlocks:
-    """Blocks of 65536 ids on this host, each locked by the one container that uses it.
+    """Blocks of 65536 user ids on this host, each locked by the container that uses it.
 
-    The locks are open file description locks (fcntl(2)) on bytes of one file, so a
-    block is free again the moment that its process dies.
+    The locks are open file description locks (fcntl(2)) on bytes of one file, so the kernel frees a block
+    when its process dies.
     """
 
     def __init__(self, path: str) -> None:
@@ -139,7 +156,11 @@ class IdBlocks:
         self._reserved = _sub_id_blocks()
 
     def acquire(self) -> int:
-        """The first id of a block that no live container has.  Raises LimitError when all are taken."""
+        """Return the first id of a block that no live container has.
+
+        Raises:
+            LimitError: All blocks of this host are taken.
+        """
         with self._mutex:
             if self._held:
                 block = self._held.pop()
@@ -150,10 +171,12 @@ class IdBlocks:
                 if block not in self._used and block not in self._reserved and self._lock(block):
                     self._used.add(block)
                     return _FIRST_ID + block * BLOCK
-        raise LimitError("every id block of this host is taken by a live container")
+        raise LimitError(
+            "every block of user ids of this host is taken", hint="remove containers that run on this host"
+        )
 
     def release(self, first: int) -> None:
-        """Give a block back; its lock is kept for the next container of this process."""
+        """Give a block back.  Its lock is kept for the next container of this process."""
         with self._mutex:
             block = (first - _FIRST_ID) // BLOCK
             self._used.discard(block)
@@ -174,7 +197,7 @@ class IdBlocks:
 
 
 def _sub_id_blocks() -> set[int]:
-    """Blocks that /etc/subuid or /etc/subgid promise to somebody."""
+    """Return the blocks that overlap ranges of /etc/subuid or /etc/subgid."""
     taken: set[int] = set()
     for path in ("/etc/subuid", "/etc/subgid"):
         try:

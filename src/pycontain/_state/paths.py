@@ -1,4 +1,4 @@
-"""Where the store and the run-time state of an engine stand."""
+"""Directories of the store and of the run-time state."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from pycontain.errors import PathError
 
 @frozen
 class Roots:
-    """data: images and containers, kept across boots.  run: locks and live state."""
+    """The two directories of an engine.
+
+    Attributes:
+        data: Images, volumes and containers, kept across boots.
+        run: Locks and state of live processes.
+    """
 
     data: str
     run: str
 
     @classmethod
     def of(cls, root: str | os.PathLike[str] | None) -> Roots:
-        """`root` if given, else PYCONTAIN_ROOT, else the system's directories or the user's (XDG)."""
+        """Return the directories below `root` or PYCONTAIN_ROOT, else those of the system or user (XDG)."""
         chosen = check_path("root", root) if root is not None else os.environ.get("PYCONTAIN_ROOT")
         if chosen:
             top = os.path.abspath(chosen)
@@ -34,7 +39,7 @@ class Roots:
 
 
 def record_shared(roots: Roots) -> None:
-    """Keep directories that guests can write to in the store, for later processes.  Raises OSError."""
+    """Record directories that guests can write to in the store, for later processes."""
     hostpath.record_in(os.path.join(roots.data, "shared-directories"))
 
 
@@ -42,7 +47,7 @@ def home_directory() -> str:
     """Return this user's home directory: HOME where it is an absolute path, else the user database's.
 
     Raises:
-        PathError: When neither names one.
+        PathError: Neither names one.
     """
     named = os.environ.get("HOME", "")
     if os.path.isabs(named):
@@ -64,19 +69,23 @@ def xdg_directory(variable: str) -> str:
 
 
 def private_directory(path: str) -> str:
-    """Make `path` with mode 0700, owned by this user.  Raises PathError when another user owns it."""
+    """Create a directory with mode 0700, or restrict an existing one to it; return the path.
+
+    Raises:
+        PathError: It cannot be created, or is no directory of this user.
+    """
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
         found = os.stat(path, follow_symlinks=False)
     except OSError as error:
         raise PathError(
-            f"cannot make the directory {path}: {error.strerror}",
+            f"cannot create the directory {path}: {error.strerror}",
             path=path,
             errno=error.errno or 0,
-            hint="name a root that this user may write: Engine(root=...) or PYCONTAIN_ROOT",
+            hint="choose a root that this user may write: Engine(root=...) or PYCONTAIN_ROOT",
         ) from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise PathError(f"{path} is not a directory of this user", path=path)
+        raise PathError(f"{path} must be a directory that this user owns", path=path)
     if found.st_mode & 0o077:
         os.chmod(path, 0o700)
     return path
