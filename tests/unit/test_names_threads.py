@@ -125,7 +125,7 @@ def test_unwatchable_fd_stays_with_the_caller(
         raise OSError(28, "no more watches")
 
     with monkeypatch.context() as patched:
-        patched.setattr(serving.Seat, "__init__", fail)
+        patched.setattr(serving.ClientState, "__init__", fail)
         with pytest.raises(OSError, match="watches"):
             service.serve(client, udp.fileno(), tcp.fileno())
     service.serve(client, udp.detach(), tcp.detach())

@@ -73,9 +73,9 @@ class Loop:
         self.forwarder = Forwarder(self.selector, open_socket, Servers(resolv_conf), self.note)
         self.idle: Deadlines[Connection] = Deadlines(IDLE)
         self.paused: Deadlines[Listener] = Deadlines(_PAUSE)
-        self.resting: dict[Seat, float] = {}
+        self.resting: dict[ClientState, float] = {}
         self.errors = errors
-        self._seats: dict[Client, Seat] = {}
+        self._states: dict[Client, ClientState] = {}
         self._share = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE, 1)
 
     def turn(self, ready: Ready) -> float | None:
@@ -91,23 +91,23 @@ class Loop:
         for listener in self.paused.due():
             listener.listen()
         now = time.monotonic()
-        for seat in [seat for seat, until in self.resting.items() if until <= now]:
-            seat.go_on()
+        for state in [state for state, until in self.resting.items() if until <= now]:
+            state.go_on()
         waits = [one.ahead() for one in (self.forwarder.deadlines, self.idle, self.paused)]
         waits += [max(until - now, 0) for until in self.resting.values()]
         return min((one for one in waits if one is not None), default=None)
 
-    def share(self, seat: Seat) -> float:
+    def share(self, state: ClientState) -> float:
         """Return the part of a processor for a client, beside the others that have spent their budgets."""
-        return budget.SHARE / (len(self.resting) + (seat not in self.resting))
+        return budget.SHARE / (len(self.resting) + (state not in self.resting))
 
     def admit(self, client: Client, udp: socket.socket, tcp: socket.socket) -> None:
         """Answer a client.  Raises OSError; it is as before then."""
         try:
-            self._seats[client] = Seat(self, client, udp, tcp)
+            self._states[client] = ClientState(self, client, udp, tcp)
         except BaseException:
             self.unwatch(udp, tcp)
-            self._seats.pop(client, None)
+            self._states.pop(client, None)
             raise
 
     def unwatch(self, *sockets: socket.socket) -> None:
@@ -120,33 +120,33 @@ class Loop:
 
     def dismiss(self, client: Client) -> None:
         """Answer it no longer, and close its sockets."""
-        seat = self._seats.get(client)
-        if seat is not None:
-            seat.close()
-            self._seats.pop(client, None)  # not before: a child forked meanwhile has to find what is open
+        state = self._states.get(client)
+        if state is not None:
+            state.close()
+            self._states.pop(client, None)  # not before: a child forked meanwhile has to find what is open
 
     def close(self) -> None:
         """Dismiss everybody."""
-        for client in list(self._seats):
+        for client in list(self._states):
             self.dismiss(client)
         self.selector.close()
 
     def forget(self) -> None:
         """Close fds alone: the selector that a forked child has is its parent's too."""
-        for seat in list(self._seats.values()):
-            for connection in list(seat.connections):
+        for state in list(self._states.values()):
+            for connection in list(state.connections):
                 connection.socket.close()
         self.forwarder.forget()
         self.selector.close()
 
     def has_room(self) -> bool:
         """For one more connection."""
-        return sum(len(seat.connections) for seat in self._seats.values()) < self._share
+        return sum(len(state.connections) for state in self._states.values()) < self._share
 
     def make_room(self) -> None:
         """For one more forwarded query, at the cost of who has the most."""
         if len(self.forwarder.attempts) >= self._share:
-            max(self._seats.values(), key=lambda seat: len(seat.forwards)).drop_oldest()
+            max(self._states.values(), key=lambda state: len(state.forwards)).drop_oldest()
 
     def note(self, error: Exception) -> None:
         """Keep what nobody can be told."""
@@ -165,7 +165,7 @@ class Loop:
             payer.settle()
 
 
-class Seat:
+class ClientState:
     """One client: its sockets and what it waits for."""
 
     def __init__(self, loop: Loop, client: Client, udp: socket.socket, tcp: socket.socket) -> None:
@@ -182,7 +182,7 @@ class Seat:
         loop.selector.register(udp, selectors.EVENT_READ, self)
 
     @property
-    def payer(self) -> Seat:
+    def payer(self) -> ClientState:
         """It pays for its own datagrams."""
         return self
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pycontain._networks.serving import Seat
+    from pycontain._networks.serving import ClientState
 
 MOST_CONNECTIONS = 32
 _MOST_PENDING = 64
@@ -24,25 +24,25 @@ Reply = Callable[[bytes], None]
 class Listener:
     """Accepts one client's connections."""
 
-    def __init__(self, seat: Seat, tcp: socket.socket) -> None:
-        self._seat, self._socket = seat, tcp
+    def __init__(self, state: ClientState, tcp: socket.socket) -> None:
+        self._state, self._socket = state, tcp
         self._closed = self._watched = False
         self.listen()
 
     @property
-    def payer(self) -> Seat:
+    def payer(self) -> ClientState:
         """The client that connects."""
-        return self._seat
+        return self._state
 
     def listen(self) -> None:
         """From now on, unless its client rests."""
-        if not self._closed and not self._watched and not self._seat.is_resting:
-            self._seat.loop.selector.register(self._socket, selectors.EVENT_READ, self)
+        if not self._closed and not self._watched and not self._state.is_resting:
+            self._state.loop.selector.register(self._socket, selectors.EVENT_READ, self)
             self._watched = True
 
     def rest(self) -> None:
         """Accept nothing until `listen`; the kernel keeps as many as the backlog has."""
-        self._seat.loop.paused.drop(self)
+        self._state.loop.paused.drop(self)
         self._unwatch()
 
     def ready(self, mask: int) -> None:
@@ -55,8 +55,8 @@ class Listener:
             except OSError:
                 self.fail()
                 return
-            if len(self._seat.connections) < MOST_CONNECTIONS and self._seat.loop.has_room():
-                Connection(self._seat, connected)
+            if len(self._state.connections) < MOST_CONNECTIONS and self._state.loop.has_room():
+                Connection(self._state, connected)
             else:
                 connected.close()
 
@@ -64,19 +64,19 @@ class Listener:
         """Rest a little."""
         if not self._closed:
             self._unwatch()
-            self._seat.loop.paused.set(self)
+            self._state.loop.paused.set(self)
 
     def close(self) -> None:
         """Accept no more."""
         self._closed = True
-        self._seat.loop.paused.drop(self)
+        self._state.loop.paused.drop(self)
         self._unwatch()
         self._socket.close()
 
     def _unwatch(self) -> None:
         self._watched = False
         try:
-            self._seat.loop.selector.unregister(self._socket)
+            self._state.loop.selector.unregister(self._socket)
         except (KeyError, ValueError):
             pass
 
@@ -84,21 +84,21 @@ class Listener:
 class Connection:
     """Queries one after the other, each with its length in 2 bytes; answers in the order they come."""
 
-    def __init__(self, seat: Seat, connected: socket.socket) -> None:
-        self._seat, self.socket = seat, connected
+    def __init__(self, state: ClientState, connected: socket.socket) -> None:
+        self._state, self.socket = state, connected
         self._in, self._out = bytearray(), bytearray()
         self._pending = 0
         self._ended = self._closed = False
         self._mask = 0
-        seat.connections.add(self)
+        state.connections.add(self)
         connected.setblocking(False)
-        seat.loop.idle.set(self)
+        state.loop.idle.set(self)
         self._watch()
 
     @property
-    def payer(self) -> Seat:
+    def payer(self) -> ClientState:
         """The client that asks."""
-        return self._seat
+        return self._state
 
     def rest(self) -> None:
         """Read nothing until `go_on`."""
@@ -129,16 +129,16 @@ class Connection:
         if self._closed:
             return
         self._closed = True
-        self._seat.loop.idle.drop(self)
+        self._state.loop.idle.drop(self)
         if self._mask:
-            self._seat.loop.selector.unregister(self.socket)
+            self._state.loop.selector.unregister(self.socket)
         self.socket.close()
-        self._seat.connections.discard(self)
+        self._state.connections.discard(self)
 
     @property
     def _is_full(self) -> bool:
         full = self._pending >= _MOST_PENDING or len(self._out) >= _MOST_UNREAD
-        return full or self._seat.is_resting
+        return full or self._state.is_resting
 
     def go_on(self) -> None:
         """Answer what has come, as far as there is room for answers."""
@@ -149,8 +149,8 @@ class Connection:
             wire = bytes(self._in[2 : 2 + length])
             del self._in[: 2 + length]
             self._pending += 1
-            self._seat.loop.idle.set(self)
-            if not self._seat.answer(wire, self._reply, stream=True):
+            self._state.loop.idle.set(self)
+            if not self._state.answer(wire, self._reply, stream=True):
                 self._pending -= 1
         self._watch()
 
@@ -159,7 +159,7 @@ class Connection:
             return
         self._pending -= 1
         self._out += len(answer).to_bytes(2, "big") + answer
-        self._seat.loop.idle.set(self)
+        self._state.loop.idle.set(self)
         self._watch()
 
     def _watch(self) -> None:
@@ -171,7 +171,7 @@ class Connection:
             return
         reads = not self._ended and not self._is_full
         mask = (selectors.EVENT_READ if reads else 0) | (selectors.EVENT_WRITE if self._out else 0)
-        selector = self._seat.loop.selector
+        selector = self._state.loop.selector
         if self._mask and mask:
             selector.modify(self.socket, mask, self)
         elif mask:
