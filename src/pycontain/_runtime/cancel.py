@@ -30,7 +30,7 @@ class Cancellable(Protocol):
     thread: int
 
     def cancel(self) -> None:
-        """End it with reason 'cancelled'; no-op once it ended.  Does not wait."""
+        """End it with reason 'cancelled', without waiting; no-op after its end."""
 
 
 class CancelToken:
@@ -77,7 +77,12 @@ class CancelToken:
 
 
 def cancel_all(running: Running, thread_other_than: int | None = None) -> None:
-    """Cancel what runs in a container; with a thread's identifier, what other threads wait for only."""
+    """Cancel the commands of a container.
+
+    Args:
+        running: The container.
+        thread_other_than: Identifier of a thread whose commands go on.
+    """
     for one in (*running.active, *running.processes):
         if thread_other_than is None or one.thread != thread_other_than:
             one.cancel()
@@ -97,11 +102,11 @@ class TaskWatch:
 
     @property
     def pending(self) -> bool:
-        """A work item runs this thread, and its asyncio future is not watched yet."""
+        """Return whether an executor runs this thread and its asyncio future is not watched yet."""
         return self._work is not None
 
     def attach(self) -> None:
-        """Look for the future and watch it: the loop attaches it a moment after it submits the work."""
+        """Find the future and watch it; the loop attaches it a moment after it submits the work."""
         if self._work is None:
             return
         future = _asyncio_future(self._work)
@@ -117,12 +122,12 @@ class TaskWatch:
 
         try:
             future.get_loop().call_soon_threadsafe(future.add_done_callback, done)
-        except RuntimeError:  # the loop is closed: no task waits any more
+        except RuntimeError:  # the loop is closed, so no task waits for the command
             self._command.cancel()
 
 
 def _work_item() -> Any:
-    """The concurrent future whose work this thread does, or None."""
+    """Return the concurrent future whose work this thread does, or None."""
     module = sys.modules.get("concurrent.futures.thread")
     if module is None or "asyncio" not in sys.modules:
         return None

@@ -1,8 +1,8 @@
-"""Limit of what a container writes to the disk: measured in allocated blocks, and enforced by a kill.
+"""Disk limits: allocated blocks of a container are measured, and its processes are killed beyond the limit.
 
-No file system quota is needed, no memory and no privilege.  The free space of the file system, one
-system call for all containers, says when one of them may have reached its limit; only then its
-directory is measured, in a launcher.
+This needs no file system quota, memory or privilege.  The free space of the file system, one system call for
+all containers, shows when a container may have reached its limit; only then a launcher measures its
+directory.
 """
 
 from __future__ import annotations
@@ -27,19 +27,31 @@ if TYPE_CHECKING:
 
 BLOCK = 4096
 INODES_FLOOR = 16384
-"""Inodes that the smallest limit allows: one for each 4 KiB beyond."""
+"""Inodes that every limit allows; larger limits allow one for each block."""
 _BUSY_TICK, _IDLE_TICK, _LINGER = 0.02, 0.1, 2.0
-"""Seconds between two looks at the free space, while it shrinks and otherwise; until the thread ends."""
+"""Seconds between two readings of the free space, while it shrinks and otherwise, and of an idle thread."""
 _SHRINKS = 1 << 20
 _REGULARLY = 10.0
-"""Seconds after which a container is measured although the file system shows no reason: frees hide writes."""
+"""Seconds after which a container is measured in any case: other files that are freed hide what it writes."""
 _SHARE = 10
-"""A measurement takes at most one part in so many of the time."""
+"""Measurements of a container take at most one part in this many of the time."""
 
 
 @define(eq=False)
 class Watched:
-    """One container: its limit, and what was found last.  stops: how often it was stopped for its limit."""
+    """One container with a disk limit.
+
+    Args:
+        running: The container.
+        most: Its limit in bytes.
+        inodes: Its limit in inodes.
+        free: Free bytes and inodes of the file system at the last measurement.
+        used: Bytes that it used then.
+        names: Inodes that it used then.
+        stops: How often its processes were killed for the limit.
+        next: The moment before which it is not measured again.
+        regular: The moment at which it is measured in any case.
+    """
 
     running: Running
     most: int
@@ -53,13 +65,13 @@ class Watched:
     lock: threading.Lock = field(factory=threading.Lock)
 
     def may_exceed(self, free: tuple[int, int]) -> bool:
-        """Has the file system lost as much as this container has left?"""
+        """Return whether the file system lost more than this container has left."""
         bytes_, names = self.free[0] - free[0], self.free[1] - free[1]
         return self.used + bytes_ > self.most or self.names + names > self.inodes
 
 
 class DiskWatch:
-    """The containers of an engine that have a limit."""
+    """The containers of a session that have a disk limit, and the thread that watches them."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -70,7 +82,7 @@ class DiskWatch:
         self._closed = False
 
     def add(self, running: Running) -> None:
-        """A container starts; it has written nothing."""
+        """Watch a container that has just started, if it has a limit."""
         most = running.spec.disk
         if most is None:
             return
@@ -83,16 +95,19 @@ class DiskWatch:
                 self._thread.start()
 
     def drop(self, running: Running) -> None:
-        """It has ended."""
+        """Stop to watch a container that has ended."""
         self._watched.pop(running.spec.id, None)
 
     def stops(self, running: Running) -> int:
-        """How often it was stopped so far."""
+        """Return how often the processes of a container were killed for its limit."""
         one = self._watched.get(running.spec.id)
         return 0 if one is None else one.stops
 
     def exceeded(self, running: Running, stops: int) -> bool:
-        """Has it come to its limit since there were so many stops?  Measured again where that may be."""
+        """Return whether a container reached its limit since there were `stops` kills.
+
+        It is measured again if the free space allows for it.
+        """
         one = self._watched.get(running.spec.id)
         if one is None:
             return False
@@ -101,7 +116,7 @@ class DiskWatch:
         return one.stops != stops
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread.  Idempotent."""
         self._closed = True
         self._wake.set()
         thread = self._thread
@@ -109,7 +124,7 @@ class DiskWatch:
             thread.join()
 
     def forget(self) -> None:
-        """In a forked child: there is no thread."""
+        """Drop all containers in a forked child, which has no such thread."""
         self._closed, self._thread = True, None
         self._watched = {}
 
@@ -145,7 +160,7 @@ class DiskWatch:
                 self._measure(one)
 
     def _measure(self, one: Watched) -> None:
-        """Measure it, and stop it where it has grown beyond its limit."""
+        """Measure a container, and kill its processes if it has grown beyond its limit."""
         running = one.running
         with one.lock:
             begun, free = now(), self._free()
@@ -155,7 +170,7 @@ class DiskWatch:
                         self._session.owner.live_fd, running.spec.id, (one.most, one.inodes)
                     )
             except FileNotFoundError:
-                return  # ended by now
+                return  # it has ended
             if used <= one.most:
                 used += _unlinked(running, os.fstat(self._session.owner.live_fd).st_dev)
             grown = used > one.used or names > one.names
@@ -170,7 +185,7 @@ class DiskWatch:
 
 
 def _unlinked(running: Running, device: int) -> int:
-    """Bytes of files that are open and have no name any more, as far as /proc shows them."""
+    """Return the bytes of deleted files that are still open, as far as /proc shows them."""
     found: dict[tuple[int, int], int] = {}
     devices = {device}
     with contextlib.suppress(OSError):
@@ -186,7 +201,7 @@ def _unlinked(running: Running, device: int) -> int:
 
 
 def _descendants(pid: int) -> list[int]:
-    """Every process below PID 1 of a container: its orphans are its children (proc_pid_children(5))."""
+    """Return every process below PID 1, whose children include orphans (proc_pid_children(5))."""
     found, fresh = [], [pid]
     while fresh:
         one = fresh.pop()
@@ -199,7 +214,7 @@ def _descendants(pid: int) -> list[int]:
 
 
 def stop(running: Running) -> None:
-    """Kill every process of a container but its agent; the container itself where there is none."""
+    """Kill every process of a container except its agent, or the container itself if it has no agent."""
     if not running.spec.init:
         kill_by(running.pidfd)
         return

@@ -1,4 +1,4 @@
-"""Files of a running container, asked of its files server; ids and errors as callers want them."""
+"""Files of a running container: requests to its file server, with errors and ids for the caller."""
 
 from __future__ import annotations
 
@@ -24,17 +24,22 @@ _HINTS = {
 
 
 def encoded(path: str) -> bytes:
-    """A path as the kernel takes it.  Raises ValueError for a NUL, PathError for one that is too long."""
+    """Return a path as bytes.
+
+    Raises:
+        ValueError: It contains a NUL byte.
+        PathError: It is too long.
+    """
     raw = path.encode("utf-8", "surrogateescape")
     if b"\0" in raw:
-        raise ValueError(f"a path without NUL bytes, not {path[:80]!r}")
+        raise ValueError(f"path must have no NUL byte, got {path[:80]!r}")
     if len(raw) >= _LONGEST:
         raise path_error("cannot use", path[:80] + "...", _ENAMETOOLONG)
     return raw
 
 
 def decoded(name: str) -> str:
-    """A name inside, of what `os` read in the encoding of the caller's locale."""
+    """Return a name as text in UTF-8, from what `os` decoded by the caller's locale."""
     return name if name.isascii() else os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
@@ -57,11 +62,11 @@ def _ask(running: Running, verb: Verb, path: str, second: str, options: dict[str
             running.drop_file_server(file_server)
             if running.dead:
                 raise StateError(f"container {running.spec.name} has ended") from error
-            # A broken pipe says that the server was gone before it was asked.
+            # After a broken pipe the server had not received the request, so it can be repeated.
             if last or not isinstance(error, BrokenPipeError):
                 raise StateError(
                     f"the files server of container {running.spec.name} died",
-                    hint="what was asked for last may have been done; the next use starts another",
+                    hint="check whether the last operation was done, and repeat it if not",
                 ) from error
         except OSError as error:
             errno = error.errno or 0
@@ -77,7 +82,9 @@ def _file_server(running: Running) -> FileServer:
     with running.file_server_lock:
         if running.file_server is None:
             if not running.spec.init:
-                raise StateError("the command is PID 1 itself (init=False): no agent opens its files")
+                raise StateError(
+                    "a container with init=False has no agent to open its files", hint="leave init=False out"
+                )
             root = open_inside(running, "/", os.O_RDONLY | os.O_DIRECTORY)
             try:
                 made = FileServer(root, running.pidfd, landlock=running.session.features.landlock)
@@ -95,14 +102,23 @@ def _file_server(running: Running) -> FileServer:
 
 
 def user_of(running: Running, name: str | int | None) -> User:
-    """Return uid, gid and groups inside of a user, the container's for None.  Raises NotFound, ValueError."""
+    """Return uid, gid and groups inside of a user.
+
+    Args:
+        running: The container.
+        name: 'name', 'uid', 'name:group' or 'uid:gid'; None for the user of the container.
+
+    Raises:
+        NotFound: The image has no such user.
+        ValueError: The text is none of these.
+    """
     wanted = running.spec.user if name is None else asked_user(name)
     identity = resolve(running, str(wanted)) if wanted not in (None, "") else ROOT
     return identity.uid, identity.gid, identity.groups
 
 
 def seen_inside(running: Running, found: os.stat_result) -> os.stat_result:
-    """What stat says of a file, with the ids that the guest sees; 65534 for those that it does not have."""
+    """Return the status of a file with ids as the guest sees them, 65534 for those without a mapping."""
     reduced: Any = found.__reduce__()
     kind, (values, more) = reduced
     parts = list(values)

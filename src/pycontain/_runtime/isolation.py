@@ -1,4 +1,4 @@
-"""What holds a container, and what this host could not give."""
+"""Report of the isolation of a live container, and of what this host lacks."""
 
 from __future__ import annotations
 
@@ -27,12 +27,21 @@ _NAMES = {
 
 @frozen(kw_only=True)
 class Isolation:
-    """What is in force for a container.
+    """The controls that are in force for a container.
 
-    namespaces: private ones.  identity: 'block' (ids of its own), 'sub-ids' or 'single'.
-    cgroups: 'v2', 'hybrid', 'v1' or 'none'.  limits: those that the kernel enforces.
-    capabilities: of every process.  restrict_suid_sgid: no process can set the set-user-ID or
-    set-group-ID bit of a file.  missing: controls that this host could not give.
+    Attributes:
+        namespaces: Names of its private namespaces.
+        identity: 'block' for a block of ids of its own, 'sub-ids', or 'single' for one id.
+        cgroups: 'v2', 'hybrid', 'v1' or 'none'.
+        limits: Limits that the kernel enforces, by name.
+        capabilities: Names of the capabilities that its processes may have.
+        no_new_privs: Whether execve(2) cannot grant privileges.
+        seccomp: Whether a system call filter is loaded.
+        restrict_suid_sgid: Whether no process can set the set-user-ID or set-group-ID bit of a file.
+        landlock: The Landlock ABI in use, or 0.
+        read_only: Whether the root file system is read-only.
+        network: The network option.
+        missing: Controls that this host does not have.
     """
 
     namespaces: tuple[str, ...]
@@ -50,7 +59,7 @@ class Isolation:
 
 
 def isolation_of(running: Running) -> Isolation:
-    """The report of a live container."""
+    """Return the report of a live container."""
     session, spec = running.session, running.spec
     flags = running.root_plan.namespaces
     held = session.enforceable(spec.limits, spec.asked, spec.security.optional)

@@ -1,4 +1,4 @@
-"""From a container's network options to what is done about them when it starts."""
+"""Network options of a container, checked, and its connection to networks at start."""
 
 from __future__ import annotations
 
@@ -23,19 +23,28 @@ _NO_NAMES = NameOptions()
 
 @frozen
 class NetworkSpec:
-    """Networks that a container is to be on, and what it publishes.  other: whose namespace it shares."""
+    """The network options of a container.
+
+    Attributes:
+        kind: NONE, HOST, LINKED or JOINED.
+        attachments: The networks, with names and address of the container on each.
+        ports: Published ports.
+        other: With JOINED, name or id of the container whose namespace it shares.
+        of_host: Whether the namespace is the host's, its own or that of `other`.
+        joins_rootless_netns: Whether `other` is on networks of a rootless engine.
+        names: Hosts, nameservers and search domains.
+    """
 
     kind: str = NONE
     attachments: tuple[AttachSpec, ...] = ()
     ports: tuple[Published, ...] = ()
     other: str = ""
     of_host: bool = False
-    """Is the namespace the host's in the end?"""
     joins_rootless_netns: bool = False
     names: NameOptions = _NO_NAMES
 
     def for_another(self) -> NetworkSpec:
-        """The same for a copy: what one container alone can have is chosen anew."""
+        """Return the spec of a copy, without addresses and host ports, which only one container can have."""
         attachments = tuple(
             evolve(attachment, address=None, preferred=None) for attachment in self.attachments
         )
@@ -43,9 +52,11 @@ class NetworkSpec:
         return evolve(self, attachments=attachments, ports=ports)
 
     def kept(self, used: Sequence[AttachSpec], ports: Sequence[Published]) -> NetworkSpec:
-        """Return the same with the addresses and ports that the container had, as far as they are free.
+        """Return the spec of the next start, which prefers the addresses and ports of the last one.
 
-        Networks that it was connected to later are among them.
+        Args:
+            used: The networks at the end of the last start, with those that were connected later.
+            ports: The ports that were published.
         """
         had = {attachment.bridge: attachment for attachment in used if not attachment.bridge.gone}
         attachments = [
@@ -58,24 +69,28 @@ class NetworkSpec:
 
     @property
     def searches(self) -> bool:
-        """Whether this host's search domains are used: where names of the outside are looked up freely."""
+        """Return whether the host's search domains apply: a network reaches outside without an Egress."""
         return any(not (one.bridge.options.internal or one.bridge.options.guided) for one in self.attachments)
 
     @property
     def in_rootless_netns(self) -> bool:
-        """Is it of a plain user's networks?"""
+        """Return whether the container starts in the namespace of rootless networks."""
         return self.kind == LINKED or self.joins_rootless_netns
 
 
 def attach(running: Running, attachments: Sequence[AttachSpec], ports: Sequence[Published]) -> None:
-    """Link a container that runs, and publish its ports; whoever started it ends it where this raises.
+    """Connect a running container to networks and publish its ports; the caller ends it after an error.
 
-    Raises StartError, Conflict, StateError, UnsupportedError.
+    Raises:
+        StartError: The kernel refuses an interface or a rule.
+        Conflict: An address or port is in use.
+        StateError: The container has ended.
+        UnsupportedError: This host lacks a feature.
     """
     from pycontain._networks.container_networks import ContainerIdentity
 
     spec, session = running.spec, running.session
-    # As the writer's user namespace counts them, which is the host's for root.
+    # Group ids as seen by the writer of the sysctl, whose user namespace is the host's for root.
     groups = 1 << 31 if session.features.privileged else session.sub_ids or 1
     manager = session.network_manager
     networks = running.attach(
@@ -100,5 +115,5 @@ def attach(running: Running, attachments: Sequence[AttachSpec], ports: Sequence[
 
 
 def attach_to_none(running: Running) -> None:
-    """Let a container without a network be put on some."""
+    """Prepare a container without networks to be connected to some."""
     attach(running, (), ())

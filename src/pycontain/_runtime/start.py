@@ -1,4 +1,4 @@
-"""Bring a container to life: one that waits, or a new one."""
+"""Start of a container: a warm one, one from a pre-cloned child, or a new one."""
 
 from __future__ import annotations
 
@@ -19,21 +19,29 @@ if TYPE_CHECKING:
 def start(
     session: Session, spec: ContainerSpec, command: tuple[bytes, Sequence[int]] | None = None
 ) -> Running:
-    """Start a container; it idles under the agent, or is `command` (an exec buffer and three streams) itself.
+    """Start a container, or leave nothing of it behind.
 
-    Raises StartError with the step that failed, UnsupportedError, LimitError, PathError.
-    Nothing is left behind then.
+    Args:
+        session: The session that owns it.
+        spec: The container.
+        command: Exec buffer and three streams of a command that is PID 1; None for the agent.
+
+    Raises:
+        StartError: A step failed; it is named.
+        UnsupportedError: This host lacks a control that the spec asks for.
+        LimitError: A limit cannot be set.
+        PathError: A path to mount cannot be used.
     """
     if command is None and (running := session.warm.take(spec)) is not None:
         return running
     try:
         return _make(session, spec, command, precloned=True)
     except ConnectionError:
-        pass  # a launcher that died waiting, and is forgotten by now
+        pass  # the launcher had died while it was idle; the pool has dropped it
     except StartError as error:
         if error.step != "spare":
             raise
-    # What died waiting died of a signal or the OOM killer; a fresh one will tell if something is wrong.
+    # An idle process dies of a signal or the OOM killer only.  A lasting cause shows again with a new one.
     try:
         return _make(session, spec, command, precloned=False)
     except ConnectionError as error:

@@ -1,4 +1,4 @@
-"""What a container uses now."""
+"""Resource usage of a live container."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class Stats:
-    """memory, memory_peak: bytes.  cpu_user, cpu_system: seconds.  None where nothing counts it."""
+    """Resource usage of a container; None for what this host does not count.
+
+    Attributes:
+        memory: Bytes in use.
+        memory_peak: The most bytes that were in use.
+        memory_limit: The limit in bytes.
+        cpu_user: Seconds of processor time in programs.
+        cpu_system: Seconds of processor time in the kernel.
+        processes: The number of processes and threads.
+    """
 
     memory: int | None
     memory_peak: int | None
@@ -26,7 +35,11 @@ class Stats:
 
 
 def stats_of(running: Running) -> Stats:
-    """Read the kernel's counters.  Raises UnsupportedError on a host without cgroups."""
+    """Read the kernel's counters of a container.
+
+    Raises:
+        UnsupportedError: No cgroup counts the container.
+    """
     if running.group is None:
         raise UnsupportedError("stats", hint="no cgroup of this user counts the container")
     paths = running.group.paths()
