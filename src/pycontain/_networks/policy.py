@@ -38,9 +38,13 @@ _FORGOTTEN = 1000
 
 @frozen
 class Refused:
-    """A name that was asked for, or an address that was to be reached, and was not allowed.
+    """A name or an address that an egress network refused.
 
-    port: 0 for a name, and where a protocol has none.  count: of packets or questions.
+    Attributes:
+        target: Name or address.
+        port: Port number; 0 for a name and for protocols without ports.
+        protocol: Protocol, or 'dns' for a name.
+        count: Number of packets or queries.
     """
 
     target: str

@@ -45,13 +45,18 @@ def engine_of(engine: Engine | None) -> Engine:
 
 @frozen(kw_only=True)
 class Image:
-    """Read-only layers and what to do with them by default.
+    """Read-only layers, and defaults of containers that use them.
 
-    directories: unpacked layers on this host, the uppermost first.  trees: further directories of this
-    host and the places where they are shown, read-only.  env, user, workdir, entrypoint, command,
-    volumes, labels, stop_signal (a number, 0 for SIGTERM): defaults of a container, as in the OCI image
-    configuration.  sealed: what of `directories` a snapshot has added.  manifest: of an image in the
-    store; None for a directory used in place.
+    Attributes:
+        name: Reference, or a description of the source.
+        directories: Unpacked layers on this host, the uppermost first.
+        trees: Further directories of this host and their paths in a container, read-only.
+        env, user, workdir, entrypoint, command, volumes, labels: Defaults of a container, as in the OCI
+            image configuration.
+        stop_signal: Number of the signal that stops a container; 0 for SIGTERM.
+        sealed: Those of `directories` that a snapshot has added.
+        manifest: Manifest of an image in the store; None for a directory that is used in place.
+        size: Bytes of content in the store; 0 for a directory that is used in place.
     """
 
     DEFAULT: ClassVar[Default] = Default()
