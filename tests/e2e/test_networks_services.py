@@ -46,7 +46,7 @@ def debian(tmp_path_factory: pytest.TempPathFactory) -> Image:
 
 @pytest.fixture
 def net() -> Iterator[Network]:
-    """A network that leads outside."""
+    """A network with a route outside."""
     with Network("pyc-services") as one:
         yield one
 

@@ -52,7 +52,7 @@ def net() -> Iterator[Network]:
 
 @pytest.fixture
 def outside(engine: Engine) -> Iterator[Network]:
-    """A network that leads outside."""
+    """A network with a route outside."""
     try:
         one = Network("pyc-out")
     except UnsupportedError as refused:

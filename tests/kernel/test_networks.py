@@ -170,7 +170,7 @@ def test_fixed_addresses_and_subnets(engine: Engine) -> None:
         containers = [Container(network=net).start() for _ in range(13)]
         assert len({one.address for one in containers}) == 13
         full = Container(network=net)
-        with pytest.raises(Exception, match="every address"):
+        with pytest.raises(Exception, match="all addresses"):
             full.start()
         for one in [*containers, full]:
             one.remove()

@@ -264,7 +264,7 @@ def test_failed_revocation_cuts_off_everything(
         assert reach(one, world.address) == world.host
         with monkeypatch.context() as patch:
             patch.setattr(Firewall, "do", _refused)
-            with pytest.raises(StateError, match="cut off") as raised:
+            with pytest.raises(StateError, match="all of its traffic is blocked") as raised:
                 egress.revoke(revoked)
             assert "call revoke() again" in str(raised.value)
         assert egress.targets == [kept, revoked]

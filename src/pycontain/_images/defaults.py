@@ -44,7 +44,7 @@ def defaults_of(config: ImageConfig) -> Defaults:
         for text in (*container.env, *container.entrypoint, *container.command, container.workdir):
             text.encode("utf-8", "surrogateescape")
     except (ValueError, TypeError) as error:
-        raise ImageError(f"the image's configuration cannot be meant: {error}") from error
+        raise ImageError(f"invalid image configuration: {error}") from error
     return {
         "env": {"PATH": _PATH, **container.environment},
         "user": user,
@@ -79,7 +79,7 @@ def _signal(text: str) -> int:
     except (KeyError, ValueError):
         number = 0
     if not 1 <= number <= signal.SIGRTMAX:
-        raise ImageError(f"the image's stop signal is none: {shown(text)}")
+        raise ImageError(f"StopSignal of the image must be a signal, got {shown(text)}")
     return number
 
 

@@ -60,7 +60,7 @@ def extract(
         with opened(lowers or ()) as fds:
             checked("unpacked", unpacker.finish(fds), store.roots.data)
     except (BrokenPipeError, ConnectionError) as error:
-        raise ImageError("the unpacker died", hint="its memory may have been used up") from error
+        raise ImageError("the unpacker died", hint="see whether it was out of memory") from error
     finally:
         unpacker.close()
 

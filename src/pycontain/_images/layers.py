@@ -160,7 +160,7 @@ class LayerBuild:
         try:
             report = self._unpacker.report()
         except ConnectionError as error:
-            raise ImageError("the layer's unpacker died", hint="its memory may have been used up") from error
+            raise ImageError("the layer's unpacker died", hint="see whether it was out of memory") from error
         self.report = report if report.crosses else checked("unpacked", report, self._store.roots.data)
 
     def end(self) -> None:

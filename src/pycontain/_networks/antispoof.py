@@ -58,8 +58,8 @@ class AntiSpoof:
                     self.socket.do_at_once(self._rules())
                 except NetlinkError as error:
                     raise UnsupportedError(
-                        f"rules between containers of a network: {error}",
-                        hint="they need nf_tables of the bridge family (CONFIG_NF_TABLES_BRIDGE)",
+                        f"firewall rules between containers of a network ({error})",
+                        hint="use a kernel with CONFIG_NF_TABLES_BRIDGE",
                     ) from error
                 self._made = True
             if messages:

@@ -117,9 +117,7 @@ class Bridge:
         except BaseException as error:
             self.unmake()
             if isinstance(error, NetlinkError) and error.errno == errno.EOPNOTSUPP:
-                raise UnsupportedError(
-                    "bridges", hint="networks need bridge and veth of the kernel"
-                ) from error
+                raise UnsupportedError("bridges", hint="use a kernel with bridge and veth") from error
             raise
 
     def _make_link(self) -> None:
@@ -168,9 +166,9 @@ class Bridge:
         """A place on it for a container.  Raises Conflict, StateError, LimitError, ValueError."""
         with self.lock:
             if self.gone:
-                raise StateError(f"the network {self.name} is removed")
+                raise StateError(f"network {self.name} is removed")
             if container in self.endpoints:
-                raise Conflict(f"container {name} is on the network {self.name} already")
+                raise Conflict(f"container {name} is already on network {self.name}")
             chosen = self._chosen(attachment)
             six = self.addresses.address6(chosen) if self.addresses.subnet6 is not None else None
             endpoint = self.endpoints[container] = NetworkEndpoint(

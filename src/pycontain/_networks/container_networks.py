@@ -109,9 +109,9 @@ class ContainerNetworks:
     def _failure(self, bridge: Bridge, error: NetlinkError | StartError) -> Exception:
         if error.errno == errno.ESRCH or wait_dead(self._identity.pidfd, 0):
             return StateError(f"container {self._identity.name} is not running")
-        hint = "a bridge has 1024 ports: use a second network" if error.errno == errno.EXFULL else None
+        hint = "use a second network: a bridge has 1024 ports" if error.errno == errno.EXFULL else None
         return StartError(
-            f"container {self._identity.name} could not be put on the network {bridge.name} ({error})",
+            f"container {self._identity.name} cannot be connected to network {bridge.name}: {error}",
             step="network",
             errno=error.errno or 0,
             hint=hint,
@@ -209,7 +209,7 @@ class ContainerNetworks:
         with self._lock:
             endpoint = self.endpoints.get(bridge)
             if endpoint is None:
-                raise NotFound(f"container {self._identity.name} is not on the network {bridge.name}")
+                raise NotFound(f"container {self._identity.name} is not on network {bridge.name}")
             bound: list[Bound] = []
             if self.bound and self.bound[0].target == str(endpoint.address):
                 bound, self.bound = self.bound, []
@@ -247,7 +247,10 @@ class ContainerNetworks:
         for bridge, endpoint in self.endpoints.items():
             if not bridge.options.internal:
                 return bridge, endpoint
-        raise StateError(f"container {self._identity.name} is on no network that leads outside")
+        raise StateError(
+            f"container {self._identity.name} is on internal networks only",
+            hint="connect it to a network that is not internal to publish ports",
+        )
 
     @property
     def addresses(self) -> Mapping[str, str]:

@@ -198,8 +198,8 @@ class Firewall:
         """
         if network.leads_out and self._unmasked is not None:
             raise UnsupportedError(
-                f"masquerade, for a network that leads outside: {self._unmasked}",
-                hint="it needs nft_masq of the kernel; Network(internal=True) does without",
+                f"masquerade rules for networks that are not internal ({self._unmasked})",
+                hint="use a kernel with nft_masq, or Network(internal=True)",
             )
         self.do([self.sets[name].put(*elements) for name, elements in self._of(network)])
 
@@ -450,6 +450,6 @@ class _Rules:
 def unsupported(error: object) -> UnsupportedError:
     """Networks without rules would be open to each other: there are none then."""
     return UnsupportedError(
-        f"the firewall of networks: {error}",
-        hint="networks need nf_tables of the inet family, and nft_ct, of the kernel",
+        f"the firewall of networks ({error})",
+        hint="use a kernel with nf_tables, its inet family and nft_ct",
     )

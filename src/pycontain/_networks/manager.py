@@ -58,7 +58,7 @@ class NetworkManager:
         except OSError as error:
             if error.errno != errno.EPROTONOSUPPORT:
                 raise
-            raise unsupported("the kernel has none") from error
+            raise unsupported("the kernel has no nf_tables") from error
         try:
             self.firewall = Firewall(self.netns.rules, f"pycontain-{owner}", self._prefix)
             self.antispoof = AntiSpoof(self.netns.rules, f"pycontain-{owner}", self.firewall.stays)
@@ -92,7 +92,7 @@ class NetworkManager:
         """A network that stands.  Raises Conflict for its name or subnet, LimitError, UnsupportedError."""
         with self._lock:
             if options.name in self.bridges:
-                raise Conflict(f"there is a network {options.name!r} already")
+                raise Conflict(f"network name {options.name!r} is already in use")
             subnet = options.subnet
             if subnet is None:
                 subnet = self.subnets.choose()
@@ -109,7 +109,7 @@ class NetworkManager:
     def _make(self, options: Options, subnet: IPv4Network) -> Bridge:
         subnet6 = options.subnet6 or (private6() if options.ipv6 else None)
         if options.subnet6 is not None and self.netns.in_use(options.subnet6):
-            raise Conflict(f"the subnet {options.subnet6} meets one that is in use on this host")
+            raise Conflict(f"subnet {options.subnet6} overlaps one in use on this host")
         bridge = Bridge(
             options,
             self.link_name(),
@@ -148,11 +148,12 @@ class NetworkManager:
         """Remove a network.  Raises Conflict while a container is on it, NotFound when it is gone."""
         with self._lock, bridge.lock:
             if bridge.gone:
-                raise NotFound(f"the network {bridge.name} is removed already")
+                raise NotFound(f"network {bridge.name} is already removed")
             if bridge.endpoints:
                 names = ", ".join(sorted(endpoint.name for endpoint in bridge.endpoints.values()))
                 raise Conflict(
-                    f"containers are on the network {bridge.name}: {names}", hint="remove them first"
+                    f"network {bridge.name} is in use by containers: {names}",
+                    hint="remove or disconnect them first",
                 )
             bridge.unmake()
             self.bridges.pop(bridge.name, None)

@@ -71,7 +71,7 @@ class NameService:
         """
         with self._lock:
             if client in self._served:
-                raise ValueError("this client is served already")
+                raise ValueError("client is already served")
             if self._closed or self._gone:
                 raise RuntimeError(f"the name service has ended: {', '.join(self.errors) or 'closed'}")
             if self._thread is None:

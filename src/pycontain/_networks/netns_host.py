@@ -112,7 +112,8 @@ class NetnsHost:
                     self.set({setting: "1"})
                 except OSError as error:
                     raise UnsupportedError(
-                        f"forwarding of IPv{version}", hint=f"this host refuses net/{setting}: {error}"
+                        f"forwarding of IPv{version} packets ({error})",
+                        hint=f"allow this process to write /proc/sys/net/{setting}",
                     ) from error
         return os.pread(fd, 1, 0) == b"1"
 

@@ -158,10 +158,10 @@ class Guide:
         network = f"network {self._network.name}"
         if tightens:
             return StateError(
-                f"the policy of the {network} could not be tightened, so it is cut off: {error}",
+                f"the policy of {network} could not be tightened, so all of its traffic is blocked: {error}",
                 hint="call revoke() again, or close the Egress",
             )
-        return StateError(f"the policy of the {network} could not be changed ({error})", hint="try again")
+        return StateError(f"the policy of {network} could not be changed: {error}", hint="try again")
 
     def _replace(self, targets: tuple[Target, ...], *, tightens: bool) -> None:
         """Have the kernel enforce the targets.
@@ -309,7 +309,7 @@ class Guide:
                 )
             except OSError as error:
                 raise StateError(
-                    f"rules of the network {self._network.name} could not be removed ({error}); it is gone",
+                    f"rules of the removed network {self._network.name} could not be removed: {error}",
                     hint="call close() again",
                 ) from error
             self._closed = True

@@ -71,7 +71,7 @@ class Publisher:
                 bound.number, protocol, [one.fileno() for one in sockets], target, wanted.inner
             )
         except ConnectionError as error:
-            raise StateError(f"the relay of published ports is gone: {error}") from error
+            raise StateError(f"the relay process of published ports has ended: {error}") from error
         finally:
             for one in sockets:
                 one.close()
@@ -121,7 +121,7 @@ def _sockets(wanted: Published, kind: int) -> tuple[list[socket.socket], int]:
             if error.errno == errno.EADDRINUSE and wanted.port is None:
                 continue  # free for IPv4, but not for IPv6
             raise _refusal(wanted, error) from error
-    raise Conflict("no port of the host is free")
+    raise Conflict("no host port is free for both IPv4 and IPv6")
 
 
 def _second(port: int, kind: int) -> socket.socket | None:
@@ -155,12 +155,12 @@ def _bound(address: str, port: int, kind: int) -> socket.socket:
 def _refusal(wanted: Published, error: OSError) -> Exception:
     where = f"{wanted.address or '*'}:{wanted.port}/{wanted.protocol}"
     if error.errno == errno.EADDRINUSE:
-        return Conflict(f"port {where} of the host is taken", hint="None takes a free one")
+        return Conflict(f"host port {where} is already in use", hint="pass None to use a free one")
     if error.errno in (errno.EACCES, errno.EPERM):
         return UnsupportedError(
-            f"publishing on {where} as this user",
-            hint="ports below net.ipv4.ip_unprivileged_port_start are root's: publish on a higher one",
+            f"publishing on {where} by this user",
+            hint="use a port at or above net.ipv4.ip_unprivileged_port_start",
         )
     if error.errno == errno.EADDRNOTAVAIL:
-        return ValueError(f"{wanted.address} is no address of this host")
+        return ValueError(f"the address of a published port must be one of this host's, got {wanted.address}")
     return error

@@ -61,13 +61,13 @@ def _remedy(problem: str) -> str:
     """Return what makes the way out work; a program that is there is not to be installed."""
     if problem.startswith(_TUN):
         return (
-            f"give this user {_TUN} (sudo chmod 666 {_TUN})"
+            f"let this user open {_TUN} (sudo chmod 666 {_TUN})"
             if os.path.exists(_TUN)
             else ("load the tun module (sudo modprobe tun)")
         )
     if "installed" in problem:
         return "install passt or slirp4netns"
-    return "see that pasta or slirp4netns runs by itself"
+    return "run pasta or slirp4netns by hand to see its error"
 
 
 class RootlessUplink:
@@ -96,9 +96,9 @@ class RootlessUplink:
                 self.program = name
                 return
             self.close()
-            problem = f"{name} gave no way out"
+            problem = f"{name} set no default route"
         self._refusal = (
-            f"networks that lead outside, as a plain user ({problem})",
+            f"networks with a route outside in a rootless engine ({problem})",
             f"{_remedy(problem)}, or use Network(internal=True)",
         )
         raise UnsupportedError(*self._refusal)
@@ -116,7 +116,10 @@ class RootlessUplink:
             )
         except (OSError, subprocess.CalledProcessError) as error:
             self.close()
-            raise UnsupportedError("networks that lead outside, as a plain user", hint=str(error)) from error
+            raise UnsupportedError(
+                f"networks with a route outside in a rootless engine ({error})",
+                hint="use Network(internal=True)",
+            ) from error
         finally:
             os.close(reading)
 

@@ -53,19 +53,19 @@ class Subnets:
                     self._mine.append(found)
                     return found
                 self._give_up(at)
-        raise LimitError(f"every subnet of {POOL} is taken", hint="remove networks, or give a subnet")
+        raise LimitError(f"all subnets of {POOL} are in use", hint="remove networks or pass a subnet")
 
     def take(self, wanted: IPv4Network | IPv6Network) -> None:
         """A certain one.  Raises Conflict where it meets another network's, or a route of the host."""
         with self._lock:
             if self._is_mine(wanted) or self._in_use(wanted):
-                raise Conflict(f"the subnet {wanted} meets one that is in use on this host")
+                raise Conflict(f"subnet {wanted} overlaps one in use on this host")
             slots = self._slots(wanted)
             taken = [at for at in slots if self._claim(at)]
             if len(taken) < len(slots):
                 for at in taken:
                     self._give_up(at)
-                raise Conflict(f"the subnet {wanted} meets one of another engine")
+                raise Conflict(f"subnet {wanted} overlaps one of another engine")
             self._mine.append(wanted)
 
     def give_back(self, subnet: IPv4Network | IPv6Network) -> None:
@@ -121,7 +121,7 @@ class Addresses:
 
     def __init__(self, subnet: IPv4Network, subnet6: IPv6Network | None) -> None:
         if subnet.prefixlen > _SMALLEST:
-            raise LimitError(f"a subnet below /{_SMALLEST} holds no container: {subnet}")
+            raise LimitError(f"subnet must have a prefix of at most {_SMALLEST} bits, got {subnet}")
         self.subnet, self.subnet6 = subnet, subnet6
         self._used: set[int] = {1}
         self._most = min(subnet.num_addresses - 2, 65534)
@@ -147,7 +147,10 @@ class Addresses:
                 if at not in self._used:
                     self._used.add(at)
                     return self.subnet.network_address + at
-        raise LimitError(f"every address of {self.subnet} is taken", hint="remove containers, or more subnet")
+        raise LimitError(
+            f"all addresses of subnet {self.subnet} are in use",
+            hint="remove containers or use a larger subnet",
+        )
 
     def take(self, text: str) -> IPv4Address:
         """A certain one.  Raises ValueError for one that is none of the subnet's, Conflict for one in use."""
@@ -155,7 +158,7 @@ class Addresses:
         at = int(wanted) - int(self.subnet.network_address)
         with self._lock:
             if at in self._used:
-                raise Conflict(f"the address {wanted} is taken")
+                raise Conflict(f"address {wanted} is already in use")
             self._used.add(at)
         return wanted
 
@@ -164,7 +167,7 @@ class Addresses:
         wanted = checked_address(text)
         at = int(wanted) - int(self.subnet.network_address)
         if not 1 < at < self.subnet.num_addresses - 1:
-            raise ValueError(f"the address {wanted} is no container's of {self.subnet}")
+            raise ValueError(f"address must be one that a container can have in {self.subnet}, got {wanted}")
         return wanted
 
     def release(self, address: IPv4Address) -> None:
@@ -183,5 +186,5 @@ def checked_address(text: str) -> IPv4Address:
     """An IPv4 address.  Raises ValueError."""
     found: IPv4Address | IPv6Address = ip_address(text)
     if not isinstance(found, IPv4Address):
-        raise ValueError(f"a container's address is given as IPv4; its IPv6 one follows from it: {text}")
+        raise ValueError(f"address must be IPv4, got {text} (hint: the IPv6 address is derived from it)")
     return found

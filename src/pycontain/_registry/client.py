@@ -115,9 +115,7 @@ class Registry:
             if attempt + 1 == _AUTHORIZED_AGAIN:
                 break
             self._tokens.answer(challenge, wanted, authority)
-        raise AuthError(
-            f"the registry {self.endpoint.name} refuses access to {self.repository}{self._because}"
-        )
+        raise AuthError(f"registry {self.endpoint.name} denied access to {self.repository}{self._because}")
 
     @property
     def _because(self) -> str:
@@ -147,8 +145,8 @@ class Registry:
         with self._request("GET", self._url("manifests", reference), {"Accept": _ACCEPT}) as response:
             if response.status == 404:
                 raise NotFound(
-                    f"the registry {self.endpoint.name} has no {what}{self._because}",
-                    hint="or it is private: auth=(user, password)",
+                    f"registry {self.endpoint.name} has no {what}{self._because}",
+                    hint="pass auth=(username, password) if it is private",
                 )
             if response.status != 200:
                 raise self._failed(response, what)

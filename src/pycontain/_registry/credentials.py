@@ -38,12 +38,12 @@ class Credentials:
         if auth is None or isinstance(auth, Credentials):
             return auth
         if not isinstance(auth, tuple) or len(auth) != 2 or not all(isinstance(part, str) for part in auth):
-            raise TypeError("auth is (username, password)")
+            raise TypeError("auth must be (username, password)")
         username, password = auth
         if not username or not password:
             raise ValueError("auth must be (username, password), neither of them empty")
         if ":" in username or any(ord(char) < 32 for char in username + password):
-            raise ValueError("a username has no colon, and neither part a control character")
+            raise ValueError("auth must not have a colon in the username, nor control characters")
         return cls(username=username, password=password)
 
     @property

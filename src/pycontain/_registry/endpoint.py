@@ -98,7 +98,7 @@ def mirrors(name: str) -> list[str]:
     for pair in _listed("PYCONTAIN_MIRRORS"):
         registry, equals, mirror = pair.partition("=")
         if not equals or not registry or not mirror or "/" in mirror:
-            raise ValueError(f"PYCONTAIN_MIRRORS is 'registry=mirror,...', not {shown(pair)}")
+            raise ValueError(f"PYCONTAIN_MIRRORS must be 'registry=mirror,...', got {shown(pair)}")
         if registry == name:
             found.append(mirror)
     return found

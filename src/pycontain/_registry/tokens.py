@@ -100,22 +100,22 @@ class Tokens:
             scheme = host = ""
         if scheme not in ("http", "https"):
             raise AuthError(
-                f"the registry {self._endpoint.name} sends for a token to no URL: "
+                f"registry {self._endpoint.name} names a token service that is not a URL: "
                 f"{self._http.hidden(realm)[:200]!r}"
             )
         same = host == registry[1]
         if scheme == "http" and not (self._endpoint.insecure and same):
-            raise AuthError(
-                f"the registry {self._endpoint.name} sends for a token to plain HTTP at {host}: refused"
-            )
+            raise AuthError(f"registry {self._endpoint.name} names a token service without TLS: {host}")
         kin = related(host, registry[1]) or host in trusted_realms()
         for address in addresses(realm):
             if address.is_link_local or address.is_multicast or address.is_unspecified:
-                raise AuthError(f"the registry {self._endpoint.name} sends for a token to {address}: refused")
+                raise AuthError(
+                    f"registry {self._endpoint.name} names a token service at the reserved address {address}"
+                )
             if not address.is_global and not kin:
                 raise AuthError(
-                    f"the registry {self._endpoint.name} sends for a token into a private network: {host}",
-                    hint="PYCONTAIN_TRUSTED_REALMS names hosts that may be asked",
+                    f"registry {self._endpoint.name} names a token service in a private network: {host}",
+                    hint=f"set PYCONTAIN_TRUSTED_REALMS={host} if you trust it",
                 )
         return kin
 
@@ -124,8 +124,9 @@ class Tokens:
         if self._credentials is not None and not kin:
             host = origin(challenge.realm)[1]
             raise AuthError(
-                f"the registry {self._endpoint.name} wants its credentials sent to {host}, not its own",
-                hint=f"PYCONTAIN_TRUSTED_REALMS={host} allows it",
+                f"registry {self._endpoint.name} names a token service at another site for its credentials: "
+                f"{host}",
+                hint=f"set PYCONTAIN_TRUSTED_REALMS={host} if you trust it",
             )
         query = [("service", challenge.service)] if challenge.service else []
         scopes = dict.fromkeys([*scope.split(), *challenge.scope.split()])
@@ -168,7 +169,7 @@ class Tokens:
                 raise TypeError
             seconds = min(max(float(seconds), _SHORTEST), _LONGEST)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
-            raise AuthError(f"the token service of {self._endpoint.name} gave no token") from None
+            raise AuthError(f"the token service of {self._endpoint.name} returned no token") from None
         if not token.isascii() or any(ord(char) < 33 for char in token):
-            raise AuthError(f"the token service of {self._endpoint.name} gave no token")
+            raise AuthError(f"the token service of {self._endpoint.name} returned no token")
         return token, seconds

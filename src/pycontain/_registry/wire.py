@@ -38,7 +38,7 @@ class Watched(io.RawIOBase):
     def readinto(self, buffer: Any) -> int | None:
         """Raises TimeoutError and OSError where enough is enough."""
         if self.allowed <= 0:
-            raise OSError("too much that is not content")
+            raise OSError("more headers and chunk framing than content")
         begun = time.monotonic()
         count = self._raw.readinto(buffer)
         self._waited += time.monotonic() - begun

@@ -30,10 +30,10 @@ _SBIN = "/usr/sbin:/sbin:/usr/bin:/bin"
 def make(path: str, size: int) -> None:
     """An empty file system in a sparse file.  Raises UnsupportedError, LimitError, OSError."""
     if size < SMALLEST:
-        raise LimitError(f"a volume of {size} bytes holds nothing: at least {SMALLEST >> 20}M")
+        raise LimitError(f"size of a volume must be at least {SMALLEST >> 20}M, got {size} bytes")
     tool = shutil.which("mkfs.ext4", path=":".join(filter(None, [os.environ.get("PATH"), _SBIN])))
     if tool is None:
-        raise UnsupportedError("volumes of a given size", hint="install e2fsprogs, which has mkfs.ext4")
+        raise UnsupportedError("volumes with a size", hint="install e2fsprogs for mkfs.ext4")
     with open(path, "xb") as file:
         os.chmod(path, 0o600)
         file.truncate(size)
@@ -51,9 +51,7 @@ def make(path: str, size: int) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": _SBIN})
     if done.returncode:
         os.unlink(path)
-        raise UnsupportedError(
-            f"a volume of {size} bytes", hint=f"mkfs.ext4 says: {done.stderr.strip()[:200]}"
-        )
+        raise UnsupportedError(f"a volume of {size} bytes (mkfs.ext4: {done.stderr.strip()[:200]})")
     root = mount(path)
     try:
         os.rmdir("lost+found", dir_fd=root)
@@ -118,7 +116,8 @@ def _attached(image: int) -> tuple[int, str]:
         control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise UnsupportedError(
-            f"volumes of a given size: /dev/loop-control: {error.strerror}", hint="modprobe loop"
+            f"volumes with a size (/dev/loop-control: {error.strerror})",
+            hint="load the loop module (sudo modprobe loop)",
         ) from error
     try:
         for _ in range(_ATTEMPTS):
@@ -133,4 +132,6 @@ def _attached(image: int) -> tuple[int, str]:
             return fd, device
     finally:
         os.close(control)
-    raise UnsupportedError("volumes of a given size", hint="every loop device is taken")
+    raise UnsupportedError(
+        "volumes with a size (all loop devices are in use)", hint="detach unused ones (losetup -d)"
+    )

@@ -80,7 +80,7 @@ def create(store: Store, record: Record) -> Record:
                 _remove_empty(made)
     if record.size is not None and found.size != record.size:
         raise Conflict(
-            f"the volume {record.name!r} is there with another size: {found.size or 'none'}",
+            f"volume {record.name!r} exists with another size: {found.size or 'none'}",
             hint="remove it first, or leave out size",
         )
     return found
@@ -197,7 +197,7 @@ def lease(store: Store, container: str, names: Iterable[str]) -> None:
     with store.database.writing() as rows:
         for name in names:
             if _row(rows, name) is None:
-                raise NotFound(f"no volume {name!r}", hint="it was removed: make it anew")
+                raise NotFound(f"no volume {name!r}", hint="create it again, for it was removed")
             rows.execute(
                 "INSERT OR IGNORE INTO pin VALUES (?, 'volume', ?, ?)",
                 (f"container-{container}", name, store.owner.name),
@@ -240,7 +240,8 @@ def remove(store: Store, name: str, discard: Callable[[str], None]) -> None:
         having = _users(store, rows, name)
         if having:
             raise Conflict(
-                f"the volume {name!r} is in use by the container {having[0][:12]}", hint="remove that first"
+                f"volume {name!r} is in use by container {having[0][:12]}",
+                hint="remove the container first",
             )
         rows.execute("DELETE FROM volume WHERE name = ?", (name,))
         try:
