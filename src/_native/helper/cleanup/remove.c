@@ -172,10 +172,16 @@ remove_groups_in (int group, u32 depth)
   return (int) got;
 }
 
+/* A process that was killed is in its group until the kernel has run its exit, which takes long on a busy
+   machine: about five seconds are waited, first in short steps. */
+#define GROUP_TRIES 200
+#define FIRST_PAUSE_NS 1000000
+#define LONGEST_PAUSE_NS 32000000
+
 int
 pc_remove_group (int dir, const char *name)
 {
-  i64 pause[2] = { 0, 1000000 };
+  i64 pause[2] = { 0, FIRST_PAUSE_NS };
 
   if (!is_component (name))
     return -EINVAL;
@@ -190,9 +196,10 @@ pc_remove_group (int dir, const char *name)
       error = remove_groups_in (group, 0);
       if (error == 0)
         error = raw3 (__NR_unlinkat, dir, name, AT_REMOVEDIR_);
-      if (error != -EBUSY || try == 100)
+      if (error != -EBUSY || try == GROUP_TRIES)
         return (int) error;
-      /* Its last process is dead, yet not always gone. */
       raw2 (__NR_nanosleep, pause, 0);
+      if (try % 10 == 9 && pause[1] < LONGEST_PAUSE_NS)
+        pause[1] *= 2;
     }
 }
