@@ -70,7 +70,7 @@ def test_ended_container_is_not_connected(net: Network) -> None:
     with pytest.raises(StateError, match="is not running"):
         running.attach(lambda pidfd: pytest.fail("attached"))
     with pytest.raises(StateError, match="is not running"):
-        running.share()
+        running.share_namespaces()
 
 
 @pytest.mark.case("N08")

@@ -269,10 +269,10 @@ class ContainerNetworks:
                 self._used = tuple(attachments), tuple(one.again for one in self.bound)
             return self._used
 
-    def let_go(self) -> None:
-        """The container has ended: its interfaces go with its namespace, or now where others are in that.
+    def container_ended(self) -> None:
+        """Remove the interfaces, unless they end with the namespace because no other process is in it.
 
-        Idempotent, also where an interrupt ended it half-way.
+        Idempotent, also after an interrupt in the middle.
         """
         with self._lock:
             self.used()

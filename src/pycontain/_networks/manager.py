@@ -183,7 +183,7 @@ class NetworkManager:
         with self._lock:
             left = list(self._containers)
         for networks in left:  # without the lock, which who connects takes after its own
-            networks.let_go()
+            networks.container_ended()
         with self._lock:
             for bridge in list(self.bridges.values()):
                 with contextlib.suppress(OSError):

@@ -95,7 +95,7 @@ def copy_in(
         kind = stat.S_IFMT(os.fstat(fd).st_mode)
         if kind not in (stat.S_IFDIR, stat.S_IFREG):
             raise PathError(f"the source must be a regular file or a directory, got {text!r}", path=text)
-        with container._awake().held():
+        with container._awake().in_use():
             slash = isinstance(target, str) and target.endswith("/")
             there = _place_inside(container, text, there, slash, is_directory=kind == stat.S_IFDIR)
             if kind == stat.S_IFDIR:

@@ -60,7 +60,7 @@ class ContainerPath(PureContainerPath):
         Through a link that leads to nothing no file is made.
         """
         running = self._container._awake()
-        with running.held():
+        with running.in_use():
             file = builtins.open(  # noqa: SIM115  the caller closes it
                 os.fsdecode(encoded(str(self))),
                 mode,

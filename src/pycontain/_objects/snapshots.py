@@ -86,8 +86,8 @@ def _seal(container: Container, running: Running, chain: tuple[str, ...]) -> boo
     if _SYS_ADMIN in container.spec.security.capabilities or container.status == "paused":
         return False  # it may have mounted things that nobody else knows how to take along
     engine = container._engine
-    with running.by_itself() as alone:
-        if not alone:
+    with running.quiesced() as quiet:
+        if not quiet:
             return False
         image = values.upon(engine._session.store, container.spec.image.base, chain)
         place = sealed.make_place(engine._session.store, chain[0])
@@ -191,5 +191,5 @@ def _put_aside(container: Container) -> str | None:
     live = running.session.owner.live
     dead = f"dead-{os.urandom(8).hex()}"
     os.rename(os.path.join(live, running.spec.id), os.path.join(live, dead))
-    running.aside = True
+    running.directory_moved = True
     return dead

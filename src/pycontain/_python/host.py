@@ -284,8 +284,8 @@ class Prepared:
             standby.abandon()
         self.execution.finish()
 
-    def let_go(self) -> None:
-        """The container has ended: close what is held for it."""
+    def container_ended(self) -> None:
+        """Close the descriptors after the end of the container."""
         with self.lock:
             if not self.closed:
                 self.closed = True

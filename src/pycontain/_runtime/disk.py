@@ -219,7 +219,7 @@ def stop(running: Running) -> None:
         kill_by(running.pidfd)
         return
     try:
-        control = running.hold()
+        control = running.acquire_control()
     except StateError:
         return
     try:
@@ -227,4 +227,4 @@ def stop(running: Running) -> None:
     except OSError:
         wait_dead(running.pidfd, 0)
     finally:
-        running.let_go()
+        running.release_control()

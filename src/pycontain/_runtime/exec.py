@@ -223,11 +223,11 @@ class Execution:
         return record is None or record.errno == 0
 
     def _tell(self, message: bytes, fds: list[int]) -> None:
-        control = self.running.hold()
+        control = self.running.acquire_control()
         try:
             native.send(control, message, fds)
         finally:
-            self.running.let_go()
+            self.running.release_control()
 
     def signal(self, number: int) -> None:
         """Send a signal to the command's first process."""
@@ -337,7 +337,7 @@ def _send(
     ours, theirs = native.pair()
     control = -1
     try:
-        control = running.hold()
+        control = running.acquire_control()
         if exec_cgroup is not None:
             opened = exec_cgroup.open()
         if len(payload) > native.MAX_INLINE:
@@ -353,7 +353,7 @@ def _send(
         raise
     finally:
         if control >= 0:
-            running.let_go()
+            running.release_control()
         for fd in (theirs, *memory, *opened):
             os.close(fd)
     return ours

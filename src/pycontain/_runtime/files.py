@@ -48,7 +48,7 @@ def ask(running: Running, verb: Verb, path: str, second: str = "", **options: An
 
     Raises PathError with the path, StateError when the container ended, ValueError.
     """
-    with running.held():
+    with running.in_use():
         return _ask(running, verb, path, second, options)
 
 

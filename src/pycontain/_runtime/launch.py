@@ -169,7 +169,7 @@ class Launch:
         join = None
         if self.spec.network_spec.kind == JOINED:
             join = len(self._outgoing)
-            self._fds.append(self.session.registry.find(self.spec.network_spec.other).share())
+            self._fds.append(self.session.registry.find(self.spec.network_spec.other).share_namespaces())
             self._outgoing.append(self._fds[-1])
         self._outgoing += self._streams
         plan = self.root_plan.fill(

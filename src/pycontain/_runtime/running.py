@@ -1,4 +1,4 @@
-"""A live container, as this process holds it: its sockets and fds, and its end."""
+"""A live container: the descriptors by which this process controls it, and its end."""
 
 from __future__ import annotations
 
@@ -32,20 +32,18 @@ if TYPE_CHECKING:
 
 _PIDFD_GET_MNT_NAMESPACE = 0xFF03
 _REAPED_WITHIN = 20
-"""Milliseconds."""
+"""Milliseconds in which PID 1 reaps the last process of a command."""
 _IDLE_WITHIN = 1000
-"""Milliseconds in which an agent that nobody asks begins the last command, or is taken for busy."""
+"""Milliseconds in which an idle agent answers."""
 _END_PATIENCE = 10.0
 """Seconds to wait for a killed PID 1; after that the cleanup helper waits for it."""
-
-
 _STATUS_WITHIN = 1.0
-"""Seconds in which PID 1 is dead once its sockets are closed."""
+"""Seconds in which PID 1 is dead after it has closed its sockets."""
 
 
 @frozen
 class Cause:
-    """The reason that a container ended for, and a clause that says it."""
+    """The reason for the end of a container, and a clause for messages."""
 
     reason: Reason
     text: str
@@ -57,18 +55,45 @@ KILLED = Cause("signal", "it was killed")
 
 
 class Dependent(Protocol):
-    """What holds fds into a container for as long as it runs."""
+    """An object that has descriptors of a container open while it runs."""
 
-    def let_go(self) -> None:
-        """The container has ended: close them."""
+    def container_ended(self) -> None:
+        """Close the descriptors after the end of the container."""
 
     def forget(self) -> None:
-        """This is a forked child: close them, and take no lock, which another thread may have held."""
+        """Close the descriptors in a forked child, without a lock, which another thread may have held."""
 
 
 @define(eq=False)
 class Running:
-    """A live container: the sockets and fds by which this process holds it."""
+    """A live container.
+
+    Attributes:
+        spec: Its options.
+        session: The session that owns it.
+        control: Socket of its agent; use `acquire_control`.
+        pidfd: Descriptor of its PID 1, closed by the cleanup helper's job after the end.
+        exit_socket: Socket that reports the end of a command that is PID 1, or -1.
+        group: Its cgroups, None without any.
+        block: Its block of user ids, None where it has none of its own.
+        root_plan: The plan of its root file system and controls.
+        timings: Seconds of each phase of the start.
+        pid: Its PID 1 as the host sees it.
+        handle: The `Container` of the caller, for `Engine.containers`.
+        lock: Protects the descriptors and the state of the end.
+        frozen: Whether it is paused.
+        users: Threads that use `control`.
+        exclusive: Whether a thread waits for or has exclusive use; see `quiesced`.
+        upper: Number of its upper directory; a replaced root has the next one.
+        directory_moved: Whether its directory was moved away, so that the cleanup job has none.
+        writers: Open files that write to it.
+        dependents: Objects with descriptors of it, to be closed at its end.
+        shared: Whether another container uses its network namespace.
+        active: Commands that threads wait for.
+        processes: Commands of `popen`.
+        cause: Why it ended.
+        before_cleanup: Called after its end, before the cleanup.
+    """
 
     spec: ContainerSpec
     session: Session
@@ -80,20 +105,20 @@ class Running:
     root_plan: RootPlan
     timings: dict[str, float]
     pid: int
-    handle: object = None  # the `Container` of the caller, for `Engine.containers`
-    environment: Any = None  # exec's default one, encoded on first use
-    zygote: Any = None  # that of `Container.call`, made on first use
+    handle: object = None
+    environment: Any = None  # the default one of exec, encoded on first use
+    zygote: Any = None  # the one of `Container.call`, made on first use
     lock: threading.Lock = field(factory=threading.Lock)
-    still: threading.Condition = field(init=False)
+    released: threading.Condition = field(init=False)
     ended: bool = False
     frozen: bool = False
     users: int = 0
-    alone: bool = False
+    exclusive: bool = False
     upper: int = 0
-    aside: bool = False
+    directory_moved: bool = False
     writers: weakref.WeakSet[IO[Any]] = field(factory=weakref.WeakSet)
     cleanup_job: CleanupJob | None = None
-    dependents: list[Dependent] = field(factory=list)  # what holds fds for as long as this runs
+    dependents: list[Dependent] = field(factory=list)
     file_server_lock: threading.Lock = field(factory=threading.Lock)
     file_server: FileServer | None = None
     networks: ContainerNetworks | None = None
@@ -104,69 +129,79 @@ class Running:
     before_cleanup: Callable[[], None] | None = None
     forgotten: bool = False
 
-    @still.default
-    def _still(self) -> threading.Condition:
+    @released.default
+    def _released(self) -> threading.Condition:
         return threading.Condition(self.lock)
 
     @property
     def upper_path(self) -> str:
-        """The directory that the guest writes to, where that is on disk."""
+        """Return the upper directory of the root file system on disk."""
         return os.path.join(self.session.owner.live, self.spec.id, str(self.upper), "u")
 
     @property
     def first_id(self) -> int:
-        """What the guest's root is on the disk."""
+        """Return the host's user id of the guest's root."""
         return self.block or 0
 
     @contextlib.contextmanager
-    def by_itself(self) -> Iterator[bool]:
-        """Nothing is asked of the container meanwhile; is its agent alone?
+    def quiesced(self) -> Iterator[bool]:
+        """Keep other threads from using the container, and yield whether it is quiet.
 
-        That is: no process that it has started lives, and nobody here has a file of it open to write.
+        It is quiet if the agent is its only process and no file of it is open for writing here.
+
+        Raises:
+            StateError: The container has ended.
         """
         with self.lock:
             if self.ended:
                 raise StateError(f"container {self.spec.name} is not running")
-            self.alone = self.users == 0
+            self.exclusive = self.users == 0
         try:
             written = any(not file.closed for file in list(self.writers))
-            quiet = self.alone and not written and self.spec.init and self._is_idle()
+            quiet = self.exclusive and not written and self.spec.init and self._is_idle()
             yield quiet and _is_childless(self.pid)
         finally:
             with self.lock:
-                self.alone = False
-                self.still.notify_all()
+                self.exclusive = False
+                self.released.notify_all()
 
-    def hold(self) -> int:
-        """The control socket, which stays open until `let_go`.  Raises StateError when the container ended.
+    def acquire_control(self) -> int:
+        """Return the control socket, which stays open until `release_control`.
 
-        Its number belongs to something else once it is closed, another container's socket perhaps.
+        Without that its number could belong to another container's socket by the time of its use.
+
+        Raises:
+            StateError: The container has ended.
         """
         with self.lock:
-            self.still.wait_for(lambda: not self.alone)
+            self.released.wait_for(lambda: not self.exclusive)
             if self.ended:
                 raise StateError(f"container {self.spec.name} is not running")
             self.users += 1
             return self.control
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """`hold` and `let_go`: meanwhile its root stays what it is.  Raises StateError."""
-        self.hold()
+    def in_use(self) -> Iterator[None]:
+        """Keep the control socket open and the root file system in place during a `with` block.
+
+        Raises:
+            StateError: The container has ended.
+        """
+        self.acquire_control()
         try:
             yield
         finally:
-            self.let_go()
+            self.release_control()
 
-    def let_go(self) -> None:
-        """The other end of `hold`."""
+    def release_control(self) -> None:
+        """End a use of the control socket; the last one closes it if the container has ended."""
         with self.lock:
             self.users -= 1
             if self.ended and self.users == 0:
                 os.close(self.control)
 
     def _is_idle(self) -> bool:
-        """Has the agent done what it was asked?  It takes requests in turn: one about nobody is the last."""
+        """Return whether the agent has finished: it answers requests in turn, so that a new one is last."""
         ours, theirs = native.pair()
         try:
             native.send(self.control, request(native.KILL_TREE, number=0), [theirs])
@@ -180,8 +215,14 @@ class Running:
                 if fd >= 0:
                     os.close(fd)
 
-    def share(self) -> int:
-        """A pidfd for who joins its namespaces, which last longer than it then.  Raises StateError."""
+    def share_namespaces(self) -> int:
+        """Return a pidfd of PID 1 for a container that joins its namespaces, which then outlive it.
+
+        The caller closes the descriptor.
+
+        Raises:
+            StateError: The container has ended.
+        """
         with self.lock:
             if self.ended:
                 raise StateError(f"container {self.spec.name} is not running")
@@ -189,16 +230,24 @@ class Running:
             return os.dup(self.pidfd)
 
     def share_pidfd(self) -> int:
-        """Return a pidfd of PID 1 for the caller to close.  Raises StateError when the container ended."""
+        """Return a pidfd of PID 1, which the caller closes.
+
+        Raises:
+            StateError: The container has ended.
+        """
         with self.lock:
             if self.ended:
                 raise StateError(f"container {self.spec.name} is not running")
             return os.dup(self.pidfd)
 
     def attach(self, make: Callable[[int], ContainerNetworks]) -> ContainerNetworks:
-        """Its networks, made with a pidfd of their own the first time.  Raises StateError."""
+        """Return the networks of the container, made on first use with a pidfd that they own.
+
+        Raises:
+            StateError: The container has ended.
+        """
         with self.lock:
-            # Who ends it sets this first, under the lock, and looks for dependents then.
+            # `end` sets this under the lock before it reads the dependents.
             if self.ended:
                 raise StateError(f"container {self.spec.name} is not running")
             if self.networks is None:
@@ -208,12 +257,12 @@ class Running:
 
     @property
     def dead(self) -> bool:
-        """Is PID 1 gone?"""
+        """Return whether PID 1 has ended."""
         with self.lock:
             return self.ended or wait_dead(self.pidfd, 0)
 
     def why_ended(self) -> Cause:
-        """Return why it ended, for a command that lost its agent."""
+        """Return why the container ended, for a command that lost its agent."""
         with self.lock:
             if self.cause is None and not self.ended:
                 self.cause = self._died()
@@ -226,7 +275,7 @@ class Running:
         return ContainerEnded(text, reason=cause.reason)
 
     def _died(self) -> Cause:
-        """Why PID 1 ended by itself.  With the lock held, and before the pidfd is closed."""
+        """Return why PID 1 ended; called with the lock held, before the pidfd is closed."""
         if not wait_dead(self.pidfd, _STATUS_WITHIN):
             return Cause("signal", "its init does not answer")
         if self.group is not None and self.group.init_oom_killed():
@@ -242,7 +291,7 @@ class Running:
         return Cause("exit", f"its init ended with status {code}")
 
     def kill(self, cause: Cause) -> None:
-        """Kill PID 1 and do not wait; `end` comes after."""
+        """Kill PID 1 without waiting; the caller calls `end` afterwards."""
         with self.lock:
             if not self.ended and self.cause is None:
                 self.cause = self._died() if wait_dead(self.pidfd, 0) else cause
@@ -251,8 +300,11 @@ class Running:
     def end(self, cause: Cause = REMOVED) -> None:
         """Kill everything inside, wait until PID 1 is dead, and leave the rest to the cleanup helper.
 
-        Idempotent, also where an interrupt ended it half-way.  The first cause is kept.  In a forked child
-        nothing happens: the container belongs to the parent.
+        Idempotent, also after an interrupt in the middle.  No-op in a forked child, because the container is
+        the parent's.
+
+        Args:
+            cause: Why it ends; the first cause is kept.
         """
         if self.forgotten:
             return
@@ -266,7 +318,7 @@ class Running:
                     os.close(self.control)
             if self.cleanup_job is None:
                 self.cleanup_job = CleanupJob(
-                    self.spec.id, self.group, self.pidfd, self.block, has_directory=not self.aside
+                    self.spec.id, self.group, self.pidfd, self.block, has_directory=not self.directory_moved
                 )
             job, exit_socket, self.exit_socket = self.cleanup_job, self.exit_socket, -1
         if exit_socket >= 0:
@@ -274,13 +326,13 @@ class Running:
         self.drop_file_server()
         self._kill_and_clean(job)
         for one in list(self.dependents):
-            one.let_go()
+            one.container_ended()
         self.session.disk.drop(self)
         self.session.registry.remove(self)
 
     def _kill_and_clean(self, job: CleanupJob) -> None:
         if not job.taken:
-            if job.mounts < 0:  # else this is the second time, after an interrupt
+            if job.mounts < 0:  # it is set in the second call, after an interrupt
                 job.mounts = mounts_of(self.pidfd)
             kill_by(self.pidfd)
             self.session.warm.ended()  # while it dies
@@ -291,7 +343,11 @@ class Running:
             self.session.cleanup.put(job)
 
     def drop_file_server(self, which: FileServer | None = None) -> None:
-        """End the files server, or this one if it still is; the next use starts one on the root of then."""
+        """End the file server; the next use starts one on the root file system of that time.
+
+        Args:
+            which: Only if it is this one.
+        """
         with self.file_server_lock:
             file_server = self.file_server
             if file_server is not None and which in (None, file_server):
@@ -299,12 +355,12 @@ class Running:
                 self.file_server = None
 
     def forget(self) -> None:
-        """For a forked child: close the fds alone; the container goes on, and is the parent's."""
+        """Close the descriptors in a forked child; the container is the parent's and goes on."""
         fds = self.control, self.pidfd, self.exit_socket
         self.forgotten = True
         self.ended, self.control, self.pidfd, self.exit_socket = True, -1, -1, -1
-        self.lock, self.users, self.alone = threading.Lock(), 0, False
-        self.still = threading.Condition(self.lock)
+        self.lock, self.users, self.exclusive = threading.Lock(), 0, False
+        self.released = threading.Condition(self.lock)
         self.active, self.processes = set(), weakref.WeakSet()
         file_server, self.file_server, self.file_server_lock = self.file_server, None, threading.Lock()
         if file_server is not None:
@@ -317,7 +373,7 @@ class Running:
 
 
 def _is_childless(pid: int) -> bool:
-    """Has PID 1 no process?  The last one of a command is reaped a moment after its end was told."""
+    """Return whether PID 1 has no child; the last one is reaped a moment after its end was reported."""
     for _ in range(_REAPED_WITHIN):
         found = _children(pid)
         if not found:
@@ -327,7 +383,7 @@ def _is_childless(pid: int) -> bool:
 
 
 def _children(pid: int) -> str | None:
-    """PID 1's processes that are not reaped, orphans too (proc_pid_children(5)); None where none tells."""
+    """Return the children of PID 1, orphans included (proc_pid_children(5)), or None if it has ended."""
     try:
         with open(f"/proc/{pid}/task/{pid}/children") as file:
             return file.read().strip()
@@ -336,10 +392,10 @@ def _children(pid: int) -> str | None:
 
 
 def mounts_of(pidfd: int) -> int:
-    """An fd of its mount namespace, or -1 before Linux 6.11.
+    """Return a descriptor of the mount namespace of a process, or -1 before Linux 6.11.
 
-    Who holds one when the last process ends takes over the work of dissolving it, which waits for two
-    grace periods.
+    The last user of a mount namespace unmounts everything in it, which waits for two grace periods of the
+    kernel. The cleanup helper gets the descriptor so that it is the last.
     """
     try:
         return fcntl.ioctl(pidfd, _PIDFD_GET_MNT_NAMESPACE)
@@ -348,7 +404,7 @@ def mounts_of(pidfd: int) -> int:
 
 
 def kill_by(pidfd: int) -> None:
-    """SIGKILL for the process behind pidfd; nothing where it is gone."""
+    """Kill the process of a pidfd; no-op for a process that has ended and for -1."""
     if pidfd >= 0:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)

@@ -244,11 +244,11 @@ class Pump:
         fds = [fd for fd in self._raw.fds[1:3] if fd >= 0]
         running = self._execution.running
         with contextlib.suppress(OSError, StateError):  # the container ends, and its processes with it
-            control = running.hold()
+            control = running.acquire_control()
             try:
                 native.send(control, request(native.DRAIN), fds)
             finally:
-                running.let_go()
+                running.release_control()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -40,7 +40,7 @@ ROOT = Identity()
 
 def open_inside(running: Running, path: str, flags: int) -> int:
     """An fd of a path inside, opened by the agent beneath its root.  Raises PathError."""
-    control = running.hold()
+    control = running.acquire_control()
     ours, theirs = native.pair()
     try:
         try:
@@ -48,7 +48,7 @@ def open_inside(running: Running, path: str, flags: int) -> int:
             native.send(control, message, [theirs])
         finally:
             os.close(theirs)
-            running.let_go()
+            running.release_control()
         record = native.receive_uninterrupted(ours)
     finally:
         os.close(ours)
