@@ -47,7 +47,7 @@ unit: $(STAMP)
 kernel: $(STAMP)
 	$(BIN)/python -m pytest tests/kernel tests/security -n $(JOBS) -q --dist loadgroup
 
-security: $(STAMP) ## every case of the threat list, root and rootless users, and its table in docs; under an hour
+security: $(STAMP) ## every security case, root and rootless, and its table in docs; under an hour
 	$(BIN)/python -m tests.security.report
 	$(BIN)/python -m tests.security.inject
 

@@ -1,4 +1,4 @@
-"""The benchmarks of design.md, section 5: `python -m benchmarks [JOB ...]`, as JOBS names them."""
+"""Run the benchmarks: `python -m benchmarks [JOB ...]`, with the jobs of JOBS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many networks at once, a container on two of each: how fast, how large, who reaches whom, what is left.
+"""Many networks at once, with containers on two networks each: speed, size, reachability and leftovers.
 
 `python -m benchmarks.crowd ROOT COUNT` does it, in a network namespace where all that there is is its own.
 """

@@ -1,4 +1,4 @@
-"""A pair of interfaces, an address and a route: by our own encoder of netlink(7) and by pyroute2.
+"""A pair of interfaces, an address and a route: by the package's encoder of netlink(7) and by pyroute2.
 
 `python -m benchmarks.encoders ROUNDS COUNT` does it in a network namespace of its own; the other end of each
 pair is in that of a process which sleeps.

@@ -1,4 +1,4 @@
-"""Images: pull and unpack against the peers, one layer against GNU tar, what a second image costs, memory."""
+"""Images: pull and unpack against the peers, one layer against GNU tar, cost of a second image, memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documentation says what runs: every page's code, in order, in one process."""
+"""The code of every page of the documentation runs, in order, in one process."""
 
 from __future__ import annotations
 

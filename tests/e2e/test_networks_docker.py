@@ -1,4 +1,4 @@
-"""Networks beside dockerd's, case by case; docs/explanation/networks-compared.md is the table of it."""
+"""Networks compared with dockerd's, case by case: the table in docs/explanation/networks-compared.md."""
 
 from __future__ import annotations
 

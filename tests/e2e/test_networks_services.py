@@ -1,4 +1,4 @@
-"""Real servers and clients on networks: PostgreSQL asked by name, nginx published on a port of the host."""
+"""Real servers and clients on networks: PostgreSQL by name, nginx on a published port."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The package as a user meets it: demo, wheel, sdist."""
+"""The package as users get it: demo, wheel, sdist."""
 
 from __future__ import annotations
 

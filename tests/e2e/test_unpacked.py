@@ -1,4 +1,4 @@
-"""Real and large trees, unpacked by us and by umoci: nothing is different."""
+"""Real and large trees unpack exactly as with umoci."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fuzz a live agent and a live launcher from their caller's side: wrong messages, wrong fds, wrong sizes.
+"""Fuzz a live agent and a live launcher from the caller's side: wrong messages, fds and sizes.
 
 After each message the program must answer a small request; after each batch it must do its work
 (an exec, a start) and hold no more fds than before.  Exit status: 0 clean, 1 a finding, 77 no

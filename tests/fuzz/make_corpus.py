@@ -1,4 +1,4 @@
-"""Write the corpus of the decoders: small valid buffers, one for each thing that they may hold.
+"""Write the corpus of the decoders: small valid buffers, one for each feature.
 
 `--check` compares instead: exit status 1 when corpus/ is not what this version encodes.
 """

@@ -1,4 +1,4 @@
-"""Write the corpus of the layers: small archives, one for each thing that they may hold.
+"""Write the corpus of the layers: small archives, one for each feature.
 
 `--check` compares instead: exit status 1 when the corpus is not what this version makes.
 """

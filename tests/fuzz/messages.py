@@ -1,4 +1,4 @@
-"""Messages to agent and launcher that no caller of ours sends, made from a seed and kept as text.
+"""Malformed messages to agent and launcher, generated from a seed and stored as text.
 
 Nothing here may harm the host: plans keep all of their namespaces, and the only directories
 whose fds are sent are a scratch directory and empty file systems of the harness's own.

@@ -1,4 +1,4 @@
-"""Fuzz what reads strangers' bytes in C: build a target with the best engine that is here, and run it.
+"""Fuzz the C code that reads untrusted bytes: build a target with the best available engine and run it.
 
 Targets: decoders (check.c: plans and commands), layers (the reader, unpacker and packer of archives).
 Engines: libFuzzer where clang has its runtime, else gcc (or clang) with AddressSanitizer and

@@ -1,4 +1,4 @@
-"""The fuzzers for a few seconds each (PYC_FUZZ_SECONDS), and proof that they can fail."""
+"""Run the fuzzers for a few seconds each (PYC_FUZZ_SECONDS), and check that they find planted bugs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names that a container is given: extra_hosts, dns, dns_search, and the host's own."""
+"""Name options of a container: extra_hosts, dns, dns_search, and the name of the host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ways out that reviewers found or that engines have had: each was open once, here or elsewhere."""
+"""Container escapes that reviewers found here, or that other engines have had."""
 
 from __future__ import annotations
 

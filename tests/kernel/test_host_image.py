@@ -1,4 +1,4 @@
-"""The default image: this machine's programs, their files of /etc, and places that every user can write."""
+"""The default image: this machine's programs, their files of /etc, and world-writable directories."""
 
 from __future__ import annotations
 

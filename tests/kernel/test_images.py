@@ -1,4 +1,4 @@
-"""Images of the store: imported, named, run from, changed, committed, written out and removed."""
+"""Images of the store: import, tag, run, diff, commit, export and remove."""
 
 from __future__ import annotations
 

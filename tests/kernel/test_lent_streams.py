@@ -1,4 +1,4 @@
-"""Streams of the caller's that are lent to a command."""
+"""Streams of the caller that a command inherits."""
 
 from __future__ import annotations
 

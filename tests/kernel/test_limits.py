@@ -1,4 +1,4 @@
-"""Limits that hold, and results that say which one did."""
+"""Limits are enforced, and results name the limit that was reached."""
 
 from __future__ import annotations
 

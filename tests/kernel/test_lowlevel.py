@@ -1,4 +1,4 @@
-"""The door beneath: spawn, setns, unshare, pivot_root, and paths beneath a directory."""
+"""pycontain.lowlevel: spawn, setns, unshare, pivot_root, and paths beneath a directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A container's own command: its end, its output, and what it leaves running."""
+"""The main command of a container: its end, its output, and its orphaned processes."""
 
 from __future__ import annotations
 

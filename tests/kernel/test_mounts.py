@@ -1,4 +1,4 @@
-"""Mounts: how many, where, and errors that lead to the cause."""
+"""Mounts: number, targets, and errors that name the cause."""
 
 from __future__ import annotations
 

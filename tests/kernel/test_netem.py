@@ -1,4 +1,4 @@
-"""netem on an interface, where the kernel has it: as user-mode-linux of the guest does."""
+"""netem on an interface, where the kernel has it (the kernel of the guest has)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of a container, each seen inside: an option that is accepted has its effect or raises."""
+"""Options of a container: an accepted option has its effect inside, or raises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sandbox's filter in the real kernel: everyday programs work, refused calls fail as they should."""
+"""The sandbox's filter in the real kernel: ordinary programs work, refused calls fail with their errno."""
 
 from __future__ import annotations
 

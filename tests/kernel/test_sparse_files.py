@@ -1,4 +1,4 @@
-"""Holes of files stay holes, in every copy and archive, and nothing takes the time of their size."""
+"""Sparse files: holes are preserved in every copy and archive, and cost no time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of functions: values, errors, limits, deadlines, accounts, and what is left behind."""
+"""Calls of functions: values, errors, limits, deadlines, usage and cleanup."""
 
 from __future__ import annotations
 

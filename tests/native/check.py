@@ -1,4 +1,4 @@
-"""The C under every compiler that is here: strict warnings as errors, gcc -fanalyzer, aarch64."""
+"""Check the C code with every available compiler: warnings as errors, gcc -fanalyzer, aarch64."""
 
 from __future__ import annotations
 

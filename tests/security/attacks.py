@@ -1,4 +1,4 @@
-"""Attacks that run against the engine as it is and against one with a control switched off.
+"""Attacks that run against the engine, and as controls against one with a defence switched off.
 
 Each returns what it got hold of, an empty list where nothing.
 """

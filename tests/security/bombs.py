@@ -1,4 +1,4 @@
-"""Archives that unpack to far more than they are, and a process that is measured while it loads them."""
+"""Decompression bombs, and a process that is measured while it loads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers by chance, from a seed: friendly ones, and ones that no tool would write."""
+"""Random layers from a seed: ordinary ones, and ones that no tool would write."""
 
 from __future__ import annotations
 

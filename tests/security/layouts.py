@@ -1,4 +1,4 @@
-"""Layouts of which something is not true, and what has to become of them."""
+"""Inconsistent OCI layouts, with the expected outcome of each."""
 
 from __future__ import annotations
 

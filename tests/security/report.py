@@ -1,4 +1,4 @@
-"""Run every case as root and rootless, and write the table: `make security`; --quick: the short set."""
+"""Run every case as root and rootless, and write the table (`make security`; --quick: the short set)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Descriptors that leave a container before its snapshot is taken, and write to it afterwards."""
+"""Descriptors that are sent out of a container before its snapshot, and used for writing afterwards."""
 
 from __future__ import annotations
 

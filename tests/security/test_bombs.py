@@ -1,4 +1,4 @@
-"""P09 to P11: archives, trees and headers that are far more than they look."""
+"""P09 to P11: archives, trees and headers that expand far beyond their size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""L01 to L17: limits hold for the whole tree, whatever it does."""
+"""L01 to L17: limits hold for the whole process tree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""P12 and P13: content that is not what its digest says, or not as long as announced."""
+"""P12 and P13: content with another digest or another length than announced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""P14 to P16: documents that mean two things, that have no end, or that are paths."""
+"""P14 to P16: ambiguous, endless and path-like documents."""
 
 from __future__ import annotations
 

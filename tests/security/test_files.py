@@ -1,4 +1,4 @@
-"""E29 to E31: files of a running container, read and written while the guest plants links and swaps them."""
+"""E29 to E31: files of a running container, read and written while the guest swaps links."""
 
 from __future__ import annotations
 

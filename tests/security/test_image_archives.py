@@ -1,4 +1,4 @@
-"""P19, P20: archives that lead outside, and who may look into the store."""
+"""P19, P20: archives with paths outside, and permissions of the store."""
 
 from __future__ import annotations
 

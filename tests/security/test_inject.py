@@ -1,4 +1,4 @@
-"""F08: whichever system call of a start or an exec fails, no guest runs with a control missing."""
+"""F08: no guest runs with a control missing when any system call of a start or an exec fails."""
 
 from __future__ import annotations
 

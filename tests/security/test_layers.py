@@ -1,4 +1,4 @@
-"""P01 to P06: layers whose names, links, marks and metadata lead out of their directory."""
+"""P01 to P06: layers whose names, links, marks or metadata point out of their directory."""
 
 from __future__ import annotations
 

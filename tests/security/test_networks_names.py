@@ -1,4 +1,4 @@
-"""L10: the caller's time, by questions to the name service."""
+"""L10: processor time of the caller used by queries to the name service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""N04, N08: neighbours on a network, and what cycles leave."""
+"""N04, N08: spoofing between neighbours, and leaks of connect cycles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""N04, N08: containers that end while they are linked, and namespaces that outlive them."""
+"""N04, N08: containers that end during connect, and namespaces that outlive them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A03: connections of one container in the table that the whole host shares."""
+"""A03: entries of one container in the conntrack table that the whole host shares."""
 
 from __future__ import annotations
 

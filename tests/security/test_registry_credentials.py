@@ -1,4 +1,4 @@
-"""R01 to R03: whom a registry can make the library tell who the user is."""
+"""R01 to R03: hosts that get credentials, with a registry that tries to redirect them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""R06: a registry that stalls, drips, breaks off, lies about lengths, or never comes to an end."""
+"""R06: a registry that stalls, drips, breaks off, lies about lengths, or never ends its answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""U21: files that a guest leaves on the host give no rights that it did not have there."""
+"""U21: files that a guest leaves on the host grant no rights there."""
 
 from __future__ import annotations
 

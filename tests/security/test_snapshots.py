@@ -1,4 +1,4 @@
-"""A snapshot stays as it was taken, whatever is kept open elsewhere."""
+"""Snapshots stay unchanged, even with files of the container kept open elsewhere."""
 
 from __future__ import annotations
 

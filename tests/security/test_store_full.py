@@ -1,4 +1,4 @@
-"""F05: the store's file system is full in the middle of what is done to it."""
+"""F05: the store's file system becomes full during an operation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""F04: the power goes while a store is written.
+"""F04: power loss while a store is written.
 
 A process that pulls, tags, loads, imports, removes and prunes is traced, and everything that it and its
 launchers did to the store's files is replayed on a model of a disk that keeps only what POSIX promises

@@ -1,4 +1,4 @@
-"""K01, K02, K04 to K06: the kernel's surface, and what stands when a wall falls."""
+"""K01, K02, K04 to K06: the kernel's attack surface, and defence in depth with one control removed."""
 
 from __future__ import annotations
 

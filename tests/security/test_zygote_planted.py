@@ -1,4 +1,4 @@
-"""Modules that an earlier call or command planted, and answers that are forged to take memory."""
+"""Modules planted by an earlier call or command, and forged answers that exhaust memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pulls and pushes with little patience, and what the library looks like without one of its checks."""
+"""Pulls and pushes with short timeouts, and variants of the library without one of its checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An account of the cases of the threat list: whether each held, and whether its control was seen failing."""
+"""A record of security cases: whether each held, and whether its control was seen failing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The part of classic BPF that seccomp runs, interpreted."""
+"""An interpreter of the part of classic BPF that seccomp runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stores on file systems that are too small for what is done to them."""
+"""Stores on file systems that are too small for the operation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images out of lists of entries, with every byte in the test's hand: also what no tool would write."""
+"""Images from lists of entries, with control of every byte, including ones that no tool would write."""
 
 from __future__ import annotations
 

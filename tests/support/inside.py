@@ -1,4 +1,4 @@
-"""Sockets of a container's network namespace, held by the test: what passes, without a program inside."""
+"""Sockets in a container's network namespace, opened by the test, to check reachability without a program."""
 
 from __future__ import annotations
 

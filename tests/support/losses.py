@@ -1,4 +1,4 @@
-"""A history of a store, and what every loss of power in it leaves."""
+"""A recorded history of a store, checked after a power loss at every moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names and authorities of a test's own: registries of the world, each of them on this machine's loopback.
+"""Private names and authorities of a test: registries by public names on this machine's loopback.
 
 Names resolve and connections open as usual.  All answers come from here, and no packet leaves the machine.
 """

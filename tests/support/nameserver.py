@@ -1,4 +1,4 @@
-"""A nameserver that answers as a test wants, and sockets that find it where resolv.conf names another."""
+"""A scripted name server, and sockets that reach it in place of the ones in resolv.conf."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other people's programs, started for a test and stopped by their pid: registry, docker, podman, skopeo."""
+"""Foreign programs that a test starts and stops by pid: registry, docker, podman, skopeo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Root file systems for attacks: friendly ones, and what is done to them."""
+"""Root file systems for attacks, and the modifications that make them hostile."""
 
 from __future__ import annotations
 

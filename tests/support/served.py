@@ -1,4 +1,4 @@
-"""Images made of nothing but Python, and a registry on the loopback that serves them.
+"""Images generated in Python, and a registry on the loopback interface that serves them.
 
 The contents of an image are known byte for byte, so a test can check a store without
 asking the store.

@@ -1,4 +1,4 @@
-"""Many processes that do everything at once to one store."""
+"""Many processes that run random operations on one store at once."""
 
 from __future__ import annotations
 

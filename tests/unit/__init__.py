@@ -1,1 +1,1 @@
-"""Tests without privileges, in milliseconds."""
+"""Fast tests that need no privileges."""

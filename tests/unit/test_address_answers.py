@@ -1,4 +1,4 @@
-"""Answers of addresses and aliases: the same as dnspython makes of them, for less processor time."""
+"""Judging of address answers: same results as with dnspython, in less processor time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays of numpy and objects of pandas in the answers of calls."""
+"""Arrays of numpy and objects of pandas in results of calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The answers of calls: the reader reads what the writer wrote, and refuses everything else."""
+"""The codec of call results: round trips, and refusal of malformed input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The changes of layers above each other, from the archives that the packer makes of them."""
+"""Diffs of layers, from the archives that the packer makes of them."""
 
 from __future__ import annotations
 

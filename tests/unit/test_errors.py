@@ -1,4 +1,4 @@
-"""Every exception: its place in the tree, and that it crosses a process as it is."""
+"""Every exception: its place in the tree, and pickling without loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paths of the host: which links are followed, and how a file is replaced."""
+"""Paths of the host: links that are followed, and replacement of files."""
 
 from __future__ import annotations
 

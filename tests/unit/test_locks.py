@@ -1,4 +1,4 @@
-"""Locks between processes: a stuck holder is named after a bound."""
+"""Locks between processes: a stuck holder is named after a timeout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The name service between threads: others admit and drop clients while its own answers."""
+"""The name service with threads: clients are added and dropped while it answers."""
 
 from __future__ import annotations
 

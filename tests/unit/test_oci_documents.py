@@ -1,4 +1,4 @@
-"""Manifests, indexes and configurations: strangers' JSON."""
+"""Manifests, indexes and configurations: parsing of untrusted JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Unknown options and foreign forms: errors that name the function and show the right form."""
+"""Unknown options and forms of other tools: errors that name the function and show the right form."""
 
 from __future__ import annotations
 

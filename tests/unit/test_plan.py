@@ -1,4 +1,4 @@
-"""The encoder of plans and the C that walks them agree, and C survives what is no plan."""
+"""Plans: the encoder and the C decoder agree, and the decoder refuses malformed plans."""
 
 from __future__ import annotations
 

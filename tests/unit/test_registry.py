@@ -1,4 +1,4 @@
-"""The registry client by itself: challenges, endpoints, tokens, proxies."""
+"""The registry client: challenges, endpoints, tokens, proxies."""
 
 from __future__ import annotations
 

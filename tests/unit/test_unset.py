@@ -1,4 +1,4 @@
-"""Empty and unset values: None of them means more than the default.
+"""Empty and unset values never permit more than the default.
 
 Each line names an option, an empty value, and what comes of it: an error, or the default.
 """

@@ -1,4 +1,4 @@
-"""A program of a user, for test_typing.py: mypy --strict accepts it, and refuses the lines that it should."""
+"""A user's program for test_typing.py: mypy --strict accepts it, except for the marked lines."""
 
 from __future__ import annotations
 

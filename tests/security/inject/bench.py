@@ -1,4 +1,4 @@
-"""The command's side: the image, the frozen copy of the code, and a lab that is asked for runs."""
+"""The caller of the lab: it prepares the image and a frozen copy of the code, and requests runs."""
 
 from __future__ import annotations
 

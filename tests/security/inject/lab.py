@@ -1,4 +1,4 @@
-"""The lab: an engine of its own, in which one start, two execs and the end go on."""
+"""The lab: a process with its own engine that performs a start, two execs and the end of a container."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ptrace(2) as it is: requests, events, and where x86_64 keeps what a call is and what it returns."""
+"""ptrace(2): requests, events, and the registers of a system call on x86_64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The guest's own view, with what differs from run to run put aside, and what only the host sees."""
+"""Views of a container from inside and from the host, without values that differ from run to run."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""pycontain's networks beside dockerd's: the same cases on both, each in a network namespace of its own."""
+"""Networks of pycontain and dockerd compared: the same cases on both, each in its own network namespace."""

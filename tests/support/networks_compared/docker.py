@@ -1,4 +1,4 @@
-"""dockerd, by its command line."""
+"""The side of dockerd, by its command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names."""
+"""Cases of names."""
 
 from __future__ import annotations
 

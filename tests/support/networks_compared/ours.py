@@ -1,4 +1,4 @@
-"""pycontain, by its classes."""
+"""The side of pycontain, by its classes."""
 
 from __future__ import annotations
 

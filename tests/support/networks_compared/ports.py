@@ -1,4 +1,4 @@
-"""Published ports."""
+"""Cases of published ports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sockets of any process's network namespace: both sides are measured by the same ones."""
+"""Probes from the network namespace of any process: both sides are measured by the same sockets."""
 
 from __future__ import annotations
 

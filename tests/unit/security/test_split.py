@@ -1,4 +1,4 @@
-"""A filter in two parts, of which the agent bears the first."""
+"""A filter in two parts, of which the agent loads the first."""
 
 from __future__ import annotations
 
