@@ -17,7 +17,7 @@ from pycontain._model.sizes import parse_cap, parse_duration, shown
 from pycontain._model.user import asked_user
 from pycontain._runtime import spec as specs
 from pycontain._runtime.cancel import CancelToken
-from pycontain._runtime.exec import Command, Execution, command_of, returncode_of, start_failure
+from pycontain._runtime.exec import Command, Execution, command_of, returncode_of
 from pycontain._runtime.running import Running
 from pycontain._runtime.streams import BUFFER, DEVNULL, PIPE, Ending, Plumbing, Pump, Stream, decoder
 from pycontain.errors import Args, CommandFailed, CommandTimeout
@@ -145,6 +145,8 @@ class Exec:
             assert self._seconds is not None
             raise CommandTimeout(self._args, self._seconds, out, err, usage=usage)
         if record is not None and record.kind == native.FAILED:
+            from pycontain._runtime.exec_errors import start_failure
+
             raise start_failure(command, record)
         returncode = returncode_of(record.value) if record is not None else -signal.SIGKILL
         # Killed by the engine, which says for what; an exit status of its own is not to be had any more.

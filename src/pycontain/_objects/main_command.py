@@ -30,7 +30,6 @@ from pycontain._runtime.exec import (
     default_variables,
     reason_of,
     returncode_of,
-    start_failure,
     usage_of,
 )
 from pycontain._runtime.running import Running
@@ -118,6 +117,8 @@ class MainCommand:
             plumbing.close_guest()
             record = native.receive(running.control)
             if record is not None and record.kind == native.FAILED:
+                from pycontain._runtime.exec_errors import start_failure
+
                 raise start_failure(command, record)
             channel = os.dup(running.exit_socket)
             outputs = plumbing.ours[1], plumbing.ours[2]

@@ -35,7 +35,7 @@ from pycontain._objects.exchange import (
     shut,
     text_or_bytes,
 )
-from pycontain._runtime.exec import Execution, returncode_of, start_failure
+from pycontain._runtime.exec import Execution, returncode_of
 from pycontain._runtime.streams import decoder
 from pycontain.errors import Args, StateError
 
@@ -100,6 +100,8 @@ def hear_started(execution: Execution) -> tuple[int, int]:
             pid, told = record.value, record.fd
             if (record := native.receive(told)) is None:
                 return pid, terminal
+        from pycontain._runtime.exec_errors import start_failure
+
         failure = record and start_failure(execution.command, record)
         # Its exec_cgroup is empty, and as good as new for the next, when the agent has reaped it.
         while failure and record is not None and record.kind != native.EXITED:

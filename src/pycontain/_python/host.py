@@ -18,7 +18,7 @@ from pycontain._kernel import native
 from pycontain._kernel.waiting import is_ready, now
 from pycontain._python import ship
 from pycontain._python.source import Source, printable
-from pycontain._runtime.exec import Command, Execution, start_failure
+from pycontain._runtime.exec import Command, Execution
 from pycontain._runtime.streams import PIPE, Plumbing
 from pycontain.errors import CallError, StartError, StateError, UnsupportedError
 
@@ -361,6 +361,8 @@ def _raise_end(prepared: Prepared, errors: int) -> None:
     except TimeoutError:
         record = None
     if record is not None and record.kind == native.FAILED:
+        from pycontain._runtime.exec_errors import start_failure
+
         raise start_failure(execution.command, record)
     if prepared.running.dead:
         raise StateError(f"container {prepared.running.spec.name} has ended")

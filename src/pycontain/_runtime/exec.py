@@ -1,9 +1,11 @@
-"""One command in a running container: its exec cgroup, its streams, and what became of it."""
+"""Commands in a running container: request to the agent, exec cgroup, kill, and result."""
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from pycontain._kernel.plan import ExecFlag, encode_exec, request
 from pycontain._model.process import Reason, Usage
 from pycontain._runtime.running import Cause
 from pycontain._runtime.users import ROOT, Identity, resolve, with_groups
-from pycontain.errors import CommandNotExecutable, CommandNotFound, StartError, StateError, WorkdirError
+from pycontain.errors import StateError
 
 if TYPE_CHECKING:
     from pycontain._model.limits import CgroupLimits
@@ -26,16 +28,13 @@ if TYPE_CHECKING:
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NUMBERS = itertools.count(1)
-_EPERM, _ENOENT, _ENOEXEC, _EACCES, _ENOTDIR, _EINVAL = 1, 2, 8, 13, 20, 22
-_E2BIG, _EAGAIN, _ENOMEM, _EMFILE, _ENAMETOOLONG = 7, 11, 12, 24, 36
 _PAYLOAD_MOST = 16 << 20
 """Bytes of a request that the agent maps (wire.c); execve(2) takes 6 MB at most."""
-_SIGKILL, _SIGXCPU, _SIGSYS = 9, 24, 31
 _CPU_MOST = 1 << 32
 """Seconds: a higher rlimit is none."""
 _CPU_SHARE = 0.7
-"""Of the rlimit: the kernel holds it by whole ticks, and a cgroup's counters leave out what was stolen."""
-_GONE = (32, 104)  # EPIPE, ECONNRESET
+"""Share of the rlimit cpu that counts as reached: the kernel counts whole ticks, a cgroup no stolen time."""
+_GONE = (errno.EPIPE, errno.ECONNRESET)
 _STREAM_BITS = (ExecFlag.STDIN, ExecFlag.STDOUT, ExecFlag.STDERR)
 _KILL_PATIENCE, _AGENT_PATIENCE = 10.0, 1.0
 """Seconds: for a tree to be gone, and for an agent where a cgroup does the same without it."""
@@ -51,14 +50,14 @@ class Environment:
 
     @classmethod
     def of(cls, variables: Mapping[str, str]) -> Environment:
-        """Encode `variables`; PATH is also where commands are looked for."""
+        """Encode variables; commands are looked up in their PATH."""
         lines = [f"{name}={value}\0".encode("utf-8", "surrogateescape") for name, value in variables.items()]
         return cls(b"".join(lines), len(lines), variables.get("PATH", _DEFAULT_PATH))
 
 
 @frozen
 class Command:
-    """What to run, resolved: everything that the agent is told besides fds."""
+    """A resolved command: the exec request without its descriptors."""
 
     argv: tuple[str, ...]
     env: Environment
@@ -67,7 +66,16 @@ class Command:
     terminal: tuple[int, int] | None = None
 
     def encode(self, number: int, flags: int, tasks: int) -> bytes:
-        """The exec buffer.  Raises ValueError for NUL bytes."""
+        """Return the exec buffer.
+
+        Args:
+            number: Number of the command at the agent.
+            flags: Flags of `ExecFlag`.
+            tasks: The number of v1 cgroups of the command.
+
+        Raises:
+            ValueError: An argument or variable contains a NUL byte.
+        """
         return encode_exec(
             flags=flags,
             number=number,
@@ -92,7 +100,19 @@ def command_of(
     user: str | None,
     terminal: tuple[int, int] | None = None,
 ) -> Command:
-    """Defaults of image and container filled in.  Raises NotFound for an unknown user."""
+    """Return a command with the defaults of image and container.
+
+    Args:
+        running: The container.
+        argv: The command and its arguments.
+        env: Variables in addition to those of image and container.
+        workdir: Its working directory, None for the container's.
+        user: Its user, None for the container's.
+        terminal: Rows and columns of its terminal, None without one.
+
+    Raises:
+        NotFound: The image has no such user.
+    """
     spec = running.spec
     name = spec.user if user is None else str(user)
     identity = resolve(running, name) if name else ROOT
@@ -111,13 +131,30 @@ def command_of(
 
 
 def default_variables(spec: ContainerSpec, identity: Identity) -> dict[str, str]:
-    """HOME, and what image and container say."""
+    """Return the variables of a command: HOME, those of the image and those of the container."""
     return {"HOME": identity.home, **spec.image.env, **spec.env}
 
 
 @define(eq=False)
 class Execution:
-    """A command under way: its channel to the agent, its exec cgroup, and the clock."""
+    """A command that was requested from the agent.
+
+    Attributes:
+        running: The container.
+        command: The command.
+        number: Its number at the agent.
+        channel: Socket on which the agent reports its end.
+        exec_cgroup: Its exec cgroup, None without any.
+        begun: The moment of the request, by time.perf_counter.
+        timings: Seconds of each phase of the request.
+        ended: Whether `finish` was called.
+        alone: Whether no other command ran in the container meanwhile; set by `finish`.
+        cancelled: Whether `cancel` was called.
+        thread: Identifier of the thread that waits for it.
+        last: Counters read before the end of the container.
+        stops: Kills for the disk limit before its start.
+        lent: Streams that the caller lends to it.
+    """
 
     running: Running
     command: Command
@@ -145,16 +182,28 @@ class Execution:
         quiet: bool = False,
         idle: bool = False,
     ) -> Execution:
-        """Ask the agent.  `streams` are the guest's ends of stdin, stdout, stderr, -1 for /dev/null.
+        """Request a command from the agent.
 
-        They stay the caller's to close.  quiet: the channel tells of the end alone.  idle: it only
-        waits, and is not to blame for what others run into.
-        Raises StateError when the container ended.
+        Args:
+            running: The container.
+            command: The command.
+            streams: Descriptors of its stdin, stdout and stderr, -1 for /dev/null; the caller closes them.
+            limits: Limits of this command.
+            quiet: Whether the channel reports only the end.
+            idle: Whether it only waits, so that it is not counted as a concurrent command.
+
+        Raises:
+            StateError: The container has ended, or has no agent.
+            LimitError: A limit cannot be set.
+            UnsupportedError: This host cannot enforce a limit.
         """
         begun = time.perf_counter()
         stops = running.session.disk.stops(running)
         if running.spec.init is False:
-            raise StateError("the command is PID 1 itself (init=False): no agent starts others beside it")
+            raise StateError(
+                "a container with init=False has no agent to start another command",
+                hint="leave init=False out",
+            )
         group = running.group
         if limits is not None:
             running.session.cgroups.check(limits)
@@ -179,25 +228,25 @@ class Execution:
         return execution
 
     def kill(self) -> None:
-        """SIGKILL for the whole tree of this command, and wait until the last process is gone.
+        """Kill the whole process tree of this command, and wait until its last process is gone.
 
-        Where that cannot be said, the whole container is ended.
+        If that cannot be verified, the whole container is ended.
         """
-        # By the agent first: by then it has begun what it was asked to, and nothing is born after the kill.
-        told = self._kill_by_agent()
+        # The agent first: it answers requests in turn, so no process of this command starts after its kill.
+        gone = self._kill_by_agent()
         if self.running.ended:
             return
         if self.exec_cgroup is not None and self.exec_cgroup.killable:
             try:
-                told = self.exec_cgroup.kill(_KILL_PATIENCE)
+                gone = self.exec_cgroup.kill(_KILL_PATIENCE)
             except FileNotFoundError:
-                told = True  # removed, so empty
-        if not told:
-            self.running.end(Cause("cancelled", "a command in it could not be ended otherwise"))
+                gone = True  # the cgroup was removed, so it was empty
+        if not gone:
+            self.running.end(Cause("cancelled", "a command in it could not be killed otherwise"))
 
     def cancel(self) -> None:
-        """Make the thread that waits for this command end it, with reason 'cancelled'.  Does not wait."""
-        with self.running.lock:  # once it ended, the number of its channel belongs to something else
+        """Make the thread that waits for this command kill it, with reason 'cancelled'; return at once."""
+        with self.running.lock:  # after its end, another socket may have the number of its channel
             if not self.ended:
                 self.cancelled = True
                 native.lib.pcx_shutdown(self.channel)
@@ -208,21 +257,21 @@ class Execution:
         )
         ours, theirs = native.pair()
         try:
-            self._tell(request(native.KILL_TREE, number=self.number), [theirs])
+            self._request(request(native.KILL_TREE, number=self.number), [theirs])
             os.close(theirs)
             theirs = -1
             record = native.receive(ours, int(patience * 1000))
         except TimeoutError:
             return False
         except (OSError, StateError):
-            return True  # the container is gone, and the command with it
+            return True  # the container has ended, and the command with it
         finally:
             os.close(ours)
             if theirs >= 0:
                 os.close(theirs)
         return record is None or record.errno == 0
 
-    def _tell(self, message: bytes, fds: list[int]) -> None:
+    def _request(self, message: bytes, fds: list[int]) -> None:
         control = self.running.acquire_control()
         try:
             native.send(control, message, fds)
@@ -231,10 +280,10 @@ class Execution:
 
     def signal(self, number: int) -> None:
         """Send a signal to the command's first process."""
-        self._tell(request(native.SIGNAL, number=self.number, value=number), [])
+        self._request(request(native.SIGNAL, number=self.number, value=number), [])
 
     def finish(self) -> Counters:
-        """Read the counters and give the exec cgroup back.  Idempotent."""
+        """Read the counters and give the exec cgroup back; the second call returns empty counters."""
         counters = Counters()
         with self.running.lock:
             if self.ended:
@@ -250,18 +299,18 @@ class Execution:
                 counters = self.last
             group = self.running.group
             assert group is not None
-            # Only then are the container's own counters this command's.
+            # Only then do the counters of the container belong to this command.
             self.exclusive = group.was_exclusive(self.exec_cgroup)
             if not self.running.ended:
                 group.release(self.exec_cgroup)
         return counters
 
     def usage(self, record: native.Record | Any | None, counters: Counters) -> Usage:
-        """What the command used: the cgroup's counters, else those of the waited-for tree."""
+        """Return what the command used: by its cgroup, or else by wait4(2) of its first process."""
         return usage_of(self.begun, record, counters)
 
     def reason(self, returncode: int, counters: Counters, usage: Usage) -> Reason:
-        """Return why it ended, by the kernel's counters only: a cause that nothing counted is not claimed."""
+        """Return why the command ended, only by counters of the kernel: it is never a guess."""
         if self.running.session.disk.exceeded(self.running, self.stops):
             return "disk"
         if returncode == 0 or counters.oom_kills or counters.pids_refused:
@@ -272,7 +321,7 @@ class Execution:
 
 
 def usage_of(begun: float, record: native.Record | Any | None, counters: Counters) -> Usage:
-    """Return what a command used: the cgroup's counters, else those of the waited-for tree."""
+    """Return what a command used: by its cgroup, or else by wait4(2) of its first process."""
     user = system = 0.0
     peak = read = written = None
     if record is not None:
@@ -291,22 +340,22 @@ def usage_of(begun: float, record: native.Record | Any | None, counters: Counter
 
 
 def reason_of(spec: ContainerSpec, returncode: int, counters: Counters, usage: Usage) -> Reason:
-    """Return why a process ended, by its status and what its own cgroup counted."""
+    """Return why a process ended, by its status and the counters of its cgroup."""
     if returncode == 0:
         return "exit"
     if counters.oom_kills:
         return "oom"
     if counters.pids_refused:
         return "pids"
-    if returncode == -_SIGSYS:
+    if returncode == -signal.SIGSYS:
         return "seccomp"
-    if returncode in (-_SIGXCPU, -_SIGKILL) and _is_over_cpu_time(spec, usage):
+    if returncode in (-signal.SIGXCPU, -signal.SIGKILL) and _is_over_cpu_time(spec, usage):
         return "cpu"
     return "signal" if returncode < 0 else "exit"
 
 
 def _is_over_cpu_time(spec: ContainerSpec, usage: Usage) -> bool:
-    """Did the command use what the rlimit cpu allows, by which the kernel sends the two signals?"""
+    """Return whether the command used what the rlimit cpu allows, after which the kernel kills it."""
     pair = spec.rlimits.get("cpu") or spec.security.rlimits.get("cpu") or -1
     soft = pair if isinstance(pair, int) else pair[0]
     if soft < 0 or soft > _CPU_MOST:
@@ -322,7 +371,7 @@ def _send(
     exec_cgroup: ExecCgroup | None,
     how: int,
 ) -> int:
-    """Send one exec request; our end of its channel."""
+    """Send an exec request, and return this end of its channel."""
     present = [fd for fd in streams if fd >= 0]
     flags = how + sum(bit for fd, bit in zip(streams, _STREAM_BITS, strict=True) if fd >= 0)
     if exec_cgroup is not None and exec_cgroup.directory is not None:
@@ -331,6 +380,8 @@ def _send(
         flags |= ExecFlag.PTY
     payload = command.encode(number, flags, len(exec_cgroup.legacy) if exec_cgroup is not None else 0)
     if len(payload) > _PAYLOAD_MOST:
+        from pycontain._runtime.exec_errors import too_long
+
         raise too_long(command)
     opened: list[int] = []
     memory: list[int] = []
@@ -360,76 +411,5 @@ def _send(
 
 
 def returncode_of(status: int) -> int:
-    """A wait status as subprocess has it: negative for a signal."""
+    """Return the return code of a wait status, negative for a signal, as subprocess does."""
     return os.waitstatus_to_exitcode(status)
-
-
-def start_failure(command: Command, record: native.Record) -> StartError:
-    """The typed error of an exec that did not reach its command."""
-    step, errno = record.step_name, record.errno
-    name = command.argv[0]
-    if step == "execve":
-        if errno in (_ENOENT, _ENOTDIR):
-            return CommandNotFound(
-                "no such command",
-                step=step,
-                errno=errno,
-                path=name,
-                hint="install the command, or the interpreter that its first line names, in the image",
-            )
-        if errno in (_EACCES, _ENOEXEC):
-            return CommandNotExecutable(
-                "cannot execute the command", step=step, errno=errno, path=name, hint=_EXECUTE_HINTS[errno]
-            )
-    if step == "chdir":
-        return WorkdirError(
-            "no usable working directory",
-            step=step,
-            errno=errno,
-            path=command.workdir,
-            hint=_CHDIR_HINTS.get(errno, _CHDIR_HINT),
-        )
-    hint = _START_HINTS.get(errno)
-    if step in ("user", "groups") and errno in (_EPERM, _EINVAL):
-        hint = "use an id below 65536; an unprivileged user without ranges in /etc/subuid has only 0"
-    return StartError("cannot start the command", step=step, errno=errno, path=name, hint=hint)
-
-
-def too_long(command: Command) -> StartError:
-    """Return the error for arguments and environment that are more than the agent takes."""
-    return StartError(
-        "cannot start the command",
-        step="execve",
-        errno=_E2BIG,
-        path=command.argv[0],
-        hint=_START_HINTS[_E2BIG],
-    )
-
-
-_EXECUTE_HINTS = {
-    _EACCES: "give the file execute permission for this user, on a mount without noexec",
-    _ENOEXEC: "use a program for this machine's architecture, or begin the script with #!",
-}
-_CHDIR_HINT = "create the directory in the image, mount one there, or name another workdir"
-_CHDIR_HINTS = {
-    _EACCES: "give this user the right to enter the directory, or name another workdir",
-    _EMFILE: "raise the rlimit nofile: the agent needs descriptors to start a command",
-}
-_START_HINTS = {
-    _E2BIG: "pass large data with input= or in a file; execve(2) limits arguments and environment together",
-    _ENAMETOOLONG: "shorten the name: a path has at most 4095 bytes, and a part of it 255",
-    _EMFILE: "raise the rlimit nofile: the agent needs descriptors to start a command",
-    _ENOMEM: "raise the memory limit, or the rlimits as, data and stack",
-    _EAGAIN: "raise pids, or the rlimit nproc",
-}
-
-
-def _disk_full(running: Running) -> bool:
-    from pycontain._runtime.users import open_inside
-
-    fd = open_inside(running, "/", os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        found = os.fstatvfs(fd)
-        return found.f_bavail == 0 or found.f_favail == 0
-    finally:
-        os.close(fd)

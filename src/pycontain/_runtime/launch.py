@@ -24,29 +24,13 @@ if TYPE_CHECKING:
     from pycontain._runtime.session import Session
     from pycontain._runtime.spec import ContainerSpec
 
-_NO_USERNS = "user namespaces may be disabled: see `Engine().doctor()`"
-_LINK_HINT = "name a place that no symbolic link of the image leads to one of the engine's own mounts"
-_SYSCTL_HINT = "use a parameter that this kernel has and lets a container's root set, and a value it takes"
-_HINTS = {
-    ("mount", 20): "mount a directory at a directory, and below no file",
-    ("mount", 21): "mount the file at the path of a file: a directory is there",
-    ("mount", 30): "mount at a path that exists: the file system there is read-only, so none can be made",
-    ("mount source", 2): "create the file or directory on the host, and keep it until the container starts",
-    ("mount source", 116): "start again: the path leads to another file than when it was checked",
-    ("mount source", 24): "raise the limit of open files: each mount needs one (ulimit -n)",
-    ("sync", 24): "raise the limit of open files: each mount needs one (ulimit -n)",
-    ("sync", 109): "raise the limit of open files: each mount needs one (ulimit -n)",
-    ("mount", 1): "the host hides parts of /proc, as inside Docker: a new /proc cannot be mounted there",
-    ("clone", 1): _NO_USERNS,
-    ("namespaces", 1): _NO_USERNS,
-    ("session keyring", 1): "a filter above this process refuses keyctl, as Docker's does",
-    ("mount id map", 22): "the file system there cannot be idmapped (mount_setattr(2)): keep it on another",
-    ("session keyring", 122): "this user's keys are used up: see kernel.keys.maxkeys in keyrings(7)",
-}
-
 
 def mount_of(path: str, source: Source) -> int:
-    """Return a detached mount of the tree at a path, or of the file system image there.  Raises PathError."""
+    """Return a detached mount of the tree at a path, or of the file system image there.
+
+    Raises:
+        PathError: The path cannot be opened or mounted.
+    """
     if source.image:
         from pycontain._volumes.filesystem import mount
 
@@ -63,17 +47,25 @@ def mount_of(path: str, source: Source) -> int:
     except PathError:
         raise
     except OSError as error:
+        from pycontain._runtime.start_hints import hint_for
+
         number = error.errno or 0
-        hint = _HINTS.get(("mount source", number))
+        hint = hint_for("mount source", number)
         raise PathError(
             f"cannot mount {path!r}: {error.strerror}", path=path, errno=number, hint=hint
         ) from error
 
 
 class Launch:
-    """A container that is being born.  `prepare`, `ask`, `hear`, `conclude`, in this order; or `abandon`.
+    """A start in progress: call `prepare`, `ask` and `conclude` in this order, or `abandon` after an error.
 
-    command: an exec buffer and three streams, where the command is PID 1 itself.
+    Args:
+        session: The session that owns the container.
+        spec: The container.
+        command: Exec buffer and three streams of a command that is PID 1; None for the agent.
+
+    Raises:
+        UnsupportedError: This host lacks a control that the spec asks for.
     """
 
     def __init__(
@@ -104,14 +96,20 @@ class Launch:
 
     @property
     def pidfd(self) -> int:
-        """PID 1's, once it was heard of."""
+        """Return the pidfd of PID 1, or -1 before the launcher has answered."""
         return int(self._exchange.reply.fd)
 
     def prepare(self, *, precloned: PreclonedChild | None = None, warm: bool = False) -> None:
-        """Make what the container needs, and the plan.
+        """Create everything that the container needs before its first process, and encode the plan.
 
-        precloned: the pre-cloned child to use.  warm: the launcher makes the cgroups.
-        Raises LimitError, PathError, OSError.
+        Args:
+            precloned: The pre-cloned child to use.
+            warm: Whether the launcher creates the cgroups.
+
+        Raises:
+            LimitError: A limit cannot be set, or no block of ids is free.
+            PathError: A path to mount cannot be used.
+            OSError: A directory, cgroup or descriptor cannot be had.
         """
         session, spec = self.session, self.spec
         self._precloned = precloned
@@ -120,7 +118,7 @@ class Launch:
         else:
             if session.features.privileged:
                 self._block = session.owner.blocks.acquire()
-            # Known before it exists: what an interrupt leaves of it is removed.
+            # Recorded before it exists, so that an interrupt leaves nothing behind.
             self._group = Group(session.cgroups, spec.id, self._block) if session.cgroups.usable else None
             if self._group is not None and not warm:
                 self._group.make(self.limits)
@@ -145,14 +143,14 @@ class Launch:
             self._fds.append(other)
 
     def _open_sources(self) -> None:
-        """As root, the mounts that the plan names, in its order; the launcher opens them for plain users."""
+        """Open the mounts of the plan in its order; rootless the launcher opens them."""
         if not self.session.features.privileged:
             return
         for path, source in ((self._directory, Source()), *self.root_plan.sources):
             self._fds.append(mount_of(path, source))
 
     def _encode(self, warm: bool) -> None:
-        """The message: the plan and, where the launcher has groups to make or to limit, the script for it."""
+        """Encode the request: the plan and, if the launcher creates or limits cgroups, a script for that."""
         group, entry, script = self._group, CgroupEntry(), b""
         self._outgoing = list(self._fds)
         by_launcher = group is not None and (warm or self._precloned is not None)
@@ -194,14 +192,19 @@ class Launch:
             self._exec_cgroup, self._exec_cgroup_script = group.first_exec_cgroup() or (None, b"")
 
     def ask(self, launcher: Launcher) -> None:
-        """Send it.  Raises OSError, a ConnectionError where the launcher is gone."""
+        """Send the request to a launcher, without waiting for the answer.
+
+        Raises:
+            ConnectionError: The launcher has died.
+            OSError: The request cannot be sent.
+        """
         self._launcher = launcher
         self._given, self._fds = native.ffi.new("int[]", self._fds), []
         more, self._outgoing = self._outgoing[native.MAX_FDS :], self._outgoing[: native.MAX_FDS]
         for at in range(0, len(more), native.MAX_FDS):
             part = more[at : at + native.MAX_FDS]
             native.send(launcher.socket, request(native.FDS, value=int(at == 0)), part)
-        launcher.owed.append(self)  # whatever comes now: who is answered next hears this answer first
+        launcher.owed.append(self)  # first, so that after an interrupt the next reader skips this answer
         native.checked(
             native.lib.pcx_ask(
                 launcher.socket,
@@ -217,7 +220,7 @@ class Launch:
         )
 
     def hear(self) -> None:
-        """Wait for READY and the launcher's reply; meanwhile make the first exec cgroup.  Idempotent."""
+        """Wait for the answers of agent and launcher; meanwhile create the first exec cgroup.  Idempotent."""
         launcher = self._launcher
         if launcher is None:
             return
@@ -227,15 +230,20 @@ class Launch:
                 launcher.owed.popleft()
 
     def listen(self, socket: int) -> None:
-        """The launcher's answer to this one is the next to come."""
+        """Read the next answer of a launcher, which is the one to this request."""
         made = native.ffi.new("struct pcx_files *")
         script = self._exec_cgroup_script
         native.lib.pcx_hear(socket, self._control, script, len(script), made, self._exchange)
 
     def conclude(self, spec: ContainerSpec | None = None) -> Running:
-        """What came of it.  spec: what the container is to be known as, if it was warm.
+        """Wait for the answers and return the live container.
 
-        Raises StartError with the step that failed, ConnectionResetError where the launcher is gone.
+        Args:
+            spec: The options of the container that takes a warm one.
+
+        Raises:
+            StartError: A step failed; it is named.
+            ConnectionResetError: The launcher has died.
         """
         if spec is not None:
             self.spec, self.begun = spec, time.perf_counter()
@@ -243,9 +251,9 @@ class Launch:
         self.hear()
         exchange, group = self._exchange, self._group
         if exchange.reply_result != 1:
-            raise ConnectionResetError("the launcher is gone")
+            raise ConnectionResetError("the launcher has died")
         if self._exec_cgroup is not None and group is not None:
-            # Where it could not be made, the first exec tries again and says why.
+            # If it could not be created, the first exec tries again and reports the cause.
             group.keep(self._exec_cgroup) if exchange.files_result == 0 else self._exec_cgroup.remove()
             self._exec_cgroup = None
         ready = native.record_of(exchange.ready.record) if exchange.ready_result == 1 else None
@@ -280,7 +288,7 @@ class Launch:
         }
 
     def abandon(self) -> None:
-        """Undo it, and leave the rest to the cleanup helper."""
+        """Undo the start: kill the processes, and let the cleanup helper remove the rest."""
         if self._running is not None:
             self._running.end()
             return
@@ -292,18 +300,20 @@ class Launch:
         try:
             if self._group is not None:
                 self._group.kill()
-        finally:  # no fd may be left to say it to the group by: what is left is removed all the same
+        finally:  # the kill fails without a free descriptor; cleanup is due in any case
             self.session.cleanup.put(
                 CleanupJob(self.spec.id, self._group, self.pidfd, self._block, bool(self._directory))
             )
 
     def forget(self) -> None:
-        """For a forked child: close the fds alone."""
+        """Close the descriptors in a forked child."""
         for fd in (self._control, self._exit_socket, self.pidfd):
             if fd >= 0:
                 os.close(fd)
 
     def _failure(self, ready: native.Record | None, reply: native.Record) -> StartError:
+        from pycontain._runtime.start_hints import hint_for
+
         record = ready if ready is not None and ready.kind == native.FAILED else reply
         name = self.spec.name
         if record.kind != native.FAILED:
@@ -315,11 +325,9 @@ class Launch:
                 path = self.root_plan.sources[record.op][0]
             elif record.op < len(self.root_plan.ops):
                 path = "/" + self.root_plan.ops[record.op].target.lstrip("/")
-        hint = _HINTS.get((step, record.errno))
+        hint = hint_for(step, record.errno, path)
         if path is not None and path.startswith("/proc/sys/"):
-            step, hint = "sysctl", _SYSCTL_HINT
-        if record.errno == 40:
-            hint = _LINK_HINT
+            step = "sysctl"
         return StartError(
             f"container {name} could not start", step=step, errno=record.errno, path=path, hint=hint
         )

@@ -1,4 +1,4 @@
-"""Who runs a command: names looked up in the image's own passwd and group, read with care."""
+"""Users of commands: names are looked up in passwd and group of the image, which is untrusted."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 _BENEATH = 0x08 | 0x04 | 0x02  # RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_MAGICLINKS
 MOST_READ = 1 << 20
-"""Bytes of passwd or group that are read: CVE-2026-47262 and its kin came from reading all of it."""
+"""Bytes of passwd or group that are read; reading without a limit exhausts memory (CVE-2026-47262)."""
 _GROUPS_MOST = 64
 
 
 @frozen
 class Identity:
-    """uid, gid and supplementary groups inside, and the home directory."""
+    """User, group and supplementary groups of a command, as ids inside, and its home directory."""
 
     uid: int = 0
     gid: int = 0
@@ -39,7 +39,12 @@ ROOT = Identity()
 
 
 def open_inside(running: Running, path: str, flags: int) -> int:
-    """An fd of a path inside, opened by the agent beneath its root.  Raises PathError."""
+    """Return a descriptor of a path inside, opened by the agent beneath its root.
+
+    Raises:
+        PathError: The path cannot be opened.
+        StateError: The container has ended.
+    """
     control = running.acquire_control()
     ours, theirs = native.pair()
     try:
@@ -53,7 +58,7 @@ def open_inside(running: Running, path: str, flags: int) -> int:
     finally:
         os.close(ours)
     if record is None:
-        raise StateError("the container ended")
+        raise StateError(f"container {running.spec.name} has ended")
     if record.errno:
         raise PathError(f"cannot open {path}: {os.strerror(record.errno)}", path=path, errno=record.errno)
     return record.fd
@@ -62,7 +67,7 @@ def open_inside(running: Running, path: str, flags: int) -> int:
 def _lines(running: Running, path: str) -> Iterator[list[str]]:
     """Yield the fields of each line of a file of the image; no lines where it cannot be opened.
 
-    They are split one by one: a megabyte of newlines would take ninety as lists.
+    Lines are split one by one: lists of a megabyte of newlines would take 90 MB.
     """
     yield from _split(_text(running, path))
 
@@ -80,11 +85,13 @@ def _text(running: Running, path: str) -> str:
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_READ:
-            raise PathError(f"{path} of the image is no regular file of at most {MOST_READ} bytes", path=path)
+            raise PathError(
+                f"{path} of the image must be a regular file of at most {MOST_READ} bytes", path=path
+            )
         text = b""
         while len(text) <= MOST_READ and (chunk := os.read(fd, MOST_READ + 1 - len(text))):
             text += chunk
-    except OSError as error:  # a link of the image may lead to anything below its root
+    except OSError as error:  # a link of the image may point to any file below its root
         raise PathError(
             f"cannot read {path} of the image: {error.strerror}", path=path, errno=error.errno or 0
         ) from error
@@ -103,14 +110,14 @@ def check_known(image: Image, covered: Iterable[str], user: str, ids: int) -> No
     """Check a user before a container is created, as far as the files of the image can decide.
 
     Args:
-        image: Its layers are read, beneath each and without links.
-        covered: Places inside at which something is mounted; the files below them are not the image's.
-        user: As `resolve` takes it.
-        ids: How many ids exist inside, from 0 on.
+        image: The image; its layers are read beneath each directory and without links.
+        covered: Mount points; files below them are not those of the image.
+        user: As in `resolve`.
+        ids: The number of ids inside, from 0 on.
 
     Raises:
-        NotFound: For a name that passwd or group of the image does not have.
-        ValueError: For an id that is not mapped inside.
+        NotFound: passwd or group of the image does not have the name.
+        ValueError: An id does not exist inside.
     """
     for part, path in zip(split_user(user), ("/etc/passwd", "/etc/group"), strict=True):
         number = _number(part)
@@ -127,7 +134,13 @@ def check_known(image: Image, covered: Iterable[str], user: str, ids: int) -> No
 def check_groups(
     ids: int, image: Image, covered: Iterable[str], groups: Iterable[str | int] | str | int | None
 ) -> None:
-    """Check `group_add` as `check_known` does.  Raises UnsupportedError where no group can be added."""
+    """Check `group_add` as `check_known` does.
+
+    Raises:
+        UnsupportedError: Containers of this user have a single group.
+        NotFound: group of the image does not have the name.
+        ValueError: An id does not exist inside.
+    """
     given = [groups] if isinstance(groups, str | int) else list(groups or ())
     if given and ids == 1:
         raise UnsupportedError(
@@ -138,13 +151,17 @@ def check_groups(
 
 
 def with_groups(running: Running, identity: Identity) -> Identity:
-    """Return the identity with the groups of `group_add` too.  Raises NotFound."""
+    """Return the identity with the groups of `group_add`.
+
+    Raises:
+        NotFound: The image has no such group.
+    """
     added = [_group(running, one) for one in running.spec.group_add]
     return evolve(identity, groups=tuple(dict.fromkeys([*identity.groups, *added]))[:_GROUPS_MOST])
 
 
 def _lines_of_layers(directories: Sequence[str], path: str) -> Iterable[list[str]] | None:
-    """Return the lines of the uppermost layer that has the file; None where that cannot be decided."""
+    """Return the lines of the uppermost layer that has the file, None if that cannot be decided."""
     for directory in directories:
         try:
             top = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -162,7 +179,7 @@ def _lines_of_layers(directories: Sequence[str], path: str) -> Iterable[list[str
 
 
 def _lines_of_file(place: int) -> Iterable[list[str]] | None:
-    """Return the lines of an O_PATH fd, none for a whiteout; closes it."""
+    """Return the lines of a file, none for a whiteout; closes its O_PATH descriptor."""
     try:
         found = os.fstat(place)
         if stat.S_ISCHR(found.st_mode) and found.st_rdev == 0:
@@ -178,9 +195,16 @@ def _lines_of_file(place: int) -> Iterable[list[str]] | None:
 
 
 def resolve(running: Running, user: str) -> Identity:
-    """Who 'name', 'uid', 'name:group' or 'uid:gid' is, as docker reads it, but that digits are never a name.
+    """Return the identity of a user, as docker does, except that digits are never a name.
 
-    Raises NotFound for a name that the image does not know, ValueError for text that is none of these.
+    Args:
+        running: The container.
+        user: 'name', 'uid', 'name:group' or 'uid:gid'.
+
+    Raises:
+        NotFound: The image does not have the name.
+        ValueError: The text is none of these.
+        PathError: passwd or group of the image cannot be read.
     """
     if user in ("", "0", "root", "0:0"):
         return ROOT
@@ -189,7 +213,7 @@ def resolve(running: Running, user: str) -> Identity:
     entry = find_entry(_lines(running, "/etc/passwd"), name, uid, 7)
     if entry is None and uid is None:
         raise NotFound(f"the image has no user {name!r}", hint="use an id, or a user of /etc/passwd")
-    # The host's image has no user of this number, but a home that every user can write.
+    # The host image has no user of this id, but a home directory that every user can write.
     gid, home = 0, "/home" if running.spec.image.trees else "/"
     if entry is not None:
         uid, gid, home = int(entry[2]), int(entry[3]), entry[5] or "/"
@@ -207,11 +231,11 @@ def resolve(running: Running, user: str) -> Identity:
 
 
 def find_entry(lines: Iterable[list[str]], name: str, number: int | None, fields: int) -> list[str] | None:
-    """The line of a name, or of a number, in passwd (7 fields) or group (4)."""
+    """Return the first valid line of a name, or of a number, in passwd (7 fields) or group (4 fields)."""
     for line in lines:
         if len(line) != fields or not _is_id(line[2]) or (fields == 7 and not _is_id(line[3])):
             continue
-        # A number is a number: an image whose passwd names somebody "1000" does not say who 1000 is.
+        # Digits are an id, also if passwd of the image has a user with the name "1000".
         if line[0] == name if number is None else int(line[2]) == number:
             return line
     return None
