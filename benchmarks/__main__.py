@@ -22,7 +22,7 @@ BARS = {"floor": 1.5, "bwrap": 1 / 2, "crun": 1 / 4, "runc": 1 / 10, "docker-py"
 
 
 def start(quick: bool) -> list[dict[str, object]]:
-    """Cold start, burst and paced, against the floor and the peers."""
+    """Measure cold starts, burst and paced, against the floor and the peers."""
     rows = []
     with peers.workbench() as top, contextlib.ExitStack() as stack:
         image = Image.from_rootfs(top / "root")
@@ -62,7 +62,7 @@ def start(quick: bool) -> list[dict[str, object]]:
 
 
 def exec_(quick: bool) -> list[dict[str, object]]:
-    """exec in a running container against subprocess.run on the host."""
+    """Measure exec in a running container against subprocess.run on the host."""
     true = str(peers.NATIVE / "true")
     rows = []
     with peers.workbench() as top, Container(Image.from_rootfs(top / "root")) as container:
@@ -109,7 +109,7 @@ def _caller(megabytes: int, root: Path) -> subprocess.Popen[str]:
 
 
 def scale(quick: bool) -> list[dict[str, object]]:
-    """A caller of 4 GB against an empty one; two threads against one."""
+    """Compare a caller of 4 GB with an empty one, and two threads with one."""
     rows = []
     rounds = 6 if quick else 30
     with peers.workbench() as top:
@@ -166,14 +166,14 @@ def scale(quick: bool) -> list[dict[str, object]]:
 
 
 def importing(quick: bool) -> list[dict[str, object]]:
-    """import pycontain against import attrs, each less an interpreter that imports nothing."""
+    """Measure the imports of pycontain and attrs, each less an interpreter that imports nothing."""
     names = ("pycontain", "pycontain.lowlevel, pycontain._objects.run", "attrs")
     one, all_, other = interleave([imported(name) for name in names], 4 if quick else 15, 5, 0)
     return [row("import", one, other, 2.0), row("import, and all it loads later", all_, other, 2.0)]
 
 
 def density(quick: bool) -> list[dict[str, object]]:
-    """Memory per idle container, the kernel's included."""
+    """Measure the memory of an idle container, kernel memory included."""
     count, bar = 100 if quick else 1000, 1 << 20
     with peers.workbench() as top:
         image = Image.from_rootfs(top / "root")
@@ -204,7 +204,7 @@ JOBS = {
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("jobs", nargs="*", choices=[*JOBS, []])
     parser.add_argument("--quick", action="store_true")

@@ -33,7 +33,7 @@ def _timed(job: Callable[[], object]) -> float:
 
 
 def _at_size(engine: Engine, size: int, files: int, rounds: int) -> dict[str, object]:
-    """Each snapshot is of a container that has just written all of it; medians."""
+    """Return medians; each snapshot is of a container that has just written all of the data."""
     seals, forks, rollbacks = [], [], []
     for _ in range(rounds):
         with Container(engine=engine, memory="2G") as one:
@@ -82,7 +82,7 @@ def _side_by_side(engine: Engine, count: int) -> dict[str, object]:
 
 
 def _debian(top: Path) -> Path:
-    """Debian with PostgreSQL; PYC_BENCH_POSTGRES names a tree that is there already."""
+    """Return a Debian tree with PostgreSQL; PYC_BENCH_POSTGRES names an existing one."""
     given = os.environ.get("PYC_BENCH_POSTGRES")
     if given:
         return Path(given)
@@ -103,7 +103,7 @@ def _sql(container: Container, statement: str) -> str:
 
 
 def _postgres(engine: Engine, tree: Path, rounds: int) -> dict[str, object]:
-    """A table is ruined by each test and is as it was for the next."""
+    """Measure rollbacks between tests that each destroy a table."""
     image = Image.from_rootfs(tree)
     start = f"{_POSTGRES}/pg_ctl -D /srv/db -w -l /srv/log -o '-k /tmp -h \"\"' start >/dev/null"
     with Container(image, engine=engine, memory="1G", security=Security.DOCKER) as one:
@@ -141,7 +141,7 @@ def _postgres(engine: Engine, tree: Path, rounds: int) -> dict[str, object]:
 
 
 def branching(quick: bool) -> list[dict[str, object]]:
-    """Snapshot, fork and rollback by size, a hundred forks, PostgreSQL between tests."""
+    """Measure snapshot, fork and rollback by size, a hundred forks, and PostgreSQL between tests."""
     with tempfile.TemporaryDirectory(prefix="pyc-branching-") as place:
         top = Path(place)
         with Engine(top / "store") as engine:

@@ -54,7 +54,7 @@ def _left() -> dict[str, int]:
 
 
 def _crowd(image: Image, count: int, clock: _Clock) -> dict[str, object]:
-    """A ring: the container of each number is on the network of that number and on the next."""
+    """Start a ring: the container of each number is on the network of that number and on the next."""
     before = available()
     with clock("networks"):
         networks = [Network(f"pyc-crowd{at}") for at in range(count)]
@@ -91,7 +91,7 @@ def _crowd(image: Image, count: int, clock: _Clock) -> dict[str, object]:
 
 
 def _reaches(container: Container, at: int, count: int) -> bool:
-    """Both neighbours by name; and who is on none of its networks has no name here."""
+    """Return whether a container reaches both neighbours by name, and resolves no other name."""
     neighbours = [f"crowd{(at + step) % count}" for step in (-1, 1)]
     done = container.exec(["/meet", "reach", _PORT, *neighbours], check=False)
     stranger = container.exec(["/meet", "lookup", f"crowd{(at + 2) % count}", "1"], check=False)

@@ -30,7 +30,7 @@ _NEWROUTE = 24
 
 @contextlib.contextmanager
 def _elsewhere() -> Iterator[int]:
-    """A process in a namespace of its own."""
+    """Provide a process in a namespace of its own."""
     process = subprocess.Popen(
         ["unshare", "--net", "sh", "-c", "echo up; exec sleep 600"], stdout=subprocess.PIPE
     )
@@ -81,7 +81,7 @@ def _theirs(pid: int) -> Callable[[str], None]:
 
 
 def _case(name: str, make: Callable[[str], None]) -> Case:
-    """Each is removed again, which takes no part in it."""
+    """Return a case; the removal is not measured."""
     removing = Netlink(ROUTE)
     numbers = itertools.count()
 
@@ -109,7 +109,7 @@ def _do(rounds: int, count: int) -> None:
 
 
 def encoders(quick: bool) -> list[dict[str, object]]:
-    """Both, where there are both."""
+    """Compare both encoders if pyroute2 is installed."""
     if importlib.util.find_spec("pyroute2") is None:
         print("pyroute2: skipped: not installed")
         return []

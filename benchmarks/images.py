@@ -47,7 +47,7 @@ def _quietly(*command: object, env: dict[str, str] | None = None) -> None:
 
 
 def _debian(top: Path) -> Path:
-    """A Debian minbase; PYC_BENCH_TREE names one that is there already."""
+    """Return a Debian minbase tree; PYC_BENCH_TREE names an existing one."""
     given = os.environ.get("PYC_BENCH_TREE")
     if given:
         return Path(given)
@@ -149,7 +149,7 @@ def _pulls(top: Path, name: str, rounds: int) -> list[dict[str, object]]:
 
 
 def _layer(top: Path, engine: Engine, image: Image, rounds: int) -> list[dict[str, object]]:
-    """The same compressed layer by our unpacker, digests verified, and by `tar -xzf`."""
+    """Measure one compressed layer by our unpacker, digests verified, and by `tar -xzf`."""
     from pycontain._images.layers import LayerBuild, feed_verified
 
     store, blob = engine._session.store, image.layers[0].digest
@@ -210,7 +210,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
 
 
 def _memory(top: Path, name: str) -> list[dict[str, object]]:
-    """Of a process that pulls, interpreter and all."""
+    """Measure the memory of a process that pulls, interpreter included."""
     done = subprocess.run(
         [sys.executable, "-c", _MEMORY, str(top / "memory"), name], capture_output=True, text=True, check=True
     )
@@ -221,7 +221,7 @@ def _memory(top: Path, name: str) -> list[dict[str, object]]:
 
 
 def images(quick: bool) -> list[dict[str, object]]:
-    """A Debian minbase from a registry on the loopback; on tmpfs, for disks here throttle."""
+    """Measure a Debian minbase from a registry on the loopback, on tmpfs because disks throttle."""
     rounds = 2 if quick else 6
     where = os.environ.get("PYC_BENCH_IMAGES", "/dev/shm")
     with contextlib.ExitStack() as stack:

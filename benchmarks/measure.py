@@ -54,7 +54,7 @@ class Summary:
 
 
 def interleave(cases: Sequence[Case], rounds: int, count: int, pause: float) -> list[Summary]:
-    """Samples of every case, taken in turn."""
+    """Return samples of every case, taken in turn."""
     samples: dict[str, list[float]] = {case.name: [] for case in cases}
     for number in range(rounds):
         order = list(cases) if number % 2 == 0 else list(reversed(cases))
@@ -64,7 +64,7 @@ def interleave(cases: Sequence[Case], rounds: int, count: int, pause: float) -> 
 
 
 def ratio(one: Summary, other: Summary) -> tuple[float, float, float]:
-    """one / other of the medians, with the 95 % interval of a bootstrap."""
+    """Return the ratio of the medians with the 95 % interval of a bootstrap."""
     generator = random.Random(1)
     drawn = sorted(
         statistics.median(generator.choices(one.samples, k=len(one.samples)))
@@ -75,7 +75,7 @@ def ratio(one: Summary, other: Summary) -> tuple[float, float, float]:
 
 
 def repeated(job: Callable[[], object]) -> Callable[[int, float], list[float]]:
-    """A sampler that times `job` in this process, with a pause before each."""
+    """Return a sampler that times `job` in this process, with a pause before each."""
 
     def sample(count: int, pause: float) -> list[float]:
         taken = []
@@ -91,7 +91,7 @@ def repeated(job: Callable[[], object]) -> Callable[[int, float], list[float]]:
 
 
 def imported(module: str) -> Case:
-    """import of a module in an interpreter of its own, less one that imports nothing."""
+    """Return a case: import of a module in a new interpreter, less one that imports nothing."""
 
     def run(code: str) -> float:
         begun = time.perf_counter()
@@ -107,7 +107,7 @@ def imported(module: str) -> Case:
 
 
 def split(found: Sequence[Case | Absent]) -> list[Case]:
-    """Those that are here; the others are named."""
+    """Return the available cases and print the names of the others."""
     for one in found:
         if isinstance(one, Absent):
             print(f"{one.name}: skipped: {one.reason}")
@@ -115,7 +115,7 @@ def split(found: Sequence[Case | Absent]) -> list[Case]:
 
 
 def available() -> int:
-    """Bytes of memory that the host has left."""
+    """Return the bytes of available memory of the host."""
     with open("/proc/meminfo", encoding="ascii") as lines:
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
 

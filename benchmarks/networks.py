@@ -34,7 +34,7 @@ def _starting(image: Image, network: Network | str) -> Callable[[], None]:
 
 
 def _starts(top: Path, client: Any, quick: bool) -> list[dict[str, object]]:
-    """Cold starts: without a network, on one of the user's, on the default one; docker-py on its own."""
+    """Measure cold starts without a network, on a private one and on the default one, and docker-py."""
     rows = []
     image = Image.from_rootfs(top / "root")
     docker = client if isinstance(client, Absent) else peers.docker_run(client, "bridge")
@@ -57,7 +57,7 @@ def _starts(top: Path, client: Any, quick: bool) -> list[dict[str, object]]:
 
 
 def _imports(top: Path, quick: bool) -> list[dict[str, object]]:
-    """One start on a bridge against loading pyroute2, which is not used, and dnspython, which is."""
+    """Compare a start on a bridge with loading pyroute2 (not used) and dnspython (used)."""
     start = Case("a start", repeated(_starting(Image.from_rootfs(top / "root"), "bridge")))
     found: list[Case | Absent] = [start]
     for module, package in (("pyroute2", "pyroute2"), ("dns.message", "dnspython")):
@@ -74,7 +74,7 @@ def _throughput(top: Path, client: Any, pid: int, quick: bool) -> list[dict[str,
 
 
 def networks(quick: bool) -> list[dict[str, object]]:
-    """Starts, verbs, throughput, many at once, encoders, imports."""
+    """Measure starts, verbs, throughput, many networks at once, encoders and imports."""
     with peers.workbench() as top, peers.daemon(top / "docker", bridge=True) as found:
         client, pid = (found, 0) if isinstance(found, Absent) else found
         if not isinstance(client, Absent):

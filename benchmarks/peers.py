@@ -22,7 +22,7 @@ NATIVE = Path(__file__).parent / "native" / "bin"
 
 @contextlib.contextmanager
 def workbench() -> Iterator[Path]:
-    """A directory with `root` (the tiny image), `work` and `filter`."""
+    """Provide a directory with `root` (the tiny image), `work` and `filter`."""
     from pycontain._security.profiles import SANDBOX_FILTER
     from pycontain._security.seccomp import assemble
 
@@ -38,7 +38,7 @@ def workbench() -> Iterator[Path]:
 
 
 def floor(top: Path) -> Case | Absent:
-    """benchmarks/native/floor.c."""
+    """Return the case of benchmarks/native/floor.c."""
     if os.geteuid() != 0:
         return Absent("floor", "it needs root")
     if not os.path.isdir("/sys/fs/cgroup/unified"):
@@ -60,7 +60,7 @@ def floor(top: Path) -> Case | Absent:
 
 
 def floors(top: Path, number: int) -> Case | Absent:
-    """So many floor programs side by side, each with a root and a directory of its own; seconds per start."""
+    """Return seconds per start of several floor programs side by side, each with its own root."""
     if isinstance(floor(top), Absent):
         return Absent("floor", "as above")
 
@@ -87,7 +87,7 @@ def _quiet(command: list[str]) -> None:
 
 
 def bubblewrap(top: Path) -> Case | Absent:
-    """bwrap --unshare-all."""
+    """Return the case of `bwrap --unshare-all`."""
     if shutil.which("bwrap") is None:
         return Absent("bwrap", "not installed")
     command = [
@@ -106,7 +106,7 @@ def bubblewrap(top: Path) -> Case | Absent:
 
 
 def oci(name: str, top: Path) -> Case | Absent:
-    """crun or runc on a bundle made once."""
+    """Return the case of crun or runc on a prepared bundle."""
     program = shutil.which(name)
     if program is None:
         return Absent(name, "not installed")
@@ -166,7 +166,7 @@ exec "$@"
 
 @contextlib.contextmanager
 def daemon(place: Path, *, bridge: bool) -> Iterator[tuple[Any, int] | Absent]:
-    """A client of a dockerd of our own, and its pid; with a bridge it has network and mounts of its own."""
+    """Provide a client of a private dockerd, and its pid; with a bridge it has its own namespaces."""
     if importlib.util.find_spec("docker") is None or shutil.which("dockerd") is None:
         yield Absent("docker-py", "dockerd or the docker package is not installed")
         return
@@ -210,7 +210,7 @@ def load(client: Any, root: Path, name: str) -> None:
 
 
 def docker_run(client: Any, network: str) -> Case | Absent:
-    """docker-py's containers.run of the tiny image that was loaded."""
+    """Return the case of docker-py's containers.run of the tiny image."""
 
     def once() -> None:
         client.containers.run("pycbench", "/true", remove=True, network_mode=network)
@@ -225,7 +225,7 @@ def docker_run(client: Any, network: str) -> Case | Absent:
 
 @contextlib.contextmanager
 def docker(top: Path) -> Iterator[Case | Absent]:
-    """docker-py's containers.run against a daemon of our own, without networks."""
+    """Provide the case of docker-py's containers.run with a private daemon, without networks."""
     with daemon(top / "docker", bridge=False) as found:
         if isinstance(found, Absent):
             yield found

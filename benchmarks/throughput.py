@@ -30,7 +30,7 @@ Measure = Callable[[str], float]
 
 
 def tree(top: Path) -> Path:
-    """A root with iperf3 and what it is linked with."""
+    """Return a root with iperf3 and what it is linked with."""
     program = shutil.which("iperf3")
     assert program is not None
     root = top / "iperf"
@@ -58,7 +58,7 @@ def _received(text: str) -> float:
 
 
 def _warm(measure: Callable[[], object]) -> None:
-    """Until the server listens."""
+    """Wait until the server listens."""
     for _ in range(50):
         with contextlib.suppress(RuntimeError):
             measure()
@@ -88,7 +88,7 @@ def _popen(container: Container) -> Iterator[None]:
 
 
 def _serve(root: Path) -> None:
-    """Pycontain's side, in a network namespace of its own."""
+    """Run pycontain's side in its own network namespace."""
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     image = Image.from_rootfs(root)
     with (
@@ -133,7 +133,7 @@ def _ours(root: Path) -> Iterator[Measure]:
 
 @contextlib.contextmanager
 def _docker(client: Any, pid: int) -> Iterator[Measure]:
-    """dockerd's side, on a network that is the user's there too."""
+    """Provide dockerd's side, also on a user-defined network."""
     net = client.networks.create("pyc-iperf")
     containers = []
     try:
@@ -161,7 +161,7 @@ def _docker(client: Any, pid: int) -> Iterator[Measure]:
 def throughput(
     top: Path, client: Any, pid: int, load: Callable[[Path], None], rounds: int
 ) -> list[dict[str, object]]:
-    """Both ways under both engines, taken in turn."""
+    """Measure both directions under both engines, taken in turn."""
     if shutil.which("iperf3") is None:
         print("iperf3: skipped: not installed")
         return []

@@ -17,7 +17,7 @@ _SIDES = ("pycontain", "docker-py")
 
 
 def _turns(do: Callable[[], object], undo: Callable[[], object]) -> tuple[list[float], list[float]]:
-    """Seconds of both, filled by what is returned: each undo follows its do."""
+    """Return samples of both verbs; each undo follows its do."""
     one, other = repeated(do), repeated(undo)
     return one(1, 0), other(1, 0)
 
@@ -30,7 +30,7 @@ class _Pair:
         self.undone: list[float] = []
 
     def sample(self, count: int, pause: float) -> list[float]:
-        """Seconds of what does; those of what undoes are kept."""
+        """Return the seconds of `do`, and record those of `undo`."""
         del pause
         done = []
         for _ in range(count):
@@ -112,7 +112,7 @@ def _lookups(text: str) -> list[float]:
 
 
 def _names(image: Image, client: Any, rounds: int) -> list[dict[str, object]]:
-    """A name of the same network, asked for from inside; both engines answer at 127.0.0.11."""
+    """Measure the look-up of a name from inside; both engines answer at 127.0.0.11."""
     with Network("pyc-names") as net, Container(image, name="pyc-looked", network=net) as container:
         command = ["/meet", "lookup", "pyc-looked", str(_LOOKUPS)]
         cases = [Case(_SIDES[0], lambda count, pause: _lookups(str(container.exec(command).stdout)))]
@@ -126,7 +126,7 @@ def _names(image: Image, client: Any, rounds: int) -> list[dict[str, object]]:
 
 
 def _publishing(image: Image, client: Any, rounds: int) -> list[dict[str, object]]:
-    """A start with a port against one without: ours, and docker-py's."""
+    """Measure a start with a port against one without, by pycontain and docker-py."""
     with Network("pyc-ports") as net:
 
         def start(ports: dict[str | int, int | None]) -> Callable[[], None]:
@@ -154,7 +154,7 @@ def _publishing(image: Image, client: Any, rounds: int) -> list[dict[str, object
 
 
 def verbs(top: Path, client: Any, quick: bool) -> list[dict[str, object]]:
-    """All of them."""
+    """Measure all verbs."""
     rounds = 2 if quick else 6
     image = Image.from_rootfs(top / "root")
     peer = None if isinstance(client, Absent) else client

@@ -28,7 +28,7 @@ def _prepared(container: Container) -> tuple[str, Zygote]:
 
 
 def calls(quick: bool) -> list[dict[str, object]]:
-    """c.call of a trivial function and of one that needs a heavy import, against exec."""
+    """Measure c.call of a trivial function, and of one with a heavy import, against exec."""
     rows = []
     with Container() as container:
         name, zygote = _prepared(container)

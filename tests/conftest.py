@@ -73,7 +73,7 @@ def _fds() -> dict[str, str]:
 
 
 def _held_fds() -> int:
-    """Sockets, pidfds and cgroup files; each launcher has one socket and one pidfd of its own."""
+    """Count sockets, pidfds and cgroup files; each launcher has one socket and one pidfd."""
     kinds = ("socket:", "pidfd", "cgroup")
     return sum(any(kind in path for kind in kinds) for path in _fds().values())
 

@@ -24,7 +24,7 @@ SAID = "one of twenty\n"
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
-    """Twenty layers, with whiteouts and replaced files among them."""
+    """Return an image of twenty layers with whiteouts and replaced files."""
     top = tmp_path_factory.mktemp("image")
     made = Image.from_rootfs(make_root(top / "root"), copy=True)
     config = ContainerConfig(env=("PATH=/bin", "A=b"), command=("cat", "/said"), labels={"pyc": "test"})
@@ -41,7 +41,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
 
 @pytest.fixture(scope="module", params=["plain", "tls"])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A registry in plain HTTP, and one with TLS and a password."""
+    """Provide a registry in plain HTTP, and one with TLS and a password."""
     secure = request.param == "tls"
     directory = tmp_path_factory.mktemp("registry")
     with peers.registry(directory, tls=secure, htpasswd=PASSWORDS if secure else None) as one:
@@ -65,14 +65,14 @@ def access(served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> S
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Iterator[Engine]:
-    """A store that has nothing yet."""
+    """Provide a store that has nothing yet."""
     with Engine(tmp_path / "elsewhere", warm=0) as engine:
         yield engine
 
 
 @pytest.fixture
 def short() -> Iterator[Path]:
-    """A directory of few letters: the peers' sockets have no room for pytest's own."""
+    """Provide a directory with a short path, since socket paths of the peers are limited."""
     with tempfile.TemporaryDirectory(prefix="pyc-") as directory:
         yield Path(directory)
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.xdist_group("networks_docker")
 
 @pytest.fixture(scope="module")
 def compared() -> tuple[Outcomes, Outcomes]:
-    """dockerd's, and ours."""
+    """Return the outcomes of dockerd and of pycontain."""
     return compare()
 
 

@@ -24,7 +24,7 @@ http { access_log /srv/log; server { listen 80; root /srv/www; } }
 
 @pytest.fixture(scope="module")
 def debian(tmp_path_factory: pytest.TempPathFactory) -> Image:
-    """Debian with both servers; PYC_SERVICES names a tree that is there already."""
+    """Return a Debian image with both servers; PYC_SERVICES names an existing tree."""
     peers.needs("debootstrap")
     if os.geteuid() != 0:
         pytest.skip("debootstrap needs root")
@@ -46,7 +46,7 @@ def debian(tmp_path_factory: pytest.TempPathFactory) -> Image:
 
 @pytest.fixture
 def net() -> Iterator[Network]:
-    """A network with a route outside."""
+    """Provide a network with a route outside."""
     with Network("pyc-services") as one:
         yield one
 
@@ -106,7 +106,7 @@ def test_nginx_is_published_on_the_host(debian: Image, net: Network) -> None:
 
 
 def _fetched(url: str, ended: object) -> str:
-    """The page, once the server listens."""
+    """Return the page, once the server listens."""
     assert callable(ended)
     while True:
         try:

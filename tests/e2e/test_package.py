@@ -31,7 +31,7 @@ def test_demo(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Wheel and sdist of a clean copy of what git knows."""
+    """Return the directory with wheel and sdist of a clean checkout."""
     top = tmp_path_factory.mktemp("build")
     source = top / "source"
     source.mkdir()
@@ -78,7 +78,7 @@ def test_a_program_without_hardening_is_seen(tmp_path: Path) -> None:
 
 
 def _embedded(data: bytes, top: Path) -> list[Path]:
-    """The ELF programs inside of the extension, each from its header on."""
+    """Return the ELF programs inside of the extension, each from its header on."""
     found: list[Path] = []
     at = data.find(b"\x7fELF", 4)
     while at >= 0:

@@ -21,7 +21,7 @@ FILES = 20_000
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
-    """A store of this test's own."""
+    """Provide a store of this test's own."""
     with Engine(tmp_path / "store", warm=0) as one:
         yield one
 
@@ -59,7 +59,7 @@ def _is_plain(path: Path) -> bool:
 
 
 def _many(top: Path) -> None:
-    """Twenty thousand files of all modes and owners, with links of both kinds and attributes."""
+    """Create twenty thousand files of all modes and owners, with links of both kinds and attributes."""
     chosen = random.Random(21)
     for number in range(FILES):
         directory = top / f"d{number % 97}" / f"e{number % 11}"

@@ -53,7 +53,7 @@ class NoContainer(Exception):
 
 
 class Trouble(ConnectionError):
-    """The program did not do what it must; the pool of launchers forgets one that raised it."""
+    """A failure of the program; the pool of launchers forgets one that raised it."""
 
 
 @frozen
@@ -67,7 +67,7 @@ class Finding:
 
     @property
     def key(self) -> str:
-        """The same for findings of one cause, roughly."""
+        """A key that findings of one cause share."""
         return f"{self.target}: {self.what}: {self.messages[-1].signature}"
 
     def save(self, directory: Path) -> Path:
@@ -99,7 +99,7 @@ def _ended(pidfd: int) -> bool:
 
 
 def _hear(socket: int) -> native.Record:
-    """The next record; its fd is closed.  Raises Trouble."""
+    """Return the next record and close its fd.  Raises Trouble."""
     try:
         record = native.receive(socket, PATIENCE_MS)
     except TimeoutError:
@@ -145,7 +145,7 @@ class Target:
     """Number of messages that started a process."""
 
     def start(self) -> None:
-        """Bring it to life and note how many fds it holds."""
+        """Start it and record its number of fds."""
         raise NotImplementedError
 
     def stop(self) -> None:
@@ -157,7 +157,7 @@ class Target:
         raise NotImplementedError
 
     def work(self) -> int | None:
-        """Let it do its work; its count of fds.  Raises Trouble."""
+        """Let it do normal work and return its number of fds.  Raises Trouble."""
         raise NotImplementedError
 
     def least(self) -> int | None:
@@ -180,7 +180,7 @@ class Target:
             raise Trouble(f"does not work: {type(error).__name__}: {error}") from error
 
     def restart(self) -> None:
-        """A fresh one."""
+        """Replace it by a fresh one."""
         self.stop()
         self.start()
 
@@ -192,12 +192,12 @@ class AgentTarget(Target):
     container: Container | None = None
 
     def start(self) -> None:
-        """A container of the engine's."""
+        """Start a container."""
         self.container = Container(engine=self.engine).start()
         self.baseline = self.least()
 
     def stop(self) -> None:
-        """SIGKILL first: one that hangs would not hear of the end."""
+        """Kill PID 1 first, because a hanging agent does not end with its socket."""
         container, self.container = self.container, None
         if container is None:
             return
@@ -207,7 +207,7 @@ class AgentTarget(Target):
         container.remove()
 
     def _ask(self, kind: int) -> None:
-        """One of the requests that are answered on a channel."""
+        """Send a request that is answered on a channel."""
         assert self.container is not None
         control = self.container._live().control
         ours, theirs = native.pair()
@@ -225,7 +225,7 @@ class AgentTarget(Target):
                 continue
 
     def deliver(self, message: Message) -> None:
-        """The barrier is a KILL_TREE for an exec that does not exist."""
+        """Send the message, then a KILL_TREE of an unknown exec as a barrier."""
         assert self.container is not None
         with Opened(message, self.scratch) as opened:
             _send(self.container._live().control, message.body, opened.sent)
@@ -249,7 +249,7 @@ class LauncherTarget(Target):
     """The one launcher of an engine of its own."""
 
     def start(self) -> None:
-        """A launcher is made on first use."""
+        """Start a launcher by starting a container."""
         # Children pending in this launcher were made by fuzz messages, so the engine must not use them.
         vars(self.engine._session.warm)["ended"] = vars(self.engine._session.warm)["started"] = lambda *_: (
             None
@@ -272,7 +272,7 @@ class LauncherTarget(Target):
             yield launcher
 
     def deliver(self, message: Message) -> None:
-        """Each is answered once, or as a NETWORK by sockets and once; the barrier is a REMOVE of nothing."""
+        """Send the message, then a REMOVE of nothing as a barrier.  Each is answered once."""
         with self._borrowed() as launcher, Opened(message, self.scratch) as opened:
             if not _send(launcher.socket, message.body, opened.sent):
                 return
@@ -288,7 +288,7 @@ class LauncherTarget(Target):
             make_scratch(self.scratch)
 
     def _end(self, record: native.Record) -> None:
-        """A container that a message started has no use."""
+        """End a container that a message started."""
         if record.kind == native.STARTED:
             self.done += 1
         if record.fd < 0:
@@ -327,7 +327,7 @@ class Round:
     _ENOUGH: ClassVar[int] = 2
 
     def run(self) -> Finding | None:
-        """One batch; the target is fresh again after a finding."""
+        """Run one batch; the target is replaced after a finding."""
         batch: list[Message] = []
         self.batches += 1
         try:
@@ -344,7 +344,7 @@ class Round:
         return None
 
     def _found(self, what: str, batch: list[Message], suspects: list[Message]) -> Finding | None:
-        """Find the one message that does it alone, if there is one; None for what was found before."""
+        """Return the finding, reduced to a single message if possible; None for a known one."""
         cause = what if len(suspects) > 1 else f"{what}: {suspects[0].signature}"
         self.seen[cause] += 1
         if self.seen[cause] > self._ENOUGH:
@@ -425,7 +425,7 @@ def _start_all(targets: list[Target]) -> None:
 
 @contextlib.contextmanager
 def session() -> Iterator[Session]:
-    """Two engines, so that the end of the one's launcher is not the other's.  Raises NoContainer."""
+    """Provide two engines, so that the end of the one's launcher is not the other's.  Raises NoContainer."""
     top = Path(tempfile.mkdtemp(prefix="pyc-fuzz-"))
     os.environ["PYCONTAIN_ROOT"] = str(top / "default")
     scratch = top / "scratch"
@@ -488,7 +488,7 @@ def _probe(live: Session) -> int:
 
 
 def main() -> int:
-    """Fuzz, replay or probe; the exit status."""
+    """Fuzz, replay or probe, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--seed", type=int, default=1)

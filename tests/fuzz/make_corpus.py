@@ -32,13 +32,13 @@ _INFINITY = 0xFFFFFFFFFFFFFFFF
 
 
 def _filter(instructions: int) -> bytes:
-    """A seccomp program that allows everything after some loads of the number."""
+    """Return a seccomp program that allows everything after some loads of the number."""
     load, allow = struct.pack("<HBBI", 0x20, 0, 0, 0), struct.pack("<HBBI", 0x06, 0, 0, 0x7FFF0000)
     return load * (instructions - 1) + allow
 
 
 def security(**changes: Any) -> bytes:
-    """A security buffer with one of everything, or what `changes` says."""
+    """Return a security buffer with one of everything, changed by `changes`."""
     fields: dict[str, Any] = {
         "flags": 3,
         "capabilities": 0xA80425FB,
@@ -52,7 +52,7 @@ def security(**changes: Any) -> bytes:
 
 
 def command(**changes: Any) -> bytes:
-    """An exec buffer with one of everything, or what `changes` says."""
+    """Return an exec buffer with one of everything, changed by `changes`."""
     fields: dict[str, Any] = {
         "flags": 7,
         "number": 1,
@@ -72,7 +72,7 @@ def command(**changes: Any) -> bytes:
 
 
 def _root_ops() -> list[Op]:
-    """A root as _rootfs.layout composes it, in short."""
+    """Return the operations of a small root, as _rootfs.layout composes them."""
     nofollow = int(OpFlag.NOFOLLOW)
     return [
         Op(OpKind.UPPER, data=b"size=64m,mode=755,nr_inodes=16384"),
@@ -91,7 +91,7 @@ def _root_ops() -> list[Op]:
 
 
 def plan(**changes: Any) -> bytes:
-    """A plan of a privileged caller, or what `changes` says."""
+    """Return a plan of a privileged caller, changed by `changes`."""
     fields: dict[str, Any] = {
         "control_fd": 0,
         "exit_fd": 1,
@@ -119,7 +119,7 @@ def _bare_security() -> bytes:
 
 
 def _by_path() -> bytes:
-    """A rootless plan: sources by path, groups denied, one cgroup to be cloned into."""
+    """Return a rootless plan: sources by path, groups denied, one cgroup to be cloned into."""
     return plan(
         exit_fd=NO_FD,
         cgroup_fd=1,
@@ -135,7 +135,7 @@ def _by_path() -> bytes:
 
 
 def buffers() -> Mapping[str, bytes]:
-    """The corpus by file name."""
+    """Return the corpus by file name."""
     limits = {number: (number, _INFINITY) for number in range(16)}
     many = [f"V{number}={number}".encode() for number in range(40)]
     least: dict[str, Any] = {
@@ -178,7 +178,7 @@ def buffers() -> Mapping[str, bytes]:
 
 
 def main() -> int:
-    """Write or compare; the exit status."""
+    """Write or compare the corpus and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--into", type=Path, default=CORPUS)

@@ -23,7 +23,7 @@ def _octal(value: int, digits: int) -> bytes:
 
 
 def _binary(value: int, size: int) -> bytes:
-    """GNU's numbers: two's complement, the first bit set."""
+    """Encode a number as GNU tar does: two's complement with the first bit set."""
     raw = bytearray(value.to_bytes(size, "big", signed=True))
     raw[0] |= 0x80
     return bytes(raw)
@@ -40,7 +40,7 @@ def header(
     device: tuple[int, int] = (0, 0),
     patches: dict[int, bytes] | None = None,
 ) -> bytes:
-    """A header with its sum; patches: bytes at other places."""
+    """Return a header with its sum; patches: bytes at other places."""
     block = bytearray(BLOCK)
     fields = {
         0: name[:100],
@@ -64,17 +64,17 @@ def header(
 
 
 def member(name: bytes, data: bytes = b"", kind: bytes = b"0", **fields: object) -> bytes:
-    """A header and its data."""
+    """Return a header and its data."""
     return header(name, kind, len(data), **fields) + _padded(data)  # type: ignore[arg-type]
 
 
 def directory(name: bytes, mode: int = 0o755, **fields: object) -> bytes:
-    """A directory's header."""
+    """Return a directory's header."""
     return header(name, b"5", mode=mode, **fields)  # type: ignore[arg-type]
 
 
 def extended(*records: tuple[bytes, bytes], kind: bytes = b"x") -> bytes:
-    """A header of PAX records."""
+    """Return a header of PAX records."""
     data = b""
     for key, value in records:
         body = len(key) + len(value) + 3
@@ -233,7 +233,7 @@ def archives() -> dict[str, bytes]:
 
 
 def main() -> int:
-    """Write or compare; the exit status."""
+    """Write or compare the corpus and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()

@@ -78,12 +78,12 @@ class Message:
         return f"{name} in {self.fds[0]}{lie}" if self.fds else f"{name} in no fd"
 
     def as_json(self) -> dict[str, Any]:
-        """Text that `of_json` takes back."""
+        """Return text that `of_json` takes back."""
         return {"body": self.body.hex(), "fds": list(self.fds), "memory": self.memory.hex()}
 
     @classmethod
     def of_json(cls, found: dict[str, Any]) -> Message:
-        """The message that `as_json` described."""
+        """Return the message that `as_json` described."""
         return cls(bytes.fromhex(found["body"]), tuple(found["fds"]), bytes.fromhex(found["memory"]))
 
 
@@ -228,14 +228,14 @@ class Maker:
         self._joins = "joins" not in without
 
     def agent(self) -> Message:
-        """A message for an agent."""
+        """Return a message for an agent."""
         make = self.random.choice(
             [self._exec, self._exec, self._exec, self._exec_in_memory, self._open, self._control, self._noise]
         )
         return self._finish(make())
 
     def launcher(self) -> Message:
-        """A message for a launcher."""
+        """Return a message for a launcher."""
         make = self.random.choice(
             [
                 self._spawn,
@@ -270,7 +270,7 @@ class Maker:
         return tuple(self.random.choices(self._kinds, k=self.random.randint(0, most)))
 
     def mutated(self, data: bytes) -> bytes:
-        """`data` with a few bits, words or blocks changed, or shortened, or lengthened."""
+        """Return `data` with a few bits, words or blocks changed, shortened or lengthened."""
         out = bytearray(data)
         for _ in range(self.random.choice([1, 1, 2, 4])):
             if len(out) < 8:
@@ -303,7 +303,7 @@ class Maker:
         return data if self._chance(3) else self._repaired(self.mutated(data))
 
     def _spoil(self, message: Message) -> Message:
-        """Wrong fds, a wrong header, a cut: to one message in three."""
+        """Damage one message in three: wrong fds, a wrong header, or a cut."""
         if not self._chance(3):
             return message
         match self.random.randrange(6):
@@ -325,7 +325,7 @@ class Maker:
                 return evolve(message, body=message.body[: self.random.randint(1, max(1, len(message.body)))])
 
     def _in_memory(self, kind: int, payload: bytes, fds: tuple[str, ...]) -> Message:
-        """A payload in a memfd, its size in the header true or not."""
+        """Return a payload in a memfd, its size in the header true or not."""
         size, held = len(payload), payload
         match self.random.randrange(4):
             case 0:
@@ -353,7 +353,7 @@ class Maker:
         return Message(self.random.randbytes(size), self._some_fds(4))
 
     def _control(self) -> Message:
-        """Any kind with any fields; payloads of the other programs among them."""
+        """Return a request of any kind with any fields, and payloads of other programs."""
         payload = self.random.choice([b"", b"x", make_corpus.security(), self.random.randbytes(30)])
         body = request(
             # Those above are for a launcher of their own, which ends with them and answers in other words.
@@ -450,7 +450,7 @@ class Maker:
         return ops
 
     def _plan(self, flags: int = 0) -> tuple[bytes, tuple[str, ...]]:
-        """A plan that works over empty file systems, with at times a field or two that do not."""
+        """Return a valid plan over empty file systems, sometimes with one or two invalid fields."""
         joins = [
             (self.random.choice([4, 5, 6, 200]), self.random.choice([1 << 30, 1 << 27, 1 << 26, 1 << 28]))
             for _ in range(self.random.choice([0, 0, 0, 1, 2, 4]))
@@ -495,12 +495,12 @@ class Maker:
         return Message(request(native.RESTACK, self._payload(data), value=value), fds)
 
     def _relay(self) -> Message:
-        """A relay that ends with the message's fds, or one that cannot be."""
+        """Return a relay request whose relay ends with the message's fds, or an invalid one."""
         fds = self._some_fds(3) if self._chance(2) else ("socket",)
         return Message(request(native.RELAY, value=self._word() & 0x7FFFFFFF), fds)
 
     def _network(self) -> Message:
-        """Sockets of a namespace, after settings that no kernel has."""
+        """Return a request for sockets of a namespace, with invalid settings."""
         wanted = [
             SocketSpec(
                 self.random.choice([1, 2, 10, 16]),
@@ -518,7 +518,7 @@ class Maker:
         return Message(request(native.NETWORK, body), self._some_fds(2) if self._chance(2) else ())
 
     def _script(self, place: int) -> bytes:
-        """File operations in the scratch tree; names are such that no flipped bit leads out of it."""
+        """Return file operations in the scratch tree; no bit flip of a name leaves the tree."""
         if self._chance(2):
             good = [b"t%ca/b/leaf\0", b"d%ca\0", b"w%ca/b/leaf\0text\0", b"c%ca\0" + b"0\0"]
             return b"".join(one % place for one in self.random.choices(good, k=self.random.randint(0, 4)))
@@ -573,13 +573,13 @@ class Maker:
 
 
 def spare_claim() -> tuple[bytes, tuple[str, ...]]:
-    """A request, and its fds, that takes the child which waits in a launcher, if one does."""
+    """Return a request and its fds that claims the pre-cloned child of a launcher, if there is one."""
     data = make_corpus.plan(flags=_SPARE_FLAG, tasks=0, store=Source(fd=2), sources=[], ops=[])
     return request(native.SPAWN, data, value=len(data)), ("socket", "socket", "mount")
 
 
 def _honest(message: Message) -> Message:
-    """No memory and no file is smaller than the header says."""
+    """Return the message without memory or files that are smaller than the header says."""
     if not message.kind or not message.fds:
         return message
     size, flags = struct.unpack_from("<2I", message.body, 4)

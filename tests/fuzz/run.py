@@ -84,7 +84,7 @@ class Fuzzer:
     target: Target
 
     def command(self, arguments: argparse.Namespace, artifacts: Path, fresh: Path) -> list[str]:
-        """The command line of a run, or of a replay of the files given."""
+        """Return the command line of a run, or of a replay of the files given."""
         shared, corpus = [f"-artifact_prefix={artifacts}/"], str(self.target.corpus)
         if arguments.replay:
             return [str(self.program), *shared, *map(str, arguments.replay)]
@@ -96,7 +96,7 @@ class Fuzzer:
 
 
 def check_source() -> Path:
-    """The check.c that is fuzzed."""
+    """Return the check.c that is fuzzed."""
     return Path(os.environ.get("PYC_CHECK_C") or NATIVE / "shared" / "check.c")
 
 
@@ -107,7 +107,7 @@ def _decoders(into: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def _smaller(into: Path) -> Path:
-    """A copy of the sources with smaller bounds and every system call led through the harness."""
+    """Return a copy of the sources with smaller bounds and system calls routed through the harness."""
     copy = into / "native"
     shutil.copytree(os.environ.get("PYC_NATIVE") or NATIVE, copy, dirs_exist_ok=True)
     changes = [(copy / "include" / "raw.h", old, new) for old, new in _KERNEL]
@@ -140,7 +140,7 @@ TARGETS = {
 
 
 def _candidates(engine: str) -> list[tuple[str, list[str], list[str], list[str]]]:
-    """Engine, compiler, what it compiles the target with, and its driver; best first."""
+    """Return (engine, compiler, flags of the target, driver), best first."""
     clang = shlex.split(os.environ.get("PYC_FUZZ_CLANG", "clang"))
     gcc = shlex.split(os.environ.get("PYC_FUZZ_GCC", "gcc"))
     plain = f"-fsanitize={_SANITIZERS}"
@@ -208,7 +208,7 @@ def _report(fuzzer: Fuzzer, done: subprocess.CompletedProcess[str], elapsed: flo
 
 
 def _keep(findings: Path, kept: Path) -> list[Path]:
-    """Copy findings to where they outlive this run."""
+    """Copy findings to a directory that outlives this run."""
     copies = []
     for path in sorted(findings.iterdir()):
         kept.mkdir(parents=True, exist_ok=True)
@@ -217,19 +217,19 @@ def _keep(findings: Path, kept: Path) -> list[Path]:
 
 
 def _make_room(top: Path) -> Path:
-    """A directory for what is unpacked, in memory where there is some."""
+    """Return a directory for unpacked files, in memory if possible."""
     memory = Path("/dev/shm")
     return Path(tempfile.mkdtemp(prefix="pyc-fuzz-", dir=memory if os.access(memory, os.W_OK) else top))
 
 
 def _remove_room(room: Path) -> None:
-    """Paths in it may be too long to be named, and directories closed to their owner."""
+    """Remove the directory, with paths beyond PATH_MAX and unreadable directories."""
     subprocess.run(["chmod", "-R", "u+rwX", str(room)], stderr=subprocess.DEVNULL, check=False)
     subprocess.run(["rm", "-rf", str(room)], check=True)
 
 
 def main() -> int:
-    """Build, run, report; the exit status."""
+    """Build, run and report; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--target", choices=sorted(TARGETS), default="decoders")
     parser.add_argument("--seconds", type=int, default=20)

@@ -22,7 +22,7 @@ ABSENT, TIMEOUT, DIED = 77, 124, 125
 
 
 def boot(command: list[str], *, memory: str, timeout: float, cwd: str) -> int:
-    """Boot, run, power off; the command's exit status."""
+    """Boot, run the command, power off, and return the command's exit status."""
     kernel = shutil.which("linux.uml") or "/usr/bin/linux.uml"
     if not os.path.exists(kernel):
         print("guest: user-mode-linux is not installed")
@@ -72,7 +72,7 @@ def _preloaded(job: str) -> dict[str, str]:
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mem", default="2G")
     parser.add_argument("--timeout", type=float, default=900)

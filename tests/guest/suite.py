@@ -25,7 +25,7 @@ PYTEST = [
 
 
 def main() -> int:
-    """Boot and run; skipped, and saying so, where there is no user-mode-linux."""
+    """Boot and run the suite; print a skip if user-mode-linux is not installed."""
     arguments = sys.argv[1:] or ["tests/kernel", "-m", "not soak"]
     status = boot([*PYTEST, *arguments], memory="3G", timeout=1200, cwd=str(ROOT))
     if status == ABSENT:

@@ -11,7 +11,7 @@ from pycontain import Bind, Container, Engine, StartError
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything in this directory needs a real kernel."""
+    """Mark every test of this directory `kernel`."""
     for item in items:
         if "/kernel/" in str(item.path):
             item.add_marker(pytest.mark.kernel)
@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def container() -> Iterator[Container]:
-    """An idle container with the defaults."""
+    """Provide an idle container with the defaults."""
     with Container() as one:
         yield one
 

@@ -28,7 +28,7 @@ def _network_manager() -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(engine: Engine) -> Iterator[None]:
-    """No network, interface or rule of ours."""
+    """Check that no network, interface or rule of the engine is left."""
     yield
     engine._session.warm.discard()
     assert [one.name for one in Network.list()] == []
@@ -45,14 +45,14 @@ def _is_bridge(link: links.Link, engine: Engine) -> bool:
 
 @pytest.fixture
 def net() -> Iterator[Network]:
-    """A network that leads nowhere: every user may have one."""
+    """Provide an internal network, which every user may have."""
     with Network("pyc-net", internal=True) as one:
         yield one
 
 
 @pytest.fixture
 def outside(engine: Engine) -> Iterator[Network]:
-    """A network with a route outside."""
+    """Provide a network with a route outside."""
     try:
         one = Network("pyc-out")
     except UnsupportedError as refused:

@@ -92,7 +92,7 @@ _usual: list[Seen] = []
 
 @pytest.fixture
 def usual(needs_idmap: None, tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    """The view of a container of an ordinary caller, taken once."""
+    """Return the view of a container of an ordinary caller, taken once."""
     # A fixture of the module would be set up before the skip of needs_idmap.
     if not _usual:
         _usual.append(call(tmp_path_factory.mktemp("usual"), ""))
@@ -220,7 +220,7 @@ def test_interpreter_options_of_the_caller_do_not_matter(
 
 
 def _path_of(usual: Seen, tmp_path: Path, path: str, options: tuple[str, ...]) -> object:
-    """`Image.host()` puts the interpreter's own bin first in PATH, which -S knows only outside of a venv."""
+    """Return the expected environment: `Image.host()` puts the bin of a venv into PATH, except with -S."""
     return call(tmp_path, path, *options)["env"] if "-S" in options else usual["env"]
 
 
@@ -265,7 +265,7 @@ with pycontain.Container(env={"NAME": "zażółć"}) as c:
 
 @pytest.fixture
 def unreadable(tmp_path: Path) -> Iterator[Path]:
-    """A directory that its owner may not read."""
+    """Provide a directory that its owner may not read."""
     place = tmp_path / "unreadable"
     place.mkdir()
     place.chmod(0)

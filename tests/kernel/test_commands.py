@@ -35,7 +35,7 @@ SOON = 5.0
 
 @pytest.fixture
 def engine_of_its_own(tmp_path: Path) -> Iterator[Engine]:
-    """An engine that no other test uses."""
+    """Provide an engine that no other test uses."""
     with Engine(tmp_path / "root") as engine:
         yield engine
 

@@ -29,7 +29,7 @@ container's counters 4.
 
 @pytest.fixture
 def waits() -> Iterator[Path]:
-    """A trace of every uninterruptible wait with the kernel's stack, switched off."""
+    """Provide a trace instance for uninterruptible waits with kernel stacks, not yet enabled."""
     if not os.access(TRACING, os.W_OK):
         pytest.skip("no tracefs that this user may write")
     instance = TRACING / f"pyc{os.getpid()}"
@@ -141,7 +141,7 @@ def test_the_trace_sees_a_wait(waits: Path, engine: Engine) -> None:
 
 @pytest.fixture
 def straced(engine: Engine, tmp_path: Path) -> Iterator[Path]:
-    """strace on the launcher and all that it starts."""
+    """Trace the launcher and its descendants by strace."""
     program = shutil.which("strace")
     if program is None:
         pytest.skip("no strace on this host")

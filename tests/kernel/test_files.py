@@ -23,7 +23,7 @@ from pycontain._kernel.pidfd import wait_dead
 
 @pytest.fixture
 def place(container: Container) -> ContainerPath:
-    """A directory of root's in /tmp."""
+    """Return a directory of root's in /tmp."""
     path = container.path("/tmp/place")
     path.mkdir(0o755)
     return path
@@ -31,7 +31,7 @@ def place(container: Container) -> ContainerPath:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Files of all sorts on the host."""
+    """Return files of all sorts on the host."""
     top = tmp_path / "tree"
     (top / "sub" / "deep").mkdir(parents=True)
     (top / "plain").write_bytes(b"plain")
@@ -489,7 +489,7 @@ def test_states(container: Container, needs_freezer: None) -> None:
 
 @pytest.fixture
 def bare() -> Iterator[Launcher]:
-    """A launcher that joins nothing."""
+    """Provide a launcher that joins nothing."""
     launcher = Launcher(files=True)
     yield launcher
     launcher.kill()

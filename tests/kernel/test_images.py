@@ -30,7 +30,7 @@ from tests.support.trees import difference, listing
 
 @pytest.fixture
 def image(root: Path, engine: Engine) -> Iterator[Image]:
-    """busybox in the store, and an empty store afterwards."""
+    """Provide busybox as an image of the store, and check that the store is empty afterwards."""
     yield Image.from_rootfs(root, copy=True, tag="pyc/box:1")
     for one in Image.list():
         one.remove(force=True)
@@ -49,7 +49,7 @@ def _file(name: str, text: str, **fields: int) -> tuple[tarfile.TarInfo, io.Byte
 
 
 def _configured(image: Image, config: ContainerConfig) -> Image:
-    """The image with another configuration and nothing else."""
+    """Return the image with another configuration and nothing else."""
     with Container(image) as container:
         return container.commit(config=config)
 

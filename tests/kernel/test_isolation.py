@@ -209,7 +209,7 @@ def test_later_host_mounts_propagate_only_on_request(tmp_path: Path, engine: Eng
 
 
 def _rootfs(top: Path) -> Path:
-    """The least that runs: busybox and the usual directories."""
+    """Return a minimal root: busybox and the usual directories."""
     busybox = Path("/bin/busybox")
     if not busybox.exists():
         pytest.skip("busybox is not installed")

@@ -180,7 +180,7 @@ def test_nosymfollow(tmp_path: Path) -> None:
 
 @pytest.fixture
 def below(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs that is mounted at `sub` of a directory of the host."""
+    """Provide a tmpfs that is mounted at `sub` of a directory of the host."""
     if os.geteuid():
         pytest.skip("mounts on the host are root's")
     libc = ctypes.CDLL(None, use_errno=True)

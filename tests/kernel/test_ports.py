@@ -163,7 +163,7 @@ def _give_routes(container: Container, network: Network, world: World) -> None:
 
 @contextlib.contextmanager
 def echo_here(address: str) -> Iterator[None]:
-    """A service of this host."""
+    """Provide a service of this host."""
     import threading
 
     from tests.support.inside import _accept

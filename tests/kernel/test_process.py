@@ -39,7 +39,7 @@ SOON = 5.0
 
 @pytest.fixture
 def supervised(tmp_path: Path) -> Iterator[Container]:
-    """A container on a host without cgroup v2, where every exec has a supervisor."""
+    """Provide a container on a host without cgroup v2, where every exec has a supervisor."""
     with Engine(tmp_path / "root") as engine:
         engine._session.cgroups.unified = None
         with Container(engine=engine) as one:
@@ -48,7 +48,7 @@ def supervised(tmp_path: Path) -> Iterator[Container]:
 
 @pytest.fixture(params=["container", "supervised"])
 def either(request: pytest.FixtureRequest) -> Container:
-    """The default container, then a supervised one."""
+    """Return the default container, then a supervised one."""
     found: Container = request.getfixturevalue(request.param)
     return found
 

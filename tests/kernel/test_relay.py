@@ -97,7 +97,7 @@ def echo(connection: socket.socket) -> None:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """Everything up to the end."""
+    """Read up to the end of the stream."""
     return b"".join(iter(lambda: connection.recv(1 << 16), b""))
 
 
@@ -110,7 +110,7 @@ def _parts(connection: socket.socket, size: int) -> Iterator[bytes]:
 
 
 def publish(relay: Relay, port: int, *, number: int = 1, behind: str = HERE, host: str = HERE) -> int:
-    """A TCP port of the relay's that leads to `port`."""
+    """Return a TCP port of the relay that forwards to `port`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, 0), family=family, backlog=1024) as listener:
         relay.serve(number, TCP, [listener.fileno()], behind, port)
@@ -120,7 +120,7 @@ def publish(relay: Relay, port: int, *, number: int = 1, behind: str = HERE, hos
 def publish_udp(
     relay: Relay, port: int, *, number: int = 1, host: str = HERE, behind: str = HERE, patience: int = 0
 ) -> int:
-    """The same for UDP."""
+    """Return a UDP port of the relay that forwards to `port`."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as bound:
         bound.bind((host, 0))
         relay.serve(number, UDP, [bound.fileno()], behind, port, patience=patience)

@@ -57,7 +57,7 @@ print(json.dumps(results))
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """A directory that every user may write to and reach."""
+    """Provide a directory that every user may write to and reach."""
     with tempfile.TemporaryDirectory(prefix="pycontain-seccomp-") as path:
         os.chmod(path, 0o777)
         yield Path(path)
@@ -66,7 +66,7 @@ def directory() -> Iterator[Path]:
 def confined(
     directory: Path, filter_: Filter, *command: str, user: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """A command run in a directory behind a filter."""
+    """Run a command in a directory under a filter."""
     program = directory / "program"
     program.write_bytes(assemble(filter_, MACHINE))
     try:

@@ -39,13 +39,13 @@ os.link("/root/t/parts", "/root/t/sub/twin")
 
 @pytest.fixture
 def sparse(container: Container) -> Container:
-    """A container with sparse files below /root/t."""
+    """Return a container with sparse files below /root/t."""
     container.exec(["python3", "-c", MAKE], check=True, timeout=120)
     return container
 
 
 def _digest(path: Path) -> str:
-    """The digest of a file's data with their offsets, so that holes need not be read."""
+    """Return the digest of a file's data with their offsets, so that holes need not be read."""
     digest = hashlib.sha256(str(path.stat().st_size).encode())
     with path.open("rb", buffering=0) as file:
         at, size = 0, path.stat().st_size
@@ -63,7 +63,7 @@ def _digest(path: Path) -> str:
 
 
 def _check(top: Path, expected: dict[str, str] | None = None) -> dict[str, str]:
-    """Every file of the tree is as sparse as it was, and has the same data as one before."""
+    """Check that every file of the tree has the same holes and data as before."""
     paths = [path for path in sorted(top.rglob("*")) if path.is_file()]
     assert len(paths) == 7
     for path in paths:

@@ -31,7 +31,7 @@ from pycontain._state.owner import STORE_BLOCK
 
 @pytest.fixture(autouse=True)
 def _volumes(engine: Engine, needs_idmap: None) -> Iterator[None]:
-    """No volume is left, nor a loop device of one."""
+    """Check that no volume and no loop device of one is left."""
     yield
     Volume.prune(all=True)
     assert Volume.list() == []
@@ -42,7 +42,7 @@ def _volumes(engine: Engine, needs_idmap: None) -> Iterator[None]:
 
 
 def _without_devices(place: str) -> bool:
-    """A loop device lives while any process has it open, and other scans open each device briefly."""
+    """Wait until no loop device is left; scans of other processes keep a device alive for a moment."""
     deadline = time.monotonic() + 5
     while any(_backing(device).startswith(place) for device in os.listdir("/sys/block")):
         if time.monotonic() > deadline:

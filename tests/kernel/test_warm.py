@@ -17,7 +17,7 @@ from pycontain import Bind, Container, Engine
 
 @pytest.fixture
 def busy(tmp_path: Path) -> Iterator[Engine]:
-    """An engine of its own, in which containers of the default options have followed each other."""
+    """Provide an engine of its own, in which containers of the default options have followed each other."""
     with Engine() as engine:
         follow(engine)
         yield engine
@@ -32,7 +32,7 @@ def follow(engine: Engine, **options: object) -> None:
 
 
 def waiting(engine: Engine) -> dict[str, int]:
-    """Id and PID 1 of all that wait, the oldest first."""
+    """Return id and PID 1 of all warm containers, the oldest first."""
     found = {}
     for one in engine._session.warm._stock:
         one.launch.hear()

@@ -35,7 +35,7 @@ def _run(label: str, command: list[str]) -> bool:
 
 
 def main() -> int:
-    """Every check; 0 when all are clean."""
+    """Run every check and return 0 if all are clean."""
     builder = _builder()
     good = True
     with tempfile.TemporaryDirectory(prefix="pyc-c-") as directory:

@@ -58,7 +58,7 @@ print('end')
 
 
 def scan_processes(execs: int, seconds: float) -> list[str]:
-    """E01: look into every process that appears while commands are started."""
+    """E01: inspect every process that appears while commands are started."""
     with Container() as container:
         watcher = container.popen([sys.executable, "-c", SCANNER, str(seconds)])
         assert watcher.stdout is not None
@@ -107,7 +107,7 @@ print(sorted(set(found)))
 
 
 def enter_descriptors(most: int) -> list[str]:
-    """E03, CVE-2024-21626: /proc/self/fd/N as a working directory, by itself and behind a link."""
+    """E03, CVE-2024-21626: use /proc/self/fd/N as a working directory, directly and through a link."""
     found = []
     held = [os.open("/", os.O_RDONLY | os.O_DIRECTORY) for _ in range(8)]
     for fd in held:
@@ -160,7 +160,7 @@ LINKED = {
 
 
 def links_for_the_engines_places(name: str) -> list[str]:
-    """E05, E06, E08: the engine's own directories are links.  Refused, or everything stands inside."""
+    """E05, E06, E08: start images with links in place of the engine's directories."""
     place, target = LINKED[name]
     with tempfile.TemporaryDirectory(prefix="pyc-links-") as directory:
         root = make_root(Path(directory) / "rootfs")
@@ -190,7 +190,7 @@ def mounts_beside(root: Path) -> list[str]:
 
 
 def _with_this_build(code: str) -> list[str]:
-    """A Python of its own that loads the extension which is loaded here, weakened or not."""
+    """Return a Python command that loads the same extension as this process, weakened or not."""
     extension = sys.modules["pycontain._kernel._ffi"].__file__
     return [sys.executable, "-c", f"from tests.security.weak import load; load({extension!r}); {code}"]
 
@@ -241,7 +241,7 @@ def groups_of_the_caller() -> list[str]:
 
 
 def list_groups() -> list[str]:
-    """The groups of commands of three users that are not theirs."""
+    """Return the groups of commands of three users that are not theirs."""
     found = []
     with tempfile.TemporaryDirectory(prefix="pyc-groups-") as directory:
         root = make_root(Path(directory) / "rootfs")

@@ -21,14 +21,14 @@ _PIECE = 64 << 20
 
 
 def zeros(kind: str, size: int) -> bytes:
-    """A tar of one file of zeros, compressed; made of the same piece again and again."""
+    """Return a compressed tar of one file of zeros, made by repeating one piece."""
     head = header("zeros", b"0", size)
     piece, rest = bytes(_PIECE), bytes(size % _PIECE) + END
     return squeeze(kind, head) + squeeze(kind, piece) * (size // _PIECE) + squeeze(kind, rest)
 
 
 def squeeze(kind: str, data: bytes) -> bytes:
-    """Compressed; several of them after each other are one stream."""
+    """Return compressed data; concatenated pieces are one stream."""
     if kind == "gzip":
         return gzip.compress(data, 9, mtime=0)
     if kind == "xz":
@@ -45,7 +45,7 @@ def _zstd() -> Any:
 
 
 def sparse_header(name: str, size: int, regions: list[tuple[int, int]], *, more: bool = False) -> bytes:
-    """GNU's own header of a sparse file."""
+    """Return GNU tar's header of a sparse file."""
     fields = {345: bytes(167), 483: octal(size, 12), 482: b"\1" if more else b"\0", 257: b"ustar  \0"}
     for at, (offset, length) in enumerate(regions):
         fields[386 + 24 * at] = octal(offset, 12) + octal(length, 12)
@@ -66,7 +66,7 @@ def measured(what: str, *arguments: str | Path, timeout: float = 120) -> dict[st
 
 
 def load(root: str, *sources: str) -> str:
-    """Image.from_rootfs of archives in a store; the last error in words, and a normal one afterwards."""
+    """Import archives by Image.from_rootfs, then a normal one; return the last error as text."""
     from pycontain import Engine, Image, ImageError
 
     said = "kept"
@@ -80,7 +80,7 @@ def load(root: str, *sources: str) -> str:
 
 
 def documents(root: str, *sources: str) -> str:
-    """Image.load of archives in a store; the last error in words."""
+    """Load archives by Image.load and return the last error as text."""
     from pycontain import Engine, Image, ImageError
 
     said = "kept"
@@ -94,7 +94,7 @@ def documents(root: str, *sources: str) -> str:
 
 
 def peer(source: str) -> str:
-    """The same by Python's own tarfile, all of it in memory as many programs do."""
+    """Control: unpack by Python's tarfile in memory, as many programs do."""
     with tarfile.open(source) as archive:
         for member in archive:
             if member.isfile():

@@ -53,7 +53,7 @@ def _having(axis: str, *outcomes: str) -> Callable[[Reach], frozenset[str]]:
 
 
 def _capabilities(reach: Reach) -> frozenset[str]:
-    """Every capability of any of the five sets."""
+    """Return every capability of any of the five sets."""
     mask = 0
     for text in reach.axis("capability").values():
         mask |= int(text, 16)
@@ -137,7 +137,7 @@ def own(security: Security, top: Path) -> Reach:
 
 
 def bubblewrap(top: Path) -> Reach | Absent:
-    """`bwrap --unshare-all`, the way that its users write it.
+    """Return the reach under `bwrap --unshare-all` with the usual options.
 
     It runs in its own session, as the manual advises: /proc/PID/autogroup depends only on the session,
     and a caller in the session of the host's init would pass on an empty one.
@@ -150,7 +150,7 @@ def bubblewrap(top: Path) -> Reach | Absent:
 
 
 def podman(top: Path) -> Reach | Absent:
-    """`podman run --rootfs` with a store of its own; crun where it can, else runc."""
+    """Return the reach under `podman run --rootfs` with its own store, by crun if possible, else runc."""
     if shutil.which("podman") is None:
         return Absent("podman", "not installed")
     root = str(make_root(top / "root"))
@@ -184,7 +184,7 @@ def _remove_groups(name: str) -> None:
 
 @contextlib.contextmanager
 def _daemon(top: Path) -> Iterator[list[str] | Absent]:
-    """The docker command for a daemon of our own, which is stopped at the end."""
+    """Provide the docker command for a private daemon, which is stopped at the end."""
     if os.geteuid() != 0:
         yield Absent("docker", "its daemon needs root")
         return
@@ -218,7 +218,7 @@ def _answers(client: list[str], daemon: subprocess.Popen[bytes]) -> bool:
 
 
 def docker(top: Path) -> Reach | Absent:
-    """`docker run` by a daemon of our own."""
+    """Return the reach under `docker run` of a private daemon."""
     top.mkdir()
     root = make_root(top / "root")
     with _daemon(top / "daemon") as client:
@@ -282,7 +282,7 @@ def _shown(keys: frozenset[str]) -> str:
 
 
 def page(found: dict[str, Reach | Absent]) -> str:
-    """The comparison in Markdown."""
+    """Return the comparison in Markdown."""
     peers = tuple(name for name in found if name not in (SANDBOX, DOCKER_PRESET))
     user = "root" if os.geteuid() == 0 else "an unprivileged user"
     versions = "; ".join(
@@ -327,7 +327,7 @@ def page(found: dict[str, Reach | Absent]) -> str:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path, metavar="FILE", help="where the page goes; without it, shown")
     options = parser.parse_args()

@@ -15,7 +15,7 @@ from tests.support.images import directory, file, oci_layout, tar
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every case wants a real kernel; `full` ones run where the whole set is asked for."""
+    """Mark every case `kernel`, and skip `full` ones unless PYC_SECURITY_FULL is set."""
     for item in items:
         if "/security/" not in str(item.path):
             continue
@@ -64,7 +64,7 @@ class Canary:
 
 @pytest.fixture
 def canary(tmp_path: Path) -> Iterator[Canary]:
-    """A canary, found untouched at the end."""
+    """Provide a canary and check that it is untouched at the end."""
     tmp_path.chmod(0o755)
     one = Canary(tmp_path / "canary")
     yield one
@@ -72,7 +72,7 @@ def canary(tmp_path: Path) -> Iterator[Canary]:
 
 
 def kept(engine: Engine) -> dict[str, int]:
-    """Files of a store with what each takes up of the disk; without the records, which grow as they like."""
+    """Return the disk usage of a store's files, without the database, which grows independently."""
     found = {}
     for top in ("blobs", "layers", "partial"):
         for place, _, names in os.walk(os.path.join(engine._session.roots.data, top)):
@@ -85,7 +85,7 @@ def kept(engine: Engine) -> dict[str, int]:
 
 
 def whole(engine: Engine, top: Path) -> None:
-    """The store says so itself, takes a normal image, and has given back all that it took."""
+    """Check that fsck is clean, a normal image still works, and the disk space is released."""
     assert engine.fsck() == []
     layers = [tar([directory("a"), file("a/b", b"x")]), tar([file("a/.wh.b"), file("c", b"y")])]
     normal = Image.from_oci_layout(oci_layout(layers).write(top / "normal"), engine=engine)
@@ -99,7 +99,7 @@ def whole(engine: Engine, top: Path) -> None:
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[Engine]:
-    """An engine with a store of its own, found whole and empty at the end."""
+    """Provide an engine with its own store, and check that it is complete and empty at the end."""
     tmp_path.chmod(0o755)
     engine = Engine(tmp_path / "store")
     assert engine._session.store

@@ -44,7 +44,7 @@ class Attack:
 
 
 def _names() -> Iterator[Attack]:
-    """P01: names that lead out."""
+    """P01: yield names that point out of the layer."""
     spelled: dict[str, tuple[Callable[[str], str | bytes], bool]] = {
         "dotdot": (lambda to: f"{UP}{to}/secret", True),
         "dotdot after a directory": (lambda to: f"a/{UP}{to}/secret", True),
@@ -93,7 +93,7 @@ THROUGH: dict[str, list[Entry | bytes]] = {
 
 
 def _through() -> Iterator[Attack]:
-    """P02, P03: a link, then something through it, in one layer and in the next."""
+    """P02, P03: yield a link and an entry through it, in one layer and in the next."""
     for (link, make), (what, then) in itertools.product(LINKS.items(), THROUGH.items()):
 
         def one(
@@ -109,7 +109,7 @@ def _through() -> Iterator[Attack]:
         def inside(
             to: str, make: Callable[[str], list[Entry]] = make, then: list[Entry | bytes] = then
         ) -> Layers:
-            """The same names exist in the layer: there the link may be followed."""
+            """Return the layer's own entries of the same names, to which the link may resolve."""
             own: list[Entry | bytes] = [directory(f"{to}/inner"), file(f"{to}/secret", b"inside")]
             return [[*own, *make(to), *then]]
 
@@ -121,7 +121,7 @@ def _through() -> Iterator[Attack]:
 
 
 def _roots() -> Iterator[Attack]:
-    """P03: the root itself as something else."""
+    """P03: yield entries that replace the root."""
     for name in (".", "./", "/.", "/", "././"):
         yield Attack(
             "P03",
@@ -146,7 +146,7 @@ def _roots() -> Iterator[Attack]:
 
 
 def _hard_links() -> Iterator[Attack]:
-    """P04: other names of files that are not the layer's."""
+    """P04: yield hard links to files outside of the layer."""
     targets: dict[str, Callable[[str], str]] = {
         "dotdot": lambda to: f"{UP}{to}/secret",
         "absolute": lambda to: f"{to}/secret",
@@ -183,7 +183,7 @@ _ATTRIBUTES = {"SCHILY.xattr.user.pyc": "x", "SCHILY.acl.access": "user::rwx,gro
 
 
 def _metadata() -> Iterator[Attack]:
-    """P05: modes, owners, times and attributes of what a link leads to."""
+    """P05: yield metadata that would apply to the target of a link."""
     changed = {"mode": 0o7777, "owner": (1234, 1234), "mtime": 1, "pax": _ATTRIBUTES}
     for link, make in LINKS.items():
         yield Attack(
@@ -224,7 +224,7 @@ def _metadata() -> Iterator[Attack]:
 
 
 def _whiteouts() -> Iterator[Attack]:
-    """P06: marks with names that lead out."""
+    """P06: yield whiteouts with names that point out."""
     for name in (".wh...", ".wh..", ".wh.", "a/.wh.", ".wh./x", ".wh.a/b", "a/.wh..", "a/.wh..."):
         yield Attack("P06", name, lambda to, name=name: [[directory("a"), file("a/b")], [file(name)]])  # type: ignore[misc, arg-type]
     yield Attack("P06", "dotdot", lambda to: [[file(f"{UP}{to}/.wh.secret")]])
@@ -245,12 +245,12 @@ ATTACKS = {
 
 
 def of(*cases: str) -> list[str]:
-    """The names of the attacks of some cases."""
+    """Return the names of the attacks of some cases."""
     return [name for name, attack in ATTACKS.items() if attack.case in cases]
 
 
 def wrong(engine: Engine, top: Path, *cases: str, first: bool = False) -> dict[str, str]:
-    """Attacks of these cases that did anything but what they have to, and what they did.
+    """Return the attacks of these cases with an unexpected outcome.
 
     first: the first that touches a canary is enough.
     """
@@ -293,7 +293,7 @@ def _ill(engine: Engine, image: Image, attack: Attack) -> str:
 
 
 def _told(image: Image) -> list[str]:
-    """Files of an image that have what only the canary has."""
+    """Return files of an image with the contents of the canary."""
     found = []
     for top in image.directories:
         for path in Path(top).rglob("*"):
@@ -305,7 +305,7 @@ def _told(image: Image) -> list[str]:
 
 
 def hurt(*cases: str) -> list[str]:
-    """Attacks of these cases that a canary shows, with whatever build of the extension there is."""
+    """Return the attacks of these cases that changed the canary, with the loaded extension."""
     with tempfile.TemporaryDirectory(prefix="pyc-hurt-") as top:
         os.chmod(top, 0o755)
         engine = Engine(f"{top}/store")

@@ -14,7 +14,7 @@ DIRECTORY_MODES = (0o755, 0o700, 0o1777, 0o711, 0o000)
 
 
 def _path(chosen: random.Random) -> str:
-    """Mostly below what is a directory more often than not."""
+    """Return a path, mostly below names that are usually directories."""
     parts = [chosen.choice("de") for _ in range(chosen.choice((0, 0, 1, 1, 2)))]
     if chosen.random() < 0.1:
         parts.append(chosen.choice(NAMES))
@@ -74,7 +74,7 @@ def _hostile(chosen: random.Random, layer: list[Entry], below: list[str]) -> Ent
 
 
 def _add(layer: list[Entry], one: Entry, *, first: bool) -> None:
-    """Opaque marks come before what they do not hide, and whiteouts are not of what is hidden already."""
+    """Put opaque marks before the entries that they keep, and drop whiteouts of hidden entries."""
     if ".wh..wh." in str(one.name):
         if not first and not any(".wh." in str(other.name) for other in layer):
             layer.insert(0, one)
@@ -85,7 +85,7 @@ def _add(layer: list[Entry], one: Entry, *, first: bool) -> None:
 
 
 def made(seed: int, *, hostile: bool) -> list[list[Entry]]:
-    """A few layers; the same for the same seed."""
+    """Return a few layers, equal for equal seeds."""
     chosen = random.Random(seed)
     layers: list[list[Entry]] = []
     for at in range(chosen.choice((1, 2, 2, 3, 4))):

@@ -29,7 +29,7 @@ def flip(data: bytes) -> bytes:
 
 
 def part_of(layout: Layout, kind: str) -> str:
-    """The digest of a part."""
+    """Return the digest of a part."""
     manifest = json.loads(layout.blobs[layout.manifests[0]["digest"]])
     found: dict[str, str] = {
         "manifest": layout.manifests[0]["digest"],
@@ -44,13 +44,13 @@ PARTS = ("manifest", "config", "first layer", "last layer")
 
 
 def nothing(engine: Engine) -> bool:
-    """No image, no name, and no file that a sweep does not take."""
+    """Return whether the store has no image, no tag, and no file that a sweep keeps."""
     engine.sweep()
     return not engine.images and not engine._session.store.tags() and not kept(engine)
 
 
 def not_refused(engine: Engine, layouts: Iterable[tuple[str, Layout]], match: str = "") -> list[str]:
-    """Names of layouts that do anything but fail as an image, and leave nothing."""
+    """Return names of layouts that do not fail with ImageError or leave something."""
     found = []
     for name, layout in layouts:
         try:

@@ -28,7 +28,7 @@ def _run(command: list[str], directory: Path, full: bool) -> int:
 
 
 def run_all(directory: Path, full: bool) -> int:
-    """pytest as this user, then as the two unprivileged users; the worst exit status."""
+    """Run pytest as this user, then as two unprivileged users, and return the worst exit status."""
     pytest = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup"]
     worst = _run([*pytest, *_SUITES], directory, full)
     if os.geteuid() == 0:
@@ -38,7 +38,7 @@ def run_all(directory: Path, full: bool) -> int:
 
 
 def collect(directory: Path) -> dict[str, dict[str, dict[str, str]]]:
-    """User to id to kind to outcome, where the worst of several tests counts."""
+    """Return outcomes by user, id and kind; the worst of several tests counts."""
     found: dict[str, dict[str, dict[str, str]]] = {}
     for path in sorted(directory.glob("*.json")):
         account = json.loads(path.read_text())
@@ -57,7 +57,7 @@ def _worse(one: str | None, other: str) -> str:
 
 
 def table(found: dict[str, dict[str, dict[str, str]]]) -> Iterable[str]:
-    """The lines of the table."""
+    """Return the lines of the table."""
     yield "| id | attack or fault | root | rootless | control seen failing |"
     yield "|---|---|---|---|---|"
     for name, what in CASES.items():
@@ -72,7 +72,7 @@ def _cell(outcome: str | None) -> str:
 
 
 def page(lines: Iterable[str], command: str, seconds: float) -> str:
-    """The page with the table."""
+    """Return the page with the table."""
     waiting = "\n".join(f"- {name}: {why}" for name, why in ELSEWHERE.items())
     return f"""# Cases
 

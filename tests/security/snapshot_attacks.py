@@ -69,12 +69,12 @@ STATE = "cd /made && stat -c '%n %a %s %y' * && cat *"
 
 
 def change_snapshots(ways: list[str], security: str = "SANDBOX") -> list[str]:
-    """The ways by which a snapshot is changed after it was taken."""
+    """Return the ways that change a snapshot after it was taken."""
     return [way for way in ways if _is_changed(way, getattr(Security, security))]
 
 
 def kind_of_snapshot(way: str) -> str:
-    """The kind of a snapshot that is taken while this descriptor is outside."""
+    """Return the kind of a snapshot that is taken while this descriptor is outside."""
     return _taken(way, Security.SANDBOX)[0]
 
 
@@ -84,7 +84,7 @@ def _is_changed(way: str, security: Security) -> bool:
 
 
 def _taken(way: str, security: Security) -> tuple[str, str, str]:
-    """The snapshot's kind, and what it holds before and after the write."""
+    """Return the snapshot's kind, and what it holds before and after the write."""
     path, flags = WAYS[way]
     with (
         Volume() as volume,

@@ -46,7 +46,7 @@ def _rootfs(engine: Engine, top: Path, data: bytes) -> Image:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Engine]:
-    """An engine with tight bounds."""
+    """Provide an engine with tight bounds."""
     tmp_path.chmod(0o755)
     limits = LayerLimits(size=1 << 20, entries=100)
     with Engine(tmp_path / "store", layer_limits=limits) as engine:
@@ -169,7 +169,7 @@ def test_paths_that_no_system_has_are_refused(name: str, shop: Engine, tmp_path:
 
 
 def _empty_files(count: int) -> bytes:
-    """Headers that differ in their digits alone: the sum is that of the first and what the digits add."""
+    """Return headers that differ only in their digits, with sums adjusted from the first."""
     first = bytearray(header("d000/f0000000", b"0"))
     base = sum(first) - sum(first[148:156]) + 8 * ord(" ") - 10 * ord("0")
     out = bytearray()
@@ -226,7 +226,7 @@ _ENDLESS = b"".join(
 
 
 def _fields(**fields: bytes) -> bytes:
-    """A header with raw bytes in one of its fields, and its right sum."""
+    """Return a header with raw bytes in one field and a correct checksum."""
     offsets = {"mode": 100, "uid": 108, "gid": 116, "size": 124, "mtime": 136}
     return header("a", b"0", fields={offsets[name]: value for name, value in fields.items()})
 
@@ -308,7 +308,7 @@ def test_holes_count_as_bytes(small: Engine, tmp_path: Path) -> None:
 
 
 def _mutant(chosen: random.Random) -> bytes:
-    """A good archive with some bytes changed; a checksum is made right again every other time."""
+    """Return a valid archive with some bytes changed, with a corrected checksum half of the time."""
     from tests.support.images import with_sum
 
     good = bytearray(

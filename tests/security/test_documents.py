@@ -123,7 +123,7 @@ def _nested(depth: int) -> Layout:
 
 
 def _fan_out(count: int, padding: int) -> Layout:
-    """An index that names one large manifest again and again."""
+    """Return an index that names one large manifest again and again."""
     layout = Layout()
     one = layout.image(LAYERS, manifest={"annotations": {"pad": "x" * padding}})
     layout.manifests = [one] * count
@@ -138,7 +138,7 @@ def _wide(count: int) -> Layout:
 
 
 def _itself() -> Layout:
-    """An index that says to be its own content: no digest allows it, so the blob only has its name."""
+    """Return an index that refers to itself: its blob has the name, but not the digest, of the reference."""
     layout = sound()
     name = sha256(b"itself")
     raw = as_json({"schemaVersion": 2, "manifests": [{"mediaType": OCI_INDEX, "digest": name, "size": 1}]})
@@ -252,7 +252,7 @@ def test_invalid_digest_never_becomes_a_path(part: str, shop: Engine) -> None:
 
 
 def _called(part: str, text: str) -> Layout:
-    """A layout of which one part is called so."""
+    """Return a layout with this name for one of its parts."""
     if part == "diff id":
         return _config(as_json(configuration(LAYERS, rootfs={"type": "layers", "diff_ids": [text, text]})))
     if part == "manifest":

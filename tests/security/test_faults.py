@@ -197,7 +197,7 @@ def test_tasks_share_an_engine() -> None:
 
 
 def share_by_processes(method: str) -> None:
-    """Containers from the processes of a pool, and one that is there before and after."""
+    """Start containers from processes of a pool, beside one of the parent."""
     with Container() as container, multiprocessing.get_context(method).Pool(2) as pool:
         assert all(pool.map(_pool_echo, range(6)))
         assert container.exec(["echo", "on"]).stdout == "on\n"

@@ -42,7 +42,7 @@ MAGIC = "/proc/1/root{to} /proc/self/root{to} /proc/thread-self/root{to} /proc/1
 
 @pytest.fixture
 def guest(root: Path) -> Iterator[Container]:
-    """A small container.
+    """Provide a small container.
 
     Without cgroups a user's dead processes count until init has reaped them: a loop that forks needs room.
     """
@@ -51,7 +51,7 @@ def guest(root: Path) -> Iterator[Container]:
 
 
 def _plant(container: Container, canary: Canary) -> list[ContainerPath]:
-    """Links to the canary in the guest; the paths that lead there."""
+    """Create links to the canary in the guest and return their paths."""
     script = PLANT.format(to=canary.top, up=UP)
     assert container.exec(["/bin/busybox", "sh", "-c", script]).returncode == 0
     named = [f"/tmp/{name}" for name in DIRECTORIES]
@@ -92,7 +92,7 @@ def _look(directory: ContainerPath, out: Path, canary: Canary) -> list[str]:
 
 
 def _naive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Walk the guest's paths on the host, from its root: what CVE-2018-15664 did."""
+    """Resolve the guest's paths on the host from its root, as in CVE-2018-15664."""
 
     def ask(running: Running, verb: Verb, path: str, second: str = "", **options: Any) -> int:
         root = open_inside(running, "/", os.O_RDONLY | os.O_DIRECTORY)
@@ -156,7 +156,7 @@ while :; do mv d r; mv r d; mv l r; mv r l; done
 
 @contextlib.contextmanager
 def _forever(container: Container, script: str) -> Iterator[None]:
-    """A guest that goes on with this meanwhile."""
+    """Run a script in the guest meanwhile."""
     with container.popen(["/bin/busybox", "sh", "-c", script], stderr=DEVNULL, stdout=DEVNULL) as process:
         try:
             yield
@@ -167,7 +167,7 @@ def _forever(container: Container, script: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _swapping(container: Container, to: Path) -> Iterator[None]:
-    """/tmp/r is a directory with a secret of the guest's, a link to the host, or nothing."""
+    """Swap /tmp/r between a directory with a secret of the guest, a link to the host, and nothing."""
     script = SWAP.format(to=to)
     with _forever(container, script):
         deadline = time.monotonic() + 10
@@ -228,7 +228,7 @@ def _source(top: Path) -> Path:
 
 
 def _write(container: Container, below: ContainerPath, source: Path) -> list[str]:
-    """Every verb that writes, once, below a path; the names of those that said that they did it."""
+    """Call every writing verb once below a path and return the names of those that succeeded."""
     verbs: dict[str, Callable[[], object]] = {
         "copy_in of a file": lambda: container.copy_in(source / "secret", below / "secret"),
         "copy_in of a new file": lambda: container.copy_in(source / "secret", below / "new"),

@@ -43,7 +43,7 @@ OUTSIDE = tar([file("b", Canary.SECRET.encode())])
 
 
 def _outside(canary: Canary) -> Path:
-    """A layer beside the canary, which an archive should never reach."""
+    """Return a layer beside the canary, which an archive should never reach."""
     path = canary.top.parent / "outside.tar"
     path.write_bytes(OUTSIDE)
     return path
@@ -56,7 +56,7 @@ def _docker(path: str, *extra: Entry | bytes) -> io.BytesIO:
 
 
 def _blob_link(outside: str, what: str) -> io.BytesIO:
-    """A layout of which the layer, or all blobs, are a link."""
+    """Return a layout in which the layer, or the blob directory, is a link."""
     layout = Layout()
     layout.image([OUTSIDE])
     name = f"blobs/{sha256(OUTSIDE).replace(':', '/')}"

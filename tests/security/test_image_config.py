@@ -28,7 +28,7 @@ UP = "../" * 24
 
 
 def _busybox(root: Path) -> bytes:
-    """A layer with what a container needs to run anything."""
+    """Return a layer with what a container needs to run anything."""
     entries: list[Entry | bytes] = []
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))

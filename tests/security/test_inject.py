@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.security, pytest.mark.kernel]
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Bench]:
-    """A lab with an engine of its own, and what a run without a fault shows."""
+    """Provide a lab with its own engine, and the record of a clean run."""
     if os.geteuid() != 0:
         pytest.skip("the same programs are injected into as root")
     try:

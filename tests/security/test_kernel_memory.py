@@ -67,7 +67,7 @@ def _host_asks(code: str) -> bool:
 
 
 def _pages(protocol: str) -> int:
-    """Pages of socket buffers of this protocol, of the whole host."""
+    """Return the pages of socket buffers of this protocol on the whole host."""
     for line in Path("/proc/net/sockstat").read_text().splitlines():
         if line.startswith(f"{protocol}:"):
             return int(line.split()[-1])
@@ -76,7 +76,7 @@ def _pages(protocol: str) -> int:
 
 @pytest.fixture
 def counts_sockets(engine: Engine) -> None:
-    """A host whose memory controller can count socket buffers."""
+    """Skip if the memory controller cannot count socket buffers."""
     if (
         "memory" not in engine._session.cgroups.layout.controllers
         and not engine._session.cgroups.layout.counts_sockets
@@ -85,7 +85,7 @@ def counts_sockets(engine: Engine) -> None:
 
 
 def _buffers(kind: str, protocol: str, children: int) -> int:
-    """Bytes of socket buffers that the host had more while a guest of 64 MiB filled its own."""
+    """Return the growth in bytes of the host's socket buffers while a guest of 64 MiB fills its own."""
     before = _pages(protocol)
     with Container(memory="64M", pids=64) as container:
         guest = container.popen([sys.executable, "-c", program(kind, children)])

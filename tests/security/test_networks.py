@@ -129,7 +129,7 @@ def test_an_abstract_socket_is_reached_without_landlock(tmp_path: Path) -> None:
 
 
 def _endpoints() -> set[str]:
-    """Names of sockets on this host."""
+    """Return names of sockets on this host."""
     lines = Path("/proc/net/unix").read_text().splitlines()[1:]
     return {line.split(None, 7)[7] for line in lines if len(line.split(None, 7)) == 8}
 
@@ -154,7 +154,7 @@ def test_an_endpoint_with_a_name_would_be_seen(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def _metadata(world: World) -> Iterator[str]:
-    """A service at the address where clouds have one."""
+    """Provide a service at the metadata address of clouds."""
     address = "169.254.169.254"
     route = ["ip", "route", "replace", f"{address}/32", "dev", world.link]
     subprocess.run(route, check=True)
@@ -217,7 +217,7 @@ def test_without_the_rule_metadata_is_reached(
 
 
 def _frame(to: bytes, own: bytes, source: str, target: str, port: int) -> bytes:
-    """A UDP datagram on Ethernet, without a checksum of its own."""
+    """Return a UDP datagram on Ethernet, without a checksum of its own."""
     udp = (4242).to_bytes(2, "big") + port.to_bytes(2, "big") + (13).to_bytes(2, "big") + b"\0\0" + b"spoof"
     head = bytearray(b"\x45\0" + (20 + len(udp)).to_bytes(2, "big") + b"\0\1\0\0\x40\x11\0\0")
     head += socket.inet_aton(source) + socket.inet_aton(target)

@@ -38,7 +38,7 @@ def _address(network: Network, container: Container) -> bytes:
 
 
 def _message(kind: bytes, own: bytes, source: bytes, target: bytes, to: bytes, options: bytes) -> bytes:
-    """An NDP message in its frame: `target` is at `own`."""
+    """Return an NDP message in its frame: `target` is at `own`."""
     flags, about = (b"\x60\0\0\0", b"\2\1") if kind == _NEIGHBOUR else (bytes(4), b"\1\1")
     body = kind + b"\0\0\0" + flags + target + about + own
     pseudo = source + to + len(body).to_bytes(4, "big") + b"\0\0\0\x3a" + body
@@ -52,7 +52,7 @@ def _message(kind: bytes, own: bytes, source: bytes, target: bytes, to: bytes, o
 
 
 def _frames(six: Network, attacker: Container, victim: Container, asking: Container) -> dict[str, bytes]:
-    """Everything by which the attacker claims to be the victim, to who asks."""
+    """Return every message by which the attacker claims the victim's address."""
     own, taken, to = _mac(attacker), _address(six, victim), _address(six, asking)
     here, there = _address(six, attacker), link_local(own)
     front = _mac(asking)
@@ -109,7 +109,7 @@ def _own(frame: bytes) -> bytes:
 
 
 def _correct(victim: Container, asking: Container, six: Network) -> None:
-    """The victim says where it is."""
+    """Let the victim announce its address."""
     taken, to = _address(six, victim), _address(six, asking)
     with open_in(victim, socket.SOCK_RAW, socket.AF_PACKET) as raw:
         raw.bind(("eth0", 0x86DD))

@@ -150,7 +150,7 @@ def _sent(world: World, container: Container, protocol: int, size: int) -> bool:
 
 
 def _with_sum(protocol: int, packet: bytes) -> bytes:
-    """ICMP without a checksum is no packet that a firewall tracks."""
+    """Return an ICMP packet with its checksum, without which conntrack ignores it."""
     if protocol != 1:
         return packet
     padded = packet + b"\0" * (len(packet) % 2)

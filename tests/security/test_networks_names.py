@@ -120,7 +120,7 @@ def _flooding(container: Container, flood: str) -> Iterator[None]:
 
 
 def _processor_time(engine: Engine, seconds: float) -> float:
-    """Processor time of the name service's thread meanwhile."""
+    """Return the processor time of the name service's thread meanwhile."""
     thread = engine._session.network_manager.names._thread
     assert thread is not None
     clock = time.pthread_getcpuclockid(thread.ident or 0)

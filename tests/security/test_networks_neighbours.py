@@ -37,7 +37,7 @@ def _mac(container: Container) -> bytes:
 
 
 def _arp(own: bytes, claimed: str, target: str, to: bytes = b"\xff" * 6) -> bytes:
-    """A reply that says: `claimed` is at `own`."""
+    """Return an ARP reply: `claimed` is at `own`."""
     head = to + own + b"\x08\x06" + b"\0\1\x08\0\6\4\0\2"
     return head + own + socket.inet_aton(claimed) + to + socket.inet_aton(target)
 
@@ -172,7 +172,7 @@ def test_router_advertisements_change_nothing(engine: Engine) -> None:
 
 
 def _advertisement(own: bytes) -> bytes:
-    """A router advertisement to all, with a prefix."""
+    """Return a router advertisement to all, with a prefix."""
     source, all_nodes = socket.inet_pton(10, "fe80::99"), socket.inet_pton(10, "ff02::1")
     prefix = b"\3\4\x40\xc0" + b"\0\0\x0e\x10" * 2 + b"\0" * 4 + socket.inet_pton(10, "2001:db8:bad::")
     body = bytearray(b"\x86\0\0\0\x40\0\x0e\x10" + b"\0" * 8 + prefix)
@@ -251,7 +251,7 @@ def _state(engine: Engine) -> dict[str, object]:
 
 
 def _settled(engine: Engine, wanted: dict[str, object]) -> dict[str, object]:
-    """The kernel dissolves namespaces, and interfaces with them, a while later."""
+    """Wait until the state is as before: the kernel removes namespaces and interfaces asynchronously."""
     deadline = time.monotonic() + 20
     while (found := _state(engine)) != wanted and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -259,7 +259,7 @@ def _settled(engine: Engine, wanted: dict[str, object]) -> dict[str, object]:
 
 
 def _cycle(at: int, network: Network) -> None:
-    """One round, a failing one now and then."""
+    """Run one round of connects and disconnects, some of which fail."""
     with Network("pyc-round", internal=True) as inner, Container(network=[network, inner]) as one:
         if at % 3 == 0:
             with Container(network=inner) as other:

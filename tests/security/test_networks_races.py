@@ -121,7 +121,7 @@ def test_a_container_without_a_network_is_linked_by_many_at_once(engine: Engine)
 
 
 def _lives_on(network: Network) -> str:
-    """Interfaces of a container whose network was another's, which has ended."""
+    """Return the interfaces of a container that shares the namespace of an ended one."""
     owner = Container(network=network).start()
     address = owner.address
     assert address is not None

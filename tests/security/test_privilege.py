@@ -21,7 +21,7 @@ _ALL = frozenset(capabilities.NAMES)
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A static program that says who it is and what it may do."""
+    """Return a static program that prints its ids and capabilities."""
     if shutil.which("gcc") is None:
         pytest.skip("no C compiler on this host")
     top = tmp_path_factory.mktemp("compiled")
@@ -143,7 +143,7 @@ def test_without_the_two_walls_a_program_would(
 
 @pytest.fixture
 def one_key() -> Iterator[str]:
-    """A key of the host's, in the session and in the user's keyring."""
+    """Provide a key of the host in the session keyring and the user keyring."""
     if shutil.which("keyctl"):
         subprocess.run(
             ["keyctl", "add", "user", "pyc-key", "pyc-secret", "@u"], check=False, capture_output=True

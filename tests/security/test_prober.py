@@ -38,7 +38,7 @@ Measure = Callable[..., Reach]
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[Image]:
-    """A root file system with nothing but the prober."""
+    """Provide a root file system with nothing but the prober."""
     with tempfile.TemporaryDirectory(prefix="pyc-prober-root-") as directory:
         Path(directory).chmod(0o755)
         try:
@@ -50,7 +50,7 @@ def image() -> Iterator[Image]:
 
 @pytest.fixture(scope="module")
 def measure(image: Image) -> Measure:
-    """The reach of a process in a container with this Security, measured once."""
+    """Return the reach of a process in a container with this Security, measured once."""
     known: dict[tuple[Security, bool], Reach] = {}
 
     def of(security: Security, *, main: bool = False) -> Reach:
@@ -80,13 +80,13 @@ def _of_main(image: Image, security: Security) -> Reach:
 
 @pytest.fixture(scope="module")
 def lacking(measure: Measure) -> frozenset[str]:
-    """The calls that this kernel has not: ENOSYS where no filter could have said it."""
+    """Return the calls that this kernel lacks: ENOSYS without a filter."""
     return measure(WEAKENED["no filter"]).having("syscall", "ENOSYS")
 
 
 @pytest.fixture(scope="module")
 def sandbox() -> Golden:
-    """The table of Security.SANDBOX."""
+    """Return the table of Security.SANDBOX."""
     return load("sandbox")
 
 

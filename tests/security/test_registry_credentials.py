@@ -26,7 +26,7 @@ def once_known(rule: Rule) -> Rule:
 
 
 def credentials_sent(*registries: Registry) -> list[str]:
-    """Everything secret that they were sent, wherever it stood."""
+    """Return all secrets that these registries received, in any field."""
     found = []
     for registry in registries:
         for one in registry.asked:
@@ -40,7 +40,7 @@ def credentials_sent(*registries: Registry) -> list[str]:
 
 
 def locked(net: Net, name: str = HOME, port: int = 443) -> Registry:
-    """A registry that takes LOGIN alone, by Basic."""
+    """Return a registry that accepts only LOGIN, by Basic."""
     registry = net.registry(name, port)
     registry.accepted, registry.challenge = {LOGIN.basic}, 'Basic realm="pyc"'
     return registry

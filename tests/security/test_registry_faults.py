@@ -40,7 +40,7 @@ def _memory(name: str) -> int:
 
 
 def cost(net: Net, work: Callable[[], object]) -> tuple[float, int]:
-    """Seconds and bytes of memory at most; all connections are cut when it takes far too long."""
+    """Return seconds and peak bytes of memory; connections are cut if it takes far too long."""
     Path("/proc/self/clear_refs").write_text("5")
     before, begun = _memory("VmRSS"), time.monotonic()
     rescue = threading.Timer(WITHIN + 1, net.close)
@@ -56,7 +56,7 @@ def cost(net: Net, work: Callable[[], object]) -> tuple[float, int]:
 
 
 def goes_on(head: bytes, again: bytes, pause: float = 0) -> Rule:
-    """A beginning, and the same for ever after."""
+    """Return a rule that sends a beginning, then a piece again and again."""
 
     def rule(answer: Answer) -> None:
         answer.wfile.write(head)

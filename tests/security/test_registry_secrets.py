@@ -44,7 +44,7 @@ class Watch:
         self._thread.start()
 
     def _look(self) -> None:
-        """Arguments and environments of our children, again and again."""
+        """Record arguments and environments of child processes repeatedly."""
         while not self._ended.wait(0.005):
             for pid in _children():
                 for name in ("cmdline", "environ"):
@@ -54,7 +54,7 @@ class Watch:
                         continue
 
     def failed(self, work: Callable[[], object]) -> BaseException:
-        """An error, and every way in which it may be shown."""
+        """Return an error in every form in which it may be shown."""
         with pytest.raises(PycontainError) as caught:
             work()
         error: BaseException | None = caught.value
@@ -65,7 +65,7 @@ class Watch:
         return caught.value
 
     def found(self, *, paths: bool = True) -> list[str]:
-        """Secrets in anything that was said, logged or written.
+        """Return the secrets in output, logs and files.
 
         paths: also where urllib3's log for debugging names what was asked for, as a server had it.
         """
@@ -123,7 +123,7 @@ def test_success_leaves_no_secret(auth: Credentials, net: Net, engine: Engine, w
 
 
 def _echo(status: int) -> Callable[[Answer], object]:
-    """A debugging proxy or a hostile registry that repeats the request in its answer."""
+    """Return a debugging proxy or a hostile registry that repeats the request in its answer."""
     return lambda answer: answer.reply(status, f"{answer.asked.authorization} {answer.asked.body!r}".encode())
 
 

@@ -70,7 +70,7 @@ def test_hostile_places_touch_nothing(place: str, kind: str, root: Path, canary:
 
 
 def _masked() -> dict[str, bool]:
-    """Paths that a default container covers, and whether they exist on this host."""
+    """Return paths that a default container covers, and whether they exist on this host."""
     return {path: os.path.exists(path) for path in Security.SANDBOX.masked_paths}
 
 

@@ -81,7 +81,7 @@ _OPEN = Security.SANDBOX.evolve(restrict_suid_sgid=False)
 
 
 def gains(top: Path) -> list[str]:
-    """Files below a directory that give rights to another user of the host."""
+    """Return files below a directory that give rights to another user of the host."""
     found = []
     for directory, names, files in os.walk(top):
         for name in [*names, *files]:
@@ -100,13 +100,13 @@ def gains(top: Path) -> list[str]:
 
 
 def plant(container: Container, top: str, user: str = "root") -> None:
-    """Try each way inside to leave a program with rights below a directory."""
+    """Try inside to leave a set-id program below a directory, in each way."""
     container.exec([sys.executable, "-c", PLANT, top, _CALLS], user=user, timeout=60, check=True)
 
 
 @pytest.fixture
 def shared(tmp_path: Path) -> Path:
-    """A directory of the host that other users can enter and the guest can write."""
+    """Return a directory of the host that other users can enter and the guest can write."""
     tmp_path.chmod(0o755)
     top = tmp_path / "shared"
     top.mkdir()

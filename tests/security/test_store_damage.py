@@ -31,7 +31,7 @@ def where(tmp_path: Path) -> Iterator[Site]:
 
 @pytest.fixture
 def root(tmp_path: Path, where: Site) -> Path:
-    """A store with two images that share their lowest layer."""
+    """Return a store with two images that share their lowest layer."""
     root = tmp_path / "store"
     with Engine(root) as engine:
         Image.load(where.archive, engine=engine)
@@ -96,7 +96,7 @@ def _good(engine: Engine, *names: str) -> None:
 
 
 def _brought_again(engine: Engine, where: Site) -> None:
-    """A load and a pull repair: nothing is damaged, and both images are right."""
+    """Check that a load and a pull repair the store and both images."""
     Image.load(where.archive, engine=engine)
     Image.pull(where.pulled, insecure=True, engine=engine)
     assert engine.fsck() == []

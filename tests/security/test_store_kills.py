@@ -100,7 +100,7 @@ def test_a_change_that_is_killed_at_every_call(name: str, call: str, tmp_path: P
 
 
 def record_first(where: list[str], root: str) -> list[str]:
-    """The record comes before what it speaks of, and a kill between them."""
+    """Control: write the record before its content, with a kill in between."""
     from pycontain._images.ingest import Ingest
 
     def conclude(self: Ingest, names: object = (), origin: object = None) -> None:

@@ -42,7 +42,7 @@ def _bring(engine: Engine, top: Path, *layers: Sequence[Entry | bytes]) -> Image
 
 
 def _unlike_umoci(engine: Engine, top: Path, layers: Sequence[Sequence[Entry]]) -> dict[str, object] | None:
-    """Paths that we have otherwise than umoci; None where one of both refuses."""
+    """Return the paths that differ from umoci's, or None if either refuses."""
     top.mkdir()
     layout = named_layout([tar(layer) for layer in layers]).write(top / "layout")
     theirs = by_umoci(layout, top / "bundle")
@@ -62,7 +62,7 @@ def _unlike_umoci(engine: Engine, top: Path, layers: Sequence[Sequence[Entry]]) 
 
 
 def _flips() -> list[tuple[str, tuple[str, ...]]]:
-    """Names that change their kind twice."""
+    """Return names that change their kind twice."""
     return [("-".join(kinds).replace(" ", ""), kinds) for kinds in itertools.product(KINDS, repeat=3)]
 
 

@@ -25,7 +25,7 @@ CALLS = {
 
 
 def _calls(security: Security) -> dict[str, int]:
-    """Name to errno, or 0 for a call that went through the filter."""
+    """Return the errno by call, or 0 for a call that passed the filter."""
     code = "import ctypes, sys\nlibc = ctypes.CDLL(None, use_errno=True)\nfor one in sys.argv[1:]:\n"
     code += "    name, number = one.split('=')\n    ctypes.set_errno(0)\n"
     code += "    print(name, libc.syscall(int(number), 0x7777777, -1, -1, -1, -1, -1), ctypes.get_errno())\n"

@@ -38,7 +38,7 @@ def zygote(container: Container) -> Iterator[Zygote]:
 
 
 def look_into(pid: int) -> dict[str, str]:
-    """Every way by which a process reads, writes or steals from another; the error of each."""
+    """Try every way to read, write or trace another process, and return the errors."""
     libc = ctypes.CDLL(None, use_errno=True)
     found = {}
 
@@ -70,7 +70,7 @@ def look_into(pid: int) -> dict[str, str]:
 
 
 def _weaker() -> Security:
-    """A filter that lets ptrace and its like through: the kernel's own check is what is left."""
+    """Return a filter that allows ptrace and similar calls, so that only the kernel's check is left."""
     return Security.DOCKER.evolve(seccomp=None)
 
 

@@ -42,7 +42,7 @@ def _ran(container: Container) -> str:
 
 
 def _forged(container: Container) -> list[str]:
-    """Plant modules in every place that is no part of the image; the modules that ran."""
+    """Plant modules in every directory outside of the image, and return the modules that ran."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     names = tuple(f"{one}.py" for one in STANDARD)
     customs = ("sitecustomize.py", "usercustomize.py")
@@ -145,7 +145,7 @@ def test_answer_that_is_not_counted_would_take_more() -> None:
 
 
 def _measured(kind: str, program: str) -> tuple[int, str]:
-    """The MiB that reading an answer takes, and the outcome."""
+    """Return the MiB that reading an answer takes, and the outcome."""
     command = [sys.executable, "-c", program, FORGED[kind].hex(), str(MIB << 20)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     taken, said = json.loads(done.stdout)

@@ -68,12 +68,12 @@ def push(
 
 
 def fresh(size: int = 64, layers: int = 1, **options: Any) -> Made:
-    """An image that no store has seen."""
+    """Return an image that no store has seen."""
     return make_image(*({f"pyc-{at}": os.urandom(size)} for at in range(layers)), **options)
 
 
 def follow_blindly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redirects as many a client follows them: anywhere, with everything that was sent before."""
+    """Control: follow redirects to any host with all headers."""
 
     def followed(self: http.Http, method: str, url: str, headers: Mapping[str, str], body: Any) -> Any:
         for _ in range(5):
@@ -89,6 +89,6 @@ def follow_blindly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def own_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any origin is taken for the registry's own."""
+    """Control: treat every origin as the registry's own."""
     real = http.origin
     monkeypatch.setattr(client, "origin", lambda url: real(url) and "own")

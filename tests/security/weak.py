@@ -98,7 +98,7 @@ WEAKNESSES: Mapping[str, tuple[Edit, ...]] = {
 
 
 def build(weakness: str) -> Path:
-    """The extension with this weakness, made once per state of the sources.
+    """Return the extension with this weakness, made once per state of the sources.
 
     PYC_WEAK names a directory of those that `build_all` made: for users who have no compiler's headers.
     """
@@ -122,7 +122,7 @@ def build(weakness: str) -> Path:
 
 
 def build_all(directory: Path) -> None:
-    """Every one of them, where other users can read them."""
+    """Build all weaknesses in a directory that other users can read."""
     directory.mkdir(mode=0o755, exist_ok=True)
     for weakness in WEAKNESSES:
         shutil.copy(build(weakness), directory / f"{weakness}.so")
@@ -166,7 +166,7 @@ def run(weakness: str, attack: str, *arguments: Any) -> Any:
 
 
 def load(extension: str) -> None:
-    """Let the package use this build of its extension; before the package is imported."""
+    """Make the package use this build of its extension.  Call it before the import."""
     spec = importlib.util.spec_from_file_location(_EXTENSION, extension)
     assert spec is not None
     assert spec.loader is not None

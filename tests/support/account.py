@@ -14,7 +14,7 @@ _SEEN: dict[str, dict[str, str]] = {}
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Note for every id whether it held, and whether its control was seen failing."""
+    """Record for every id whether it held, and whether its control was seen failing."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
     if report.when != "call" and not report.skipped and not report.failed:
@@ -37,7 +37,7 @@ def _note(name: str, kind: str, report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Keep the account, a file per process, where the report asks for it."""
+    """Write the record to a file per process, if PYC_CASES names a directory."""
     directory = os.environ.get("PYC_CASES")
     if directory and _SEEN:
         worker = os.environ.get("PYTEST_XDIST_WORKER", "main")

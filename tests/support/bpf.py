@@ -42,7 +42,7 @@ class Invalid(Exception):
 
 
 def decode(program: bytes) -> list[Instruction]:
-    """The instructions of a program, checked as the kernel checks them.  Raises Invalid."""
+    """Return the instructions of a program, checked as the kernel checks them.  Raises Invalid."""
     if len(program) % 8 or not 0 < len(program) // 8 <= LENGTH_MAX:
         raise Invalid(f"{len(program)} bytes")
     code = [Instruction(*fields) for fields in struct.iter_unpack("<HBBI", program)]

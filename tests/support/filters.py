@@ -38,12 +38,12 @@ def meaning(filter_: Filter, name: str | None, args: tuple[int, ...]) -> Action:
 
 
 def names_by_number(machine: str) -> dict[int, str]:
-    """The table of a machine, turned round."""
+    """Return the names of system calls by number."""
     return {nr: name for name, nr in TABLE[machine].items()}
 
 
 def telling_arguments(filter_: Filter, name: str | None) -> Iterator[tuple[int, ...]]:
-    """Arguments on, beside and above every value that the filter compares for this call."""
+    """Yield arguments on, beside and above every value that the filter compares for this call."""
     yield ()
     yield (FULL,) * 6
     conditions = [c for rule in filter_.rules if name in rule.names for c in rule.conditions]
@@ -56,7 +56,7 @@ def telling_arguments(filter_: Filter, name: str | None) -> Iterator[tuple[int, 
 
 
 def disagreements(filter_: Filter, machine: str, numbers: Iterable[int]) -> list[object]:
-    """Calls of which the assembled program says something else than the filter."""
+    """Return the calls for which program and filter differ."""
     program = bpf.decode(assemble(filter_, machine))
     names = names_by_number(machine)
     found: list[object] = []
@@ -76,7 +76,7 @@ def verdict(filter_: Filter, name: str, *args: int, machine: str = "x86_64") -> 
 
 
 def passing(filter_: Filter, machine: str = "x86_64") -> set[str]:
-    """Calls that pass with some telling arguments."""
+    """Return the calls that are allowed with some boundary arguments."""
     program = bpf.decode(assemble(filter_, machine))
     return {
         name

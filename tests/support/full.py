@@ -18,7 +18,7 @@ _ROOM = "64m"
 
 
 def _apart() -> None:
-    """Mounts of this process are its own from here on."""
+    """Give this process a private mount namespace."""
     libc = ctypes.CDLL(None, use_errno=True)
     if (
         libc.unshare(_CLONE_NEWNS)
@@ -44,7 +44,7 @@ def _used(root: Path) -> int:
 
 
 def _refused(do: Callable[[], object], root: Path) -> tuple[bool, list[str]]:
-    """Was it refused, and what is wrong with how."""
+    """Return whether the work was refused, and the problems of the refusal."""
     try:
         do()
     except (ImageError, PathError) as error:
@@ -55,7 +55,7 @@ def _refused(do: Callable[[], object], root: Path) -> tuple[bool, list[str]]:
 
 
 def _one(root: Path, work: Work, where: Site, room: int) -> tuple[bool, list[str]]:
-    """The work with so many bytes of room, then with enough."""
+    """Run the work with so many bytes of room, then with enough."""
     _mounted(root, _ROOM)
     prepared(root, work, where)
     _resize(root, str(max(4096, _used(root) + room)))  # 0 would be without end
@@ -86,7 +86,7 @@ def _one(root: Path, work: Work, where: Site, room: int) -> tuple[bool, list[str
 
 
 def fill_up_untranslated(name: str, where: list[str], base: str, rooms: list[int]) -> dict[str, Any]:
-    """`fill_up` without the translation of OSError, as a control."""
+    """Control: run `fill_up` without the translation of OSError."""
     from pycontain._images import store_errors
 
     for name_of_translation in ("translate_store_errors", "translate_path_errors"):
@@ -95,7 +95,7 @@ def fill_up_untranslated(name: str, where: list[str], base: str, rooms: list[int
 
 
 def fill_up(name: str, where: list[str], base: str, rooms: list[int]) -> dict[str, Any]:
-    """A work in stores with less and more room; how often it was refused and done, and what was wrong."""
+    """Run a work in stores with more and more room; return counts of refusals and successes, and problems."""
     _apart()
     done, problems = 0, []
     for at, room in enumerate(rooms):

@@ -59,7 +59,7 @@ class Event:
 
 
 def record(work: Callable[[], object]) -> list[str]:
-    """The lines of a trace of `work`, done in a forked child."""
+    """Return the lines of a trace of `work`, done in a forked child."""
     waits, lets = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -88,7 +88,7 @@ def record(work: Callable[[], object]) -> list[str]:
 
 
 def _whole(lines: list[str]) -> Iterator[str]:
-    """Calls that have ended, in the order of their ends."""
+    """Yield completed calls in the order of their ends."""
     begun: dict[str, str] = {}
     for line in lines:
         match = _LINE.match(line)
@@ -109,7 +109,7 @@ def _text(argument: str) -> bytes:
 
 
 def _place(argument: str) -> str:
-    """The path of a descriptor: 5<path>."""
+    """Return the path of a descriptor: 5<path>."""
     return bytes.fromhex(argument.partition("<")[2].partition(">")[0].replace("\\x", "")).decode(
         errors="replace"
     )
@@ -126,7 +126,7 @@ class Reader:
         self._at: dict[str, int] = {}
 
     def read(self, lines: list[str]) -> list[Event]:
-        """Every change, in order."""
+        """Return every change, in order."""
         events: list[Event] = []
         for line in _whole(lines):
             match = _DONE.match(line)

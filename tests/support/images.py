@@ -21,12 +21,12 @@ TIME = 1_600_000_000
 
 
 def as_bytes(text: str | bytes) -> bytes:
-    """Names may be no text at all."""
+    """Encode a name, which may be bytes that are no text."""
     return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
 
 
 def octal(value: int, width: int) -> bytes:
-    """A number field, with the NUL that ends it; base-256 where it does not fit."""
+    """Return a number field with its NUL, in base-256 if it does not fit."""
     if 0 <= value < 8 ** (width - 1):
         return b"%0*o\0" % (width - 1, value)
     return bytes([0x80 if value >= 0 else 0xFF]) + (value & (1 << 8 * (width - 1)) - 1).to_bytes(
@@ -35,7 +35,7 @@ def octal(value: int, width: int) -> bytes:
 
 
 def with_sum(block: bytes) -> bytes:
-    """A header with its checksum."""
+    """Return a header with its checksum."""
     plain = block[:148] + b" " * 8 + block[156:]
     return block[:148] + b"%06o\0 " % sum(plain) + block[156:]
 
@@ -58,7 +58,7 @@ def header(
     prefix: bytes = b"",
     fields: Mapping[int, bytes] | None = None,
 ) -> bytes:
-    """One ustar header.  fields: bytes that go over whatever stands at their offset, before the sum."""
+    """Return a ustar header.  fields: bytes written at their offset before the checksum."""
     block = bytearray(BLOCK)
 
     def put(offset: int, value: bytes) -> None:
@@ -82,7 +82,7 @@ def header(
 
 
 def record(key: str, value: str | bytes) -> bytes:
-    """One record of an extended header."""
+    """Return one record of an extended header."""
     body = b" " + key.encode() + b"=" + as_bytes(value) + b"\n"
     size = len(body) + len(str(len(body)))
     if size != len(body) + len(str(size)):
@@ -91,7 +91,7 @@ def record(key: str, value: str | bytes) -> bytes:
 
 
 def extended(data: bytes, kind: bytes = b"x") -> bytes:
-    """An extended header of any text."""
+    """Return an extended header of any text."""
     return header("PaxHeaders/x", kind, len(data)) + padded(data)
 
 
@@ -130,42 +130,42 @@ class Entry:
 
 
 def file(name: str | bytes, data: bytes = b"", **more: Any) -> Entry:
-    """A regular file."""
+    """Return a regular file."""
     return Entry(name=name, data=data, **more)
 
 
 def directory(name: str | bytes, mode: int = 0o755, **more: Any) -> Entry:
-    """A directory."""
+    """Return a directory."""
     return Entry(name=name, kind=b"5", mode=mode, **more)
 
 
 def symlink(name: str | bytes, link: str | bytes, **more: Any) -> Entry:
-    """A symbolic link."""
+    """Return a symbolic link."""
     return Entry(name=name, kind=b"2", link=link, mode=0o777, **more)
 
 
 def hard(name: str | bytes, link: str | bytes, **more: Any) -> Entry:
-    """One more name."""
+    """Return a hard link."""
     return Entry(name=name, kind=b"1", link=link, **more)
 
 
 def fifo(name: str | bytes, **more: Any) -> Entry:
-    """A pipe with a name."""
+    """Return a named pipe."""
     return Entry(name=name, kind=b"6", **more)
 
 
 def device(name: str | bytes, major: int, minor: int, kind: bytes = b"3", **more: Any) -> Entry:
-    """A device node."""
+    """Return a device node."""
     return Entry(name=name, kind=kind, device=(major, minor), **more)
 
 
 def tar(entries: Iterable[Entry | bytes]) -> bytes:
-    """A whole archive."""
+    """Return a whole archive."""
     return b"".join(bytes(one) for one in entries) + END
 
 
 def sha256(data: bytes) -> str:
-    """A digest."""
+    """Return a digest."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
@@ -180,7 +180,7 @@ def descriptor(data: bytes, media_type: str, **changes: Any) -> dict[str, Any]:
 
 
 def configuration(layers: Sequence[bytes], **changes: Any) -> dict[str, Any]:
-    """An image configuration of uncompressed layers."""
+    """Return an image configuration of uncompressed layers."""
     return {
         "architecture": "amd64",
         "os": "linux",
@@ -200,7 +200,7 @@ class Layout:
         self.more: dict[str, bytes] = {}
 
     def add(self, data: bytes, media_type: str, **changes: Any) -> dict[str, Any]:
-        """Keep content; its descriptor."""
+        """Add a blob and return its descriptor."""
         found = descriptor(data, media_type, **changes)
         self.blobs[sha256(data)] = data
         return found
@@ -230,7 +230,7 @@ class Layout:
         return one
 
     def files(self) -> dict[str, bytes]:
-        """Everything by its path."""
+        """Return all files by path."""
         index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": self.manifests}
         return {
             "oci-layout": b'{"imageLayoutVersion":"1.0.0"}',
@@ -259,7 +259,7 @@ def _layer_type(layer: bytes) -> str:
 
 
 def oci_layout(layers: Sequence[bytes], **more: Any) -> Layout:
-    """A layout with one image."""
+    """Return a layout with one image."""
     layout = Layout()
     layout.image(layers, **more)
     return layout

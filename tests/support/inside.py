@@ -25,7 +25,7 @@ _SILENCE = 0.3
 def open_in(
     container: Container, kind: int, family: int = socket.AF_INET, protocol: int = 0
 ) -> socket.socket:
-    """A socket of the container's namespace."""
+    """Return a socket of the container's namespace."""
     running = container._live()
     netns = container._engine._session.network_manager.netns
     (fd,) = netns.within(running.pidfd, [SocketSpec(family, kind, protocol)], {})
@@ -34,7 +34,7 @@ def open_in(
 
 @contextlib.contextmanager
 def echo(container: Container, family: int = socket.AF_INET) -> Iterator[None]:
-    """TCP and UDP at PORT answer with the peer's address and what it said."""
+    """Answer TCP and UDP at PORT with the peer's address and data."""
     tcp = open_in(container, socket.SOCK_STREAM, family)
     udp = open_in(container, socket.SOCK_DGRAM, family)
     tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -93,7 +93,7 @@ def ask(connected: socket.socket, patience: float) -> str:
 def reach(
     container: Container, address: str, *, udp: bool = False, port: int = PORT, patience: float = _PATIENCE
 ) -> str | None:
-    """The address by which the container is seen at an echo, or None where nothing comes back."""
+    """Return the container's address as an echo sees it, or None without an answer."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     kind = socket.SOCK_DGRAM if udp else socket.SOCK_STREAM
     with open_in(container, kind, family) as mine:
@@ -125,7 +125,7 @@ def comes_to_reach(container: Container, address: str) -> bool:
 
 
 def query(container: Container, name: str, kind: str = "A", *, tcp: bool = False) -> dns.message.Message:
-    """The name service's answer."""
+    """Return the name service's answer."""
     asked = dns.message.make_query(name, kind)
     with open_in(container, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM) as mine:
         mine.settimeout(_PATIENCE)
@@ -139,7 +139,7 @@ def query(container: Container, name: str, kind: str = "A", *, tcp: bool = False
 
 
 def resolve(container: Container, name: str, kind: str = "A", *, tcp: bool = False) -> set[str] | str:
-    """The addresses of a name, or what the name service says instead."""
+    """Return the addresses of a name, or the response code."""
     answer = query(container, name, kind, tcp=tcp)
     if answer.rcode() != dns.rcode.NOERROR:
         return dns.rcode.to_text(answer.rcode())

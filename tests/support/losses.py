@@ -43,7 +43,7 @@ def _without_layers(where: Site) -> list[Step]:
 
 
 def _same_layers(where: Site) -> list[Step]:
-    """A second image of the layers of the first: nothing is unpacked for it."""
+    """Return a second image of the layers of the first: nothing is unpacked for it."""
     archive = Path(where.archive).with_name("same.tar")
     write_archive(archive, {SAME: Picture(PICTURES["b"].layers, "another")})
     return [
@@ -78,7 +78,7 @@ SCRIPTS = {
 
 
 def _recorded(steps: list[Step], root: Path, sabotage: Callable[[], object]) -> list[Event]:
-    """The steps as events of the store's directory, with a mark where each has returned."""
+    """Return the steps as events of the store's directory, with a mark where each has returned."""
     marks = root.with_name("marks")
 
     def work() -> None:
@@ -109,7 +109,7 @@ def _moments(events: list[Event]) -> Iterator[tuple[int, bool]]:
 
 
 def _losses(events: list[Event], seeds: int, sample: int | None) -> Iterator[tuple[str, int, Seen]]:
-    """Disks after a loss, with words for where it was and how many calls had returned; each disk once.
+    """Yield distinct disks after a loss, with a description and the number of calls that had returned.
 
     sample: so many, beside those where a call has just returned.
     """
@@ -152,7 +152,7 @@ def problems_of(root: Path, allowed: list[set[str]]) -> list[str]:
 def lose_power(
     script: str, where: list[str], base: str, seeds: int, sample: int | None, harm: str = ""
 ) -> dict[str, Any]:
-    """Record a script, and look at the store after every loss; how many there were, and what was wrong."""
+    """Record a script and check the store after every loss; return their number and the problems."""
     steps = SCRIPTS[script](Site(*where))
     events = _recorded(steps, Path(base, "store"), HARM[harm])
     ends: list[set[str]] = [set(), *(states[-1] for _, states in steps)]

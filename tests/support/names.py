@@ -62,7 +62,7 @@ class Net:
         return self._create(("127.0.0.1", there or port), *args, **options)
 
     def context(self, *names: str, **options: Any) -> ssl.SSLContext:
-        """A server's side of TLS."""
+        """Return a server's side of TLS."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.authority.issue_cert(*names, **options).configure_cert(context)
         return context
@@ -86,7 +86,7 @@ class Net:
         return started
 
     def expired(self, *names: str) -> ssl.SSLContext:
-        """Good until yesterday."""
+        """Return a context with an expired certificate."""
         past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
         return self.context(*names, not_after=past)
 
@@ -100,7 +100,7 @@ _REAL = socket.getaddrinfo, urllib3.util.connection.create_connection
 
 @pytest.fixture
 def net(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Net]:
-    """A world of the test's own: no credentials, no proxies, no names but those that it makes."""
+    """Provide a private world: no credentials, no proxies, only the names that the test makes."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)

@@ -33,7 +33,7 @@ Respond = Callable[["Nameserver", Asked], list[bytes]]
 
 
 def records(*lines: tuple[str, str, str], ttl: int = 60) -> Respond:
-    """Every query is answered with these: name, type, value."""
+    """Return a rule that answers every query with these records: name, type, value."""
 
     def respond(_: Nameserver, asked: Asked) -> list[bytes]:
         response = dns.message.make_response(asked.message, recursion_available=True)
@@ -46,7 +46,7 @@ def records(*lines: tuple[str, str, str], ttl: int = 60) -> Respond:
 
 
 def silent(_: Nameserver, asked: Asked) -> list[bytes]:
-    """No answer."""
+    """Send no answer."""
     return []
 
 
@@ -64,7 +64,7 @@ class Nameserver:
             thread.start()
 
     def next(self) -> Asked:
-        """The next query that came."""
+        """Return the next query that came."""
         return self.asked.get(timeout=_DEADLINE)
 
     def close(self) -> None:
@@ -120,7 +120,7 @@ class Routes:
 
 
 def bound(host: str) -> tuple[socket.socket, socket.socket]:
-    """A UDP socket, and a listening TCP socket at the same port."""
+    """Return a UDP socket, and a listening TCP socket at the same port."""
     while True:
         tcp = socket.create_server((host, 0), backlog=64)
         udp = socket.socket(type=socket.SOCK_DGRAM)

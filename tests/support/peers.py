@@ -84,7 +84,7 @@ USER, PASSWORD = "pyc", "open sesame"
 
 @contextlib.contextmanager
 def registry(directory: Path, *, tls: bool = False, htpasswd: str | None = None) -> Iterator[Served]:
-    """Debian's docker-registry on the loopback."""
+    """Provide Debian's docker-registry on the loopback interface."""
     needs("docker-registry")
     directory.mkdir(parents=True, exist_ok=True)
     port = free_port()
@@ -120,7 +120,7 @@ def registry(directory: Path, *, tls: bool = False, htpasswd: str | None = None)
 
 @contextlib.contextmanager
 def docker(directory: Path, authority: Path | None = None, *, networks: bool = False) -> Iterator[list[str]]:
-    """The beginning of a docker command line, for a daemon of our own.
+    """Provide the beginning of a docker command line for a private daemon.
 
     networks: it has them, and writes rules; only in a network namespace of its own.
     """
@@ -146,7 +146,7 @@ def docker(directory: Path, authority: Path | None = None, *, networks: bool = F
 
 
 def podman(directory: Path) -> list[str]:
-    """The beginning of a podman command line, for a store of our own."""
+    """Return the beginning of a podman command line for a private store."""
     needs("podman")
     return [
         "podman",

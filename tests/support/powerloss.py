@@ -55,7 +55,7 @@ class Inode:
     changes: list[tuple[int, str, Inode | None]] = field(factory=list)
 
     def change(self, moment: int, name: str, inode: Inode | None) -> None:
-        """An entry."""
+        """Record a changed entry."""
         if inode is None:
             self.names.pop(name, None)
         else:
@@ -63,7 +63,7 @@ class Inode:
         self.changes.append((moment, name, inode))
 
     def write(self, event: Event) -> None:
-        """Data or a new length."""
+        """Record changed data or a new length."""
         _apply(self.data, event)
         self.writes.append(event)
 
@@ -74,7 +74,7 @@ class Inode:
 
 
 def _apply(data: bytearray, event: Event, parts: Sequence[bool] = ()) -> None:
-    """A write, or those of its sectors that are named, or a truncation."""
+    """Apply a write (or some of its sectors) or a truncation."""
     if event.kind == "truncate":
         del data[event.number :]
         data.extend(bytes(event.number - len(data)))
@@ -152,7 +152,7 @@ class Disk:
             waiting += [*inode.names.values(), *inode.kept_names.values()]
 
     def take(self, event: Event) -> None:
-        """One more change."""
+        """Apply one more change."""
         self._moment += 1
         if event.kind == "sync-all":
             for inode in list(self._inodes()):

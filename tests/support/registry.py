@@ -44,7 +44,7 @@ class Made:
 
 
 def _layer(files: Mapping[str, bytes]) -> bytes:
-    """A tar archive with no time and no owner in it."""
+    """Return a tar archive with no time and no owner in it."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, data in files.items():
@@ -55,7 +55,7 @@ def _layer(files: Mapping[str, bytes]) -> bytes:
 
 
 def make_image(*layers: Mapping[str, bytes], urls: tuple[str, ...] = ()) -> Made:
-    """An image of these files.  urls: where its layers claim to be had besides."""
+    """Return an image of these files.  urls: other places that its layers name."""
     blobs: dict[str, bytes] = {}
     described, diffs = [], []
     for files in layers:
@@ -119,13 +119,13 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.server.registry.answer(self)
 
     def __getattr__(self, name: str) -> Any:
-        """Every method goes the same way."""
+        """Return the handler of every method."""
         if name.startswith("do_"):
             return self._dispatch
         raise AttributeError(name)
 
     def reply(self, status: int, body: bytes = b"", **headers: str) -> None:
-        """A proper answer; `Content_Type` is 'Content-Type'."""
+        """Send a complete answer; header `Content_Type` becomes 'Content-Type'."""
         self.send_response(status)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         for name, value in {"Content-Length": str(len(body)), **named}.items():
@@ -135,7 +135,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def raw(self, data: bytes) -> None:
-        """Bytes on the wire, and the end of the connection after them."""
+        """Send raw bytes and close the connection."""
         self.close_connection = True
         self.wfile.write(data)
         self.wfile.flush()
@@ -147,7 +147,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
 
     def until_gone(self, data: bytes, pause: float = 0) -> None:
-        """The same again and again until the client has gone or the test is over."""
+        """Send a piece repeatedly until the client has gone or the test ends."""
         self.close_connection = True
         while not self.server.registry.ended.wait(pause) and self.server.registry.sent < 1 << 30:
             self.wfile.write(data)
@@ -168,7 +168,7 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
         super().__init__(("127.0.0.1", 0), Answer)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """A thread for each connection, known before it begins."""
+        """Start a thread for the connection and register it first."""
         thread = threading.Thread(
             target=self.process_request_thread, args=(request, client_address), daemon=True
         )
@@ -196,7 +196,7 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
                 thread.join(0.1)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away in the middle is what many tests are about."""
+        """Ignore clients that disconnect early, which many tests cause."""
 
 
 class Registry:
@@ -231,13 +231,13 @@ class Registry:
         return f"{self.scheme}://{self.host}"
 
     def has(self, image: Made, repository: str = "pyc/image", tag: str = "latest") -> str:
-        """Serve an image; the reference to pull it by."""
+        """Serve an image and return the reference to pull it by."""
         self.blobs |= image.blobs
         self.manifests |= {tag: image.manifest, str(image.digest): image.manifest}
         return f"{self.host}/{repository}:{tag}"
 
     def on(self, method: str, pattern: str, rule: Rule, times: int = 1 << 30) -> None:
-        """Let requests whose path begins so be answered by a rule, the first `times` of them."""
+        """Answer the first `times` requests with this path prefix by a rule."""
         self._rules.append((method, re.compile(pattern), rule, [times]))
 
     def authorizations(self) -> list[str]:
@@ -320,10 +320,10 @@ class Registry:
 
 
 def replies(status: int, body: bytes = b"", **headers: str) -> Rule:
-    """Always this."""
+    """Return a rule that always gives this answer."""
     return lambda answer: answer.reply(status, body, **headers)
 
 
 def token(value: str, seconds: object = 300) -> Rule:
-    """A token service."""
+    """Return a token service."""
     return replies(200, json.dumps({"token": value, "expires_in": seconds}).encode())

@@ -10,7 +10,7 @@ APPLETS = "sh cat ls sleep id mount true stat touch mkdir ln rm dd hostname echo
 
 
 def make_root(top: Path) -> Path:
-    """busybox under its names, and the mount points."""
+    """Return a root with busybox under its names, and the mount points."""
     busybox = Path("/bin/busybox")
     if not busybox.exists():
         pytest.skip("no static busybox on this host")

@@ -38,7 +38,7 @@ def digest_of(data: bytes) -> str:
 
 
 def some_files(seed: int, count: int = 6, size: int = 12_000) -> dict[str, bytes]:
-    """Files that no compression makes small, below a directory of their own."""
+    """Return incompressible files below their own directory."""
     source = random.Random(seed)
     found = {f"part{seed}/": b""}
     for at in range(count):
@@ -92,7 +92,7 @@ class Picture:
         self.blob_names = [digest_of(data) for data in packed]
 
     def wrong(self, directories: Sequence[str]) -> list[str]:
-        """Files of unpacked layers, the uppermost first, that are missing or not what they should be."""
+        """Return missing and wrong files of unpacked layers, the uppermost first."""
         bad = []
         for directory, files in zip(directories, reversed(self.layers), strict=True):
             for name, content in files.items():
@@ -112,7 +112,7 @@ class Picture:
 
 
 def write_archive(path: Path, pictures: Mapping[str, Picture]) -> None:
-    """An OCI layout in a tar, as `docker load` and `Image.load` take it."""
+    """Write an OCI layout as a tar, as `docker load` and `Image.load` accept."""
     blobs: dict[str, bytes] = {}
     entries = []
     for name, picture in pictures.items():
@@ -186,7 +186,7 @@ def _handler(answers: Mapping[str, bytes], pause: float) -> type[BaseHTTPRequest
 
 
 def busybox_files() -> dict[str, bytes]:
-    """A layer that commands can be run from; empty where the host has no static busybox."""
+    """Return a layer that commands can be run from; empty where the host has no static busybox."""
     if not os.path.exists("/bin/busybox"):
         return {}
     files = {f"{name}/": b"" for name in ("bin", "etc", "proc", "dev", "tmp", "sys")}

@@ -24,7 +24,7 @@ TAGS = ("pyc.test/x:latest", "pyc.test/y:latest", "pyc.test/z:latest")
 
 
 def pictures() -> dict[str, Picture]:
-    """Images that share layers; each has a file that says which it is."""
+    """Return images that share layers; each has a file that says which it is."""
     base, middle = busybox_files(), some_files(7)
     return {
         "one": Picture([base, {"mark": b"one"}], "one"),
@@ -82,14 +82,14 @@ class _Worker:
         return image, *self.pictures[str(image.digest)]
 
     def pull(self) -> None:
-        """A pull brings what it names."""
+        """Pull an image and check its contents."""
         kind = self.random.choice(KINDS)
         image = Image.pull(f"{self.registry}/{kind}", insecure=True, engine=self.engine)
         if image.digest != self.digests[kind]:
             self.problems.append(f"pull of {kind} is {image.digest}")
 
     def run(self) -> None:
-        """A container has the files of its image, also while others remove that."""
+        """Run a container and check its files, while others may remove the image."""
         image, kind, picture = self._get()
         with Container(image, engine=self.engine) as container:
             said = container.exec(["cat", "/mark"]).stdout
@@ -104,12 +104,12 @@ class _Worker:
         image.tag(self.random.choice(TAGS))
 
     def remove(self) -> None:
-        """Out of the store, the content as well."""
+        """Remove an image with its content."""
         image, _, _ = self._get()
         image.remove(force=self.random.random() < 0.5)
 
     def save(self) -> None:
-        """An archive is whole or not written."""
+        """Save an archive and check that it is complete or absent."""
         image, _, picture = self._get()
         path = self.scratch / f"{os.getpid()}.tar"
         image.save(path)
@@ -166,7 +166,7 @@ def share(registry: str, base: str, processes: int, seconds: float) -> dict[str,
 
 
 def _after(root: str) -> list[str]:
-    """The store when all have ended: whole, and empty when its images go."""
+    """Check the store at the end: complete, and empty after its images are removed."""
     known = {picture.digest: picture for picture in pictures().values()}
     with Engine(root) as engine:
         found = engine.fsck()

@@ -52,7 +52,7 @@ class Site:
 
 @contextlib.contextmanager
 def site(directory: Path, pause: float = 0.0) -> Iterator[Site]:
-    """Both images, to be had in every way."""
+    """Provide both images from every source."""
     write_archive(directory / "both.tar", {A: PICTURES["a"], B: PICTURES["b"]})
     tree = directory / "tree"
     for name, content in some_files(5).items():
@@ -124,7 +124,7 @@ def leftovers(root: Path) -> dict[str, list[str]]:
 
 
 def bytes_in(root: Path) -> int:
-    """Bytes of content below a store's directories, records apart."""
+    """Return the bytes of content below a store's directories, without the database."""
     total = 0
     for name in ("blobs", "layers", "partial", "live"):
         for directory, _, files in os.walk(root / "data" / name):
@@ -138,7 +138,7 @@ def _picture(name: str) -> Picture | None:
 
 
 def wrong_images(engine: Engine) -> list[str]:
-    """Images of which a file or the digest is not what it should be."""
+    """Return images with a wrong file or digest."""
     problems: list[str] = []
     for name in engine._session.store.tags():
         picture = _picture(name)
@@ -152,7 +152,7 @@ def wrong_images(engine: Engine) -> list[str]:
 
 
 def superfluous(engine: Engine, root: Path) -> list[str]:
-    """Content that no image has, after a sweep."""
+    """Return content that no image has, after a sweep."""
     found = leftovers(root)
     store = engine._session.store
     manifests = [image.manifest for image in Image.list(engine=engine) if image.manifest]
@@ -166,7 +166,7 @@ def superfluous(engine: Engine, root: Path) -> list[str]:
 
 
 def _held_on(root: Path) -> list[str]:
-    """Owners that outlive their process by seconds: a launcher just born holds on for a moment."""
+    """Return owners that outlive their process by seconds, held by a launcher that has just started."""
     until = time.monotonic() + 5
     while names := [
         name for name in os.listdir(root / "run/owners") if is_locked(str(root / "run/owners" / name))
@@ -178,7 +178,7 @@ def _held_on(root: Path) -> list[str]:
 
 
 def problems_of(root: Path, work: Work, where: Site) -> list[str]:
-    """All that is wrong with a store where `work` was cut off; the work is done to the end on the way."""
+    """Return the problems of a store after `work` was killed; the check repeats the work to its end."""
     states = work.states(where)
     held = _held_on(root)
     with Engine(root) as engine:
@@ -210,13 +210,13 @@ def problems_of(root: Path, work: Work, where: Site) -> list[str]:
 
 
 def prepared(root: Path, work: Work, where: Site) -> None:
-    """A store as it is before the work."""
+    """Prepare a store for the work."""
     with Engine(root) as engine:
         work.prepare(engine, where)
 
 
 def _work_in_fork(root: Path, work: Work, where: Site, wait: bool) -> tuple[int, int, int]:
-    """A child that does the work: its pid, an fd that reports the start, one that lets it."""
+    """Fork a child that does the work; return its pid, an fd that reports the start, one that permits it."""
     started, starting = os.pipe()
     waits, lets = os.pipe()
     pid = os.fork()
@@ -244,7 +244,7 @@ def _work_in_fork(root: Path, work: Work, where: Site, wait: bool) -> tuple[int,
 
 
 def _span(root: Path, work: Work, where: Site) -> float:
-    """Seconds that the work takes."""
+    """Return seconds that the work takes."""
     prepared(root, work, where)
     with Engine(root) as engine:
         assert engine._session.store.tags() is not None

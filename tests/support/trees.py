@@ -31,7 +31,7 @@ def _content(path: str, found: os.stat_result) -> object:
 
 
 def listing(top: str | Path, *, owners: bool = True, times: bool = True) -> dict[str, Any]:
-    """Path to type and mode, owner, time, attributes, content, and the first name of the same file."""
+    """Return path to type and mode, owner, time, attributes, content, and the first name of the same file."""
     result: dict[str, Any] = {}
     first: dict[tuple[int, int], str] = {}
     paths = [str(top)]
@@ -55,7 +55,7 @@ def listing(top: str | Path, *, owners: bool = True, times: bool = True) -> dict
 
 
 def difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Paths that are not the same in both."""
+    """Return paths that are not the same in both."""
     return {
         name: (one.get(name), other.get(name))
         for name in sorted(one.keys() | other.keys())

@@ -17,7 +17,7 @@ NAME = "pyc"
 
 @contextlib.contextmanager
 def merged(directories: Sequence[str], place: Path) -> Iterator[Path]:
-    """The layers as a container sees them; as root alone."""
+    """Provide the layers as a container sees them (root only)."""
     if len(directories) == 1:
         yield Path(directories[0])
         return
@@ -35,7 +35,7 @@ def merged(directories: Sequence[str], place: Path) -> Iterator[Path]:
 
 
 def by_umoci(layout: Path, place: Path) -> Path | None:
-    """The tree that umoci makes of the image `NAME`; None where it refuses."""
+    """Return the tree that umoci makes of the image `NAME`; None where it refuses."""
     peers.needs("umoci")
     command = ["umoci", "unpack", "--image", f"{layout}:{NAME}", str(place)]
     done = subprocess.run(command, capture_output=True, check=False, timeout=120)
@@ -43,7 +43,7 @@ def by_umoci(layout: Path, place: Path) -> Path | None:
 
 
 def named_layout(layers: Sequence[bytes]) -> Layout:
-    """A layout that umoci finds its image in."""
+    """Return a layout that umoci finds its image in."""
     layout = Layout()
     layout.image(layers, name=NAME)
     return layout
@@ -59,7 +59,7 @@ def certain(top: Path, unsure: Container[str] = ()) -> dict[str, Any]:
 
 
 def above(layers: Sequence[Sequence[Entry]]) -> set[str]:
-    """Directories in which others may be made on the way to an entry: umoci then forgets their times."""
+    """Return directories that may be created implicitly for an entry; umoci does not keep their times."""
     found = set()
     for layer in layers:
         for entry in layer:

@@ -38,7 +38,7 @@ class World:
         self._keeper.communicate()
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """A command there."""
+        """Run a command there."""
         return subprocess.run([*self.enter, *command], capture_output=True, text=True)
 
     def connect(self, address: str, port: int) -> str:
@@ -63,7 +63,7 @@ class World:
 
     @contextlib.contextmanager
     def serve(self) -> Iterator[None]:
-        """An echo there."""
+        """Provide an echo there."""
         code = (
             "import socket, threading; s = socket.create_server(('', 7000)); print(flush=True)\n"
             "def answer(c, a): c.sendall(a[0].encode() + b' ' + c.recv(99)); c.close()\n"

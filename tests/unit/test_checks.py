@@ -27,7 +27,7 @@ LONG = pytest.param("9" * 5000, id="long")
 
 
 def made(**changes: Any) -> spec.ContainerSpec:
-    """A spec like that of `Container(image, ['true'])`."""
+    """Return a spec like that of `Container(image, ['true'])`."""
     limits, asked = spec.limits_of(None, None, None, None)
     options: dict[str, Any] = {
         "id": "0" * 32,

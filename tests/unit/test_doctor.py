@@ -12,7 +12,7 @@ from pycontain._objects.doctor import Check
 
 @pytest.fixture
 def checks(monkeypatch: pytest.MonkeyPatch) -> list[Check]:
-    """A host that lacks one thing."""
+    """Return the checks of a host that lacks one feature."""
     found = [
         Check("a container", True, "starts in 2.0 ms"),
         Check("ids", False, "no ranges in /etc/subuid", "sudo usermod --add-subuids 100000-165535 me"),

@@ -98,7 +98,7 @@ FACTS = (
 
 
 def facts(error: BaseException) -> dict[str, object]:
-    """Everything that a caller may read from an exception."""
+    """Return everything that a caller may read from an exception."""
     read = {name: getattr(error, name) for name in FACTS if hasattr(error, name)}
     return {"type": type(error), "str": str(error), "repr": repr(error), **read, **vars(error)}
 

@@ -18,7 +18,7 @@ def _md5(text: str) -> str:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """An /etc with published, changed, secret and linked files."""
+    """Return an /etc with published, changed, secret and linked files."""
     for path, text in {
         "app/app.conf": "published",
         "app/changed.conf": "password = hunter2",

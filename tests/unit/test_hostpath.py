@@ -183,7 +183,7 @@ def test_open_beneath_reads_and_writes_like_open(top: Path) -> None:
 
 @pytest.fixture
 def record(top: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of shared directories, and no other."""
+    """Return the file of shared directories, and no other."""
     path = top.parent / "store" / "shared"
     monkeypatch.setattr(hostpath, "_records", [])
     hostpath._shared.clear()

@@ -37,7 +37,7 @@ KINDS = st.sampled_from(sorted(PACKERS))
 
 @pytest.fixture(params=["fast", "plain"], autouse=True)
 def _deflate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both zlib and what may stand in its place."""
+    """Run the tests with zlib and with its replacement."""
     if request.param == "plain":
         monkeypatch.setattr(inflate, "_fast_zlib", lambda: zlib)
 

@@ -82,7 +82,7 @@ def framed(*wires: bytes) -> bytes:
 
 
 def unframed(sock: socket.socket) -> bytes:
-    """The next answer of a connection; b"" at its end."""
+    """Return the next answer of a connection; b"" at its end."""
     length = int.from_bytes(exactly(sock, 2), "big")
     return exactly(sock, length)
 
@@ -159,7 +159,7 @@ def zone() -> Zone:
 
 @pytest.fixture
 def inner(bench: Bench, zone: Zone) -> Asker:
-    """A container on one network, which is not connected to the world."""
+    """Return a container on one network, which is not connected to the world."""
     client = Client(Entry(("own",), ("10.0.0.4",)), upstream=False)
     client.join(zone)
     return bench.asker(client)
@@ -489,7 +489,7 @@ def _with_id(wire: bytes, change: int) -> bytes:
 
 
 def _spoofs(server: Nameserver, asked: Asked) -> list[bytes]:
-    """Lies with a wrong id, to a wrong question, from a wrong port; the truth at last."""
+    """Return forged answers (wrong id, question or port), followed by the true one."""
     (lie,) = records(("example.com", "A", "203.0.113.66"))(server, asked)
     query = dns.message.make_query("example.org", "A", id=asked.message.id)
     other = records(("example.com", "A", "203.0.113.66"))(server, Asked(query.to_wire(), False, None))
@@ -718,7 +718,7 @@ def test_failure_to_open_a_socket_is_servfail(bench: Bench) -> None:
 
 @define
 class Rules:
-    """Allows names that end so, and of their addresses those."""
+    """A policy that allows names with this suffix, and these of their addresses."""
 
     ending: str = "example.com"
     addresses: tuple[str, ...] = ("198.51.100.7",)

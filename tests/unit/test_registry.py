@@ -184,7 +184,7 @@ def test_retry_after_is_a_number_or_a_date() -> None:
 
 @pytest.fixture
 def home(net: Net) -> Registry:
-    """A registry that takes the token 'one' and gives it at /token."""
+    """Return a registry that takes the token 'one' and gives it at /token."""
     made = net.registry(HOME)
     made.challenge, made.accepted = f'Bearer realm="https://{HOME}/token",service="s"', {"Bearer one"}
     made.on("*", "/token", token("one"))
@@ -287,7 +287,7 @@ def test_odd_numbers_of_seconds_are_no_reason_to_ask_for_ever(text: str, home: R
 
 
 def _tunnel(there: Registry) -> Rule:
-    """CONNECT as a proxy does it, to the one registry there is."""
+    """Return a rule that serves CONNECT as a proxy, to the only registry."""
     import select
     import socket
 

@@ -14,7 +14,7 @@ from tests.security.inject.tracer import tracer_main
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.security.inject", description=inject.__doc__.splitlines()[0]
     )

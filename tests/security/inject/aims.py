@@ -28,7 +28,7 @@ RESOURCE = {
 
 
 def every_aim(clean: Clean) -> list[Aim]:
-    """Each call of each process once with EPERM and once with what it says when something is used up.
+    """Return each call of each process with EPERM and with the errno of an exhausted resource.
 
     Of each name in each process the first also comes late, is interrupted, and is the last one.  A launcher
     that starts makes a hundred directories in a row: of those a few do.
@@ -62,7 +62,7 @@ def _aims_of(way: str, counts: Mapping[tuple[str, str], int]) -> list[Aim]:
 
 
 def some_aims(clean: Clean, most: int = 60) -> list[Aim]:
-    """A sample that is the same every time: each name once with an error, then of everything else in turn."""
+    """Return a fixed sample: each call once with an error, then the others in turn."""
     everything = every_aim(clean)
     by_name: dict[str, list[Aim]] = {}
     for aim in everything:

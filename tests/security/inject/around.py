@@ -45,7 +45,7 @@ class Around:
         self._before = self._at_rest()
 
     def _at_rest(self) -> dict[str, Any]:
-        """The state, once what is on its way out is gone."""
+        """Return the state after pending cleanup."""
         deadline = time.monotonic() + 1.0
         while (state := self._state())["processes"] and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -81,7 +81,7 @@ class Around:
         return state
 
     def _strangers(self, programs: set[int]) -> set[int]:
-        """Processes that are neither helpers nor the tracer."""
+        """Return processes other than helpers and the tracer."""
         found = _children(os.getpid()) - programs - {self._tracer}
         return found.union(*map(_children, programs))
 
@@ -105,7 +105,7 @@ class Around:
             time.sleep(0.01)
 
     def leave(self, what: str) -> None:
-        """Litter, as the control of `leaks`."""
+        """Leave something behind, as the control of `leaks`."""
         if what == "directory":
             path = os.path.join(self._engine._session.owner.live, "pyc-litter")
         elif what == "cgroup":

@@ -70,7 +70,7 @@ class Bench:
             raise Unable(f"the probe does not compile: {done.stderr[:300]}")
 
     def _copy_code(self) -> None:
-        """The code of now: a lab that comes later is judged by what the first one showed."""
+        """Freeze a copy of the code, so that every lab runs the same version."""
         import pycontain
 
         code, here = self.top / "code", Path(__file__).parent
@@ -81,7 +81,7 @@ class Bench:
         shutil.copytree(here, code / "tests/security/inject", ignore=shutil.ignore_patterns("__pycache__"))
 
     def _observe(self) -> Clean:
-        """Untraced and traced views have to be the same, or no later one could be judged."""
+        """Return the record of clean runs.  Views with and without tracing must agree."""
         plain = self._ask({"way": "plain", "trace": False})
         if plain.get("error"):
             raise Unable(f"no container starts here: {plain['error']}")
@@ -113,7 +113,7 @@ class Bench:
             shutil.rmtree(self.top, ignore_errors=True)
 
     def _retire(self) -> None:
-        """Let the lab end in order."""
+        """Stop the lab normally."""
         try:
             if self._lab is not None:
                 self._lab.communicate(timeout=30)
@@ -139,7 +139,7 @@ class Bench:
         return lab
 
     def _line(self, patience: float) -> str | None:
-        """A line of the lab's, or None where it is silent or gone."""
+        """Return a line of the lab, or None if it is silent or gone."""
         assert self._lab is not None
         assert self._lab.stdout is not None
         if not select.select([self._lab.stdout], [], [], patience)[0]:
@@ -182,7 +182,7 @@ class Bench:
     def run(
         self, aim: Aim | None, *, security: dict[str, Any] | None = None, litter: str = "", trace: bool = True
     ) -> Run:
-        """One run and its verdict."""
+        """Run one aim and return the verdict."""
         order = {
             "aim": asdict(aim) if aim else None,
             "way": aim.way if aim else "plain",

@@ -26,7 +26,7 @@ def _innermost(said: str) -> tuple[str, ...]:
 
 
 def judge(aim: Aim | None, report: dict[str, Any], clean: tuple[str, ...]) -> Run:
-    """The verdict on one run.  A guest that ran and saw something else is weaker, whatever came after."""
+    """Judge one run.  A guest that ran with another view counts as weaker in any case."""
     for kind in ("hang", "crash"):
         if kind in report:
             return Run(aim, kind, details=_innermost(report[kind]))

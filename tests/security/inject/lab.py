@@ -50,7 +50,7 @@ class Lab:
         self._engine.close()
 
     def serve(self, order: dict[str, Any]) -> dict[str, Any]:
-        """One run: `aim` or none, its `way`, `security` to change, `litter` to leave on purpose."""
+        """Perform one run: `aim` or none, its `way`, `security` to change, `litter` to leave on purpose."""
         pool, way, traced = self._engine._session.launchers, order["way"], order.get("trace", True)
         for one in [one for one in pool._free if pid_of(one.pidfd) < 0]:  # killed when it had done its work
             pool._free.remove(one)
@@ -143,7 +143,7 @@ def _told(error: Exception) -> dict[str, Any]:
 
 
 def lab_main(top: str) -> None:
-    """Serve the command: a line for a run, a line with what it came to."""
+    """Serve the caller: one line for a request, one line for its result."""
     libc.prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG: for a lab that hangs
     lab = Lab(Path(top))
     print(json.dumps({"ready": True}), flush=True)

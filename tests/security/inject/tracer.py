@@ -56,7 +56,7 @@ class Tracer:
         self.calls: list[tuple[str, str, str]] = []
 
     def begin(self, pid: int, aim: Aim | None, role: str) -> None:
-        """Attach to the launcher, or to the lab, whose own calls are left alone.  Raises OSError."""
+        """Attach to the launcher, or to the lab without tracing its own calls.  Raises OSError."""
         self.__init__(self._names)  # type: ignore[misc]
         self._aim = aim
         ptrace(SEIZE, pid, 0, OPTIONS if role == "launcher" else 1 | 2 | 4)
@@ -130,7 +130,7 @@ class Tracer:
         return f"command {self._commands}"
 
     def _executed(self, pid: int) -> None:
-        """A newborn has become the launcher, a child the agent; any other is the guest now, and let go."""
+        """Classify a process at its execve: launcher, agent, or a guest, which is detached."""
         becomes = {"newborn": "launcher", "child": "agent"}.get(self._roles[pid])
         if becomes is not None:
             self._roles[pid] = becomes
@@ -174,7 +174,7 @@ class Tracer:
 
 
 def tracer_main() -> None:
-    """Serve the lab: a line to begin, a line to end, each with an answer."""
+    """Serve the lab: one line to begin, one to end, each with an answer."""
     from pycontain._security.syscalls import TABLE
 
     tracer = Tracer({number: name for name, number in TABLE[platform.machine()].items()})

@@ -37,18 +37,18 @@ class Reach:
     findings: Mapping[str, Mapping[str, str]]
 
     def axis(self, name: str) -> Mapping[str, str]:
-        """The findings of an axis; empty where there are none."""
+        """Return the findings of an axis; empty where there are none."""
         return self.findings.get(name, MappingProxyType({}))
 
     def having(self, axis: str, *outcomes: str) -> frozenset[str]:
-        """The keys of an axis that came out as one of these; all keys where none is named."""
+        """Return the keys of an axis with one of these outcomes, or all keys."""
         return frozenset(
             key for key, outcome in self.axis(axis).items() if not outcomes or outcome in outcomes
         )
 
 
 def parse(text: str) -> Reach:
-    """The program's output as a value.  Raises ValueError when it did not come to its end."""
+    """Parse the program's output.  Raises ValueError if it is incomplete."""
     found: dict[str, dict[str, str]] = {}
     for line in text.splitlines():
         fields = line.split("\t")
@@ -62,14 +62,14 @@ def parse(text: str) -> Reach:
 
 
 def _by_name(found: dict[str, dict[str, str]]) -> Mapping[str, Mapping[str, str]]:
-    """Calls by the names that they have on this machine; those without one keep their number."""
+    """Return the calls by their names on this machine; unnamed ones keep their number."""
     names = {str(number): name for name, number in TABLE.get(platform.machine(), {}).items()}
     calls = {names.get(key, key): outcome for key, outcome in found.get("syscall", {}).items()}
     return MappingProxyType({**found, "syscall": calls})
 
 
 def build() -> Path:
-    """The program, compiled if this source has not been yet.  Raises CannotBuild."""
+    """Return the program, compiled if this source has not been yet.  Raises CannotBuild."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         raise CannotBuild("no C compiler")
@@ -97,7 +97,7 @@ def _compile(compiler: str, program: Path) -> None:
 
 
 def make_root(top: Path) -> Path:
-    """A root file system at `top` with the program as /prober, which every user may read."""
+    """Return a root file system at `top` with the program as /prober, which every user may read."""
     for name in PLACES:
         (top / name).mkdir(parents=True)
     shutil.copy(build(), top / "prober")

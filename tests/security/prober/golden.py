@@ -42,7 +42,7 @@ class Golden:
     sections: Mapping[tuple[str, str], frozenset[str]]
 
     def expected(self, axis: str, key: str) -> str | None:
-        """The outcome of a key."""
+        """Return the outcome of a key."""
         rest = None
         for (name, outcome), keys in self.sections.items():
             if name == axis and key in keys:
@@ -58,7 +58,7 @@ class Golden:
 
 
 def load(name: str) -> Golden:
-    """The table of a preset."""
+    """Return the table of a preset."""
     sections: dict[tuple[str, str], frozenset[str]] = {}
     section = ("", "")
     for line in (DIRECTORY / f"{name}.txt").read_text().splitlines():
@@ -87,7 +87,7 @@ def differences(golden: Golden, found: Reach, lacking: frozenset[str]) -> list[s
 
 
 def text(found: Reach) -> str:
-    """A table that says what was found."""
+    """Return the finding as a table."""
     return "".join(_sections(found))
 
 

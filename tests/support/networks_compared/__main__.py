@@ -10,7 +10,7 @@ from tests.support.networks_compared.page import PAGE, page
 
 
 def main() -> None:
-    """Both sides, or one of them in the namespaces that this process has for itself."""
+    """Run both sides, or one of them in this process's own namespaces."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--side", choices=("docker", "pycontain"), help="for the command itself")
     parser.add_argument("--directory", type=Path)

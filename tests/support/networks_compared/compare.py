@@ -39,7 +39,7 @@ class Outcomes:
 
 
 def compare() -> tuple[Outcomes, Outcomes]:
-    """dockerd's and pycontain's.  Skips where there is no dockerd, or it does not come up."""
+    """Return the outcomes of dockerd and pycontain.  Skips if dockerd is missing or does not start."""
     peers.needs("dockerd", "docker", "unshare", "getent")
     if os.geteuid() != 0:
         pytest.skip("dockerd needs root")
@@ -53,7 +53,7 @@ def compare() -> tuple[Outcomes, Outcomes]:
 
 
 def _root(top: Path) -> None:
-    """busybox, and getent with its libraries: names are asked for as programs do."""
+    """Make a root with busybox and getent, which resolves names by the C library."""
     make_root(top)
     for name in ("ip", "ping", "httpd"):
         (top / "bin" / name).symlink_to("busybox")
@@ -89,7 +89,7 @@ def _finish(process: subprocess.Popen[bytes], result: Path) -> Outcomes:
 
 
 def perform(name: str, top: Path) -> None:
-    """One side, in the namespaces that this process has for itself."""
+    """Run one side in this process's own namespaces."""
     try:
         with _world(top / f"{name}.resolv") as world, _side(name, top) as side:
             outcomes = asdict(_all(side, world))
@@ -100,7 +100,7 @@ def perform(name: str, top: Path) -> None:
 
 @contextlib.contextmanager
 def _world(resolv: Path) -> Iterator[World]:
-    """A host that does not forward yet, and an outside that has a nameserver and secrets of a cloud."""
+    """Prepare a host without forwarding, and an outside host with a name server and metadata service."""
     run = peers.run
     run("ip", "link", "set", "lo", "up")
     Path("/proc/sys/net/ipv4/ip_forward").write_text("0")

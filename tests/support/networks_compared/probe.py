@@ -26,7 +26,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def socket_in(pid: int, kind: int, family: int = socket.AF_INET, protocol: int = 0) -> socket.socket:
-    """A socket of the namespace that a process is in; a thread goes there, and ends."""
+    """Return a socket in the namespace of a process, opened by a temporary thread."""
     made: list[socket.socket | OSError] = []
 
     def enter() -> None:
@@ -49,7 +49,7 @@ def socket_in(pid: int, kind: int, family: int = socket.AF_INET, protocol: int =
 
 @contextlib.contextmanager
 def echo(pid: int, *, port: int = PORT, address: str = "", family: int = socket.AF_INET) -> Iterator[None]:
-    """TCP and UDP answer there with the peer's address and what it said."""
+    """Answer TCP and UDP there with the peer's address and data."""
     tcp = socket_in(pid, socket.SOCK_STREAM, family)
     udp = socket_in(pid, socket.SOCK_DGRAM, family)
     tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -61,7 +61,7 @@ def echo(pid: int, *, port: int = PORT, address: str = "", family: int = socket.
 
 
 def connected(pid: int, address: str, port: int, *, udp: bool = False) -> socket.socket:
-    """Raises OSError."""
+    """Connect, send and return the answer.  Raises OSError."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     mine = socket_in(pid, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM, family)
     try:
@@ -74,7 +74,7 @@ def connected(pid: int, address: str, port: int, *, udp: bool = False) -> socket
 
 
 def reach(pid: int, address: str, port: int = PORT, *, udp: bool = False) -> str:
-    """The address that an echo sees, or what is met instead."""
+    """Return the address that an echo sees, or a word for the error."""
     try:
         with connected(pid, address, port, udp=udp) as mine:
             return ask(mine, PATIENCE)

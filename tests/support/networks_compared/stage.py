@@ -67,7 +67,7 @@ class Stage:
     def network(
         self, name: str, *, subnet: str | None = None, subnet6: str | None = None, internal: bool = False
     ) -> Iterator[None]:
-        """A network for a while."""
+        """Provide a network for a while."""
         self.side.network(name, subnet=subnet, subnet6=subnet6, internal=internal)
         try:
             self._labels[self.side.gateway(name)] = f"gateway of {name}"
@@ -79,7 +79,7 @@ class Stage:
     def guest(
         self, name: str, *places: On | str, ports: Ports | None = None, hostname: str | None = None
     ) -> Iterator[Guest]:
-        """A container for a while, that answers at PORT where it has a namespace of its own."""
+        """Provide a container that answers at PORT if it has its own network namespace."""
         guest = self.side.start(name, places, ports or {}, hostname)
         try:
             self._first[guest.id] = places[0].network if isinstance(places[0], On) else places[0]
@@ -168,7 +168,7 @@ class Stage:
 
 @contextlib.contextmanager
 def _nameserver(world: World) -> Iterator[None]:
-    """Outside, that knows one name."""
+    """Provide a name server outside that knows one name."""
     server = probe.socket_in(world.pid, socket.SOCK_DGRAM)
     server.bind(("", 53))
 
@@ -218,7 +218,7 @@ class Section:
     def case(
         self, title: str, outcome: str, *, docker: str | None = None, why: str = ""
     ) -> Callable[[Callable[[Stage], str]], Callable[[Stage], str]]:
-        """A function of a stage that says what is seen."""
+        """Return a decorator for a function of a stage that returns an outcome."""
         assert (docker is None) == (not why), title
 
         def keep(function: Callable[[Stage], str]) -> Callable[[Stage], str]:
@@ -229,5 +229,5 @@ class Section:
 
 
 def together(parts: Sequence[str]) -> str:
-    """One word where all are the same."""
+    """Return one word if all are the same."""
     return parts[0] if len(set(parts)) == 1 else "; ".join(parts)

@@ -26,7 +26,7 @@ EAFNOSUPPORT, EPROTONOSUPPORT = refuse(errno.EAFNOSUPPORT), refuse(errno.EPROTON
 
 
 def words(text: str) -> list[str]:
-    """The names in a text."""
+    """Return the names in a text."""
     return text.split()
 
 

@@ -48,7 +48,7 @@ EPERM, ENOSYS = refuse(errno.EPERM), refuse(errno.ENOSYS)
 
 
 def words(text: str) -> list[str]:
-    """The names in a text."""
+    """Return the names in a text."""
     return text.split()
 
 
@@ -167,7 +167,7 @@ def test_allow_and_deny_override_earlier_rules() -> None:
 
 
 def every_call_differently(conditions: int) -> Filter:
-    """A filter whose ranges cannot merge, with this many conditions for each call."""
+    """Return a filter whose ranges cannot merge, with this many conditions for each call."""
     names = sorted(set().union(*TABLE.values()))
     return Filter(
         rules=[

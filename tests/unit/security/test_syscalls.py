@@ -14,7 +14,7 @@ LIBSECCOMP_FLOOR = 300
 
 @pytest.fixture(scope="module")
 def libseccomp() -> ctypes.CDLL:
-    """The library as an oracle for numbers."""
+    """Return the library as an oracle for numbers."""
     try:
         library = ctypes.CDLL("libseccomp.so.2")
     except OSError as error:
