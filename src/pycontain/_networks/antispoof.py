@@ -1,6 +1,6 @@
-"""Rules between containers of one network: who may send from which address, and who is parted from whom.
+"""Rules between containers of one network: anti-spoofing and partitions.
 
-A second table, of the bridge family, made when the first of them is wanted.
+They are in a table of the bridge family, which is created when it is first needed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,18 @@ if TYPE_CHECKING:
 _ARP, _IPV4, _IPV6 = b"\x08\x06", b"\x08\x00", b"\x86\xdd"
 _ICMP6 = b"\x3a"
 _ROUTER, _SOLICITATION, _NEIGHBOUR, _REDIRECT, _LISTENER = b"\x86", b"\x87", b"\x88", b"\x89", b"\x8f"
-"""Of ICMPv6: routers, questions and answers of neighbours, redirects, groups heard."""
+"""ICMPv6 types: router and neighbour advertisements, neighbour solicitations, redirects, MLDv2 reports."""
 
 
 @define(eq=False)
 class AntiSpoof:
-    """The second table of an engine."""
+    """Table of an engine in the bridge family.
+
+    Attributes:
+        socket: Netlink socket that owns the table.
+        table: Name of the table.
+        stays: Whether the table survives the socket.
+    """
 
     socket: Netlink
     table: str
@@ -74,7 +80,7 @@ class AntiSpoof:
 
         name, kind = nft.meta("iifname"), nft.load("link", 12, 2)
         ipv6 = kind + nft.compare(_IPV6)
-        # By l4proto, which the kernel finds behind extension headers too (RFC 7113).
+        # l4proto is found behind extension headers too, which RFC 7113 asks for.
         icmp6 = ipv6 + nft.meta("l4proto") + nft.compare(_ICMP6) + nft.load("transport", 0, 1)
         target = name + nft.load("transport", 8, 16, 12)
         owned, strange = nft.lookup("addresses6"), nft.lookup("addresses6", absent=True)
@@ -118,7 +124,7 @@ class AntiSpoof:
             rule("antispoof", icmp6, nft.compare(_REDIRECT), drop),
             rule("antispoof", icmp6, nft.compare(_NEIGHBOUR), target, strange, drop),
             rule("antispoof", ipv6, name, nft.load("network", 8, 16, 12), owned, back),
-            # From no address: the question whether its own is somebody's, and what groups it hears.
+            # From the unspecified address only duplicate address detection and multicast reports are allowed.
             rule(
                 "antispoof",
                 icmp6,
@@ -134,7 +140,11 @@ class AntiSpoof:
         ]
 
     def admit(self, bridge: Bridge, endpoint: NetworkEndpoint) -> None:
-        """What comes from this port comes from its own address, or is dropped.  Raises UnsupportedError."""
+        """Drop packets from the endpoint's port unless their source addresses are its own.
+
+        Raises:
+            UnsupportedError: The kernel lacks nf_tables of the bridge family.
+        """
         guarded, macs, addresses, addresses6, _ = self._sets
         port = nft.interface(endpoint.port)
         held = [
@@ -149,7 +159,7 @@ class AntiSpoof:
         self._held[endpoint.port] = held
 
     def dismiss(self, endpoint: NetworkEndpoint) -> None:
-        """It is gone."""
+        """Remove the rules of an endpoint."""
         held = self._held.pop(endpoint.port, None)
         if held is not None:
             with contextlib.suppress(NetlinkError):
@@ -157,10 +167,10 @@ class AntiSpoof:
         port = nft.interface(endpoint.port)
         for key in [key for key in self._partitioned if port in (key[:16], key[16:])]:
             self._partitioned[key] = 1
-            self._together(key)
+            self._rejoin(key)
 
     def partition(self, one: NetworkEndpoint, other: NetworkEndpoint) -> None:
-        """Nothing passes between them, either way."""
+        """Drop packets between two endpoints in both directions; calls nest."""
         for key in _pairs(one, other):
             count = self._partitioned.get(key, 0)
             if count == 0:
@@ -168,12 +178,12 @@ class AntiSpoof:
             self._partitioned[key] = count + 1
 
     def heal(self, one: NetworkEndpoint, other: NetworkEndpoint) -> None:
-        """What `part` did is undone."""
+        """Undo one call of `partition`."""
         for key in _pairs(one, other):
             if key in self._partitioned:
-                self._together(key)
+                self._rejoin(key)
 
-    def _together(self, key: bytes) -> None:
+    def _rejoin(self, key: bytes) -> None:
         self._partitioned[key] -= 1
         if self._partitioned[key]:
             return
@@ -186,7 +196,7 @@ class AntiSpoof:
 
 
 def link_local(mac: bytes) -> bytes:
-    """The address that an interface gives itself (RFC 4291, appendix A)."""
+    """Return the link-local address of a MAC address (RFC 4291, appendix A)."""
     return b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
 
 

@@ -1,4 +1,4 @@
-"""One network: a bridge, its subnet, its names, and who is on it."""
+"""One network: a bridge with its subnet, its names and its endpoints."""
 
 from __future__ import annotations
 
@@ -29,9 +29,19 @@ MTU = 1500
 
 @frozen(kw_only=True)
 class Options:
-    """What a network is asked to be.
+    """Options of a network.
 
-    names: do containers find each other by name?  guided: `Egress` says what they may reach, alone.
+    Attributes:
+        name: Unique in the engine.
+        subnet: IPv4 subnet, or None for one of the pool.
+        subnet6: IPv6 subnet, or None for a random one if `ipv6`.
+        ipv6: Whether containers get IPv6 addresses.
+        internal: Whether there is no route outside.
+        host: Whether services of the host are reachable.
+        names: Whether containers resolve each other's names.
+        guided: Whether an `Egress` decides what containers can reach.
+        mtu: Bytes.
+        labels: Labels, for the caller's use.
     """
 
     name: str
@@ -50,7 +60,15 @@ class Options:
 class NetworkEndpoint:
     """A container on a network.
 
-    port: the interface on the bridge.  inner, index: the interface inside.
+    Attributes:
+        container: Id of the container.
+        name: Name of the container.
+        address: IPv4 address on the network.
+        address6: IPv6 address on the network, if it has IPv6.
+        aliases: Further names on this network.
+        port: Name of the interface on the bridge.
+        inner: Name of the interface in the container.
+        index: Index of the interface in the container.
     """
 
     container: str
@@ -64,18 +82,18 @@ class NetworkEndpoint:
 
     @property
     def mac(self) -> bytes:
-        """Follows from the address: who is given one again is known by the same."""
+        """Return the MAC address, derived from the IPv4 address so that ARP caches stay valid on reuse."""
         return mac_of(self.address)
 
 
 def mac_of(address: IPv4Address) -> bytes:
-    """A locally administered address of an interface."""
+    """Return a locally administered MAC address that contains an IPv4 address."""
     return b"\x02\x50" + address.packed
 
 
 @define(eq=False)
 class Bridge:
-    """A network that stands.  Everything here is called with its lock held, or before anybody knows it."""
+    """Network that exists on the host; callers hold its lock, except before it is published."""
 
     options: Options
     link: str
@@ -92,12 +110,12 @@ class Bridge:
 
     @property
     def name(self) -> str:
-        """The network's name."""
+        """Return the network's name."""
         return self.options.name
 
     @property
     def rules(self) -> NetworkRules:
-        """What the firewall is to know of it."""
+        """Return the network as the firewall enforces it."""
         subnets: list[IPv4Network | IPv6Network] = [self.addresses.subnet]
         if self.addresses.subnet6 is not None:
             subnets.append(self.addresses.subnet6)
@@ -110,7 +128,12 @@ class Bridge:
         )
 
     def make(self) -> None:
-        """Rules first, then the link: it is never there without them.  Raises UnsupportedError, OSError."""
+        """Create the rules, then the link, so that the link is never without rules.
+
+        Raises:
+            UnsupportedError: The kernel lacks bridges or a part of nf_tables.
+            OSError: The kernel refused an operation.
+        """
         self.firewall.open(self.rules)
         try:
             self._make_link()
@@ -136,7 +159,7 @@ class Bridge:
         route.do(steps)
 
     def _settings(self) -> dict[str, str]:
-        """IPv6 off means off, and nobody on it tells the host where to send what."""
+        """Return settings that disable unused IPv6 and ignore redirects and router advertisements."""
         off = self.addresses.subnet6 is None
         v4, v6 = f"ipv4/conf/{self.link}", f"ipv6/conf/{self.link}"
         return {
@@ -150,7 +173,7 @@ class Bridge:
         }
 
     def unmake(self) -> None:
-        """Link and rules go.  Idempotent."""
+        """Remove the link and the rules.  Idempotent."""
         self.gone = True
         for step in (self._remove_link, lambda: self.firewall.shut(self.rules)):
             try:
@@ -163,7 +186,14 @@ class Bridge:
         self.netns.route.do([links.remove(self.link)])
 
     def admit(self, container: str, name: str, port: str, attachment: AttachSpec) -> NetworkEndpoint:
-        """A place on it for a container.  Raises Conflict, StateError, LimitError, ValueError."""
+        """Reserve an endpoint with an address for a container.
+
+        Raises:
+            Conflict: The container is on the network already, or the address is in use.
+            StateError: The network is removed.
+            LimitError: All addresses are in use.
+            ValueError: The address is not one of the network's.
+        """
         with self.lock:
             if self.gone:
                 raise StateError(f"network {self.name} is removed")
@@ -185,7 +215,7 @@ class Bridge:
         return self.addresses.acquire()
 
     def dismiss(self, endpoint: NetworkEndpoint) -> None:
-        """Its place is free."""
+        """Release the endpoint and its address; no-op if it is already released."""
         with self.lock:
             if self.endpoints.get(endpoint.container) is endpoint:
                 del self.endpoints[endpoint.container]

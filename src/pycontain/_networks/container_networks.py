@@ -1,4 +1,4 @@
-"""A live container's side of its networks: interfaces, names, published ports."""
+"""The networks of a live container: its interfaces, names and published ports."""
 
 from __future__ import annotations
 
@@ -28,29 +28,37 @@ if TYPE_CHECKING:
     from pycontain._networks.publish import Bound
 
 RESOLVER = "127.0.0.11"
-"""Where containers ask for names; Docker's too."""
+"""Address of the name service inside containers, the same as Docker's."""
 _QUIET = socket.SOCK_NONBLOCK
-_GLANCES, _PAUSE = 500, 0.002
-"""How often an interface is looked at until it operates, and seconds in between."""
+_POLLS, _PAUSE = 500, 0.002
+"""Number of polls until an interface is operational, and seconds between two."""
 
 
 @frozen
 class AttachSpec:
-    """A network that a container is to be on, and how."""
+    """A network to connect a container to, with its options there."""
 
     bridge: Bridge
     aliases: tuple[str, ...] = ()
     address: str | None = None
     preferred: str | None = None
-    """An address that is taken again where it is free, when `address` is None."""
+    """Address to use if it is free and `address` is None: that of the container's last run."""
 
 
 @frozen(kw_only=True)
 class ContainerIdentity:
-    """Who is to be linked.
+    """Container to connect, with what its networks need to know of it.
 
-    servers: nameservers in place of the host's. pidfd: taken over. groups: how many group ids it has.
-    raw: whether it may send raw packets. is_shared: whether others use its network namespace.
+    Attributes:
+        container: Id.
+        name: Name, which resolves on its networks.
+        hostname: Host name, which resolves on its networks.
+        pid: Its init process, on the host.
+        pidfd: A pidfd of that process; owned by the receiver.
+        groups: Number of group ids that its user namespace maps.
+        raw: Whether it may send raw packets, so that it needs anti-spoofing rules.
+        is_shared: Returns whether other containers use its network namespace.
+        servers: Nameservers instead of the host's.
     """
 
     container: str
@@ -65,7 +73,7 @@ class ContainerIdentity:
 
 
 class ContainerNetworks:
-    """The networks of one live container; ends with it."""
+    """The networks of one live container, from its start to its end."""
 
     def __init__(self, manager: NetworkManager, identity: ContainerIdentity) -> None:
         self._manager = manager
@@ -81,9 +89,16 @@ class ContainerNetworks:
         )
 
     def connect(self, attachment: AttachSpec) -> NetworkEndpoint:
-        """Put it on a network; it is reached and finds others when this returns.
+        """Connect the container to a network; packets and names work when this returns.
 
-        Raises Conflict, StateError, LimitError, ValueError, StartError; nothing is left then.
+        On an error everything is undone.
+
+        Raises:
+            Conflict: It is on this network already, or the address is in use.
+            StateError: The container has ended, or the network is removed.
+            LimitError: The network has no free address.
+            ValueError: The address is not one of the network's.
+            StartError: The kernel refused an operation.
         """
         bridge = attachment.bridge
         with self._lock:
@@ -103,7 +118,7 @@ class ContainerNetworks:
             if bridge.options.names:
                 bridge.zone.put(self._identity.container, self._entry(endpoint))
                 self.client.join(bridge.zone)
-            self._tell_names()
+            self._update_names()
             return endpoint
 
     def _failure(self, bridge: Bridge, error: NetlinkError | StartError) -> Exception:
@@ -139,7 +154,7 @@ class ContainerNetworks:
         if wait_dead(self._identity.pidfd, 0):
             raise StateError(
                 f"container {self._identity.name} is not running"
-            )  # its pid may be another's already
+            )  # the pid may be reused already
         if bridge.options.guided:
             route.do([links.isolate(links.look(route, endpoint.port).index)])
         endpoint.index = links.look(inner, endpoint.inner).index
@@ -158,7 +173,7 @@ class ContainerNetworks:
         _await_port(route, endpoint.port)
 
     def _enter(self, bridge: Bridge) -> Netlink:
-        """Settings for the interface that comes; the first time also the sockets that it takes."""
+        """Write the namespace's defaults for new interfaces; on the first call, open sockets in it too."""
         settings = {
             "ipv6/conf/default/disable_ipv6": str(int(bridge.addresses.subnet6 is None)),
             "ipv6/conf/default/addr_gen_mode": "0",  # link_local of antispoof.py
@@ -202,9 +217,12 @@ class ContainerNetworks:
         bridge.dismiss(endpoint)
 
     def disconnect(self, bridge: Bridge) -> None:
-        """Take it off a network: nobody reaches it there any more when this returns.  Raises NotFound.
+        """Disconnect the container from a network; its address there is unreachable when this returns.
 
-        Where it fails it is on it still, and may be taken off again.
+        On an error it is still connected, and the call can be repeated.
+
+        Raises:
+            NotFound: It is not on this network.
         """
         with self._lock:
             endpoint = self.endpoints.get(bridge)
@@ -217,29 +235,34 @@ class ContainerNetworks:
             self.client.leave(bridge.zone)
             self._unlink(bridge, endpoint)
             self.endpoints.pop(bridge, None)
-            self._tell_names()
+            self._update_names()
             if bound:
-                # They go with the network; where another one leads outside, they are published there.
+                # Move the published ports to another network with a route outside, if there is one.
                 with contextlib.suppress(StateError):
                     self.publish([one.again for one in bound])
 
-    def _tell_names(self) -> None:
+    def _update_names(self) -> None:
         bridges = list(self.endpoints)
         addresses = [address for one in self.endpoints.values() for address in self._entry(one).addresses]
         self.client.own = Entry(names=(self._identity.hostname,), addresses=tuple(addresses))
         self.client.upstream = any(not one.options.internal for one in bridges)
-        # Rootless networks are in a namespace of their own, whose gateway is not this host.
+        # The gateway of rootless networks is in the engine's own namespace, not on this host.
         hosts = [] if self._manager.netns.rootless else [one for one in bridges if one.options.host]
         self.client.host = tuple(str(one.addresses.gateway) for one in hosts)
         policies = [one.policy.of(self._identity.container) for one in bridges if one.policy is not None]
         self.client.policy = policies[0] if policies else None
 
     def publish(self, ports: Sequence[Published]) -> None:
-        """Publish ports of it, on the first of its networks that leads outside.  Raises Conflict."""
+        """Publish ports of the container, by its address on the first network that is not internal.
+
+        Raises:
+            Conflict: A host port is in use.
+            StateError: All of its networks are internal.
+        """
         with self._lock:
             bridge, endpoint = self._target()
             route = bridge.netns.route
-            # It may ask for its own port by the host's address.
+            # Hairpin mode, so that it can connect to its own published port by the host's address.
             route.do([links.reflect(links.look(route, endpoint.port).index)])
             self.bound += self._manager.publisher.publish(ports, str(endpoint.address))
 
@@ -254,12 +277,12 @@ class ContainerNetworks:
 
     @property
     def addresses(self) -> Mapping[str, str]:
-        """Its address on each network, by the network's name."""
+        """Return the container's address on each network, by network name."""
         with self._lock:
             return {bridge.name: str(endpoint.address) for bridge, endpoint in self.endpoints.items()}
 
     def used(self) -> tuple[tuple[AttachSpec, ...], tuple[Published, ...]]:
-        """Return its networks and published ports, as they are or were last, to have the same again."""
+        """Return the current or last networks and published ports, for a restart with the same ones."""
         with self._lock:
             if not self._ended:
                 attachments = (
@@ -270,9 +293,10 @@ class ContainerNetworks:
             return self._used
 
     def container_ended(self) -> None:
-        """Remove the interfaces, unless they end with the namespace because no other process is in it.
+        """Release everything after the container has ended.
 
-        Idempotent, also after an interrupt in the middle.
+        Its interfaces disappear with its namespace; if other containers share that, they are removed here.
+        Idempotent, and can be repeated after an interrupt.
         """
         with self._lock:
             self.used()
@@ -289,11 +313,11 @@ class ContainerNetworks:
             for bridge, endpoint in self._manager.endpoints(self._identity.container):
                 drop(bridge, endpoint)
             self._manager.left(self)
-            self._over = True  # another of the same id may be there from now on
+            self._over = True  # a restarted container can use the same id from here on
             os.close(self._identity.pidfd)
 
     def forget(self) -> None:
-        """In a forked child: close the fds alone."""
+        """Close the fds in a forked child, without a change to the parent's networks."""
         self._lock = threading.RLock()
         self._ended = True
         if not self._over:
@@ -305,11 +329,13 @@ class ContainerNetworks:
 
 
 def _await_port(route: Netlink, port: str) -> None:
-    """A port passes nothing before the kernel has noticed, in work put off, that its other end is up.
+    """Wait until a bridge port forwards packets.
 
-    To be asked for it makes Linux 6.8 notice; older ones are waited for, unless the guest took it down again.
+    The kernel notices in a deferred work item (linkwatch) that the peer is up. Since Linux 6.8 a request
+    for the link runs it at once. On older kernels this polls, for a bounded time, since the guest may have
+    taken its end down again.
     """
-    for _ in range(_GLANCES):
+    for _ in range(_POLLS):
         if links.look(route, port).operates:
             return
         time.sleep(_PAUSE)

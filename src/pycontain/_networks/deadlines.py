@@ -1,4 +1,4 @@
-"""Deadlines that all lie the same time ahead: the order in which they are set is that in which they come."""
+"""Fixed-length timeouts: insertion order is expiry order, so no heap is needed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ Item = TypeVar("Item")
 
 
 class Deadlines(Generic[Item]):
-    """Of one thread.  seconds: from `set` to the deadline."""
+    """Timeouts of equal length for items; not thread-safe.
+
+    Args:
+        seconds: Time from `set` to the deadline.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -19,21 +23,21 @@ class Deadlines(Generic[Item]):
         return len(self._times)
 
     def set(self, item: Item) -> None:
-        """From now; an earlier one of the item no longer counts."""
+        """Start or restart the timeout of an item."""
         self._times.pop(item, None)
         self._times[item] = time.monotonic() + self._seconds
 
     def drop(self, item: Item) -> None:
-        """The item has none."""
+        """Cancel the timeout of an item; no-op if it has none."""
         self._times.pop(item, None)
 
     def ahead(self) -> float | None:
-        """Seconds to the next one; None where there is none."""
+        """Return the seconds until the next deadline, or None."""
         first = next(iter(self._times.values()), None)
         return None if first is None else max(first - time.monotonic(), 0)
 
     def due(self) -> list[Item]:
-        """Those that have come; they have none any more."""
+        """Remove and return the items whose timeout has expired."""
         now = time.monotonic()
         come = []
         for item, when in self._times.items():

@@ -1,4 +1,4 @@
-"""Rules of others on this host, as far as they are in the way of ours."""
+"""Detection of nftables rules of other programs that drop forwarded packets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ _DROP = 0
 
 
 def chains_that_drop(socket: Netlink) -> tuple[list[str], bool]:
-    """Chains that drop what this host passes on unless a rule of theirs knows it; and is Docker here?"""
+    """Find forward chains whose policy is drop.
+
+    Returns:
+        The chains, as "family table chain", and whether Docker's DOCKER-USER chain exists.
+    """
     try:
         answers = socket.ask(Message(_GETCHAIN, struct.pack("=BBH", 0, 0, 0), DUMP))
     except NetlinkError:
@@ -22,12 +26,12 @@ def chains_that_drop(socket: Netlink) -> tuple[list[str], bool]:
     found = []
     docker = False
     for answer in answers:
-        family, told = answer.body[0], dict(attributes(answer.body[4:]))
-        docker = docker or told.get(_NAME) == b"DOCKER-USER\0"
-        if family not in _FAMILIES or _HOOK not in told or _POLICY not in told:
+        family, chain = answer.body[0], dict(attributes(answer.body[4:]))
+        docker = docker or chain.get(_NAME) == b"DOCKER-USER\0"
+        if family not in _FAMILIES or _HOOK not in chain or _POLICY not in chain:
             continue
-        hook = dict(attributes(told[_HOOK])).get(1, b"")
-        if hook == struct.pack(">I", nft.FORWARD) and told[_POLICY] == struct.pack(">I", _DROP):
-            table, name = (told[kind].rstrip(b"\0").decode() for kind in (_TABLE, _NAME))
+        hook = dict(attributes(chain[_HOOK])).get(1, b"")
+        if hook == struct.pack(">I", nft.FORWARD) and chain[_POLICY] == struct.pack(">I", _DROP):
+            table, name = (chain[kind].rstrip(b"\0").decode() for kind in (_TABLE, _NAME))
             found.append(f"{_FAMILIES[family]} {table} {name}")
     return found, docker

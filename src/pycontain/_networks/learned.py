@@ -22,7 +22,7 @@ Key = tuple[str, bytes]
 
 @frozen
 class Held:
-    """The name that an element is for, its deadline on the monotonic clock, and who asked for it."""
+    """DNS name of an element, its deadline on the monotonic clock, and the container that asked for it."""
 
     name: str
     until: float
@@ -80,7 +80,7 @@ class Learned:
 
 
 class RefusedNames:
-    """How often each name was asked for in vain, by container."""
+    """Counts of the queries for names that are not allowed, by container."""
 
     def __init__(self) -> None:
         self._counts: dict[str, dict[str, int]] = {}

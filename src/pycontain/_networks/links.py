@@ -1,4 +1,4 @@
-"""rtnetlink(7): bridges, pairs of interfaces, addresses and routes as messages, and what is told of them."""
+"""rtnetlink(7) messages for bridges, veth pairs, addresses and routes, and parsers of the answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pycontain._kernel.netlink import (
 )
 
 PREFIX = "pyc-"
-"""Interfaces of every engine of ours begin with it, and none else."""
+"""First characters of the names of all interfaces that pycontain creates."""
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 Interface = IPv4Interface | IPv6Interface
 
@@ -39,12 +39,12 @@ _AF_BRIDGE = 7
 
 
 def prefix(owner: str) -> str:
-    """What the names of an owner's interfaces begin with: 15 bytes are all that a name has."""
+    """Return the first characters of the names of an owner's interfaces, which have at most 15 bytes."""
     return PREFIX + digits(int(owner, 16), 7)
 
 
 def digits(number: int, count: int) -> str:
-    """The last digits of a number to the base of 36."""
+    """Return the last digits of a number in base 36."""
     text = ""
     for _ in range(count):
         number, digit = divmod(number, len(_DIGITS))
@@ -61,11 +61,14 @@ def _family(address: Interface) -> int:
 
 
 _NO_LINK_LOCAL = nested(_AF_SPEC, nested(socket.AF_INET6, attribute(8, b"\1")))
-"""An interface that gives itself no address (IFLA_INET6_ADDR_GEN_MODE none)."""
+"""No link-local address for the interface (IFLA_INET6_ADDR_GEN_MODE none)."""
 
 
 def bridge(name: str, mac: bytes, mtu: int) -> Message:
-    """A bridge that is down, without timers of its own."""
+    """Return a request for a bridge that is down, without STP and multicast snooping.
+
+    Both need timers that would wake the host.
+    """
     settings = nested(2, attribute(5, 0), attribute(23, b"\0"))
     return Message(
         _NEWLINK,
@@ -83,7 +86,7 @@ def bridge(name: str, mac: bytes, mtu: int) -> Message:
 
 @frozen
 class Peer:
-    """An interface to be born in another network namespace: that of the process `pid`."""
+    """End of a veth pair to be created in the network namespace of the process `pid`."""
 
     pid: int
     name: str
@@ -92,10 +95,10 @@ class Peer:
 
 
 def pair(name: str, peer: Peer) -> Message:
-    """A pair of interfaces: one here and its peer in the other namespace, both down."""
+    """Return a request for a veth pair, both ends down: one here, its peer in the other namespace."""
     other = _link(
         0,
-        0,  # it cannot be up before the pair is one
+        0,  # the kernel refuses IFF_UP for a peer that does not exist yet
         attribute(_IFNAME, peer.name),
         attribute(_ADDRESS, peer.mac),
         attribute(_MTU, peer.mtu),
@@ -108,54 +111,58 @@ def pair(name: str, peer: Peer) -> Message:
 
 
 def join(name: str, bridge: int) -> Message:
-    """Make an interface a port of a bridge, and bring it up."""
+    """Return a request that makes an interface a port of a bridge and brings it up."""
     return Message(
         _SETLINK, _link(0, _UP, attribute(_IFNAME, name), attribute(_MASTER, bridge), _NO_LINK_LOCAL)
     )
 
 
 def isolate(index: int) -> Message:
-    """Of a bridge's port: nothing passes to or from others that are isolated too."""
+    """Return a request that isolates a bridge port from the other isolated ports."""
     return Message(_SETLINK, _link(index, 0, nested(_PROTINFO, attribute(33, b"\1")), family=_AF_BRIDGE))
 
 
 def reflect(index: int) -> Message:
-    """Of a bridge's port: what came in by it may go out by it (hairpin mode)."""
+    """Return a request for hairpin mode, in which a bridge port sends frames that it received."""
     return Message(_SETLINK, _link(index, 0, nested(_PROTINFO, attribute(4, b"\1")), family=_AF_BRIDGE))
 
 
 def raise_link(index: int, *, link_local: bool) -> Message:
-    """Bring an interface up."""
+    """Return a request that brings an interface up."""
     return Message(_SETLINK, _link(index, _UP, *(() if link_local else (_NO_LINK_LOCAL,))))
 
 
 def lower_link(index: int) -> Message:
-    """Take an interface down: nothing passes by it any more."""
+    """Return a request that takes an interface down."""
     return Message(_SETLINK, _LINK.pack(0, 0, 0, index, 0, _UP))
 
 
 def note(index: int, text: str) -> Message:
-    """Give an interface a text for people to read."""
+    """Return a request that sets the alias of an interface, which `ip link` shows."""
     return Message(_SETLINK, _link(index, 0, attribute(_ALIAS, text)))
 
 
 def remove(name: str) -> Message:
-    """Remove an interface, and its peer with it."""
+    """Return a request that removes an interface and its peer."""
     return Message(_DELLINK, _link(0, 0, attribute(_IFNAME, name)))
 
 
 def look(route: Netlink, name: str) -> Link:
-    """One interface as it is now.  Raises NetlinkError."""
+    """Return the current state of an interface.
+
+    Raises:
+        NetlinkError: The interface does not exist.
+    """
     return next(seen_links(route.ask(Message(_GETLINK, _link(0, 0, attribute(_IFNAME, name))))))
 
 
 def every_link() -> Message:
-    """Ask for all interfaces."""
+    """Return a request for all interfaces."""
     return Message(_GETLINK, _link(0, 0), DUMP)
 
 
 def assign(index: int, address: Interface) -> Message:
-    """Give an interface an address, in use at once."""
+    """Return a request that assigns an address, without duplicate address detection."""
     packed = address.packed
     body = struct.pack("=BBBBi", _family(address), address.network.prefixlen, 0, 0, index)
     body += attribute(2, packed) + attribute(1, packed)
@@ -167,7 +174,7 @@ def assign(index: int, address: Interface) -> Message:
 
 
 def default_route(index: int, gateway: bytes, metric: int) -> Message:
-    """The route for everything else."""
+    """Return a request for a default route."""
     family = socket.AF_INET if len(gateway) == 4 else socket.AF_INET6
     body = struct.pack("=BBBBBBBBI", family, 0, 0, 0, _MAIN, _STATIC, _UNIVERSE, _UNICAST, 0)
     body += attribute(5, gateway) + attribute(4, index) + attribute(6, metric)
@@ -175,23 +182,22 @@ def default_route(index: int, gateway: bytes, metric: int) -> Message:
 
 
 def routes(family: int) -> Message:
-    """Ask for every route."""
+    """Return a request for all routes of an address family."""
     return Message(_GETROUTE, struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, 0, 0, 0, 0), DUMP)
 
 
 @frozen
 class Link:
-    """An interface that there is."""
+    """State of an interface; `operates` is the kernel's IF_OPER_UP."""
 
     index: int
     name: str
     alias: str
     operates: bool
-    """Does something pass, as far as the kernel has noticed?"""
 
 
 def seen_links(answers: list[Answer]) -> Iterator[Link]:
-    """What was told of interfaces."""
+    """Yield the interfaces in an answer."""
     for answer in answers:
         if answer.kind != _NEWLINK:
             continue
@@ -206,12 +212,12 @@ def seen_links(answers: list[Answer]) -> Iterator[Link]:
 
 
 def every_address() -> Message:
-    """Ask for the addresses of all interfaces."""
+    """Return a request for the addresses of all interfaces."""
     return Message(_GETADDR, struct.pack("=BBBBi", 0, 0, 0, 0, 0), DUMP)
 
 
 def seen_addresses(answers: list[Answer]) -> Iterator[IPv4Address | IPv6Address]:
-    """What was told of addresses: the near end's, where there are two."""
+    """Yield the addresses in an answer: the local one of point-to-point interfaces."""
     for answer in answers:
         if answer.kind == _NEWADDR:
             found = dict(attributes(answer.body[8:]))
@@ -220,7 +226,7 @@ def seen_addresses(answers: list[Answer]) -> Iterator[IPv4Address | IPv6Address]
 
 @frozen
 class Route:
-    """A route that there is: where to, and by which interface, or 0."""
+    """Route to a destination; `out` is the index of the interface, or 0."""
 
     destination: bytes
     length: int
@@ -228,7 +234,7 @@ class Route:
 
 
 def seen_routes(answers: list[Answer]) -> Iterator[Route]:
-    """What was told of routes; those of local addresses and broadcasts too."""
+    """Yield the routes in an answer, including those of the local table."""
     for answer in answers:
         if answer.kind != _NEWROUTE:
             continue

@@ -1,4 +1,4 @@
-"""Everything that an engine's networks stand on, made on first use."""
+"""Networks of one engine: created, found, removed, and cleaned up at the end."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ class NetworkManager:
         self.publisher = Publisher(self.relay, None if rootless else self.firewall)
 
     def link_name(self) -> str:
-        """A name for an interface that no other of this engine has had lately."""
+        """Return a name for an interface that this engine has not used recently."""
         return self._prefix + links.digits(next(self._numbers), _NUMBER_DIGITS)
 
     def relay(self) -> Relay:
-        """The process that carries published ports."""
+        """Return the relay process of published ports, started on first use."""
         from pycontain._kernel.relay import Relay
 
         with self._lock:
@@ -89,7 +89,13 @@ class NetworkManager:
             return pid_of(launcher.pidfd)
 
     def create(self, options: Options) -> Bridge:
-        """A network that stands.  Raises Conflict for its name or subnet, LimitError, UnsupportedError."""
+        """Create a network.
+
+        Raises:
+            Conflict: The name or the subnet is in use.
+            LimitError: No subnet is free.
+            UnsupportedError: The host lacks something that the network needs.
+        """
         with self._lock:
             if options.name in self.bridges:
                 raise Conflict(f"network name {options.name!r} is already in use")
@@ -129,13 +135,17 @@ class NetworkManager:
         return bridge
 
     def default(self) -> Bridge:
-        """The network that is called 'bridge', on which containers find each other by address alone."""
+        """Return the default network 'bridge', which has no names, created on first use."""
         with self._lock:
             found = self.bridges.get(DEFAULT)
             return found or self.create(Options(name=DEFAULT, names=False))
 
     def find(self, name: str) -> Bridge:
-        """A network of this engine.  Raises NotFound."""
+        """Return a network of this engine by name.
+
+        Raises:
+            NotFound: There is none.
+        """
         with self._lock:
             if name == DEFAULT:
                 return self.default()
@@ -145,7 +155,12 @@ class NetworkManager:
         return found
 
     def remove(self, bridge: Bridge) -> None:
-        """Remove a network.  Raises Conflict while a container is on it, NotFound when it is gone."""
+        """Remove a network.
+
+        Raises:
+            Conflict: Containers are connected to it.
+            NotFound: It is already removed.
+        """
         with self._lock, bridge.lock:
             if bridge.gone:
                 raise NotFound(f"network {bridge.name} is already removed")
@@ -160,7 +175,7 @@ class NetworkManager:
             self.subnets.give_back(bridge.addresses.subnet)
 
     def attach(self, identity: ContainerIdentity) -> ContainerNetworks:
-        """What a container that has started is linked by; on no network yet."""
+        """Return the networks of a container that has started, empty so far."""
         networks = ContainerNetworks(self, identity)
         with self._lock:
             self.firewall.know_host(self.netns.host_addresses())
@@ -168,21 +183,21 @@ class NetworkManager:
         return networks
 
     def endpoints(self, container: str) -> list[tuple[Bridge, NetworkEndpoint]]:
-        """The places of a container, also one that an interrupt kept it from knowing of."""
+        """Return the endpoints of a container, including those whose creation was interrupted."""
         with self._lock:
             bridges = list(self.bridges.values())
         return [(one, one.endpoints[container]) for one in bridges if container in one.endpoints]
 
     def left(self, networks: ContainerNetworks) -> None:
-        """A container has ended."""
+        """Remove the networks of a container that has ended."""
         with self._lock, contextlib.suppress(ValueError):
             self._containers.remove(networks)
 
     def close(self) -> None:
-        """Remove every network; the containers have ended."""
+        """Remove all networks; the containers must have ended."""
         with self._lock:
             left = list(self._containers)
-        for networks in left:  # without the lock, which who connects takes after its own
+        for networks in left:  # not under our lock, since connect() takes the container's lock first
             networks.container_ended()
         with self._lock:
             for bridge in list(self.bridges.values()):
@@ -200,7 +215,7 @@ class NetworkManager:
             self.subnets.close()
 
     def forget(self) -> None:
-        """In a forked child: close the fds alone."""
+        """Close the fds in a forked child, without a change to the parent's networks."""
         self._lock = threading.RLock()
         self.names.forget()
         if self._relay is not None:

@@ -1,4 +1,4 @@
-"""netem (tc-netem(8)) on the interface that leads to a container."""
+"""Delay, loss and rate limits (tc-netem(8)) on the bridge port of a container."""
 
 from __future__ import annotations
 
@@ -22,16 +22,23 @@ _RATE, _LATENCY, _JITTER = 6, 10, 11
 _WHOLE = 0xFFFFFFFF
 _PACKETS = 10_000
 _TICK = 64
-"""Nanoseconds of what a packet scheduler counts (PSCHED_SHIFT)."""
+"""Nanoseconds in a tick of the packet scheduler (PSCHED_SHIFT)."""
 
 
 class NoNetem(Exception):
-    """The kernel has none."""
+    """The kernel lacks sch_netem."""
 
 
 @frozen(kw_only=True)
 class Shape:
-    """delay, jitter: seconds.  loss: of 1.  rate: bytes per second, 0 for any."""
+    """Parameters of netem.
+
+    Attributes:
+        delay: Seconds.
+        jitter: Seconds around the delay.
+        loss: Share of the packets, 0 to 1.
+        rate: Bytes per second; 0 for no limit.
+    """
 
     delay: float = 0
     jitter: float = 0
@@ -39,7 +46,7 @@ class Shape:
     rate: int = 0
 
     def options(self) -> bytes:
-        """struct tc_netem_qopt, and what came later."""
+        """Return struct tc_netem_qopt with the netlink attributes that later kernels added."""
         delay, jitter = int(self.delay * 1e9), int(self.jitter * 1e9)
         loss = int(self.loss * _WHOLE)
         fixed = struct.pack(
@@ -52,7 +59,12 @@ class Shape:
 
 
 def apply(netns: NetnsHost, link: str, shape: Shape) -> None:
-    """Treat what goes to a container so; a shape of nothing takes it away.  Raises NoNetem, NetlinkError."""
+    """Set the shape of the traffic to a container; the default shape removes it.
+
+    Raises:
+        NoNetem: The kernel lacks sch_netem.
+        NetlinkError: The kernel refused the change.
+    """
     index = links.look(netns.route, link).index
     head = struct.pack("=BBHiIII", 0, 0, 0, index, _HANDLE, _ROOT, 0)
     if shape == Shape():

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pycontain._kernel.launcher import LauncherPool
 
 _RUN = "/run/pycontain"
-"""Of the host, not of one store: subnets and forwarding are shared by all engines."""
+"""Directory of the host, not of a store: all engines share subnets and IP forwarding."""
 _RAW = socket.SOCK_RAW
 
 
@@ -47,12 +47,29 @@ class NetnsHost:
             self.route, self.rules = Netlink(ROUTE), Netlink(NETFILTER)
 
     def within(self, pidfd: int, wanted: Sequence[SocketSpec], settings: Mapping[str, str]) -> list[int]:
-        """Sockets of a process's network namespace, after its settings were made.  Raises StartError."""
+        """Write settings in the network namespace of a process, then open sockets in it.
+
+        Args:
+            pidfd: The process, or -1 for the namespace of the bridges.
+            wanted: The sockets.
+            settings: Paths below /proc/sys/net and values.
+
+        Returns:
+            The fds of the sockets.
+
+        Raises:
+            StartError: The namespace, a setting or a socket failed.
+        """
         with self.launchers.borrow() as launcher:
             return open_sockets(launcher, pidfd, wanted, settings)
 
     def set(self, settings: Mapping[str, str]) -> None:
-        """Write below /proc/sys/net of this namespace.  Raises StartError, OSError."""
+        """Write settings below /proc/sys/net in this namespace.
+
+        Raises:
+            StartError: A setting failed in a rootless engine.
+            OSError: A setting failed on the host.
+        """
         if self.rootless:
             self.within(-1, [], settings)
             return
@@ -60,11 +77,11 @@ class NetnsHost:
             try:
                 with open(f"/proc/sys/net/{path}", "w") as file:
                     file.write(value)
-            except FileNotFoundError:  # a kernel without a protocol has no settings of it
+            except FileNotFoundError:  # the kernel lacks the protocol
                 continue
 
     def host_addresses(self) -> frozenset[IPv4Address | IPv6Address]:
-        """Addresses of the host's that are not this namespace's: a plain user's way out leads to them."""
+        """Return the host's addresses, which the uplink of a rootless engine reaches; empty if privileged."""
         if not self.rootless:
             return frozenset()
         host = Netlink(ROUTE)
@@ -76,11 +93,11 @@ class NetnsHost:
 
     @property
     def locks(self) -> str | None:
-        """The file in which engines of this host lock their subnets; None in a namespace of one's own."""
+        """Return the file in which the engines of this host lock subnets, or None if rootless."""
         return None if self.rootless else os.path.join(private_directory(_RUN), "subnets")
 
     def in_use(self, subnet: IPv4Network | IPv6Network) -> bool:
-        """Does a route of this namespace, other than the default one, lead into the subnet?"""
+        """Return whether a route of this namespace, other than a default route, overlaps the subnet."""
         family = socket.AF_INET if subnet.version == 4 else socket.AF_INET6
         first = subnet.network_address.packed
         for route in links.seen_routes(self.route.ask(links.routes(family))):
@@ -93,9 +110,13 @@ class NetnsHost:
         return False
 
     def forward(self, version: int) -> bool:
-        """Let this host pass packets on; True where it did not before any engine of ours wanted it.
+        """Enable IP forwarding; the last engine of the host restores it.
 
-        Then nothing may pass but what is of our networks.  The last engine puts it back.
+        Returns:
+            Whether it was off before, so that the firewall must drop everything else that is forwarded.
+
+        Raises:
+            UnsupportedError: The host refuses the setting.
         """
         setting = _FORWARDING[version]
         if self.rootless:
@@ -118,12 +139,12 @@ class NetnsHost:
         return os.pread(fd, 1, 0) == b"1"
 
     def put_forwarding_back(self) -> None:
-        """Forwarding is as before when nobody else is left."""
+        """Restore IP forwarding unless another engine uses it."""
         for version, fd in self._forwarding.items():
             _put_back(version, fd)
 
     def forget(self) -> None:
-        """Close the fds."""
+        """Close the fds, which releases the locks on IP forwarding."""
         for fd in self._forwarding.values():
             os.close(fd)
         self._forwarding.clear()
@@ -135,12 +156,12 @@ _FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
 
 
 def _note(version: int) -> str:
-    """The file that tells of this namespace whether forwarding is ours, locked by whoever wants it."""
+    """Return the file that records whether we enabled forwarding here; engines that use it lock it."""
     return os.path.join(private_directory(_RUN), f"forwarding{version}-{os.stat('/proc/self/ns/net').st_ino}")
 
 
 def put_forwarding_back() -> None:
-    """What the last engine of this namespace would have done, had it not been killed."""
+    """Restore IP forwarding for engines that were killed, unless another engine uses it."""
     for version in _FORWARDING:
         try:
             fd = os.open(_note(version), os.O_RDWR | os.O_CLOEXEC)
@@ -160,7 +181,7 @@ def _put_back(version: int, fd: int) -> None:
                 file.write("0")
             os.ftruncate(fd, 0)
     except OSError:
-        pass  # another engine's
+        pass  # another engine holds the lock
 
 
 def _read(setting: str) -> str:

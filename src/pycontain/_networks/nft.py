@@ -1,7 +1,7 @@
-"""nf_tables as messages: tables, chains, sets and the expressions of a rule.  Pure.
+"""nf_tables messages: tables, chains, sets and the expressions of rules.  No I/O.
 
-What a rule does is what `nft --debug=netlink` shows for it; numbers are of linux/netfilter/nf_tables.h.
-Registers hold 4 bytes each from 8 on; 1 to 4 are names for four of them together.
+`nft --debug=netlink` shows the expressions of a rule; the numbers come from linux/netfilter/nf_tables.h.
+Registers 8 and up hold 4 bytes each; registers 1 to 4 are 16 bytes each and overlap them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pycontain._kernel.netlink import (
 )
 
 INET, BRIDGE = 1, 7
-"""Families of nfnetlink."""
+"""Address families of nfnetlink."""
 PREROUTING, INPUT, FORWARD, _, POSTROUTING = range(5)
 """Hooks of the inet and bridge families."""
 
@@ -53,7 +53,7 @@ _TYPES = {
     "interface": (41, 16),
     "verdict": (0xFFFFFF00, 0),
 }
-"""nft's own number, by which it shows a set to people, and bytes."""
+"""Type number of the nft tool, which it uses to print a set, and length in bytes."""
 FieldType = Literal["address", "address6", "mac", "protocol", "port", "mark", "interface", "verdict"]
 
 
@@ -70,42 +70,46 @@ def _expression(name: str, *attributes: bytes) -> bytes:
 
 
 def interface(name: str) -> bytes:
-    """An interface's name as a register holds it."""
+    """Return an interface name in the form that a register has."""
     return name.encode().ljust(16, b"\0")
 
 
 def address(text: str) -> bytes:
-    """An address of either family in network order."""
+    """Return an IPv4 or IPv6 address in network byte order."""
     return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
 
 
 def key(*fields: bytes | int) -> bytes:
-    """Fields of one key side by side, each padded to 4 bytes; a number is a protocol."""
+    """Return the concatenation of the fields of a key, each padded to 4 bytes; an int is a protocol."""
     parts = [bytes([field]) if isinstance(field, int) else field for field in fields]
     return b"".join(part + b"\0" * (-len(part) % 4) for part in parts)
 
 
 def port(number: int) -> bytes:
-    """A port in network order."""
+    """Return a port in network byte order."""
     return struct.pack(">H", number)
 
 
 def table(name: str, family: int = INET, *, stays: bool = False) -> Message:
-    """A table that nobody else may change or flush, and that goes with the socket that makes it.
+    """Return a request for a table that only its socket can change, and that is removed with that socket.
 
-    stays: until somebody removes it, which anybody may once the socket is closed (Linux 6.9).
+    Args:
+        name: The name of the table.
+        family: The address family.
+        stays: Keep the table when the socket is closed (NFT_TABLE_F_PERSIST, Linux 6.9). Any privileged
+            process can remove it then.
     """
     kind = _OWNED | _PERSISTENT if stays else _OWNED
     return _message(_NEWTABLE, family, attribute(1, name), attribute(2, _be(kind)), flags=CREATE | EXCL)
 
 
 def drop_table(name: str, family: int = INET) -> Message:
-    """The end of a table and all in it."""
+    """Return a request that removes a table with its contents."""
     return _message(_DELTABLE, family, attribute(1, name))
 
 
 def parts(messages: Sequence[Message]) -> Iterator[list[Message]]:
-    """Cut messages into transactions that every socket's send buffer holds, also an unprivileged user's."""
+    """Split messages into transactions that fit into the default send buffer of a socket."""
     part: list[Message] = []
     size = 0
     for message in messages:
@@ -119,12 +123,12 @@ def parts(messages: Sequence[Message]) -> Iterator[list[Message]]:
 
 
 def chain(table: str, name: str, family: int = INET) -> Message:
-    """A chain that is jumped to."""
+    """Return a request for a chain without a hook, a target of jumps."""
     return _message(_NEWCHAIN, family, attribute(1, table), attribute(3, name), flags=CREATE | EXCL)
 
 
 def base_chain(table: str, name: str, kind: str, hook: int, priority: int, family: int = INET) -> Message:
-    """A chain that the kernel calls; what reaches its end is accepted."""
+    """Return a request for a chain at a hook of the kernel, with the policy accept."""
     return _message(
         _NEWCHAIN,
         family,
@@ -138,12 +142,12 @@ def base_chain(table: str, name: str, kind: str, hook: int, priority: int, famil
 
 
 def drop_chain(table: str, name: str) -> Message:
-    """The end of a chain that nothing leads to."""
+    """Return a request that removes a chain without references."""
     return _message(_DELCHAIN, INET, attribute(1, table), attribute(3, name))
 
 
 def rule(table: str, chain: str, *expressions: bytes, family: int = INET) -> Message:
-    """A rule at the end of a chain."""
+    """Return a request that appends a rule to a chain."""
     return _message(
         _NEWRULE,
         family,
@@ -156,7 +160,7 @@ def rule(table: str, chain: str, *expressions: bytes, family: int = INET) -> Mes
 
 @frozen
 class Set:
-    """A set of keys of these fields, or a map from them to others."""
+    """Set of keys with these fields, or a map from them to the fields `to`."""
 
     table: str
     name: str
@@ -169,7 +173,7 @@ class Set:
     family: int = INET
 
     def new(self, number: int) -> Message:
-        """Make it; numbers differ within a transaction."""
+        """Return a request for the set; its number must be unique within a transaction."""
         kind, size = _folded(self.fields)
         flags = self.flags | (MAP if self.to else 0)
         description = []
@@ -194,19 +198,19 @@ class Set:
         return _message(_NEWSET, self.family, *parts, flags=CREATE | EXCL)
 
     def put(self, *elements: Element) -> Message:
-        """Add elements."""
+        """Return a request that adds elements."""
         return self._change(_NEWSETELEM, elements, CREATE)
 
     def take(self, *elements: Element) -> Message:
-        """Remove elements, which have to be there."""
+        """Return a request that removes elements; the kernel refuses it if one is absent."""
         return self._change(_DELSETELEM, elements, 0)
 
     def put_all(self, elements: Sequence[Element]) -> list[Message]:
-        """Add any number of elements."""
+        """Return requests that add any number of elements."""
         return [self.put(*some) for some in _split(elements)]
 
     def take_all(self, elements: Sequence[Element]) -> list[Message]:
-        """Remove any number of elements, those included that have expired meanwhile.
+        """Return requests that remove any number of elements, including expired ones.
 
         The removal of an absent element fails its transaction, so each is added first, which is a no-op
         for one that is present.
@@ -218,7 +222,7 @@ class Set:
         ]
 
     def dump(self) -> Message:
-        """Ask for every element."""
+        """Return a request for all elements."""
         return _message(
             _GETSETELEM, self.family, attribute(1, self.table), attribute(2, self.name), flags=DUMP
         )
@@ -241,7 +245,7 @@ def _split(elements: Sequence[Element]) -> Iterator[Sequence[Element]]:
 
 
 def seen_elements(answers: Sequence[Answer]) -> Iterator[dict[int, bytes]]:
-    """What was told of a set: the attributes of each element."""
+    """Yield the attributes of each set element in an answer."""
     for answer in answers:
         for kind, elements in attributes(answer.body[4:]):
             if kind == 3:
@@ -259,19 +263,19 @@ def _folded(fields: Sequence[FieldType]) -> tuple[int, int]:
 
 @frozen
 class Element:
-    """A key, a value and a time to live."""
+    """Element of a set: a key, and a value or chain if the set is a map."""
 
     key: bytes
     value: bytes = b""
     jump: str = ""
-    """The chain that a verdict map's element leads to."""
+    """Chain to jump to, in a verdict map."""
     ends: bool = False
-    """Of a range of one field: the first key behind it."""
+    """Whether the key is the first one after an interval."""
     timeout: int = 0
-    """Milliseconds; 0 for as long as the set has it."""
+    """Milliseconds until it expires; 0 for the default of the set."""
 
     def packed(self) -> bytes:
-        """As a list's member."""
+        """Return the netlink attribute of the element."""
         parts = [nested(1, attribute(1, self.key))]
         if self.value:
             parts.append(nested(2, attribute(1, self.value)))
@@ -293,22 +297,22 @@ _VERDICTS = {"drop": 0, "accept": 1, "jump": -3, "return": -5}
 
 
 def meta(what: str, register: int = 1) -> bytes:
-    """Load a fact about the packet."""
+    """Return an expression that loads metadata of the packet."""
     return _expression("meta", attribute(2, _be(_META[what])), attribute(1, _be(register)))
 
 
 def ct(what: str, register: int = 1) -> bytes:
-    """Load a fact about its connection."""
+    """Return an expression that loads a property of the tracked connection."""
     return _expression("ct", attribute(2, _be(_CT[what])), attribute(1, _be(register)))
 
 
 def set_ct_mark(register: int = 1) -> bytes:
-    """Mark its connection."""
+    """Return an expression that sets the mark of the connection."""
     return _expression("ct", attribute(2, _be(_CT["mark"])), attribute(4, _be(register)))
 
 
 def load(base: Literal["link", "network", "transport"], offset: int, size: int, register: int = 1) -> bytes:
-    """Load bytes of a header."""
+    """Return an expression that loads bytes of a header."""
     place = {"link": _LINK, "network": _NETWORK, "transport": _TRANSPORT}[base]
     return _expression(
         "payload",
@@ -320,7 +324,7 @@ def load(base: Literal["link", "network", "transport"], offset: int, size: int, 
 
 
 def compare(data: bytes, register: int = 1, *, equal: bool = True) -> bytes:
-    """Go on only where the register begins with data, or does not."""
+    """Return an expression that matches if the register begins with data, or does not."""
     return _expression(
         "cmp",
         attribute(1, _be(register)),
@@ -330,12 +334,12 @@ def compare(data: bytes, register: int = 1, *, equal: bool = True) -> bytes:
 
 
 def any_bit(wanted: int, register: int = 1) -> bytes:
-    """Go on only where one of these bits of 32 is set."""
+    """Return expressions that match if one of these 32 bits is set."""
     return bits(struct.pack("=I", wanted), register) + compare(b"\0" * 4, register, equal=False)
 
 
 def bits(mask: bytes, register: int = 1) -> bytes:
-    """Keep these bits of what was loaded."""
+    """Return an expression that masks the register."""
     return _expression(
         "bitwise",
         attribute(1, _be(register)),
@@ -347,12 +351,12 @@ def bits(mask: bytes, register: int = 1) -> bytes:
 
 
 def towards(network: IPv4Network) -> bytes:
-    """Go on only for what goes there."""
+    """Return expressions that match IPv4 destinations in the network."""
     return load("network", 16, 4) + bits(network.netmask.packed) + compare(network.network_address.packed)
 
 
 def lookup(name: str, register: int = 1, *, to: int = 0, absent: bool = False) -> bytes:
-    """Go on only where the set has the key, or has it not; of a map, load what it has."""
+    """Return an expression that matches if the set has the key, or lacks it; for a map it loads the value."""
     parts = [attribute(1, name), attribute(2, _be(register))]
     if to:
         parts.append(attribute(3, _be(to)))
@@ -362,7 +366,7 @@ def lookup(name: str, register: int = 1, *, to: int = 0, absent: bool = False) -
 
 
 def remember(name: str, register: int = 1) -> bytes:
-    """Put the key into a set, with a counter."""
+    """Return an expression that adds the key to a set, with a counter."""
     return _into_set(name, 1, register, attribute(1, "counter"))
 
 
@@ -377,13 +381,13 @@ def _into_set(name: str, operation: int, register: int, *expression: bytes) -> b
 
 
 def has_more_connections(name: str, most: int, register: int = 1) -> bytes:
-    """Match where tracked connections with the key, this one among them, are more than `most`."""
+    """Return an expression that matches if more than `most` tracked connections have the key."""
     over = nested(2, attribute(1, _be(most)), attribute(2, _be(1)))
     return _into_set(name, 0, register, attribute(1, "connlimit"), over)
 
 
 def is_within(name: str, most: int, seconds: int, register: int = 1) -> bytes:
-    """Match packets with the key up to `most` at once, and that many again within `seconds`."""
+    """Return an expression that matches a burst of `most` packets of a key, refilled over `seconds`."""
     rate = nested(
         2,
         attribute(1, struct.pack(">Q", most)),
@@ -394,7 +398,7 @@ def is_within(name: str, most: int, seconds: int, register: int = 1) -> bytes:
 
 
 def verdict(what: Literal["accept", "drop", "jump", "return"], chain: str = "") -> bytes:
-    """What becomes of the packet."""
+    """Return an expression that sets the verdict on the packet."""
     parts = [attribute(1, _be(_VERDICTS[what]))]
     if chain:
         parts.append(attribute(2, chain))
@@ -402,33 +406,33 @@ def verdict(what: Literal["accept", "drop", "jump", "return"], chain: str = "") 
 
 
 def reset() -> bytes:
-    """Refuse with a TCP reset."""
+    """Return an expression that rejects with a TCP reset."""
     return _expression("reject", attribute(1, _be(1)))
 
 
 def prohibit() -> bytes:
-    """Refuse as administratively prohibited, by ICMP of either family."""
+    """Return an expression that rejects with the ICMP code "administratively prohibited"."""
     return _expression("reject", attribute(1, _be(2)), attribute(2, b"\x03"))
 
 
 def judge(name: str, register: int = 1) -> bytes:
-    """What a verdict map says."""
+    """Return an expression that applies the verdict of a verdict map."""
     return _expression("lookup", attribute(1, name), attribute(2, _be(register)), attribute(3, _be(0)))
 
 
 def masquerade() -> bytes:
-    """Send from the address of the interface that it leaves by."""
+    """Return an expression that masquerades: source NAT to the address of the outgoing interface."""
     return _expression("masq")
 
 
 def local_destination() -> bytes:
-    """Go on only where it is for this host."""
+    """Return expressions that match local destinations."""
     loaded = _expression("fib", attribute(1, _be(1)), attribute(2, _be(3)), attribute(3, _be(2)))
     return loaded + compare(struct.pack("=I", 2))
 
 
 def redirect(address_register: int, port_register: int) -> bytes:
-    """Send it to an IPv4 address and port in registers instead."""
+    """Return an expression for destination NAT to the IPv4 address and port in two registers."""
     return _expression(
         "nat",
         attribute(1, _be(1)),

@@ -1,4 +1,4 @@
-"""Published ports: sockets on the host, carried by the relay, and redirected by the kernel where it can."""
+"""Published ports: host sockets served by the relay process, and DNAT rules where the kernel has them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ABSENT = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 @define(eq=False)
 class Bound:
-    """A port that is published: where."""
+    """Published port with its host port and its target address."""
 
     wanted: Published
     port: int
@@ -39,12 +39,17 @@ class Bound:
 
     @property
     def again(self) -> Published:
-        """The same port of the host: certainly where it was asked for, else where it is free."""
+        """Return the request for the same host port, if it is free or was asked for."""
         return evolve(self.wanted, preferred=self.port)
 
 
 class Publisher:
-    """The published ports of an engine.  get_relay: starts the relay on first use."""
+    """The published ports of an engine.
+
+    Args:
+        get_relay: Returns the relay process, started on first use.
+        firewall: The firewall for DNAT rules, or None in a rootless engine.
+    """
 
     def __init__(self, get_relay: Callable[[], Relay], firewall: Firewall | None) -> None:
         self._get_relay = get_relay
@@ -52,7 +57,13 @@ class Publisher:
         self._numbers = itertools.count(1)
 
     def publish(self, ports: Sequence[Published], target: str) -> list[Bound]:
-        """Publish them all or none.  Raises Conflict for one that is taken, UnsupportedError, StateError."""
+        """Publish all ports or none.
+
+        Raises:
+            Conflict: A host port is in use.
+            UnsupportedError: The user may not bind a port.
+            StateError: The relay process has ended.
+        """
         done: list[Bound] = []
         try:
             for one in ports:
@@ -83,7 +94,7 @@ class Publisher:
         return bound
 
     def _redirect(self, bound: Bound, *, gone: bool) -> None:
-        """Not for loopback: nobody else's packets come there."""
+        """Add or remove the DNAT rule; loopback needs none, since the relay serves local connections."""
         where = bound.wanted.address or "0.0.0.0"
         found = ip_address(where)
         if self._firewall is None or found.version != 4 or found.is_loopback:
@@ -96,7 +107,7 @@ class Publisher:
             self._get_relay().drop(bound.number)
 
     def withdraw(self, ports: Sequence[Bound]) -> None:
-        """They are free again when this returns."""
+        """Unpublish ports; the host ports are free when this returns."""
         for bound in ports:
             with contextlib.suppress(OSError):
                 self._redirect(bound, gone=True)
@@ -104,7 +115,7 @@ class Publisher:
 
 
 def _sockets(wanted: Published, kind: int) -> tuple[list[socket.socket], int]:
-    """Bound sockets, of both families where no address was given, and their port."""
+    """Return bound sockets and their port, for IPv4 and IPv6 if no address was given."""
     for attempt in range(_TRIES):
         opened: list[socket.socket] = []
         asked = wanted.port or (wanted.preferred if attempt == 0 else None) or 0
@@ -119,7 +130,7 @@ def _sockets(wanted: Published, kind: int) -> tuple[list[socket.socket], int]:
             for one in opened:
                 one.close()
             if error.errno == errno.EADDRINUSE and wanted.port is None:
-                continue  # free for IPv4, but not for IPv6
+                continue  # the kernel chose a port that is free for IPv4 only
             raise _refusal(wanted, error) from error
     raise Conflict("no host port is free for both IPv4 and IPv6")
 

@@ -1,4 +1,4 @@
-"""A plain user's way out: pasta (passt) or slirp4netns, which carries packets for the engine's namespace."""
+"""Route outside for a rootless engine: pasta (passt) or slirp4netns forwards packets of its namespace."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ if TYPE_CHECKING:
 
 _TUN = "/dev/net/tun"
 _LINK = "outside0"
-"""Not as bridges are named, for the firewall's sake."""
+"""Without the prefix of our interfaces, so that the firewall treats it as the outside."""
 _PATIENCE, _PAUSE = 5.0, 0.01
-"""Seconds until a way out has to be there, and between two looks."""
+"""Seconds until a default route must exist, and between two polls."""
 _KEEPER = """
 exec 3<&0 </dev/null
 ( "$@" 3<&- & child=$!
   read -r _ <&3
   kill "$child"; wait "$child" ) &
 """
-"""Started and left: ends the program when the other end of its stdin is closed, however its owner ends."""
+"""Shell script that kills the program when its stdin reaches the end of file.
+
+The engine holds the other end, so the program ends with it, also if the engine is killed.
+"""
 
 
 def _pasta(program: str, pid: int) -> list[str]:
-    """Nothing of the host's is mapped: neither its loopback nor any port."""
+    """Return the command of pasta, without access to the host's loopback and without port forwarding."""
     return [
         *(program, "--foreground", "--quiet", "--config-net", "--no-map-gw", "--ns-ifname", _LINK),
         *("--tcp-ports", "none", "--udp-ports", "none", "--tcp-ns", "none", "--udp-ns", "none"),
@@ -48,7 +51,7 @@ _PROGRAMS = (("pasta", _pasta), ("slirp4netns", _slirp))
 
 
 def problems() -> str:
-    """Why a plain user's networks lead nowhere on this host; nothing where they do."""
+    """Return why a rootless engine can have no route outside on this host, or an empty string."""
     if not any(shutil.which(name) for name, _ in _PROGRAMS):
         return "neither pasta nor slirp4netns is installed"
     if not os.access(_TUN, os.R_OK | os.W_OK):
@@ -58,7 +61,7 @@ def problems() -> str:
 
 
 def _remedy(problem: str) -> str:
-    """Return what makes the way out work; a program that is there is not to be installed."""
+    """Return a hint for a problem."""
     if problem.startswith(_TUN):
         return (
             f"let this user open {_TUN} (sudo chmod 666 {_TUN})"
@@ -71,7 +74,7 @@ def _remedy(problem: str) -> str:
 
 
 class RootlessUplink:
-    """The way out of one namespace, opened on first use."""
+    """Uplink of one network namespace, opened on first use."""
 
     def __init__(self, netns: NetnsHost, pid: int) -> None:
         self._netns = netns
@@ -81,7 +84,11 @@ class RootlessUplink:
         self._refusal: tuple[str, str] | None = None
 
     def open(self) -> None:
-        """Start what carries packets; there is a route when this returns.  UnsupportedError.  Idempotent."""
+        """Start the program and wait for its default route.  Idempotent.
+
+        Raises:
+            UnsupportedError: No program works on this host.
+        """
         if self._lifeline >= 0:
             return
         if self._refusal is not None:
@@ -133,7 +140,7 @@ class RootlessUplink:
         return False
 
     def close(self) -> None:
-        """End it.  Idempotent."""
+        """End the program.  Idempotent."""
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1

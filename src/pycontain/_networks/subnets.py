@@ -1,4 +1,4 @@
-"""Which addresses are whose: subnets of networks on this host, addresses of containers on a network."""
+"""Allocation of subnets to networks on this host, and of addresses to containers on a network."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Interface, IPv6
 from pycontain.errors import Conflict, LimitError
 
 POOL = IPv4Network("10.128.0.0/9")
-"""Where networks without a subnet of their own get theirs."""
+"""Pool for networks that are created without a subnet."""
 _LENGTH = 22
-"""A network of these holds 1021 containers; a bridge has 1024 ports (br_private.h)."""
+"""Prefix of a subnet of the pool: 1021 containers, for a bridge has 1024 ports (br_private.h)."""
 _COUNT = 1 << (_LENGTH - POOL.prefixlen)
 _FLOCK = struct.Struct("hhqqi")
 _SMALLEST = 29
 
 
 class Subnets:
-    """Subnets that no other engine of this host has, each locked for as long as its engine lives.
+    """Subnets of one engine, locked against the other engines of the host while the engine lives.
 
-    path: the file of the locks, or None in a network namespace of the engine's own.
-    in_use: does a route of this host lead there already?
+    Args:
+        path: The lock file, or None in a network namespace that only this engine uses.
+        in_use: Returns whether a route of the host overlaps a subnet.
     """
 
     def __init__(self, path: str | None, in_use: Callable[[IPv4Network | IPv6Network], bool]) -> None:
@@ -38,11 +39,15 @@ class Subnets:
 
     @property
     def held(self) -> list[IPv4Network | IPv6Network]:
-        """Those of this engine."""
+        """Return the subnets of this engine."""
         return list(self._mine)
 
     def choose(self) -> IPv4Network:
-        """One of the pool.  Raises LimitError when none is free."""
+        """Allocate a subnet of the pool.
+
+        Raises:
+            LimitError: None is free.
+        """
         with self._lock:
             for _ in range(_COUNT):
                 at, self._next = self._next, (self._next + 1) % _COUNT
@@ -56,7 +61,11 @@ class Subnets:
         raise LimitError(f"all subnets of {POOL} are in use", hint="remove networks or pass a subnet")
 
     def take(self, wanted: IPv4Network | IPv6Network) -> None:
-        """A certain one.  Raises Conflict where it meets another network's, or a route of the host."""
+        """Allocate the given subnet.
+
+        Raises:
+            Conflict: It overlaps another network or a route of the host.
+        """
         with self._lock:
             if self._is_mine(wanted) or self._in_use(wanted):
                 raise Conflict(f"subnet {wanted} overlaps one in use on this host")
@@ -69,7 +78,7 @@ class Subnets:
             self._mine.append(wanted)
 
     def give_back(self, subnet: IPv4Network | IPv6Network) -> None:
-        """Nobody's again."""
+        """Release a subnet; no-op for one that is not allocated."""
         with self._lock, contextlib.suppress(ValueError):
             self._mine.remove(subnet)
             for at in self._slots(subnet):
@@ -77,7 +86,7 @@ class Subnets:
                     self._give_up(at)
 
     def close(self) -> None:
-        """Give all back."""
+        """Release all subnets."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -86,7 +95,7 @@ class Subnets:
         return any(wanted.version == one.version and wanted.overlaps(one) for one in self._mine)
 
     def _slots(self, subnet: IPv4Network | IPv6Network) -> range:
-        """The parts of the pool that it covers."""
+        """Return the numbers of the pool's subnets that it overlaps."""
         if not isinstance(subnet, IPv4Network) or not subnet.overlaps(POOL):
             return range(0)
         first = max(0, int(subnet.network_address) - int(POOL.network_address)) >> (32 - _LENGTH)
@@ -100,7 +109,7 @@ class Subnets:
         self._set_lock(fcntl.F_UNLCK, at)
 
     def _set_lock(self, kind: int, at: int) -> bool:
-        """Open file description locks (fcntl(2)) on single bytes: they die with the engine's process."""
+        """Set or clear an open file description lock (fcntl(2)) on one byte; the kernel frees it on exit."""
         if self._fd < 0:
             return True
         try:
@@ -111,13 +120,13 @@ class Subnets:
 
 
 def private6() -> IPv6Network:
-    """A subnet of unique local addresses (RFC 4193), from 40 random bits."""
+    """Return a subnet of unique local addresses (RFC 4193) with 40 random bits."""
     prefix = 0xFD << 120 | secrets.randbits(40) << 80
     return IPv6Network((prefix, 64))
 
 
 class Addresses:
-    """The addresses of one network: the first is the gateway's, and none is given again soon."""
+    """Addresses of one network: the first is the gateway's, and a released one is reused last."""
 
     def __init__(self, subnet: IPv4Network, subnet6: IPv6Network | None) -> None:
         if subnet.prefixlen > _SMALLEST:
@@ -130,16 +139,20 @@ class Addresses:
 
     @property
     def gateway(self) -> IPv4Address:
-        """The host's address on it."""
+        """Return the host's address on the network."""
         return self.subnet.network_address + 1
 
     @property
     def gateway6(self) -> IPv6Interface | None:
-        """The host's IPv6 address on it."""
+        """Return the host's IPv6 address on the network."""
         return None if self.subnet6 is None else self.address6(self.gateway)
 
     def acquire(self) -> IPv4Address:
-        """One that nobody has.  Raises LimitError."""
+        """Allocate a free address.
+
+        Raises:
+            LimitError: All are in use.
+        """
         with self._lock:
             for _ in range(self._most):
                 at = self._next
@@ -153,7 +166,12 @@ class Addresses:
         )
 
     def take(self, text: str) -> IPv4Address:
-        """A certain one.  Raises ValueError for one that is none of the subnet's, Conflict for one in use."""
+        """Allocate the given address.
+
+        Raises:
+            ValueError: It is not an address for a container in this subnet.
+            Conflict: It is in use.
+        """
         wanted = self.check(text)
         at = int(wanted) - int(self.subnet.network_address)
         with self._lock:
@@ -163,7 +181,11 @@ class Addresses:
         return wanted
 
     def check(self, text: str) -> IPv4Address:
-        """An address that a container may have.  Raises ValueError."""
+        """Parse an address that a container in this subnet can have.
+
+        Raises:
+            ValueError: It is not in the subnet, or is the gateway's, the network's or the broadcast address.
+        """
         wanted = checked_address(text)
         at = int(wanted) - int(self.subnet.network_address)
         if not 1 < at < self.subnet.num_addresses - 1:
@@ -171,19 +193,23 @@ class Addresses:
         return wanted
 
     def release(self, address: IPv4Address) -> None:
-        """Free again."""
+        """Release an address."""
         with self._lock:
             self._used.discard(int(address) - int(self.subnet.network_address))
 
     def address6(self, address: IPv4Address) -> IPv6Interface:
-        """The IPv6 address that goes with it."""
+        """Return the IPv6 address derived from an IPv4 address of the network."""
         assert self.subnet6 is not None
         host = int(address) - int(self.subnet.network_address)
         return IPv6Interface((int(self.subnet6.network_address) + host, self.subnet6.prefixlen))
 
 
 def checked_address(text: str) -> IPv4Address:
-    """An IPv4 address.  Raises ValueError."""
+    """Parse an IPv4 address.
+
+    Raises:
+        ValueError: The text is not an IPv4 address.
+    """
     found: IPv4Address | IPv6Address = ip_address(text)
     if not isinstance(found, IPv4Address):
         raise ValueError(f"address must be IPv4, got {text} (hint: the IPv6 address is derived from it)")
