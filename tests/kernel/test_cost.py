@@ -101,7 +101,7 @@ def test_start_waits_for_a_single_detach(waits: Path, engine: Engine) -> None:
     assert len(detaching) <= starts  # once in the life of each PID 1
 
 
-def test_an_exec_waits_for_nothing(waits: Path, engine: Engine, container: Container) -> None:
+def test_exec_waits_for_no_grace_period(waits: Path, engine: Engine, container: Container) -> None:
     container.exec(["true"])
     for _ in range(20):
         time.sleep(0.06)

@@ -100,7 +100,7 @@ def test_host_trees_have_no_owner_inside(container: Container) -> None:
 
 
 @pytest.mark.security
-def test_the_callers_rank_is_not_the_guests() -> None:
+def test_scheduling_class_and_priority_stay_with_the_caller() -> None:
     """E15: scheduling class, nice below 0 and protection from the OOM killer stay with the caller."""
     if os.geteuid() != 0:
         pytest.skip("rootless: the caller has no capabilities to drop")
@@ -266,7 +266,7 @@ def test_streams_can_be_opened_by_name(container: Container) -> None:
     assert (result.stdout, result.stderr) == ("a\nb\n", "a\n")
 
 
-def test_a_bind_is_the_callers_to_read_and_write(tmp_path: Path, needs_idmap: None) -> None:
+def test_bind_is_readable_and_writable_for_the_caller(tmp_path: Path, needs_idmap: None) -> None:
     """A private directory of the caller's is usable inside without a word about ids."""
     shared = tmp_path / "shared"
     shared.mkdir(mode=0o700)
@@ -295,7 +295,7 @@ def test_another_s_limit_is_not_this_ones_reason(needs_pids: None) -> None:
         assert container.exec(["sh", "-c", "exit 3"]).reason == "exit"
 
 
-def test_a_spare_that_died_is_replaced(engine: Engine) -> None:
+def test_dead_precloned_child_is_replaced(engine: Engine) -> None:
     if not engine._session.features.privileged:
         pytest.skip("a rootless launcher keeps no pre-cloned child")
     engine._session.warm.discard()

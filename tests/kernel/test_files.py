@@ -375,7 +375,7 @@ def test_bounds_leave_nothing(
     assert os.listdir(tmp_path / "out") == []
 
 
-def test_no_room_inside_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_copy_to_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "big").mkdir()
     (tmp_path / "big" / "file").write_bytes(b"x" * (1 << 21))
     with Container(tmpfs={"/data": "1M"}) as container:

@@ -56,7 +56,7 @@ def test_commands_are_chained_by_pipes(container: Container) -> None:
     assert first.wait(60) == 0
 
 
-def test_a_writer_hears_that_its_reader_is_gone(container: Container) -> None:
+def test_writer_gets_epipe_when_its_reader_is_gone(container: Container) -> None:
     first = container.popen(["yes"], text=False, stdout=PIPE)
     second = container.popen(["head", "-n", "1"], stdin=first.stdout)
     assert first.stdout is not None
@@ -66,7 +66,7 @@ def test_a_writer_hears_that_its_reader_is_gone(container: Container) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_a_lent_pipe_that_is_not_read_does_not_outlast_the_timeout(container: Container) -> None:
+def test_unread_inherited_pipe_does_not_outlast_the_timeout(container: Container) -> None:
     read, write = os.pipe()
     with pytest.raises(CommandTimeout):
         container.exec(["yes"], stdout=write, timeout=0.5)

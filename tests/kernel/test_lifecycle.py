@@ -327,7 +327,7 @@ def test_first_containers_of_many_threads(tmp_path: Path) -> None:
         assert list(pool.map(first, range(8))) == [f"{number}\n" for number in range(8)]
 
 
-def test_a_name_is_one_live_containers() -> None:
+def test_name_is_unique_among_live_containers() -> None:
     with Container(name="pyc-twin") as first:
         twin = Container(name="pyc-twin")
         with pytest.raises(Conflict, match="pyc-twin"):

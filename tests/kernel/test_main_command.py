@@ -69,7 +69,7 @@ def test_logs_end_with_the_container() -> None:
     remover.join()
 
 
-def test_all_that_was_written_by_the_end_is_kept() -> None:
+def test_output_written_before_the_end_is_kept() -> None:
     for _ in range(10):
         script = "sleep 100 & head -c 60000 /dev/zero"
         with Container(command=["sh", "-c", script]) as container:

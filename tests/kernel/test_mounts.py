@@ -24,7 +24,7 @@ def test_hundreds_of_mounts_are_there(tmp_path: Path, count: int) -> None:
     assert found.stdout.split() == [str(count), str(count), str(count - 1)]
 
 
-def test_a_start_after_one_with_many_mounts_has_none_of_them() -> None:
+def test_mounts_do_not_leak_into_the_next_start() -> None:
     with Container(tmpfs=[f"/m/{at}" for at in range(300)]) as container:
         assert container.exec(_COUNT, shell=True).stdout == "300\n"
     with Container() as container:

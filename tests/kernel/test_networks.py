@@ -244,7 +244,7 @@ def test_network_none_has_only_loopback(container: Container) -> None:
     assert [line.split(":")[0].strip() for line in devices.split("\n")[2:] if ":" in line] == ["lo"]
 
 
-def test_a_container_without_network_is_put_on_one(engine: Engine, net: Network) -> None:
+def test_connect_of_a_container_without_network(engine: Engine, net: Network) -> None:
     root_only(engine)
     with Container(name="pyc-late") as late, Container(network=net) as other, echo(late):
         address = net.connect(late)
@@ -323,7 +323,7 @@ def test_shape(net: Network) -> None:
     "options",
     [{"loss": 2}, {"delay": -1}, {"delay": "fast"}, {"rate": "much"}, {"jitter": 1}, {"loss": True}],
 )
-def test_no_shape(net: Network, options: dict[str, object]) -> None:
+def test_invalid_shapes(net: Network, options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"loss|delay|time|rate|duration"):
         net.shape(**options)  # type: ignore[arg-type]
 
@@ -477,7 +477,7 @@ def test_doctor_knows_rules_of_others_that_drop(engine: Engine, tmp_path: Path) 
     assert "iptables -I DOCKER-USER" in after
 
 
-def test_a_kernel_that_lends_no_address_has_no_way_out(
+def test_external_network_needs_masquerade(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root_only(engine)
@@ -491,7 +491,7 @@ def test_a_kernel_that_lends_no_address_has_no_way_out(
             pass
 
 
-def test_a_forked_child_lets_go(net: Network) -> None:
+def test_forked_child_releases_its_copies(net: Network) -> None:
     with Container(network=net, name="pyc-kept") as one, Container(network=net) as two:
         child = os.fork()
         if child == 0:

@@ -227,7 +227,7 @@ def test_processor_time_has_a_reason_of_its_own() -> None:
         assert (result.reason, result.returncode) == ("cpu", -9 if cpu == 1 else -24)
 
 
-def test_a_signal_of_ones_own_is_not_processor_time() -> None:
+def test_own_sigxcpu_is_not_reported_as_cpu() -> None:
     result = run(None, ["sh", "-c", "kill -XCPU $$"], rlimits={"cpu": 5})
     assert (result.reason, result.returncode) == ("signal", -24)
     result = run(None, ["sh", "-c", "kill -KILL $$"], rlimits={"cpu": (5, 6)})

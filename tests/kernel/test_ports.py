@@ -302,7 +302,7 @@ def test_restart_and_rollback_keep_ports_and_addresses(outside: Network, net: Ne
         snapshot.remove()
 
 
-def test_a_port_that_is_taken_meanwhile_is_another_one(outside: Network) -> None:
+def test_port_taken_in_between_is_replaced(outside: Network) -> None:
     with Container(network=outside, ports={80: ("127.0.0.1", None)}) as one:
         port, address = one.port(80), one.address
         one.stop()

@@ -197,7 +197,7 @@ def test_agents_keep_no_fd_of_a_started_command(either: Container) -> None:
     assert held() == before
 
 
-def test_the_reason_of_a_command_that_needs_too_much(needs_memory: None) -> None:
+def test_reason_of_a_command_over_its_limit(needs_memory: None) -> None:
     with Container(memory="256M") as container:
         big = ["python3", "-c", "x = bytearray(200 << 20)"]
         with container.popen(big, limits=CgroupLimits(memory="32M")) as process:
@@ -429,7 +429,7 @@ def _output_of_a_forgotten_one(container: Container) -> IO[Any]:
 
 
 @pytest.mark.parametrize("pty", [False, True])
-def test_a_forgotten_process_leaves_no_fd(container: Container, pty: bool) -> None:
+def test_dropped_process_handle_leaves_no_fd(container: Container, pty: bool) -> None:
     container.exec(["true"])
     before = _fds()
     with pytest.warns(ResourceWarning, match="still running"):

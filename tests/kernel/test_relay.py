@@ -276,7 +276,7 @@ def test_closed_target_resets_at_once(relay: Relay) -> None:
     assert time.monotonic() - started < 2
 
 
-def test_a_reset_of_the_service_comes_to_the_client(relay: Relay) -> None:
+def test_service_reset_reaches_the_client(relay: Relay) -> None:
     def reset(connection: socket.socket) -> None:
         connection.recv(1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -288,7 +288,7 @@ def test_a_reset_of_the_service_comes_to_the_client(relay: Relay) -> None:
 
 
 @pytest.mark.parametrize("half_closed", [False, True])
-def test_a_reset_of_the_client_comes_to_the_service(relay: Relay, half_closed: bool) -> None:
+def test_client_reset_reaches_the_service(relay: Relay, half_closed: bool) -> None:
     caught: list[int | None] = []
 
     def wait(connection: socket.socket) -> None:
@@ -338,7 +338,7 @@ def test_answer_before_a_reset_is_delivered(relay: Relay) -> None:
 
 
 @pytest.mark.usefixtures("needs_grip")
-def test_a_flow_with_more_than_a_turn_takes_goes_on_by_itself(relay: Relay) -> None:
+def test_flow_larger_than_one_turn_continues(relay: Relay) -> None:
     """Bytes that came one by one, in turn to two sockets, fill a pipe long before its size is reached."""
     with Service(echo) as service:
         port = publish(relay, service.port)
@@ -374,7 +374,7 @@ def test_nothing_of_a_broken_flow_comes_to_another(relay: Relay) -> None:
                 assert read_all(client) == b"hello"
 
 
-def test_a_container_that_is_slow_to_accept_gets_all_that_was_said(relay: Relay) -> None:
+def test_slow_accept_loses_no_data(relay: Relay) -> None:
     """The connection is made only when there is room for it again, at the second attempt."""
     with socket.socket() as behind, contextlib.ExitStack() as stack:
         behind.bind((HERE, 0))
@@ -425,7 +425,7 @@ def test_slow_reader_does_not_block_others(relay: Relay) -> None:
         relay.drop(1)
 
 
-def test_a_relay_rests_when_nothing_moves(relay: Relay) -> None:
+def test_idle_relay_uses_no_processor_time(relay: Relay) -> None:
     """Neither a client that does not read, nor one half closed, nor an idle one keeps it busy."""
 
     def flood(connection: socket.socket) -> None:
@@ -480,7 +480,7 @@ def test_finished_data_is_delivered_after_a_drop(relay: Relay) -> None:
         assert read_all(client) == b"last words" * 1000
 
 
-def test_a_listener_that_its_caller_keeps_and_shuts_down_is_left(relay: Relay) -> None:
+def test_shut_down_listener_does_not_spin(relay: Relay) -> None:
     with Service(echo) as service, socket.create_server((HERE, 0)) as listener:
         relay.serve(1, TCP, [listener.fileno()], HERE, service.port)
         listener.shutdown(socket.SHUT_RDWR)
@@ -522,7 +522,7 @@ def test_one_port_takes_at_most_half_of_the_flows(launcher: Launcher) -> None:
 
 
 @pytest.mark.parametrize("limit", [40, 41, 42, 43])
-def test_without_fds_left_clients_are_sent_away_and_others_go_on(launcher: Launcher, limit: int) -> None:
+def test_clients_are_refused_without_fds_and_others_continue(launcher: Launcher, limit: int) -> None:
     """Nor is one left for a pipe, under one limit or another."""
     resource.prlimit(pid_of(launcher.pidfd), resource.RLIMIT_NOFILE, (limit, limit))
     relay = Relay.start(launcher)
@@ -559,7 +559,7 @@ def test_without_fds_left_clients_are_sent_away_and_others_go_on(launcher: Launc
             assert client.recv(1) == b"z"
 
 
-def test_without_an_fd_to_send_clients_away_with_they_wait_and_are_served_later(launcher: Launcher) -> None:
+def test_clients_wait_without_a_spare_fd(launcher: Launcher) -> None:
     resource.prlimit(pid_of(launcher.pidfd), resource.RLIMIT_NOFILE, (40, 40))
     relay = Relay.start(launcher)
     with contextlib.closing(relay), Service(echo) as service, socket.create_server((HERE, 0)) as listener:
@@ -726,7 +726,7 @@ def test_a_service_that_is_not_there_yet_gets_later_datagrams(relay: Relay) -> N
         assert service.recv(100) == b"found"
 
 
-def test_it_keeps_no_rights(relay: Relay) -> None:
+def test_relay_keeps_no_capabilities(relay: Relay) -> None:
     found = status(relay.pid)
     for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
         assert int(found[name], 16) == 0, name
@@ -742,7 +742,7 @@ def test_it_keeps_no_rights(relay: Relay) -> None:
 
 
 @pytest.mark.usefixtures("needs_sight")
-def test_it_holds_nothing_of_its_launchers(relay: Relay) -> None:
+def test_relay_holds_no_descriptor_of_its_launcher(relay: Relay) -> None:
     held = [os.readlink(path) for path in Path(f"/proc/{relay.pid}/fd").iterdir()]
     assert sum("socket:" in path for path in held) == 1
     assert sum("eventpoll" in path for path in held) == 1
@@ -750,7 +750,7 @@ def test_it_holds_nothing_of_its_launchers(relay: Relay) -> None:
     assert len(held) == 5
 
 
-def test_it_ends_with_its_socket(launcher: Launcher) -> None:
+def test_relay_ends_with_its_socket(launcher: Launcher) -> None:
     relay = Relay.start(launcher)
     with Service(echo) as service, connect(publish(relay, service.port)) as client:
         client.sendall(b"x")
@@ -764,7 +764,7 @@ def test_it_ends_with_its_socket(launcher: Launcher) -> None:
     assert Relay.start(launcher).close() is None  # type: ignore[func-returns-value]
 
 
-def test_it_ends_with_its_launcher(launcher: Launcher) -> None:
+def test_relay_ends_with_its_launcher(launcher: Launcher) -> None:
     relay = Relay.start(launcher)
     launcher.kill()
     assert gone(relay.pid)
@@ -774,7 +774,7 @@ def test_it_ends_with_its_launcher(launcher: Launcher) -> None:
 
 
 @pytest.mark.usefixtures("needs_grip")
-def test_a_relay_that_died_is_said_to_be_gone(launcher: Launcher) -> None:
+def test_dead_relay_is_reported(launcher: Launcher) -> None:
     relay = Relay.start(launcher)
     os.kill(relay.pid, signal.SIGKILL)
     assert gone(relay.pid)

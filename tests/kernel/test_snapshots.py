@@ -92,7 +92,7 @@ def test_a_snapshot_is_copied_where_something_lives(container: Container) -> Non
         process.kill()
 
 
-def test_a_copy_upon_sealed_layers_has_them_all(container: Container) -> None:
+def test_copied_snapshot_keeps_earlier_sealed_layers(container: Container) -> None:
     _sh(container, "mkdir /d && touch /d/one /d/two")
     container.snapshot()
     _sh(container, "rm /d/one && touch /d/three && rm -rf /opt && mkdir /opt")
@@ -362,7 +362,7 @@ def test_commands_of_other_threads_lose_nothing(container: Container) -> None:
     assert kinds <= {"sealed", "copied"}
 
 
-def test_a_command_that_is_asked_for_has_begun(container: Container) -> None:
+def test_requested_command_has_started(container: Container) -> None:
     running, kinds, results = container._live(), [], []
     signal.pidfd_send_signal(running.pidfd, signal.SIGSTOP)
     command = threading.Thread(target=lambda: results.append(_sh(container, "sleep 0.2; echo x > /file")))

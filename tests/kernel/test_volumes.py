@@ -173,7 +173,7 @@ def test_new_volume_is_filled_from_the_image(root: Path) -> None:
         assert _sh(one, "ls /srv/content") == "x\n"
 
 
-def test_of_two_that_start_at_once_one_fills_it(root: Path) -> None:
+def test_one_of_two_concurrent_starts_fills_the_volume(root: Path) -> None:
     place = root / "srv" / "content"
     place.mkdir(parents=True)
     for at in range(200):

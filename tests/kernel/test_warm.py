@@ -83,7 +83,7 @@ def test_options_unrelated_to_the_root_do_not_prevent_reuse(busy: Engine) -> Non
         assert one.exec("echo $A; pwd", shell=True).stdout == "b\n/tmp\n"
 
 
-def test_a_host_name_of_ones_own_is_waited_for_too(busy: Engine) -> None:
+def test_explicit_host_name_is_used_for_warm_containers(busy: Engine) -> None:
     follow(busy, hostname="own")
     ready = waiting(busy)
     with Container(engine=busy, hostname="own") as container:
@@ -102,7 +102,7 @@ def test_two_never_share_an_id(busy: Engine) -> None:
         one.remove()
 
 
-def test_an_id_that_was_not_used_is_given_again(busy: Engine) -> None:
+def test_unused_id_is_reused(busy: Engine) -> None:
     first = Container(engine=busy)
     name = first.id
     assert name in waiting(busy)
@@ -125,7 +125,7 @@ def test_a_directory_that_was_replaced_is_seen(tmp_path: Path) -> None:
         assert waiting(engine)
 
 
-def test_one_that_died_waiting_is_replaced(busy: Engine) -> None:
+def test_dead_warm_container_is_replaced(busy: Engine) -> None:
     ready = waiting(busy)
     for pid in ready.values():
         os.kill(pid, signal.SIGKILL)
@@ -165,7 +165,7 @@ def test_warm_container_has_no_state_of_earlier_ones(busy: Engine) -> None:
             assert container.exec("ls -A / /tmp | grep mark", shell=True).stdout == "mark\nmark\n"
 
 
-def test_a_forked_child_holds_none(busy: Engine) -> None:
+def test_forked_child_holds_no_descriptors(busy: Engine) -> None:
     """A copy of a control socket would keep one alive beyond its owner."""
     waiting(busy)
     sockets = [one.launch._control for one in busy._session.warm._stock]

@@ -80,7 +80,7 @@ def test_a_layer_that_is_a_bomb_leaves_nothing(shop: Engine, tmp_path: Path) -> 
 
 @pytest.mark.case("P09")
 @pytest.mark.parametrize("kind", ["gzip", "zstd", "xz"])
-def test_a_bound_of_bytes_holds_to_the_byte(kind: str, small: Engine, tmp_path: Path) -> None:
+def test_byte_bound_is_exact(kind: str, small: Engine, tmp_path: Path) -> None:
     fits = (1 << 20) - len(END) - 512
     _rootfs(small, tmp_path, squeeze(kind, tar([file("a", bytes(fits))])))
     with pytest.raises(ImageError, match="larger than 1048576 bytes"):
@@ -205,7 +205,7 @@ def test_many_hard_links(count: int, shop: Engine, tmp_path: Path) -> None:
 
 
 @pytest.mark.case("P10")
-def test_a_bound_of_entries_holds_to_the_entry(small: Engine, tmp_path: Path) -> None:
+def test_entry_bound_is_exact(small: Engine, tmp_path: Path) -> None:
     _rootfs(small, tmp_path, tar([file(f"{at}") for at in range(100)]))
     with pytest.raises(ImageError, match="more entries than allowed"):
         _rootfs(small, tmp_path, tar([file(f"{at}") for at in range(101)]))

@@ -37,7 +37,7 @@ BOMBS = {
 
 @pytest.mark.case("L01", "L02")
 @pytest.mark.parametrize("bomb", list(BOMBS))
-def test_a_bomb_is_contained_and_gone(bomb: str, needs_pids: None, engine: Engine) -> None:
+def test_bomb_is_contained_and_removed(bomb: str, needs_pids: None, engine: Engine) -> None:
     with Container(pids=64) as container:
         process = container.popen([sys.executable, "-c", BOMBS[bomb]], stdout=-3, stderr=-3)
         time.sleep(1)
@@ -85,7 +85,7 @@ def test_memory_is_bounded_for_every_kind_of_allocation(way: str, needs_memory: 
 
 @pytest.mark.control("L03", "L04", "L06")
 @pytest.mark.parametrize("way", ["touch", "memfd"])
-def test_with_room_the_same_program_ends_well(way: str, needs_memory: None) -> None:
+def test_same_program_succeeds_with_enough_memory(way: str, needs_memory: None) -> None:
     with Container(memory="1G") as container:
         assert _python(container, HUNGRY[way]).returncode == 0
 
@@ -353,7 +353,7 @@ def test_fifty_megabytes_through_both_ways() -> None:
 
 
 @pytest.mark.control("L13")
-def test_one_byte_less_is_seen() -> None:
+def test_missing_byte_is_detected() -> None:
     with Container() as container:
         done = container.exec("head -c 99", shell=True, input=b"x" * 100, text=False)
     assert len(done.stdout) != 100
@@ -400,7 +400,7 @@ def test_zombies_are_reaped(needs_pids: None) -> None:
 
 
 @pytest.mark.control("L16")
-def test_a_zombie_of_a_living_parent_is_seen() -> None:
+def test_zombie_of_a_living_parent_is_detected() -> None:
     code = "import os, time\nfor _ in range(20):\n    if os.fork() == 0: os._exit(0)\ntime.sleep(0.2); print(len([1 for n in os.listdir('/proc') if n.isdigit()]))"
     with Container() as container:
         assert int(_python(container, code).stdout) > 20

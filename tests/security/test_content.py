@@ -29,7 +29,7 @@ from tests.support.images import (
 
 @pytest.mark.case("P12")
 @pytest.mark.parametrize("part", PARTS)
-def test_one_bit_is_seen_before_there_is_an_image(part: str, shop: Engine) -> None:
+def test_bit_flip_is_detected_before_the_image_exists(part: str, shop: Engine) -> None:
     layout = sound()
     digest = part_of(layout, part)
     layout.blobs[digest] = flip(layout.blobs[digest])
@@ -40,7 +40,7 @@ def test_one_bit_is_seen_before_there_is_an_image(part: str, shop: Engine) -> No
 
 @pytest.mark.control("P12")
 @pytest.mark.parametrize("part", ["first layer", "last layer"])
-def test_without_the_look_at_digests_the_bit_is_in_the_image(
+def test_bit_flip_passes_without_digest_checks(
     part: str, shop: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = sound()
@@ -148,7 +148,7 @@ def test_announced_sizes_that_are_not_true(part: str, shop: Engine) -> None:
 
 
 @pytest.mark.control("P13")
-def test_without_the_look_at_sizes_a_wrong_one_passes(shop: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_size_passes_without_size_checks(shop: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     commit, has_blob = Partial.commit, Store.has_blob
 
     def trusting(self: Partial) -> None:

@@ -100,7 +100,7 @@ def test_media_type_of_index_and_manifest_must_agree(called: str, raw: bytes, sh
 
 
 @pytest.mark.control("P14")
-def test_a_reader_that_takes_the_last_of_two_would_be_seen(
+def test_reader_that_takes_the_last_duplicate_would_be_detected(
     shop: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = as_json(_manifest()).replace(b'"schemaVersion"', b'"schemaVersion": 1, "schemaVersion"', 1)
@@ -194,7 +194,7 @@ def test_an_index_of_an_index_is_an_image(shop: Engine) -> None:
 
 
 @pytest.mark.case("P15")
-def test_a_layer_that_many_images_share_is_read_once(shop: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_layer_is_read_once(shop: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     heads: list[bytes] = []
 
     def counted(head: bytes) -> str:
@@ -296,7 +296,7 @@ NAMES = [
 
 
 @pytest.mark.case("P16")
-def test_no_image_is_called_so(shop: Engine) -> None:
+def test_invalid_image_names_of_a_layout_are_refused(shop: Engine) -> None:
     for name in NAMES:
         layout = sound()
         layout.manifests[0]["annotations"] = {"io.containerd.image.name": name}

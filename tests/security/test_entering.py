@@ -29,7 +29,7 @@ def test_nothing_is_found_in_a_process_before_its_execve() -> None:
 
 
 @pytest.mark.control("E01")
-def test_a_dumpable_agent_would_be_found() -> None:
+def test_dumpable_agent_would_be_detected() -> None:
     assert weak.run("dumpable", "tests.security.attacks:scan_processes", 100, 2)
 
 
@@ -44,7 +44,7 @@ def test_the_engines_programs_cannot_be_written() -> None:
 
 
 @pytest.mark.control("E02")
-def test_an_unsealed_program_would_be_written() -> None:
+def test_unsealed_program_would_be_writable() -> None:
     assert weak.run("unsealed", "tests.security.attacks:write_to_programs", 1)
 
 
@@ -193,7 +193,7 @@ def test_user_specifications(root: Path, engine: Engine) -> None:
 
 
 @pytest.mark.control("E17")
-def test_a_user_of_another_number_would_be_seen(root: Path, engine: Engine) -> None:
+def test_wrong_user_id_would_be_detected(root: Path, engine: Engine) -> None:
     with Container(Image.from_rootfs(root)) as container:
         assert container.exec(["id", "-u"], user="0").stdout == "0\n"
         if engine._session.features.privileged:

@@ -355,7 +355,7 @@ def test_a_container_that_is_left_open_is_counted(engine: Engine) -> None:
 
 
 @pytest.mark.case("F17")
-def test_the_wall_clock_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wall_clock_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     jumps = iter(range(0, 10**9, 86_400))
     monkeypatch.setattr(time, "time", lambda: float(next(jumps)))
     with Container() as container:

@@ -202,7 +202,7 @@ def test_directory_replaced_by_a_link_during_read(guest: Container, canary: Cana
 
 
 @pytest.mark.control("E30")
-def test_a_race_on_the_host_would_be_lost(
+def test_race_on_the_host_would_leak(
     guest: Container, canary: Canary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with _swapping(guest, canary.top):
@@ -264,7 +264,7 @@ def test_writes_below_links_do_not_reach_the_host(guest: Container, canary: Cana
 
 
 @pytest.mark.case("E31")
-def test_the_same_below_a_directory_works(guest: Container, canary: Canary, tmp_path: Path) -> None:
+def test_entries_below_a_directory_are_accepted(guest: Container, canary: Canary, tmp_path: Path) -> None:
     source = _source(tmp_path)
     below = guest.path("/tmp/sound")
     (below / "inner").mkdir(parents=True)

@@ -237,7 +237,7 @@ def test_a_sparse_file_takes_no_blocks_of_the_host(tmp_path: Path) -> None:
 
 
 @pytest.mark.control("B16")
-def test_a_copy_that_reads_to_the_end_takes_blocks(tmp_path: Path) -> None:
+def test_dense_copy_takes_blocks(tmp_path: Path) -> None:
     with Container() as c:
         c.exec("truncate -s 16M /root/hole", shell=True, check=True)
         with c.path("/root/hole").open("rb") as source, (tmp_path / "file").open("wb") as target:

@@ -116,7 +116,7 @@ def test_archives_reach_nothing_outside(shop: Engine, tmp_path: Path, canary: Ca
 
 @pytest.mark.control("P19")
 @pytest.mark.parametrize("name", ["an absolute layer", "a layer that is a link", "a blob that is a link"])
-def test_a_reader_that_follows_would_be_seen(
+def test_reader_that_follows_links_would_be_detected(
     name: str, shop: Engine, canary: Canary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def follow(self: product.Layout, path: str) -> int:
@@ -252,7 +252,7 @@ def test_another_user_sees_nothing_of_the_store(tmp_path: Path) -> None:
 
 @_second
 @pytest.mark.control("P20")
-def test_an_open_store_would_be_seen(tmp_path: Path) -> None:
+def test_accessible_store_would_be_detected(tmp_path: Path) -> None:
     for place in (tmp_path.parent, tmp_path.parent.parent, tmp_path.parent.parent.parent):
         if place.stat().st_uid == os.geteuid() and str(place).startswith("/tmp/"):
             place.chmod(place.stat().st_mode | 0o011)
@@ -264,7 +264,7 @@ def test_an_open_store_would_be_seen(tmp_path: Path) -> None:
 
 @pytest.mark.case("P20")
 @pytest.mark.parametrize("place", ["data", "data/blobs", "data/layers", "data/partial"])
-def test_a_store_that_others_may_enter_is_said_and_closed(place: str, tmp_path: Path) -> None:
+def test_accessible_store_is_reported_and_closed(place: str, tmp_path: Path) -> None:
     with Engine(tmp_path / "store") as engine:
         assert engine.fsck() == []
         path = tmp_path / "store" / place

@@ -69,7 +69,7 @@ def test_aim_hits_the_named_process(bench: Bench) -> None:
         ({"rlimits": {"nofile": 512}}, "Max open files"),
     ],
 )
-def test_a_guest_without_a_control_is_seen(bench: Bench, security: dict[str, object], seen: str) -> None:
+def test_guest_without_a_control_is_detected(bench: Bench, security: dict[str, object], seen: str) -> None:
     run = bench.run(None, security=security, trace=False)
     assert run.verdict == "weaker"
     assert any(seen in line for line in run.details), run.details
@@ -92,7 +92,7 @@ def test_leak_of_a_run_is_detected(bench: Bench, litter: str, seen: str) -> None
 
 
 @pytest.mark.control("F08")
-def test_a_run_without_an_end_is_seen(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_run_is_detected(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.security.inject.bench.PATIENCE", 1.5)
     run = bench.run(Aim("child", "mount", 1, "delay", 30.0))
     assert run.verdict == "hang"

@@ -31,7 +31,7 @@ def test_nothing_outside_is_touched(case: str, shop: Engine, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=pytest.mark.control(case)) for case in CASES if case != "P03"]
 )
-def test_a_build_without_walls_would_be_seen(case: str) -> None:
+def test_build_without_controls_would_be_detected(case: str) -> None:
     assert weak.run("unpacker", "tests.security.layer_attacks:hurt", case)
 
 

@@ -64,7 +64,7 @@ time.sleep(60)
 
 @pytest.mark.case("A33")
 @pytest.mark.parametrize("profile", ["sandbox", "docker"])
-def test_a_lent_log_is_only_appended_to(tmp_path: Path, profile: str) -> None:
+def test_inherited_log_can_only_be_appended(tmp_path: Path, profile: str) -> None:
     log = tmp_path / "log"
     log.write_bytes(BEFORE)
     log.chmod(0o666)
@@ -79,7 +79,7 @@ def test_a_lent_log_is_only_appended_to(tmp_path: Path, profile: str) -> None:
 
 
 @pytest.mark.control("A33")
-def test_a_log_handed_over_itself_is_overwritten(tmp_path: Path) -> None:
+def test_log_passed_by_open_descriptor_is_overwritten(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(BEFORE)
     with Container() as c, log.open("ab") as file:
@@ -88,7 +88,7 @@ def test_a_log_handed_over_itself_is_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.case("A33")
-def test_a_lent_input_is_not_written_to(tmp_path: Path) -> None:
+def test_inherited_input_cannot_be_written(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.write_bytes(BEFORE)
     data.chmod(0o666)

@@ -146,7 +146,7 @@ def test_the_engine_has_no_endpoint_with_a_name(net: Network, tmp_path: Path) ->
 
 
 @pytest.mark.control("N02")
-def test_an_endpoint_with_a_name_would_be_seen(tmp_path: Path) -> None:
+def test_named_endpoint_would_be_detected(tmp_path: Path) -> None:
     before = _endpoints()
     with _unix_services(tmp_path) as (name, _):
         assert any(name in one for one in _endpoints() - before)
@@ -260,7 +260,7 @@ def test_loopback_is_not_spoofed(engine: Engine, everywhere: bool) -> None:
 
 
 @pytest.mark.control("N03")
-def test_the_same_frame_comes_to_where_nothing_stops_it(
+def test_frame_arrives_without_the_guard(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root_only(engine)
@@ -350,7 +350,7 @@ def test_no_ipv6_means_none(net: Network, engine: Engine) -> None:
 
 
 @pytest.mark.control("N06")
-def test_with_ipv6_there_is_some() -> None:
+def test_ipv6_addresses_on_request() -> None:
     with Network("pyc-six", internal=True, ipv6=True) as six, Container(network=six) as one:
         assert "eth0" in _six(one)
         with open_in(one, socket.SOCK_DGRAM, socket.AF_INET6) as probe:

@@ -177,7 +177,7 @@ def test_containers_of_one_egress_do_not_meet(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", [r"x\.example.org", r"evil\046example.org", r"a\\.example.org"])
-def test_a_dot_within_a_label_is_no_border(name: str) -> None:
+def test_dot_inside_a_label_is_no_domain_border(name: str) -> None:
     assert not target_of("*.example.org").names(name)
     assert target_of("*.example.org").names("x.example.org")
 

@@ -131,13 +131,13 @@ print(did)
 
 
 @pytest.mark.case("N04")
-def test_a_sandbox_has_no_means(net: Network) -> None:
+def test_sandbox_has_no_raw_sockets_and_interface_changes(net: Network) -> None:
     with Container(network=net) as one:
         assert one.exec(["python3", "-c", _TRY], check=True).stdout == "[]\n"
 
 
 @pytest.mark.control("N04")
-def test_with_rights_there_are_means(net: Network) -> None:
+def test_net_capabilities_allow_raw_sockets_and_interface_changes(net: Network) -> None:
     strong = Security.SANDBOX.evolve(capabilities={"NET_RAW", "NET_ADMIN"}, seccomp=None)
     try:
         one = Container(network=net, security=strong).start()

@@ -105,7 +105,7 @@ def test_failed_disconnect_can_be_repeated(net: Network, monkeypatch: pytest.Mon
 
 
 @pytest.mark.case("N08")
-def test_a_container_without_a_network_is_linked_by_many_at_once(engine: Engine) -> None:
+def test_concurrent_connects_of_a_container_without_network(engine: Engine) -> None:
     root_only(engine)
     with contextlib.ExitStack() as stack:
         networks = [stack.enter_context(Network(f"pyc-{at}", internal=True)) for at in range(4)]
@@ -140,7 +140,7 @@ def test_namespace_that_outlives_its_container_keeps_no_address(net: Network) ->
 
 
 @pytest.mark.control("N04")
-def test_an_interface_that_was_kept_would_be_seen(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leftover_interface_would_be_detected(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ContainerNetworks, "_unlink", ContainerNetworks._leave)
     assert "eth0" in _lives_on(net)
 

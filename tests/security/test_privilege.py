@@ -82,7 +82,7 @@ def test_capability_sets_are_the_profiles(
 
 
 @pytest.mark.control("E11")
-def test_a_wider_set_would_be_seen(compiled: Path, root: Path) -> None:
+def test_wider_capability_set_would_be_detected(compiled: Path, root: Path) -> None:
     shutil.copy(compiled, root / "bin" / "identify")
     with Container(Image.from_rootfs(root), security=Security.SANDBOX.evolve(capabilities=_ALL)) as container:
         assert int(_who(container.exec(["identify"]).stdout)["CapBnd"], 16) != 0
@@ -123,7 +123,7 @@ def test_no_program_gives_privilege(init: bool, compiled: Path, root: Path, as_r
 
 
 @pytest.mark.control("E12")
-def test_without_the_two_walls_a_program_would(
+def test_program_would_run_without_both_controls(
     compiled: Path, root: Path, as_root: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """no_new_privs and nosuid, either of which is enough: the test switches off both."""
@@ -178,7 +178,7 @@ def test_no_key_crosses(one_key: str) -> None:
 
 
 @pytest.mark.control("E19")
-def test_a_key_of_ones_own_would_be_found() -> None:
+def test_key_in_the_session_keyring_would_be_found() -> None:
     code = KEYS.replace("for ring", "libc.syscall(248, b'user', b'pyc-key', b'x', 1, -3)\nfor ring")
     with Container(security=Security.SANDBOX.evolve(seccomp=None)) as container:
         assert "found" in container.exec([sys.executable, "-c", code]).stdout
@@ -256,7 +256,7 @@ def test_nothing_nests() -> None:
 
 
 @pytest.mark.control("E21")
-def test_without_the_filter_something_would() -> None:
+def test_calls_would_succeed_without_the_filter() -> None:
     # Under Landlock the root is one of chroot(2), from which the kernel lets no user namespace be made.
     with Container(security=Security.SANDBOX.evolve(seccomp=None, landlock=False)) as container:
         assert "done unshare 10000000" in container.exec([sys.executable, "-c", NESTING]).stdout
@@ -294,7 +294,7 @@ def test_foreign_processes_are_not_there() -> None:
 
 
 @pytest.mark.control("E22")
-def test_a_process_that_is_there_would_be_seen() -> None:
+def test_running_process_would_be_detected() -> None:
     with Container() as container:
         keeper = container.popen(["sleep", "100"])
         pid = container.exec("ls /proc | grep -x '[0-9]*' | sed -n 2p", shell=True).stdout.strip()

@@ -62,7 +62,7 @@ def test_no_program_of_an_image_runs_outside(root: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.control("E29")
-def test_a_trojan_that_runs_outside_is_seen(tmp_path: Path) -> None:
+def test_trojan_on_the_host_is_detected(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     os.system(f"readlink /proc/self/ns/mnt >> {marker}")
     assert marker.exists()
@@ -90,7 +90,7 @@ def test_a_control_that_is_missing_is_an_error(what: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.case("X01")
-def test_a_limit_that_nothing_holds_is_an_error(tmp_path: Path) -> None:
+def test_unenforceable_limit_is_an_error(tmp_path: Path) -> None:
     with Engine(tmp_path) as engine:
         empty = attrs.evolve(engine._session.cgroups.layout, unified=None, legacy={}, controllers=frozenset())
         engine._session.cgroups.layout = empty
@@ -203,7 +203,7 @@ print(json.dumps({'caps': int(status['CapBnd'], 16), 'nnp': status['NoNewPrivs']
 
 
 @pytest.mark.case("X05")
-def test_the_report_is_true_of_the_guest() -> None:
+def test_isolation_report_matches_the_guest() -> None:
     import json
 
     chance = random.Random(7)

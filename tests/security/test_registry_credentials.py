@@ -69,7 +69,7 @@ CHALLENGES = {
 
 @pytest.mark.case("R01")
 @pytest.mark.parametrize("challenge", CHALLENGES.values(), ids=list(CHALLENGES))
-def test_a_layers_other_place_is_never_asked(challenge: str, net: Net, engine: Engine) -> None:
+def test_urls_of_layers_are_never_contacted(challenge: str, net: Net, engine: Engine) -> None:
     home, other = _foreign(net, engine, challenge)
     assert home.authorizations()
     assert other.asked == []
@@ -100,7 +100,7 @@ def test_a_token_of_the_storage_is_not_shown_to_the_registry(net: Net, engine: E
 
 
 @pytest.mark.case("R01")
-def test_a_mirror_learns_nothing_of_the_registrys_user(
+def test_mirror_gets_no_credentials_of_the_registry(
     net: Net, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home, mirror = locked(net), net.registry("mirror.example.net")
@@ -113,7 +113,7 @@ def test_a_mirror_learns_nothing_of_the_registrys_user(
 
 
 @pytest.mark.control("R01")
-def test_a_client_that_follows_the_places_of_layers_would_be_seen(
+def test_client_that_uses_layer_urls_would_be_detected(
     net: Net, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home, other = locked(net), net.registry(OTHER)
@@ -163,7 +163,7 @@ def _elsewhere(net: Net) -> list[Registry]:
 @pytest.mark.parametrize(
     ("where", "what"), [(where, ("manifests", "blobs")[at % 2]) for at, where in enumerate(ELSEWHERE)]
 )
-def test_a_redirect_takes_no_secret_along(where: str, what: str, net: Net, engine: Engine) -> None:
+def test_redirect_carries_no_secret(where: str, what: str, net: Net, engine: Engine) -> None:
     home, others = locked(net), _elsewhere(net)
     status = STATUSES[list(ELSEWHERE).index(where) % len(STATUSES)]
     reference = home.has(fresh())
@@ -221,7 +221,7 @@ def _pushed(net: Net, engine: Engine, location: str) -> tuple[Registry, list[Reg
 
 @pytest.mark.case("R02")
 @pytest.mark.parametrize("where", list(ELSEWHERE))
-def test_an_upload_sent_elsewhere_takes_no_secret_along(where: str, net: Net, engine: Engine) -> None:
+def test_redirected_upload_carries_no_secret(where: str, net: Net, engine: Engine) -> None:
     home, others = _pushed(net, engine, ELSEWHERE[where])
     assert home.authorizations()
     assert credentials_sent(*others) == []
@@ -242,7 +242,7 @@ def test_a_lent_layer_is_not_deleted_elsewhere(net: Net, engine: Engine) -> None
 
 @pytest.mark.control("R02")
 @pytest.mark.parametrize("where", ["host", "port", "scheme", "no scheme", "upper case"])
-def test_a_client_that_follows_blindly_would_be_seen(
+def test_client_that_follows_any_redirect_would_be_detected(
     where: str, net: Net, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     follow_blindly(monkeypatch)
@@ -255,7 +255,7 @@ def test_a_client_that_follows_blindly_would_be_seen(
 
 @pytest.mark.control("R02")
 @pytest.mark.parametrize("where", ["backslash", "link-local behind percent"])
-def test_a_url_that_two_readers_read_differently_would_be_seen(
+def test_ambiguous_url_would_be_detected(
     where: str, net: Net, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http, "origin", _as_the_standard_library_reads)
@@ -272,7 +272,7 @@ def _as_the_standard_library_reads(url: str) -> tuple[str, str, int]:
 
 
 @pytest.mark.control("R02")
-def test_an_upload_that_keeps_its_secret_would_be_seen(
+def test_upload_that_keeps_its_secret_would_be_detected(
     net: Net, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own_everything(monkeypatch)
@@ -359,7 +359,7 @@ def test_not_even_without_credentials_is_an_inner_host_asked(realm: str, net: Ne
 @pytest.mark.parametrize(
     ("status", "auth"), [(302, LOGIN), (307, LOGIN), (303, IDENTITY), (308, IDENTITY)], ids=str
 )
-def test_a_token_service_that_sends_on_takes_no_secret_along(
+def test_redirecting_token_service_gets_no_secret(
     auth: Credentials, status: int, net: Net, engine: Engine
 ) -> None:
     home, service, other = net.registry(HOME), net.registry("auth.example.org"), net.registry(OTHER)
@@ -424,7 +424,7 @@ def test_a_token_that_is_no_header_is_refused(value: object, net: Net, engine: E
 
 @pytest.mark.control("R03")
 @pytest.mark.parametrize("realm", ["unrelated", "loopback by name", "private by name", "home as a label"])
-def test_a_realm_that_is_not_checked_would_be_seen(
+def test_unchecked_realm_would_be_detected(
     realm: str, net: Net, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokens.Tokens, "_check_realm", lambda self, realm: True)
@@ -437,7 +437,7 @@ def test_a_realm_that_is_not_checked_would_be_seen(
 
 
 @pytest.mark.control("R03")
-def test_a_connection_to_metadata_would_be_seen(
+def test_connection_to_metadata_would_be_detected(
     net: Net, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokens.Tokens, "_check_realm", lambda self, realm: True)

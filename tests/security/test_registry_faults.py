@@ -142,7 +142,7 @@ def test_endless_answers_are_ended(place: str, rule: str, net: Net, engine: Engi
 
 @pytest.mark.control("R06")
 @pytest.mark.parametrize("rule", ["headers, dripping", "continued for ever", "trailers, without end"])
-def test_a_socket_that_is_not_watched_would_be_seen(
+def test_unwatched_socket_would_be_detected(
     rule: str, net: Net, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unwatched = {"http": urllib3.HTTPConnectionPool, "https": urllib3.HTTPSConnectionPool}
@@ -153,9 +153,7 @@ def test_a_socket_that_is_not_watched_would_be_seen(
 
 
 @pytest.mark.control("R06")
-def test_a_body_without_a_bound_would_be_seen(
-    net: Net, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unbounded_body_would_be_detected(net: Net, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     def body(self: http.Http, response: Any, most: int, what: str) -> bytes:
         data = bytearray()
         for chunk in self.chunks(response, 65536):
@@ -190,7 +188,7 @@ AFTER = {
 @pytest.mark.case("R06")
 @pytest.mark.parametrize("after", AFTER.values(), ids=list(AFTER))
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_storm_of_refusals_is_left(status: int, after: str, net: Net, engine: Engine) -> None:
+def test_endless_refusals_end_soon(status: int, after: str, net: Net, engine: Engine) -> None:
     rule = replies(status, Retry_After=after) if after else replies(status)
     seconds, _ = cost(net, _attack(("manifests", "blobs")[status == 503], rule, net, engine))
     assert seconds < WITHIN
@@ -198,7 +196,7 @@ def test_a_storm_of_refusals_is_left(status: int, after: str, net: Net, engine: 
 
 @pytest.mark.case("R06")
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-def test_a_refusal_that_passes_is_outlasted(status: int, net: Net, engine: Engine) -> None:
+def test_temporary_refusal_is_retried(status: int, net: Net, engine: Engine) -> None:
     home, image = net.registry(HOME), fresh()
     for path in ("manifests", "blobs"):
         home.on("GET", f"/v2/.*/{path}/", replies(status, Retry_After="9"), times=1)
@@ -351,9 +349,7 @@ def test_content_that_is_not_compared_would_be_seen(
 
 
 @pytest.mark.control("R06")
-def test_a_range_that_is_believed_would_be_seen(
-    net: Net, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unchecked_range_would_be_detected(net: Net, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "_range_start", lambda text, asked: asked)
     _broken(net, engine, "earlier", 20)
     with pytest.raises(ImageError):

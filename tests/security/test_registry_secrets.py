@@ -199,7 +199,7 @@ def test_failure_spills_no_secret(failure: str, scheme: str, net: Net, engine: E
 @pytest.mark.case("R07")
 @pytest.mark.parametrize("auth", [LOGIN, IDENTITY], ids=["password", "identity"])
 @pytest.mark.parametrize("failure", [400, 401, 403, 404, 500, 302])
-def test_a_token_service_that_fails_spills_no_secret(
+def test_failing_token_service_leaks_no_secret(
     failure: int, auth: Credentials, net: Net, engine: Engine, watch: Watch
 ) -> None:
     home = net.registry(HOME)
@@ -318,7 +318,7 @@ def test_secret_in_an_error_would_be_detected(
 
 
 @pytest.mark.control("R07")
-def test_a_secret_in_the_log_the_store_or_an_argument_would_be_seen(
+def test_secret_in_log_store_or_argument_would_be_detected(
     engine: Engine, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import subprocess

@@ -25,7 +25,7 @@ HOME = "registry.example.org"
 
 @pytest.mark.case("R04")
 @pytest.mark.parametrize("port", [443, 80, 5000])
-def test_a_registry_that_speaks_plain_http_is_not_spoken_to(port: int, net: Net, engine: Engine) -> None:
+def test_http_registry_is_not_contacted(port: int, net: Net, engine: Engine) -> None:
     server = net.plain(HOME, port)
     server.has(fresh())
     with pytest.raises(ImageError, match=r"registry\.example\.org"):
@@ -70,7 +70,7 @@ def test_another_registrys_exception_is_not_this_ones(
 
 
 @pytest.mark.case("R04")
-def test_a_listed_registry_is_spoken_to_plainly(
+def test_listed_registry_is_contacted_by_http(
     net: Net, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYCONTAIN_INSECURE_REGISTRIES", f"other.example.org, {HOME}:5000")
@@ -90,7 +90,7 @@ def test_insecure_registry_does_not_make_its_mirror_insecure(
 
 
 @pytest.mark.control("R04")
-def test_a_client_that_trusts_loopback_would_be_seen(
+def test_client_that_trusts_loopback_would_be_detected(
     net: Net, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CVE-2026-92543: any address of loopback switches TLS off."""
@@ -187,7 +187,7 @@ def test_nothing_goes_over_a_connection_that_is_not_trusted(
 
 @pytest.mark.case("R05")
 @pytest.mark.parametrize("bad", ["expired", "unknown authority", "wrong name"])
-def test_a_mirror_that_is_not_trusted_is_passed_over(
+def test_untrusted_mirror_is_skipped(
     bad: str, net: Net, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYCONTAIN_MIRRORS", f"{HOME}=mirror.example.org")
@@ -203,7 +203,7 @@ def test_insecure_is_no_tls_rather_than_unverified_tls(net: Net, engine: Engine)
 
 
 @pytest.mark.case("R05")
-def test_a_plain_registry_that_sends_to_tls_is_still_verified(net: Net, engine: Engine) -> None:
+def test_redirect_from_http_to_tls_is_verified(net: Net, engine: Engine) -> None:
     home, image = net.plain(HOME), fresh()
     other = net.registry("cdn.example.net", context=_self_signed(net, "cdn.example.net"))
     other.has(image)
@@ -247,7 +247,7 @@ def _unverified(host: str) -> ssl.SSLContext:
     [*(("manifest", bad) for bad in BAD), *((path, "expired") for path in ("redirect", "token", "push"))],
 )
 @pytest.mark.filterwarnings("ignore:Unverified HTTPS")
-def test_a_client_that_does_not_verify_would_be_seen(
+def test_client_without_verification_would_be_detected(
     path: str, bad: str, net: Net, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http, "_context", _unverified)

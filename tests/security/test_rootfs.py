@@ -123,7 +123,7 @@ def test_masks_and_read_only_paths_hold_in_every_situation() -> None:
 
 
 @pytest.mark.control("E10", "E07")
-def test_without_masks_something_is_read() -> None:
+def test_unmasked_files_are_readable() -> None:
     with Container(security=Security.SANDBOX.evolve(masked_paths=(), readonly_paths=())) as container:
         assert any(line.startswith("readable") for line in _look(container))
 
@@ -181,7 +181,7 @@ def test_a_directory_that_turns_into_a_link_while_mounts_are_made(canary: Canary
 
 
 @pytest.mark.control("E09")
-def test_the_race_is_one() -> None:
+def test_race_is_hit() -> None:
     """The attacker does turn the directory into a link, as often as a start would have to be lucky."""
     import tempfile
 
@@ -230,7 +230,7 @@ def test_links_that_a_run_planted_are_not_followed_by_the_next(
 
 
 @pytest.mark.control("E10b", "E23")
-def test_a_canary_that_is_touched_is_seen(tmp_path: Path) -> None:
+def test_changed_canary_is_detected(tmp_path: Path) -> None:
     one = Canary(tmp_path / "other")
     with Container(mounts={"/v": Bind(one.top)}) as container:
         container.exec(["touch", "/v/new"])

@@ -143,7 +143,7 @@ def test_without_the_restriction_a_bind_has_such_programs(shared: Path) -> None:
 
 @pytest.mark.control("U21")
 @pytest.mark.skipif(os.geteuid() != 0, reason="file capabilities of an unprivileged user hold nowhere else")
-def test_a_guest_with_every_right_is_seen_to_leave_file_capabilities(shared: Path) -> None:
+def test_fully_privileged_guest_leaves_file_capabilities(shared: Path) -> None:
     with Container(mounts={"/x": shared}, security=Security.DOCKER) as container:
         assert not container.isolation.restrict_suid_sgid
         plant(container, "/x")
@@ -221,7 +221,7 @@ def test_mapped_write_keeps_set_id_bits(shared: Path) -> None:
 
 
 @pytest.mark.case("U21")
-def test_a_lent_stream_is_given_no_rights(shared: Path) -> None:
+def test_inherited_stream_gains_no_rights(shared: Path) -> None:
     target = shared / "output"
     command = [sys.executable, "-c", PLANT, "/tmp", _CALLS, "lent"]
     with Container() as container, target.open("wb") as stream:

@@ -34,7 +34,7 @@ def test_full_store_stays_consistent(name: str, tmp_path: Path, engine: Engine) 
 
 
 @pytest.mark.control("F05")
-def test_an_error_of_the_kernel_itself_is_seen(tmp_path: Path, engine: Engine) -> None:
+def test_errors_of_the_kernel_are_reported(tmp_path: Path, engine: Engine) -> None:
     if not engine._session.features.privileged:
         pytest.skip("a small file system is mounted by root")
     rooms = [pages * _PAGE for pages in (20, 40)]

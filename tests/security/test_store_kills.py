@@ -121,7 +121,7 @@ def record_first(where: list[str], root: str) -> list[str]:
 
 
 @pytest.mark.control("F01", "F03")
-def test_a_record_that_comes_too_early_is_seen(tmp_path: Path) -> None:
+def test_early_record_is_detected(tmp_path: Path) -> None:
     with stores.site(tmp_path) as where:
         found = stores.in_child(record_first, astuple(where), str(tmp_path / "store"))
     assert [one for one in found if one.startswith("layer") and "is not unpacked" in one], found

@@ -57,6 +57,6 @@ def test_power_loss_leaves_complete_images(script: str, tmp_path: Path, engine: 
 
 @pytest.mark.control("F04")
 @pytest.mark.parametrize("harm", [name for name in losses.HARM if name])
-def test_a_sync_that_is_left_out_is_missed(harm: str, tmp_path: Path, engine: Engine) -> None:
+def test_omitted_sync_is_detected(harm: str, tmp_path: Path, engine: Engine) -> None:
     found = _lose(tmp_path, engine, "same layers", 1, 20, harm)
     assert found["problems"] != []

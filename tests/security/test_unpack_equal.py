@@ -110,7 +110,7 @@ def test_entry_below_a_non_directory_is_refused(name: str, shop: Engine, tmp_pat
 
 
 @pytest.mark.case("P07")
-def test_a_file_in_between_hides_the_directory_below(shop: Engine, tmp_path: Path) -> None:
+def test_file_in_a_middle_layer_hides_the_lower_directory(shop: Engine, tmp_path: Path) -> None:
     root = make_root(tmp_path / "base")
     base = [directory("d"), file("d/old"), file("d/.wh.nothing")]
     image = _bring(shop, tmp_path, base, [file("d"), directory("d"), file("d/new")], _busybox(root))
@@ -172,7 +172,7 @@ def test_attributes_of_overlayfs_and_of_the_host_never_arrive(shop: Engine, tmp_
 
 
 @pytest.mark.case("P08")
-def test_the_merged_view_is_the_plain_one(shop: Engine, tmp_path: Path) -> None:
+def test_merged_view_equals_the_unpacked_tree(shop: Engine, tmp_path: Path) -> None:
     root = make_root(tmp_path / "base")
     below = [*_busybox(root), directory("d"), file("d/below", b"1")]
     above = [directory("d", pax=OVERLAY), file("d/above", b"2", pax=OVERLAY)]
@@ -183,7 +183,7 @@ def test_the_merged_view_is_the_plain_one(shop: Engine, tmp_path: Path) -> None:
 
 
 @pytest.mark.control("P08")
-def test_an_opaque_mark_that_did_arrive_would_be_seen(shop: Engine, tmp_path: Path) -> None:
+def test_opaque_mark_in_the_layer_would_be_detected(shop: Engine, tmp_path: Path) -> None:
     root = make_root(tmp_path / "base")
     image = _bring(shop, tmp_path, [*_busybox(root), directory("d"), file("d/below")], [directory("d")])
     path = Path(image.directories[0]) / "d"
@@ -389,7 +389,7 @@ def test_four_hundred_made_images_are_as_with_umoci(shop: Engine, tmp_path: Path
 
 @as_root
 @pytest.mark.control("P07", "P21")
-def test_an_unpacker_that_loses_the_layers_below_would_be_seen(
+def test_unpacker_without_lower_layers_would_be_detected(
     shop: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish = product.LayerBuild.finish

@@ -63,7 +63,7 @@ def test_crash_leaves_and_starts_nothing() -> None:
 
 
 @pytest.mark.control("K04")
-def test_a_core_that_is_allowed_would_be_seen() -> None:
+def test_allowed_core_dump_would_be_detected() -> None:
     pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
     if pattern.startswith("|") or "/" in pattern:
         pytest.skip(f"cores of this host go to {pattern}")
@@ -94,7 +94,7 @@ def test_landlock_denies_without_other_controls(engine: Engine) -> None:
 
 
 @pytest.mark.control("K05")
-def test_without_landlock_another_wall_answers() -> None:
+def test_other_controls_deny_without_landlock() -> None:
     without = Security.SANDBOX.evolve(seccomp=None, landlock=False, capabilities={"MKNOD"})
     with Container(security=without) as container:
         assert "EACCES" not in container.exec([sys.executable, "-c", LANDLOCK]).stdout
@@ -162,7 +162,7 @@ def test_canary_is_safe_with_one_control_removed(wall: str, canary: Canary) -> N
 
 
 @pytest.mark.control("K06")
-def test_a_canary_in_reach_would_be_found(canary: Canary) -> None:
+def test_reachable_canary_would_be_found(canary: Canary) -> None:
     with Container(mounts={str(canary.top): Bind(canary.top, read_only=True)}) as container:
         done = container.exec([sys.executable, "-c", REACH, str(canary.top / "secret"), Canary.SECRET])
         assert done.stdout.startswith("read ")
