@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pycontain._model.limits import CgroupLimits
     from pycontain._model.mounts import Bind, Tmpfs
     from pycontain._model.process import CallResult, ExecResult, ExitStatus, Usage
-    from pycontain._networks.policy import Refused
+    from pycontain._networks.egress import Refused
     from pycontain._objects.beneath import open_beneath
     from pycontain._objects.container import Container
     from pycontain._objects.egress import Egress
@@ -138,7 +138,7 @@ _HOMES = {
     "Endpoint": "_objects.network",
     "Network": "_objects.network",
     "Partition": "_objects.faults",
-    "Refused": "_networks.policy",
+    "Refused": "_networks.egress",
     "ContainerPath": "_objects.path",
     "Image": "_objects.image",
     "Process": "_objects.process",

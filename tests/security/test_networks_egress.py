@@ -14,6 +14,7 @@ from pycontain import Container, Egress, Engine, LimitError, StateError
 from pycontain._kernel.netlink import NetlinkError
 from pycontain._model.targets import target_of
 from pycontain._networks import nft
+from pycontain._networks.egress import EgressPolicy
 from pycontain._networks.firewall import MOST_REFUSED_PER_CONTAINER, Firewall
 from pycontain._networks.learned import (
     MOST,
@@ -21,7 +22,6 @@ from pycontain._networks.learned import (
     MOST_PER_ANSWER,
     MOST_PER_CONTAINER,
 )
-from pycontain._networks.policy import Guide
 from pycontain._networks.rootless_uplink import problems
 from tests.kernel.networks import _network_manager, _nothing_is_left, root_only, world
 from tests.support.inside import PORT, ask, echo, is_cut_off, open_in, reach
@@ -194,17 +194,17 @@ _SAID = {
 @pytest.mark.control("N03")
 def test_names_resolve_only_to_public_addresses(engine: Engine) -> None:
     """Unless a range has the address: the control."""
-    with _egress(engine, "example.org:443/tcp", "*.rebound.org") as (egress, guide):
+    with _egress(engine, "example.org:443/tcp", "*.rebound.org") as (egress, policy):
         for name in ("example.org", "a.rebound.org"):
-            assert guide.learned(name, list(_SAID), 2**31 - 1) == ["93.184.216.34"]
-        elements = {key for _, key in guide._learned}
+            assert policy.learned(name, list(_SAID), 2**31 - 1) == ["93.184.216.34"]
+        elements = {key for _, key in policy._learned}
         assert len(elements) == 2
         assert all(nft.address("93.184.216.34") in key for key in elements)
         egress.permit("10.0.0.0/8", "0.0.0.0/0")
-        assert "10.1.2.3" in guide.learned("example.org", list(_SAID), 1)
-        assert "169.254.169.254" not in guide.learned("example.org", list(_SAID), 1)
+        assert "10.1.2.3" in policy.learned("example.org", list(_SAID), 1)
+        assert "169.254.169.254" not in policy.learned("example.org", list(_SAID), 1)
         egress.permit("169.254.169.254")
-        assert "169.254.169.254" in guide.learned("example.org", list(_SAID), 1)
+        assert "169.254.169.254" in policy.learned("example.org", list(_SAID), 1)
 
 
 @pytest.mark.xdist_group("world")
@@ -230,11 +230,11 @@ def test_name_permits_only_its_port_and_protocol(
     with (
         world.serve(),
         world.known_as("93.184.216.34"),
-        _egress(engine, target) as (egress, guide),
+        _egress(engine, target) as (egress, policy),
         Container(network=egress) as one,
     ):
         assert is_cut_off(one, "93.184.216.34")
-        assert guide.learned("example.org", ["93.184.216.34"], 60) == ["93.184.216.34"]
+        assert policy.learned("example.org", ["93.184.216.34"], 60) == ["93.184.216.34"]
         assert (reach(one, "93.184.216.34") is not None) is let
         egress.revoke(target)
         assert is_cut_off(one, "93.184.216.34")
@@ -242,9 +242,9 @@ def test_name_permits_only_its_port_and_protocol(
 
 @pytest.mark.case("N03")
 def test_permitted_addresses_of_a_name_expire(engine: Engine) -> None:
-    with _egress(engine, "example.org") as (_, guide):
-        guide.learned("example.org", ["93.184.216.34"], 2**31 - 1)
-        assert all(one.until < time.monotonic() + 90000 for one in guide._learned._held.values())
+    with _egress(engine, "example.org") as (_, policy):
+        policy.learned("example.org", ["93.184.216.34"], 2**31 - 1)
+        assert all(one.until < time.monotonic() + 90000 for one in policy._learned._held.values())
 
 
 @pytest.mark.xdist_group("world")
@@ -257,10 +257,10 @@ def test_failed_revocation_cuts_off_everything(
     kept, revoked = f"{world.address}/32", "example.org"
     with (
         world.serve(),
-        _egress(engine, kept, revoked) as (egress, guide),
+        _egress(engine, kept, revoked) as (egress, policy),
         Container(network=egress) as one,
     ):
-        guide.learned(revoked, ["93.184.216.34"], 1)
+        policy.learned(revoked, ["93.184.216.34"], 1)
         assert reach(one, world.address) == world.host
         with monkeypatch.context() as patch:
             patch.setattr(Firewall, "do", _refused)
@@ -268,12 +268,12 @@ def test_failed_revocation_cuts_off_everything(
                 egress.revoke(revoked)
             assert "call revoke() again" in str(raised.value)
         assert egress.targets == [kept, revoked]
-        assert guide.is_cut
-        assert not guide.allows(revoked)
+        assert policy.is_cut
+        assert not policy.allows(revoked)
         assert is_cut_off(one, world.address)
         egress.revoke(revoked)
         assert egress.targets == [kept]
-        assert len(guide._learned) == 0
+        assert len(policy._learned) == 0
         assert reach(one, world.address) == world.host
 
 
@@ -281,31 +281,31 @@ def test_failed_revocation_cuts_off_everything(
 @pytest.mark.control("A12")
 def test_revoke_and_close_with_as_many_addresses_as_there_may_be(engine: Engine) -> None:
     """The control: the kernel has the elements before."""
-    with _egress(engine, "*.example.org:443") as (egress, guide):
+    with _egress(engine, "*.example.org:443") as (egress, policy):
         for at in range(2 * MOST // MOST_PER_ANSWER // 2):
             found = [f"93.{at % 200 + 1}.{k // 200}.{k % 200 + 1}" for k in range(MOST_PER_ANSWER)]
-            guide.learned(f"n{at}.example.org", found, 3600, f"container-{at % 8}")
+            policy.learned(f"n{at}.example.org", found, 3600, f"container-{at % 8}")
         assert (
-            len(guide._learned) == MOST == len(engine._session.network_manager.firewall.elements("learned"))
+            len(policy._learned) == MOST == len(engine._session.network_manager.firewall.elements("learned"))
         )
         egress.revoke("*.example.org:443")
         assert engine._session.network_manager.firewall.elements("learned") == []
         egress.permit("*.example.org:443")
         for at in range(MOST // MOST_PER_ANSWER // 2):
             found = [f"93.{at % 200 + 1}.{k // 200}.{k % 200 + 1}" for k in range(MOST_PER_ANSWER)]
-            guide.learned(f"n{at}.example.org", found, 3600, f"container-{at % 8}")
+            policy.learned(f"n{at}.example.org", found, 3600, f"container-{at % 8}")
         assert len(engine._session.network_manager.firewall.elements("learned")) == MOST
 
 
 @pytest.mark.case("A12")
 def test_ranges_by_the_thousand_are_replaced_at_once(engine: Engine) -> None:
     ranges = [f"10.{at // 250}.{at % 250}.0/24:443" for at in range(2000)]
-    with _egress(engine, *ranges) as (egress, guide):
+    with _egress(engine, *ranges) as (egress, policy):
         egress.revoke(*ranges[:1000])
-        assert len(guide.targets) == 1000
-        assert guide.learned("x.example.org", ["10.0.1.1"], 60) == []
+        assert len(policy.targets) == 1000
+        assert policy.learned("x.example.org", ["10.0.1.1"], 60) == []
         egress.permit("x.example.org")
-        assert guide.learned("x.example.org", ["10.0.1.1", "10.7.1.1"], 60) == ["10.7.1.1"]
+        assert policy.learned("x.example.org", ["10.0.1.1", "10.7.1.1"], 60) == ["10.7.1.1"]
         with pytest.raises(LimitError, match="at most 4096 targets"):
             egress.permit(*(f"n{at}.example.org" for at in range(4096)))
 
@@ -328,21 +328,21 @@ def test_batches_larger_than_the_send_buffer(engine: Engine) -> None:
 
 @pytest.mark.case("A12")
 def test_oldest_addresses_of_a_container_make_room(engine: Engine) -> None:
-    with _egress(engine, "*.example.org") as (_, guide):
-        guide.learned("other.example.org", ["8.8.8.8"], 60, "other")
+    with _egress(engine, "*.example.org") as (_, policy):
+        policy.learned("other.example.org", ["8.8.8.8"], 60, "other")
         for at in range(MOST_PER_CONTAINER // MOST_PER_ANSWER + 1):
             found = [f"93.{at + 1}.{k // 200}.{k % 200 + 1}" for k in range(MOST_PER_ANSWER + 1)]
-            learned = guide.learned(f"n{at}.example.org", found, 60, "greedy")
+            learned = policy.learned(f"n{at}.example.org", found, 60, "greedy")
             assert learned == found[:MOST_PER_ANSWER]
-        assert len(guide._learned) == MOST_PER_CONTAINER + 1
-        held = {key for _, key in guide._learned}
-        name = nft.interface(engine._session.network_manager.bridges[guide._network.name].link)
+        assert len(policy._learned) == MOST_PER_CONTAINER + 1
+        held = {key for _, key in policy._learned}
+        name = nft.interface(engine._session.network_manager.bridges[policy._network.name].link)
         assert nft.key(name, nft.address("8.8.8.8")) in held
         assert nft.key(name, nft.address("93.1.0.1")) not in held
         for at in range(2 * MOST_NAMES_PER_CONTAINER):
-            guide.refused(f"n{at}.example.net", "greedy")
-        guide.refused("example.net", "other")
-        assert len(guide._refused.items()) == MOST_NAMES_PER_CONTAINER + 1
+            policy.refused(f"n{at}.example.net", "greedy")
+        policy.refused("example.net", "other")
+        assert len(policy._refused.items()) == MOST_NAMES_PER_CONTAINER + 1
 
 
 @pytest.mark.xdist_group("world")
@@ -369,11 +369,11 @@ def _refused(*_: object) -> None:
 
 
 @contextlib.contextmanager
-def _egress(engine: Engine, *targets: str) -> Iterator[tuple[Egress, Guide]]:
+def _egress(engine: Engine, *targets: str) -> Iterator[tuple[Egress, EgressPolicy]]:
     """Return an egress network and the policy of its name service."""
     if not engine._session.features.privileged and problems():
         pytest.skip("no way out for this user")
     with Egress.allow(*targets) as egress:
-        guide = egress.bridge_of(engine).policy
-        assert isinstance(guide, Guide)
-        yield egress, guide
+        policy = egress.bridge_of(engine).policy
+        assert isinstance(policy, EgressPolicy)
+        yield egress, policy

@@ -20,8 +20,8 @@ from pycontain.errors import Conflict, StateError, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._networks.container_networks import AttachSpec
+    from pycontain._networks.egress import EgressPolicy
     from pycontain._networks.netns_host import NetnsHost
-    from pycontain._networks.policy import Guide
     from pycontain._networks.zone import Zone
 
 MTU = 1500
@@ -39,7 +39,7 @@ class Options:
         internal: Whether there is no route outside.
         host: Whether services of the host are reachable.
         names: Whether containers resolve each other's names.
-        guided: Whether an `Egress` decides what containers can reach.
+        restricted: Whether an `Egress` limits what containers can reach.
         mtu: Bytes.
         labels: Labels, for the caller's use.
     """
@@ -51,7 +51,7 @@ class Options:
     internal: bool = False
     host: bool = False
     names: bool = True
-    guided: bool = False
+    restricted: bool = False
     mtu: int = MTU
     labels: Mapping[str, str] = field(factory=dict)
 
@@ -104,7 +104,7 @@ class Bridge:
     created: float = field(factory=time.time)
     index: int = 0
     gone: bool = False
-    policy: Guide | None = None
+    policy: EgressPolicy | None = None
     endpoints: dict[str, NetworkEndpoint] = field(factory=dict)
     lock: threading.RLock = field(factory=threading.RLock)
 
@@ -124,7 +124,7 @@ class Bridge:
             subnets=tuple(subnets),
             outside=not self.options.internal,
             host=self.options.host,
-            policy=self.options.guided,
+            restricted=self.options.restricted,
         )
 
     def make(self) -> None:

@@ -155,7 +155,7 @@ class ContainerNetworks:
             raise StateError(
                 f"container {self._identity.name} is not running"
             )  # the pid may be reused already
-        if bridge.options.guided:
+        if bridge.options.restricted:
             route.do([links.isolate(links.look(route, endpoint.port).index)])
         endpoint.index = links.look(inner, endpoint.inner).index
         addresses = bridge.addresses

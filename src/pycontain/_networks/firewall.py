@@ -50,12 +50,12 @@ class NetworkRules:
     subnets: tuple[IPv4Network | IPv6Network, ...]
     outside: bool
     host: bool
-    policy: bool
+    restricted: bool
 
     @property
     def leads_out(self) -> bool:
         """Does anything of it leave this host, under its address?"""
-        return self.outside or self.policy
+        return self.outside or self.restricted
 
 
 class Firewall:
@@ -210,8 +210,8 @@ class Firewall:
     def _of(self, network: NetworkRules) -> list[tuple[str, list[Element]]]:
         name = nft.interface(network.bridge)
         found = [("same", [Element(nft.key(name, name))])]
-        if network.policy:
-            found.append(("guided", [Element(name)]))
+        if network.restricted:
+            found.append(("restricted", [Element(name)]))
         elif not network.outside:
             found.append(("internal", [Element(name)]))
         if network.host:
@@ -252,7 +252,7 @@ def _sets(table: str, nat: str) -> list[Set]:
     return [
         Set(table, "same", ("interface", "interface")),
         Set(table, "internal", ("interface",)),
-        Set(table, "guided", ("interface",)),
+        Set(table, "restricted", ("interface",)),
         Set(table, "hosted", ("interface",)),
         Set(table, "host", ("address",)),
         Set(table, "host6", ("address6",)),
@@ -260,7 +260,7 @@ def _sets(table: str, nat: str) -> list[Set]:
         Set(nat, "subnets6", ("address6",), flags=nft.INTERVAL),
         Set(table, "current", ("interface", "mark")),
         Set(table, "generation", ("interface",), to=("mark",)),
-        Set(table, "guides", ("interface",), to=("verdict",)),
+        Set(table, "policies", ("interface",), to=("verdict",)),
         Set(table, "learned", target, flags=nft.TIMEOUT),
         Set(table, "learned_kind", target[:3], flags=nft.TIMEOUT),
         Set(table, "learned_any", target[:2], flags=nft.TIMEOUT),
@@ -318,7 +318,7 @@ class _Rules:
             rule("from_inside", ipv6, there, nft.lookup("host6"), to_host),
             rule("to_host", nft.meta("iifname"), nft.lookup("hosted"), nft.verdict("return")),
             rule("to_host", refuse),
-            rule("from_inside", nft.meta("iifname"), nft.lookup("guided"), nft.verdict("jump", "policy")),
+            rule("from_inside", nft.meta("iifname"), nft.lookup("restricted"), nft.verdict("jump", "policy")),
             rule("from_inside", nft.meta("iifname"), nft.lookup("internal"), refuse),
             rule("from_inside", nft.ct("status"), nft.any_bit(_DNAT), accept),
             rule("from_inside", nft.meta("oifname"), nft.compare(PREFIX), refuse),
@@ -329,7 +329,7 @@ class _Rules:
             rule(
                 "to_inside",
                 nft.meta("oifname"),
-                nft.lookup("guided"),
+                nft.lookup("restricted"),
                 nft.meta("l4proto") + nft.compare(bytes([TCP]), equal=False),
                 nft.ct("direction") + nft.compare(b"\1"),
                 nft.meta("oifname") + nft.ct("mark", 12) + nft.lookup("current", absent=True),
@@ -357,7 +357,7 @@ class _Rules:
             rule("policy", ipv4, *target, nft.lookup("learned"), nft.verdict("jump", "allow")),
             rule("policy", ipv4, *target[:3], nft.lookup("learned_kind"), nft.verdict("jump", "allow")),
             rule("policy", ipv4, *target[:2], nft.lookup("learned_any"), nft.verdict("jump", "allow")),
-            rule("policy", ipv4, name, nft.judge("guides")),
+            rule("policy", ipv4, name, nft.judge("policies")),
             rule("policy", nft.verdict("jump", "unlisted")),
             rule("unlisted", ipv4, nft.verdict("jump", "audit")),
             rule("unlisted", refuse),

@@ -13,7 +13,7 @@ from pycontain.errors import LimitError, StateError
 
 if TYPE_CHECKING:
     from pycontain._networks.bridge import Bridge
-    from pycontain._networks.policy import Guide, Refused
+    from pycontain._networks.egress import EgressPolicy, Refused
     from pycontain._objects.engine import Engine
 
 
@@ -40,7 +40,9 @@ class Egress(ClosingContextManager):
 
     def __init__(self) -> None:
         self._targets: dict[Target, None] = {}
-        self._guides: weakref.WeakKeyDictionary[Engine, tuple[Bridge, Guide]] = weakref.WeakKeyDictionary()
+        self._policies: weakref.WeakKeyDictionary[Engine, tuple[Bridge, EgressPolicy]] = (
+            weakref.WeakKeyDictionary()
+        )
         self._lock = threading.RLock()
 
     @classmethod
@@ -92,10 +94,10 @@ class Egress(ClosingContextManager):
     def _change(self, targets: dict[Target, None]) -> None:
         """Change every engine's network, also after one failed; `_targets` is as before then."""
         failed: StateError | None = None
-        for bridge, guide in list(self._guides.values()):
+        for bridge, policy in list(self._policies.values()):
             if not bridge.gone:
                 try:
-                    guide.change(tuple(targets))
+                    policy.change(tuple(targets))
                 except StateError as error:
                     failed = error
         if failed is not None:
@@ -112,27 +114,27 @@ class Egress(ClosingContextManager):
     def refused(self) -> list[Refused]:
         """What containers tried and was not allowed, in the last hour."""
         with self._lock:
-            guides = [guide for bridge, guide in self._guides.values() if not bridge.gone]
-        return [one for guide in guides for one in guide.attempts()]
+            policies = [policy for bridge, policy in self._policies.values() if not bridge.gone]
+        return [one for policy in policies for one in policy.attempts()]
 
     def bridge_of(self, engine: Engine) -> Bridge:
         """The network of it in an engine, made on first use."""
         from pycontain._networks.bridge import Options
-        from pycontain._networks.policy import Guide
+        from pycontain._networks.egress import EgressPolicy
 
         with self._lock:
-            found = self._guides.get(engine)
+            found = self._policies.get(engine)
             if found is not None and not found[0].gone:
                 return found[0]
-            options = Options(name=f"egress-{secrets.token_hex(6)}", names=False, guided=True)
+            options = Options(name=f"egress-{secrets.token_hex(6)}", names=False, restricted=True)
             bridge = engine._session.network_manager.create(options)
             try:
-                guide = Guide(bridge, tuple(self._targets))
+                policy = EgressPolicy(bridge, tuple(self._targets))
             except BaseException:
                 engine._session.network_manager.remove(bridge)
                 raise
-            bridge.policy = guide
-            self._guides[engine] = (bridge, guide)
+            bridge.policy = policy
+            self._policies[engine] = (bridge, policy)
             return bridge
 
     def close(self) -> None:
@@ -141,12 +143,12 @@ class Egress(ClosingContextManager):
         Raises Conflict while a container has it, StateError where the kernel keeps rules of it.
         """
         with self._lock:
-            for engine, (bridge, guide) in list(self._guides.items()):
+            for engine, (bridge, policy) in list(self._policies.items()):
                 if not engine._session.closed:
                     if not bridge.gone:
                         engine._session.network_manager.remove(bridge)
-                    guide.close()
-                del self._guides[engine]
+                    policy.close()
+                del self._policies[engine]
 
     def __repr__(self) -> str:
         return f"<Egress {', '.join(self.targets) or 'nothing'}>"

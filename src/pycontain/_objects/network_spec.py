@@ -105,7 +105,7 @@ def _network_spec_of(
     names = [attachment.bridge.name for attachment in attachments]
     if len(set(names)) < len(names):
         raise ValueError(f"network must name each network once, got {', '.join(names)}")
-    if len(attachments) > 1 and any(attachment.bridge.options.guided for attachment in attachments):
+    if len(attachments) > 1 and any(attachment.bridge.options.restricted for attachment in attachments):
         raise ValueError("an Egress cannot be combined with other networks")
     if ports and all(attachment.bridge.options.internal for attachment in attachments):
         raise ValueError(

@@ -70,7 +70,9 @@ class NetworkSpec:
     @property
     def searches(self) -> bool:
         """Return whether the host's search domains apply: a network reaches outside without an Egress."""
-        return any(not (one.bridge.options.internal or one.bridge.options.guided) for one in self.attachments)
+        return any(
+            not (one.bridge.options.internal or one.bridge.options.restricted) for one in self.attachments
+        )
 
     @property
     def in_rootless_netns(self) -> bool:

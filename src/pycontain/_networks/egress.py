@@ -1,4 +1,4 @@
-"""The policy of a guided network: ranges as rules, and the addresses of names as elements with a timeout."""
+"""Policy of a network with an `Egress`: ranges as rules, resolved names as set elements with a timeout."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class Refused:
     count: int
 
 
-class Guide:
-    """The policy of one guided network, also asked by the name service."""
+class EgressPolicy:
+    """The policy of one restricted network, also asked by the name service."""
 
     def __init__(self, bridge: Bridge, targets: Sequence[Target]) -> None:
         self._network = bridge
@@ -70,9 +70,9 @@ class Guide:
         self._cut = self._closed = False
         self._lock = threading.RLock()
         chain = self._build(self._targets)
-        guides = self._firewall.sets["guides"]
+        policies = self._firewall.sets["policies"]
         element = Element(nft.interface(self._bridge), jump=chain)
-        self._firewall.do([guides.put(element), *self._marks("put", self._generation)])
+        self._firewall.do([policies.put(element), *self._marks("put", self._generation)])
         self._chain = chain
 
     def _marks(self, change: str, generation: int) -> list[Message]:
@@ -172,8 +172,11 @@ class Guide:
         index, generation = TargetIndex(targets), self._generation
         chain = self._build(targets)
         try:
-            guides, name = self._firewall.sets["guides"], nft.interface(self._bridge)
-            messages = [guides.take(Element(name, jump=self._chain)), guides.put(Element(name, jump=chain))]
+            policies, name = self._firewall.sets["policies"], nft.interface(self._bridge)
+            messages = [
+                policies.take(Element(name, jump=self._chain)),
+                policies.put(Element(name, jump=chain)),
+            ]
             if tightens:
                 self._forget(self._learned.outdated(lambda one: bool(index.names(one))))
                 generation += 1
@@ -210,9 +213,9 @@ class Guide:
 
     # The name service's side -----------------------------------------------------------------------------
 
-    def of(self, container: str) -> Asker:
+    def of(self, container: str) -> ContainerPolicy:
         """Return the policy as the name service asks it for one container."""
-        return Asker(self, container)
+        return ContainerPolicy(self, container)
 
     def allows(self, name: str) -> bool:
         """Return whether a name may be asked for."""
@@ -302,7 +305,7 @@ class Guide:
                 self._forget(list(self._learned))
                 self._firewall.do(
                     [
-                        self._firewall.sets["guides"].take(Element(name, jump=self._chain)),
+                        self._firewall.sets["policies"].take(Element(name, jump=self._chain)),
                         *self._marks("take", self._generation),
                         nft.drop_chain(self._firewall.table, self._chain),
                     ]
@@ -316,23 +319,23 @@ class Guide:
 
 
 @frozen
-class Asker:
+class ContainerPolicy:
     """The policy for one container: what it learns and is refused counts towards its own bounds."""
 
-    guide: Guide
+    policy: EgressPolicy
     container: str
 
     def allows(self, name: str) -> bool:
         """Return whether it may ask for a name."""
-        return self.guide.allows(name)
+        return self.policy.allows(name)
 
     def learned(self, name: str, addresses: list[str], ttl: int) -> list[str]:
         """Return the addresses that it may get to know, which it can reach from now on; ttl: seconds."""
-        return self.guide.learned(name, addresses, ttl, self.container)
+        return self.policy.learned(name, addresses, ttl, self.container)
 
     def refused(self, name: str) -> None:
         """Record that it asked for a name that is not allowed."""
-        self.guide.refused(name, self.container)
+        self.policy.refused(name, self.container)
 
 
 def _refused(element: dict[int, bytes], bridge: str) -> Refused | None:
