@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
@@ -57,7 +56,7 @@ class Volume:
         self._check_size(wanted)
         store = self._session.store
         owner = "" if name is not None else store.owner.name
-        record = records.new(name or secrets.token_hex(16), wanted, checked_labels(labels), owner)
+        record = records.new(name or os.urandom(16).hex(), wanted, checked_labels(labels), owner)
         with translate_store_errors(store.roots.data):
             self._record = records.create(store, record)
 

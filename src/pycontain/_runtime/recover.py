@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING
 
 from pycontain._cgroups.hierarchies import remove_owner
-from pycontain._networks.recover import remove_networks
 from pycontain._state.owner import Claim, claim_dead
 
 if TYPE_CHECKING:
@@ -53,6 +52,8 @@ def _remove(claim: Claim, layout: CgroupLayout, helper: Launcher, live: int) -> 
 
     Without a cgroup that reports the end of the last process, a directory may be busy for a moment.
     """
+    from pycontain._networks.recover import remove_networks
+
     deadline = time.monotonic() + _PATIENCE
     while True:
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-import secrets
 from collections.abc import Iterable, Mapping, Set
 from datetime import timedelta
 from typing import TypeAlias
@@ -263,7 +262,7 @@ def new_id() -> str:
 
     A name of decimal digits alone is an address to gethostbyname(3), and is not looked up.
     """
-    while (new := secrets.token_hex(16))[:12].isdecimal():
+    while (new := os.urandom(16).hex())[:12].isdecimal():
         pass
     return new
 

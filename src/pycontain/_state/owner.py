@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 import struct
 import threading
 from collections.abc import Iterator
@@ -48,7 +47,7 @@ class Owner:
     """
 
     def __init__(self, roots: Roots) -> None:
-        self.name = secrets.token_hex(6)
+        self.name = os.urandom(6).hex()
         self._roots = roots
         owners = private_directory(os.path.join(private_directory(roots.run), "owners"))
         live = private_directory(os.path.join(private_directory(roots.data), "live"))
@@ -152,7 +151,7 @@ class IdBlocks:
         self._mutex = threading.Lock()
         self._held: list[int] = []
         self._used: set[int] = set()
-        self._next = secrets.randbelow(_BLOCKS)
+        self._next = int.from_bytes(os.urandom(4)) % _BLOCKS
         self._reserved = _sub_id_blocks()
 
     def acquire(self) -> int:
