@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from enum import IntFlag
 
 from attrs import frozen
 
 from pycontain._kernel import native
 from pycontain._kernel.hostpath import BENEATH, NO_MAGICLINKS, openat2
 from pycontain._kernel.launcher import Launcher
+from pycontain._kernel.namespaces import Namespace
 from pycontain._kernel.plan import (
     NO_FD,
     ExecFlag,
@@ -56,19 +56,6 @@ __all__ = [
     "steps",
     "unshare",
 ]
-
-
-class Namespace(IntFlag):
-    """Kinds of namespaces, with the flag values of clone(2)."""
-
-    TIME = 0x80
-    MOUNT = 0x20000
-    CGROUP = 0x2000000
-    UTS = 0x4000000
-    IPC = 0x8000000
-    USER = 0x10000000
-    PID = 0x20000000
-    NET = 0x40000000
 
 
 @frozen

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 from attrs import asdict, frozen
 
 from pycontain._kernel.features import kept_rlimits
-from pycontain._runtime.compile import NEWTIME
+from pycontain._kernel.namespaces import Namespace
 
 if TYPE_CHECKING:
     from pycontain._runtime.running import Running
 
-_NAMES = {
-    0x20000: "mount",
-    0x20000000: "pid",
-    0x40000000: "net",
-    0x8000000: "ipc",
-    0x4000000: "uts",
-    0x10000000: "user",
-    0x2000000: "cgroup",
-    NEWTIME: "time",
-}
+_NAMES = (
+    (Namespace.MOUNT, "mount"),
+    (Namespace.PID, "pid"),
+    (Namespace.NET, "net"),
+    (Namespace.IPC, "ipc"),
+    (Namespace.UTS, "uts"),
+    (Namespace.USER, "user"),
+    (Namespace.CGROUP, "cgroup"),
+    (Namespace.TIME, "time"),
+)
 
 
 @frozen(kw_only=True)
@@ -81,7 +81,7 @@ def isolation_of(running: Running) -> Isolation:
     if spec.disk is not None:
         limits["disk"] = spec.disk
     return Isolation(
-        namespaces=tuple(name for flag, name in _NAMES.items() if flags & flag),
+        namespaces=tuple(name for kind, name in _NAMES if flags & kind),
         identity=identity,
         cgroups=session.cgroups.layout.name,
         limits=limits,

@@ -12,8 +12,9 @@ from pycontain._cgroups.group import Group
 from pycontain._kernel import files, hostpath, native
 from pycontain._kernel.plan import OpFlag, Source, request
 from pycontain._runtime.cleanup import CleanupJob
-from pycontain._runtime.compile import CgroupEntry, RootPlan, root_plan_of
+from pycontain._runtime.compile import root_plan_of
 from pycontain._runtime.network import JOINED
+from pycontain._runtime.root_plan import CgroupEntry, RootPlan
 from pycontain._runtime.running import Running, kill_by
 from pycontain.errors import PathError, StartError
 

@@ -15,10 +15,10 @@ from pycontain._kernel.launcher import Launcher
 from pycontain._kernel.plan import request
 from pycontain._model.limits import CgroupLimits
 from pycontain._runtime.cleanup import CleanupJob
-from pycontain._runtime.compile import CgroupEntry
+from pycontain._runtime.root_plan import CgroupEntry
 
 if TYPE_CHECKING:
-    from pycontain._runtime.compile import RootPlan
+    from pycontain._runtime.root_plan import RootPlan
     from pycontain._runtime.session import Session
 
 

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 import attrs
 
 from pycontain._kernel import native
+from pycontain._kernel.namespaces import Namespace
 from pycontain._kernel.plan import Op, OpFlag, OpKind, Plan, Source, request
-from pycontain._runtime.compile import NEWUSER, described, layer_sources
+from pycontain._runtime.compile import layer_sources
 from pycontain._runtime.launch import mount_of
+from pycontain._runtime.root_plan import described
 from pycontain.errors import StartError
 
 if TYPE_CHECKING:
@@ -90,7 +92,7 @@ def _plan(running: Running, places: list[Source]) -> bytes:
     return Plan(
         control_fd=0,
         exit_fd=1,
-        namespaces=NEWUSER,
+        namespaces=int(Namespace.USER),
         ops=ops,
         sources=places[1:],
         store=places[0],

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pycontain._model.process import Reason
     from pycontain._networks.container_networks import ContainerNetworks
     from pycontain._runtime.cancel import Cancellable
-    from pycontain._runtime.compile import RootPlan
+    from pycontain._runtime.root_plan import RootPlan
     from pycontain._runtime.session import Session
     from pycontain._runtime.spec import ContainerSpec
 

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from pycontain._images.store import Store
     from pycontain._networks.bridge import Bridge
     from pycontain._networks.manager import NetworkManager
-    from pycontain._runtime.compile import RootPlan
     from pycontain._runtime.network import NetworkSpec
+    from pycontain._runtime.root_plan import RootPlan
 
 _MOST_ENFORCED = 256
 """Answers of `Session.enforceable` that are kept."""

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from attrs import define
 
 from pycontain._kernel.pidfd import wait_dead
-from pycontain._runtime.compile import RootPlan, known_root_plan
+from pycontain._runtime.compile import known_root_plan
 from pycontain._runtime.launch import Launch
 from pycontain._runtime.precloned import PreclonedChildren
+from pycontain._runtime.root_plan import RootPlan
 from pycontain._runtime.signals import shielded
 from pycontain._runtime.spec import new_id
 from pycontain.errors import PycontainError
