@@ -57,6 +57,7 @@ struct pcx_exchange
 const char *pcx_step_name (unsigned int step);
 const char *pcx_unpack_problem (unsigned int problem);
 int pcx_syncfs (int fd);
+int pcx_compare_files (int pid, int fd, int other_pid, int other_fd);
 
 #define PCX_LAUNCHER_PLAIN 1 /* of a user without CAP_SYS_ADMIN */
 #define PCX_LAUNCHER_FILES 2 /* without namespaces of its own: it joins a container's for its files */

@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/kcmp.h>
 #include <linux/mount.h>
 #include <linux/openat2.h>
 #include <sched.h>
@@ -44,6 +45,13 @@ pcx_unpack_problem (unsigned int problem)
 #undef TEXT
   };
   return problem < PC_UNPACK_PROBLEM_COUNT ? texts[problem] : NULL;
+}
+
+/* Compare the open files behind two descriptors of other processes, as kcmp(2) does: 0 equal, 1 and 2 an order. */
+int
+pcx_compare_files (int pid, int fd, int other_pid, int other_fd)
+{
+  return result_of (syscall (SYS_kcmp, pid, other_pid, KCMP_FILE, (unsigned long) fd, (unsigned long) other_fd));
 }
 
 /* Everything that was written to the file system of this fd is on its disk. */
