@@ -116,6 +116,7 @@ CASES = {
     "F18": "damaged files of the store",
     "U21": "set-user-ID programs left in binds, volumes and copies",
     "A01": "buffers of UDP sockets beyond the memory limit",
+    "A02": "record locks, which no cgroup counts",
     "A03": "kernel counters that the guest shares with the host's user",
     "A10": "buffers of other sockets beyond the memory limit",
     "A12": "an Egress with so many addresses that revoking fails",

@@ -266,6 +266,7 @@ class Prepared:
         command = self.execution.command
         call = Forked(self.running, command, 0, ours, exec_cgroup, begun, zygote=self.execution)
         call.stops = self.running.session.disk.stops(self.running)
+        call.memory_stops = self.running.session.kernel_memory.stops(self.running)
         return Child(call, plumbing, answer)
 
     def discard(self) -> None:

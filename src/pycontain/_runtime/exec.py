@@ -169,6 +169,7 @@ class Execution:
     thread: int = 0
     last: Counters | None = None
     stops: int = 0
+    memory_stops: int = 0
     lent: Carrier | None = None
 
     @classmethod
@@ -199,6 +200,7 @@ class Execution:
         """
         begun = time.perf_counter()
         stops = running.session.disk.stops(running)
+        memory_stops = running.session.kernel_memory.stops(running)
         if running.spec.init is False:
             raise StateError(
                 "a container with init=False has no agent to start another command",
@@ -224,7 +226,7 @@ class Execution:
         sent = time.perf_counter()
         timings = {"prepare": prepared - begun, "send": sent - prepared}
         execution = cls(running, command, number, channel, exec_cgroup, begun, timings)
-        execution.stops = stops
+        execution.stops, execution.memory_stops = stops, memory_stops
         return execution
 
     def kill(self) -> None:
@@ -313,6 +315,8 @@ class Execution:
         """Return why the command ended, only by counters of the kernel: it is never a guess."""
         if self.running.session.disk.exceeded(self.running, self.stops):
             return "disk"
+        if returncode and self.running.session.kernel_memory.stopped_since(self.running, self.memory_stops):
+            return "oom"
         if returncode == 0 or counters.oom_kills or counters.pids_refused:
             return reason_of(self.running.spec, returncode, counters, usage)
         if counters.refused_above and self.exclusive:

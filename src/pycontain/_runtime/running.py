@@ -328,6 +328,7 @@ class Running:
         for one in list(self.dependents):
             one.container_ended()
         self.session.disk.drop(self)
+        self.session.kernel_memory.drop(self)
         self.session.registry.remove(self)
 
     def _kill_and_clean(self, job: CleanupJob) -> None:

@@ -21,6 +21,7 @@ from pycontain._model.limits import CgroupLimits
 from pycontain._runtime.cancel import Interrupts
 from pycontain._runtime.cleanup import Cleanup
 from pycontain._runtime.disk import DiskWatch
+from pycontain._runtime.kernel_memory import KernelMemoryWatch
 from pycontain._runtime.leases import Leases
 from pycontain._runtime.recover import recover
 from pycontain._runtime.registry import Registry
@@ -64,6 +65,7 @@ class Session:
         registry: The live containers.
         warm: The warm containers.
         disk: Enforcement of disk limits.
+        kernel_memory: Enforcement of memory limits for kernel memory that no cgroup counts.
         interrupts: Ctrl-C for commands of other threads.
         root_plans: Compiled plans of containers that were started, by their options.
 
@@ -101,6 +103,7 @@ class Session:
         self.registry = Registry()
         self.warm = WarmContainers(self, warm)
         self.disk = DiskWatch(self)
+        self.kernel_memory = KernelMemoryWatch(self)
         self.interrupts = Interrupts(self.registry.live)
         self.root_plans: dict[object, RootPlan] = {}
         self._views_lock = threading.Lock()
@@ -274,6 +277,7 @@ class Session:
         self.interrupts.close()
         self.end_all(Cause("cancelled", "its engine was closed"))
         self.disk.close()
+        self.kernel_memory.close()
         self.warm.discard()
         if self._network_manager is not None:
             self._network_manager.close()
@@ -306,7 +310,9 @@ class Session:
         self._store = None
         self.leases.forget()
         self.registry.forget()
-        for part in (self.warm, self.interrupts, self.disk, self._network_manager, self._rootless_netns):
+        watches = (self.disk, self.kernel_memory)
+        networks = (self._network_manager, self._rootless_netns)
+        for part in (self.warm, self.interrupts, *watches, *networks):
             if part is not None:
                 part.forget()
         self._network_manager = self._rootless_netns = None

@@ -68,6 +68,7 @@ def _make(
             session.warm.started(launcher, launch)
         session.registry.add(running)
         session.disk.add(running)
+        session.kernel_memory.add(running)
         return running
     except BaseException:
         shielded(lambda: _undo(session, launch))

@@ -109,6 +109,7 @@ class WarmContainers:
                 if not wait_dead(launch.pidfd, 0):
                     self._session.registry.add(running)
                     self._session.disk.add(running)
+                    self._session.kernel_memory.add(running)
                     self._note(launch)
                     self._pop(spec.id)  # last, so that an interrupt before this does not lose it
                     return running
