@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 _PROTOCOLS = {"tcp": (TCP,), "udp": (UDP,), "": (TCP, UDP)}
 _NAMES = {TCP: "tcp", UDP: "udp", 1: "icmp"}
 _KEPT = 300
-"""Seconds that an address stays allowed at least: clients keep addresses longer than the answer says."""
+"""Minimum seconds that an address stays allowed, since clients keep addresses beyond the TTL."""
 _KEPT_LONGEST = 86400
-"""And at most: the owner of a name for a moment could name an address for ever otherwise."""
+"""Maximum seconds, so that the TTL of a hijacked name does not allow an address for ever."""
 _FORGOTTEN = 1000
-"""Milliseconds after which an element that is added to be removed expires, should that be interrupted."""
+"""Timeout in milliseconds of elements that are added only to be removed, in case of an interrupt."""
 
 
 @frozen
@@ -54,7 +54,7 @@ class Refused:
 
 
 class EgressPolicy:
-    """The policy of one restricted network, also asked by the name service."""
+    """The policy of one network, which the firewall and the name service apply."""
 
     def __init__(self, bridge: Bridge, targets: Sequence[Target]) -> None:
         self._network = bridge
@@ -76,7 +76,7 @@ class EgressPolicy:
         self._chain = chain
 
     def _marks(self, change: str, generation: int) -> list[Message]:
-        """The mark of connections that were let through by this generation of the policy."""
+        """Return changes of the connection mark that this generation of the policy accepts."""
         name, mark = nft.interface(self._bridge), generation.to_bytes(4, sys.byteorder)
         sets = self._firewall.sets
         return [
@@ -85,7 +85,7 @@ class EgressPolicy:
         ]
 
     def _build(self, targets: Sequence[Target]) -> str:
-        """Make a chain of the ranges that no rule jumps to yet, so that its size does not matter."""
+        """Create a chain with the ranges, not referenced yet, in any number of transactions."""
         self._numbers += 1
         chain = f"to_{self._bridge}.{self._numbers}"
         try:
@@ -126,19 +126,20 @@ class EgressPolicy:
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """What is allowed."""
+        """Return the allowed targets."""
         return self._targets
 
     @property
     def is_cut(self) -> bool:
-        """Whether nothing passes, because a change that was to forbid something failed."""
+        """Return whether all traffic is blocked, because a removal of targets failed."""
         return self._cut
 
     def change(self, targets: Sequence[Target]) -> None:
-        """Allow these from now on; connections to targets that are not among them any more are refused.
+        """Replace the allowed targets; connections to removed ones are refused from now on.
 
-        Raises StateError: where something was to be forbidden the network is cut off from everything then,
-        until a change succeeds; else the policy is as before.
+        Raises:
+            StateError: The kernel refused the change. If it was to remove targets, all traffic is blocked
+                until a change succeeds; otherwise the old policy stays in force.
         """
         with self._lock:
             targets = tuple(targets)
@@ -164,10 +165,10 @@ class EgressPolicy:
         return StateError(f"the policy of {network} could not be changed: {error}", hint="try again")
 
     def _replace(self, targets: tuple[Target, ...], *, tightens: bool) -> None:
-        """Have the kernel enforce the targets.
+        """Apply the targets in the kernel.
 
-        Any number of elements is removed first, in parts, which only ever allows less. The rest is a
-        transaction of constant size: to a new chain, with a new generation of marks.
+        Elements are removed first, in several transactions, each of which only allows less. Then one
+        transaction of constant size switches to a new chain and a new generation of marks.
         """
         index, generation = TargetIndex(targets), self._generation
         chain = self._build(targets)
@@ -211,38 +212,47 @@ class EgressPolicy:
         self._network.netns.route.do([links.raise_link(self._network.index, link_local=False)])
         self._cut = False
 
-    # The name service's side -----------------------------------------------------------------------------
+    # For the name service -------------------------------------------------------------------------------
 
     def of(self, container: str) -> ContainerPolicy:
-        """Return the policy as the name service asks it for one container."""
+        """Return the policy for one container, for the name service."""
         return ContainerPolicy(self, container)
 
     def allows(self, name: str) -> bool:
-        """Return whether a name may be asked for."""
+        """Return whether a name may be resolved."""
         return not self._cut and bool(self._index.names(name))
 
     def refused(self, name: str, container: str = "") -> None:
-        """Record that a name was asked for that is not allowed."""
+        """Record a query for a name that is not allowed."""
         with self._lock:
             self._refused.add(container, name)
 
     def learned(self, name: str, addresses: list[str], ttl: int, container: str = "") -> list[str]:
-        """Let the addresses of a name be reached, before the container that asked gets to know them.
+        """Allow the addresses of a name, before the answer is sent to the container.
 
-        Addresses that are not public are left out unless a range allows them, for the owner of a name may
-        point it anywhere. So are those beyond MOST_PER_ANSWER.
+        Private addresses are dropped unless a range allows them, since the owner of a name can point it
+        at any address. Addresses beyond MOST_PER_ANSWER are dropped too.
+
+        Args:
+            name: The name that was resolved.
+            addresses: Its addresses.
+            ttl: Seconds for which the answer is valid.
+            container: Id of the container that asked.
+
+        Returns:
+            The addresses that the answer may contain.
         """
         with self._lock:
             if not self.allows(name):
                 return []
-            allowed = list(itertools.islice(filter(self._may_be_told, addresses), MOST_PER_ANSWER))
+            allowed = list(itertools.islice(filter(self._is_allowed, addresses), MOST_PER_ANSWER))
             until = min(max(ttl, _KEPT), _KEPT_LONGEST)
             targets = self._index.names(name)
             keys = [key for one in allowed for target in targets for key in self._keys(target, one)]
             self._put(dict.fromkeys(keys), Held(name, time.monotonic() + until, container), until)
             return allowed
 
-    def _may_be_told(self, text: str) -> bool:
+    def _is_allowed(self, text: str) -> bool:
         if ":" in text:
             return False
         found = IPv4Address(text)
@@ -251,7 +261,7 @@ class EgressPolicy:
     def _keys(self, target: Target, text: str) -> Iterator[Key]:
         bridge, address = nft.interface(self._bridge), nft.address(text)
         if not is_public(IPv4Address(text)):
-            return  # its range's rule allows what may be reached there
+            return  # the rule of its range applies
         if not target.port and not target.protocol:
             yield "learned_any", nft.key(bridge, address)
             return
@@ -277,14 +287,14 @@ class EgressPolicy:
         self._forget(list(self._learned.surplus(held.container)))
 
     def _lasts(self, key: Key, held: Held, seconds: int) -> bool:
-        """Return whether an element is to stay for more than half of the time that it would get now."""
+        """Return whether more than half of the new timeout is left for an element."""
         known = self._learned.get(key)
         return known is not None and known.until > held.until - seconds / 2
 
-    # What is reported ------------------------------------------------------------------------------------
+    # Reports ----------------------------------------------------------------------------------------------
 
     def attempts(self) -> list[Refused]:
-        """What was refused in the last hour: names first."""
+        """Return the refused names and addresses of the last hour, names first."""
         with self._lock:
             found = [Refused(name, 0, "dns", count) for name, count in self._refused.items()]
         return found + list(self._connections())
@@ -296,7 +306,11 @@ class EgressPolicy:
                 yield one
 
     def close(self) -> None:
-        """Remove what the kernel has of it, after its bridge.  Idempotent.  Raises StateError."""
+        """Remove the kernel's rules and elements, after the bridge.  Idempotent.
+
+        Raises:
+            StateError: The kernel refused it.
+        """
         with self._lock:
             if self._closed:
                 return
@@ -320,21 +334,21 @@ class EgressPolicy:
 
 @frozen
 class ContainerPolicy:
-    """The policy for one container: what it learns and is refused counts towards its own bounds."""
+    """The policy for one container, whose learned and refused names count towards its own bounds."""
 
     policy: EgressPolicy
     container: str
 
     def allows(self, name: str) -> bool:
-        """Return whether it may ask for a name."""
+        """Return whether the container may resolve a name."""
         return self.policy.allows(name)
 
     def learned(self, name: str, addresses: list[str], ttl: int) -> list[str]:
-        """Return the addresses that it may get to know, which it can reach from now on; ttl: seconds."""
+        """Allow the addresses of a name; see `EgressPolicy.learned`."""
         return self.policy.learned(name, addresses, ttl, self.container)
 
     def refused(self, name: str) -> None:
-        """Record that it asked for a name that is not allowed."""
+        """Record a query of the container for a name that is not allowed."""
         self.policy.refused(name, self.container)
 
 

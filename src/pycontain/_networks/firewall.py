@@ -1,9 +1,9 @@
-"""The rules of an engine's networks, in tables that no flush touches.
+"""nftables rules of an engine's networks, in tables that `nft flush ruleset` does not change.
 
-What refuses stays when the engine is killed, until its containers are dead and somebody collects the rest.
-What leads packets elsewhere goes with the engine's socket.
+The table that drops and rejects packets survives a killed engine (Linux 6.9), until the next engine removes
+it after the containers. The NAT table is removed with the engine's socket.
 
-The rules stand from the start and name no container; what changes are elements of sets.
+All rules are created at the start and name no container; later changes only concern elements of sets.
 """
 
 from __future__ import annotations
@@ -29,21 +29,26 @@ _ADVERTISEMENT, _REDIRECT6 = b"\x86", b"\x89"
 _LOOPBACK = b"\x7f"
 _NEW = 8
 MOST_REFUSED, MOST_REFUSED_PER_CONTAINER = 16384, 512
-"""Refused addresses that are kept for an hour, of an engine and of one container."""
+"""Bounds of the refused addresses recorded for an hour, per engine and per container."""
 _HOUR = 3600
 MOST_TRACKED = 8192
 _TRACKED_SHARE, _TRACKED_LEAST = 8, 1024
-"""Tracked connections of a container: an eighth of the kernel's table within these bounds.
+"""Bound of a container's tracked connections: an eighth of the kernel's table, within these limits.
 
-The kernel looks each of them up again when another one begins, so a higher bound costs time.
+nft_connlimit looks up all of them for each new connection, so a higher bound costs time.
 """
 
 
 @frozen(kw_only=True)
 class NetworkRules:
-    """What the rules are to let pass of one network.
+    """One network as the firewall enforces it.
 
-    outside: beyond this host.  host: to this host's own services.  policy: what `Egress` allows alone.
+    Attributes:
+        bridge: Name of the bridge.
+        subnets: Subnets of the network.
+        outside: Whether it may reach beyond this host.
+        host: Whether it may reach services of this host.
+        restricted: Whether it may reach only what its `Egress` allows.
     """
 
     bridge: str
@@ -54,15 +59,20 @@ class NetworkRules:
 
     @property
     def leads_out(self) -> bool:
-        """Does anything of it leave this host, under its address?"""
+        """Return whether packets leave the host, masqueraded."""
         return self.outside or self.restricted
 
 
 class Firewall:
-    """The table of one engine.
+    """The tables of one engine.
 
-    own: what the names of its bridges begin with.  closed: nothing but what is ours may be passed on.
-    Raises UnsupportedError where the kernel has no nf_tables.
+    Args:
+        socket: Netlink socket that owns the tables.
+        name: Name of the tables.
+        own: Prefix of the names of the engine's interfaces.
+
+    Raises:
+        UnsupportedError: The kernel lacks nf_tables.
     """
 
     def __init__(self, socket: Netlink, name: str, own: str) -> None:
@@ -73,7 +83,7 @@ class Firewall:
         self._host: frozenset[IPv4Address | IPv6Address] = frozenset()
         self._unmasked: NetlinkError | None = None
         self.redirects = True
-        """Are published ports redirected by the kernel?  Else the relay alone carries them."""
+        """Whether the kernel has DNAT for published ports; otherwise the relay process serves them."""
         self._nat = f"{name}-nat"
         sets = _sets(name, self._nat)
         self.sets = {one.name: one for one in sets}
@@ -89,7 +99,7 @@ class Firewall:
                 raise unsupported(again) from again
 
     def _make_tables(self) -> bool:
-        """Does what refuses stay when this process is killed?"""
+        """Create the tables; return whether the one that rejects survives the end of this process."""
         for stays in (True, False):
             try:
                 self.do([nft.table(self.table, stays=stays), nft.table(self._nat)])
@@ -101,7 +111,7 @@ class Firewall:
         raise AssertionError
 
     def close(self) -> None:
-        """Remove it."""
+        """Remove the tables."""
         remove_tables(self._socket, self.table)
 
     def _install(self, sets: Sequence[Set], *, refuse: bool) -> None:
@@ -146,23 +156,32 @@ class Firewall:
             self.redirects = False
 
     def do(self, messages: Sequence[Message]) -> None:
-        """Change the table, all or nothing.  Raises NetlinkError."""
+        """Change the tables in one transaction.
+
+        Raises:
+            NetlinkError: The kernel refused it; nothing has changed.
+        """
         self._socket.do_at_once(messages)
 
     def do_in_parts(self, messages: Sequence[Message]) -> None:
-        """Change the table by any number of messages: each part of them all or nothing, in order.
+        """Change the tables in as many transactions as the messages need, in order.
 
-        Raises NetlinkError; the parts before the one that failed are done.
+        Raises:
+            NetlinkError: The kernel refused one; those before it are done.
         """
         for part in nft.parts(messages):
             self.do(part)
 
     def elements(self, name: str) -> list[dict[int, bytes]]:
-        """What a set has: the attributes of each element.  Raises NetlinkError."""
+        """Return the attributes of each element of a set.
+
+        Raises:
+            NetlinkError: The kernel refused the request.
+        """
         return list(nft.seen_elements(self._socket.ask(self.sets[name].dump())))
 
     def keep_closed(self, version: int) -> None:
-        """Nothing else is passed on by this host, which has passed on nothing before."""
+        """Drop forwarded packets of other interfaces, since the host did not forward before we enabled it."""
         if version in self._closed:
             return
         self._closed.add(version)
@@ -184,7 +203,7 @@ class Firewall:
         )
 
     def know_host(self, addresses: frozenset[IPv4Address | IPv6Address]) -> None:
-        """This host's services are at these, other than in the namespace of the rules."""
+        """Set the addresses of the host, for rules in a network namespace other than the host's."""
         for change, found in (("put_all", addresses - self._host), ("take_all", self._host - addresses)):
             for version, name in ((4, "host"), (6, "host6")):
                 elements = [Element(one.packed) for one in found if one.version == version]
@@ -192,9 +211,10 @@ class Firewall:
         self._host = addresses
 
     def open(self, network: NetworkRules) -> None:
-        """Rules for a network that is about to be.
+        """Add the rules of a network before its bridge exists.
 
-        Raises UnsupportedError where it is to lead outside and the kernel cannot lend it an address.
+        Raises:
+            UnsupportedError: It needs masquerading and the kernel lacks it.
         """
         if network.leads_out and self._unmasked is not None:
             raise UnsupportedError(
@@ -204,7 +224,7 @@ class Firewall:
         self.do([self.sets[name].put(*elements) for name, elements in self._of(network)])
 
     def shut(self, network: NetworkRules) -> None:
-        """It is gone."""
+        """Remove the rules of a network."""
         self.do([self.sets[name].take(*elements) for name, elements in self._of(network)])
 
     def _of(self, network: NetworkRules) -> list[tuple[str, list[Element]]]:
@@ -227,7 +247,16 @@ class Firewall:
     def redirect(
         self, protocol: int, host: str, port: int, address: str, inner: int, *, gone: bool = False
     ) -> None:
-        """Send what comes to a port of this host, from elsewhere, to a container's; gone: no more."""
+        """Add or remove the DNAT rule of a published port.
+
+        Args:
+            protocol: IP protocol number.
+            host: Host address, or 0.0.0.0 for all.
+            port: Host port.
+            address: Address of the container.
+            inner: Port of the container.
+            gone: Remove the rule.
+        """
         if not self.redirects:
             return
         value = nft.key(nft.address(address), nft.port(inner))
@@ -240,7 +269,7 @@ class Firewall:
 
 
 def remove_tables(socket: Netlink, name: str) -> None:
-    """Remove what is there of the tables of an engine."""
+    """Remove the tables of an engine, as far as they exist."""
     for table, family in ((name, nft.INET), (f"{name}-nat", nft.INET), (name, nft.BRIDGE)):
         with contextlib.suppress(NetlinkError):
             socket.do_at_once([nft.drop_table(table, family)])
@@ -277,13 +306,13 @@ def _most_tracked() -> int:
         with open("/proc/sys/net/netfilter/nf_conntrack_max", encoding="ascii") as file:
             share = int(file.read()) // _TRACKED_SHARE
     except OSError:
-        return MOST_TRACKED  # the module is loaded with the first rule; its table has 65536 or more then
+        return MOST_TRACKED  # our first rule loads nf_conntrack, whose default is 65536 or more
     return min(max(share, _TRACKED_LEAST), MOST_TRACKED)
 
 
 @frozen
 class _Rules:
-    """The rules, in the order in which they are tried."""
+    """The rules, in the order in which the kernel evaluates them."""
 
     table: str
     nat: str
@@ -294,7 +323,7 @@ class _Rules:
         return nft.rule(self.table, chain, *expressions)
 
     def filters(self) -> list[Message]:
-        """What passes through this host, and to it."""
+        """Return the rules of the hooks forward and input."""
         rule = self._rule
         inward, outward = (
             nft.meta("iifname") + nft.compare(self.own),
@@ -310,7 +339,7 @@ class _Rules:
             *(rule("refuse", *expressions) for expressions in self.refusal),
             *self._policy(ipv4, refuse),
             rule("forward", inward, nft.ct("state"), nft.any_bit(_NEW), nft.verdict("jump", "tracked")),
-            # A bridge's own frames come by here where br_netfilter is loaded.
+            # With br_netfilter loaded, frames within a bridge pass this hook too.
             rule("forward", nft.meta("iifname"), nft.meta("oifname", 2), nft.lookup("same"), accept),
             rule("forward", inward, nft.verdict("jump", "from_inside")),
             rule("forward", outward, nft.verdict("jump", "to_inside")),
@@ -325,7 +354,7 @@ class _Rules:
             *(rule("from_inside", ipv4, nft.towards(network), refuse) for network in METADATA),
             *(rule("from_inside", ipv6, there, nft.compare(nft.address(one)), refuse) for one in METADATA6),
             rule("from_inside", accept),
-            # What is allowed no more does not go on to arrive; of TCP the next answer is refused.
+            # Drop replies from targets that are no longer allowed; for TCP the next packet is rejected.
             rule(
                 "to_inside",
                 nft.meta("oifname"),
@@ -342,7 +371,7 @@ class _Rules:
         ]
 
     def _policy(self, ipv4: bytes, refuse: bytes) -> list[Message]:
-        """Every packet is judged, and a connection once for each generation of what is allowed."""
+        """Return the rules of the Egress: one check per connection and generation of the policy."""
         rule = self._rule
         target = self._target()
         current = nft.meta("iifname") + nft.ct("mark", 12) + nft.lookup("current")
@@ -364,7 +393,7 @@ class _Rules:
         ]
 
     def _target(self) -> tuple[bytes, ...]:
-        """Load the key of the sets of addresses that may be reached, and of those that were refused."""
+        """Return expressions that load the key of the sets of learned and refused addresses."""
         return (
             nft.meta("iifname"),
             nft.load("network", 16, 4, 12),
@@ -373,18 +402,19 @@ class _Rules:
         )
 
     def audit(self, most: int) -> list[Message]:
-        """Record refused addresses; of one container at most `most` new ones an hour, 0 for any number."""
+        """Return rules that record refused addresses, `most` per container and hour, or all for 0."""
         target, record = self._target(), nft.remember("refused")
         source = nft.meta("iifname") + nft.load("network", 12, 4, 12)
         within = source + nft.is_within("sources", most, _HOUR) if most else b""
-        # A lookup counts as well, by the counter of the element that it finds.
+        # A lookup increments the counter of the element that it finds.
         known = self._rule("audit", *target, nft.lookup("refused"), nft.verdict("return"))
         return [known, self._rule("audit", within, *target, record)]
 
     def tracked(self, most: int) -> list[Message]:
-        """Refuse new connections of a container that has `most`: the table is one for this whole host.
+        """Return rules that reject new connections of a container with `most` tracked ones.
 
-        A container is its address of the link layer, which counts what it sends by IPv4 and IPv6 together.
+        The table of connections belongs to the whole host. A container is identified by its MAC address,
+        so its IPv4 and IPv6 connections count together.
         """
         source = nft.meta("iifname") + nft.load("link", 6, 6, 12)
         over = source + nft.has_more_connections("tracking", most)
@@ -397,10 +427,10 @@ class _Rules:
         icmp = nft.meta("l4proto") + nft.compare(bytes([_ICMP]))
         icmp6 = nft.meta("l4proto") + nft.compare(bytes([_ICMP6]))
         return [
-            # Whatever else this host receives is judged by one comparison.
+            # Other packets to this host cost one comparison.
             rule("input", inward, nft.verdict("jump", "received")),
-            # The kernel drops these itself, unless route_localnet is on for all of the host's interfaces.
-            # Before what is known: so are the host's own connections by loopback.
+            # The kernel drops these itself unless route_localnet is on for all interfaces of the host.
+            # This comes before known connections, among which are the host's own on loopback.
             rule("received", ipv4, nft.load("network", 12, 1), loopback, nft.verdict("drop")),
             rule("received", ipv4, nft.load("network", 16, 1), loopback, nft.verdict("drop")),
             rule("received", known, accept),
@@ -414,7 +444,7 @@ class _Rules:
         ]
 
     def masquerade(self) -> list[Message]:
-        """What leaves this host leaves from its address; a container's own published port is reached too."""
+        """Return the masquerading rules, for packets that leave the host and for hairpin connections."""
         messages = [nft.base_chain(self.nat, "leave", "nat", nft.POSTROUTING, 100)]
         for protocol, offset, size, which in ((_IPV4, 12, 4, "subnets"), (_IPV6, 8, 16, "subnets6")):
             ours = (
@@ -430,7 +460,7 @@ class _Rules:
         return messages
 
     def redirect(self) -> list[Message]:
-        """Published ports, for what does not come from this host itself: that is the relay's."""
+        """Return the DNAT rules of published ports; the relay process serves the host's own connections."""
         start = (
             nft.meta("nfproto")
             + nft.compare(_IPV4)
@@ -448,7 +478,7 @@ class _Rules:
 
 
 def unsupported(error: object) -> UnsupportedError:
-    """Networks without rules would be open to each other: there are none then."""
+    """Return the error for a kernel without a usable firewall; networks are refused, not left open."""
     return UnsupportedError(
         f"the firewall of networks ({error})",
         hint="use a kernel with nf_tables, its inet family and nft_ct",
