@@ -1,7 +1,7 @@
-"""The name service: what answers at 127.0.0.11:53 inside containers.
+"""Name service at 127.0.0.11:53 inside containers.
 
-One thread of the caller's process answers for all of them.  The sockets belong to the containers' network
-namespaces and come as fds; the world is asked from the caller's.
+One thread of the caller's process serves all containers. Its sockets are opened in the containers' network
+namespaces; queries to other nameservers are sent from the caller's namespace.
 """
 
 from __future__ import annotations
@@ -25,30 +25,34 @@ _MOST_ERRORS = 64
 
 @define(eq=False)
 class _Wake:
-    """An eventfd that ends the thread's waiting; what there is to do then it sees by itself."""
+    """Eventfd that wakes the thread."""
 
     fd: int = field(factory=lambda: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
 
     @property
     def payer(self) -> None:
-        """None: it is the service's own."""
+        """Return None, for no client is charged."""
 
     def put(self) -> None:
         os.eventfd_write(self.fd, 1)
 
     def ready(self, mask: int) -> None:
-        """Awake."""
+        """Reset the eventfd."""
         os.eventfd_read(self.fd)
 
     def fail(self) -> None:
-        """The next one is another."""
+        """Ignore an error, for the eventfd is still usable."""
 
 
 class NameService:
-    """Answers containers, each by what its `Client` says.
+    """Server for the queries of containers, each answered by its `Client`.
 
-    open_socket: makes the sockets that ask nameservers.  resolv_conf: where the host's nameservers are named.
-    errors: what went wrong lately that nobody could be told.
+    Args:
+        open_socket: Opens the sockets for queries to nameservers.
+        resolv_conf: The file with the host's nameservers.
+
+    Attributes:
+        errors: Recent internal errors, which no caller could receive.
     """
 
     def __init__(
@@ -64,10 +68,17 @@ class NameService:
         self.errors: deque[str] = deque(maxlen=_MOST_ERRORS)
 
     def serve(self, client: Client, udp_fd: int, tcp_fd: int) -> None:
-        """Answer what comes to a bound UDP and a listening TCP socket; returns at once.
+        """Start to serve a client; returns at once.
 
-        The fds are taken over, unless this raises: ValueError for a client that is served, RuntimeError after
-        `close` or where the thread ended or does not start, OSError for what is no socket.
+        Args:
+            client: Names and policy of the container.
+            udp_fd: A bound UDP socket, owned by the service unless this raises.
+            tcp_fd: A listening TCP socket, likewise.
+
+        Raises:
+            ValueError: The client is already served.
+            RuntimeError: The service is closed, or its thread ended or could not start.
+            OSError: An fd is not a socket.
         """
         with self._lock:
             if client in self._served:
@@ -79,7 +90,7 @@ class NameService:
             udp, tcp = _sockets(udp_fd, tcp_fd)
             try:
                 self._served[client] = udp, tcp
-                # By the thread it would take its waking up.
+                # Registered here, since to wake the thread would take longer.
                 if self._loop is not None:
                     self._loop.admit(client, udp, tcp)
             except BaseException:
@@ -89,10 +100,7 @@ class NameService:
                 raise
 
     def drop(self, client: Client) -> None:
-        """Answer it no longer; its sockets are closed when this returns.
-
-        Nothing happens where it is not served.
-        """
+        """Stop serving a client; its sockets are closed when this returns.  No-op if it is not served."""
         with self._lock:
             sockets = self._served.get(client)
             if sockets is None:
@@ -101,10 +109,10 @@ class NameService:
                 self._loop.dismiss(client)
             for one in sockets:
                 one.close()
-            del self._served[client]  # last: whatever interrupts, the next time finds it
+            del self._served[client]  # last, so that a call after an interrupt finds it
 
     def close(self) -> None:
-        """Drop everybody and end the thread; twice is fine."""
+        """Stop serving all clients and end the thread.  Idempotent."""
         with self._lock:
             self._closed = True
             wake, thread = self._wake, self._thread
@@ -120,8 +128,8 @@ class NameService:
             self._close_sockets()
 
     def forget(self) -> None:
-        """In a forked child, which has the fds and not the thread: close them.  It serves nobody any more."""
-        self._lock = threading.RLock()  # whoever held the old one is not here to release it
+        """Close the fds in a forked child, which has no thread of the service."""
+        self._lock = threading.RLock()  # the holder of the old one does not exist in the child
         self._closed = True
         wake, self._wake, self._thread = self._wake, None, None
         loop, self._loop = self._loop, None
@@ -139,8 +147,7 @@ class NameService:
 
     def _begin(self) -> None:
         wake = _Wake()
-        # A daemon, for the interpreter waits for others before it calls what is registered with atexit,
-        # which is where `close` comes from.
+        # A daemon: the interpreter joins other threads before the atexit callback that calls `close`.
         thread = threading.Thread(target=self._run, args=(wake,), name="pycontain-names", daemon=True)
         try:
             thread.start()
@@ -151,7 +158,7 @@ class NameService:
 
     def _run(self, wake: _Wake) -> None:
         try:
-            # Here: who serves the first container does not wait for what this loads.
+            # Imported in the thread, so that the start of the first container does not wait for it.
             from pycontain._networks.serving import Loop
 
             with self._lock:
@@ -164,7 +171,7 @@ class NameService:
                 ready = loop.selector.select(seconds)
                 with self._lock:
                     seconds = loop.turn(ready)
-        except Exception as error:  # noqa: BLE001  the next `serve` tells
+        except Exception as error:  # noqa: BLE001  the next `serve` raises it
             self.errors.append(f"{type(error).__name__}: {error}")
         finally:
             with self._lock:
@@ -174,7 +181,7 @@ class NameService:
 
 
 def _sockets(udp_fd: int, tcp_fd: int) -> tuple[socket.socket, socket.socket]:
-    """Both or none: what fails leaves the fds open."""
+    """Return non-blocking sockets of the fds; on an error both fds stay open."""
     udp = socket.socket(fileno=udp_fd)
     try:
         tcp = socket.socket(fileno=tcp_fd)

@@ -1,4 +1,4 @@
-"""Queries that come by TCP: connections, and where in their bytes each query ends."""
+"""DNS over TCP: listeners, connections and message framing."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 
 MOST_CONNECTIONS = 32
 _MOST_PENDING = 64
-"""Queries of one connection on their way, before more of it is read."""
+"""Unanswered queries of one connection, above which it is not read."""
 _MOST_UNREAD = 1 << 17
-"""Bytes that wait for who asks and does not read, before more of it is read."""
+"""Unsent bytes of one connection, above which it is not read."""
 _MOST_AT_ONCE = 32
-"""Accepted before others have their turn."""
+"""Connections accepted in one turn, for fairness between clients."""
 
 Reply = Callable[[bytes], None]
 
 
 class Listener:
-    """Accepts one client's connections."""
+    """Listening socket of one client."""
 
     def __init__(self, state: ClientState, tcp: socket.socket) -> None:
         self._state, self._socket = state, tcp
@@ -31,22 +31,22 @@ class Listener:
 
     @property
     def payer(self) -> ClientState:
-        """The client that connects."""
+        """Return the client, which is charged for the work."""
         return self._state
 
     def listen(self) -> None:
-        """From now on, unless its client rests."""
+        """Watch the socket, unless the client is over its budget."""
         if not self._closed and not self._watched and not self._state.is_resting:
             self._state.loop.selector.register(self._socket, selectors.EVENT_READ, self)
             self._watched = True
 
     def rest(self) -> None:
-        """Accept nothing until `listen`; the kernel keeps as many as the backlog has."""
+        """Stop accepting until `listen`; the kernel queues connections up to the backlog."""
         self._state.loop.paused.drop(self)
         self._unwatch()
 
     def ready(self, mask: int) -> None:
-        """Accept; those above the bounds are closed at once."""
+        """Accept connections and close those above the bounds."""
         for _ in range(_MOST_AT_ONCE):
             try:
                 connected, _ = self._socket.accept()
@@ -61,13 +61,13 @@ class Listener:
                 connected.close()
 
     def fail(self) -> None:
-        """Rest a little."""
+        """Stop accepting for a short time."""
         if not self._closed:
             self._unwatch()
             self._state.loop.paused.set(self)
 
     def close(self) -> None:
-        """Accept no more."""
+        """Close the socket.  Idempotent."""
         self._closed = True
         self._state.loop.paused.drop(self)
         self._unwatch()
@@ -82,7 +82,7 @@ class Listener:
 
 
 class Connection:
-    """Queries one after the other, each with its length in 2 bytes; answers in the order they come."""
+    """Connection with length-prefixed queries; answers are sent in the order in which they are ready."""
 
     def __init__(self, state: ClientState, connected: socket.socket) -> None:
         self._state, self.socket = state, connected
@@ -97,15 +97,15 @@ class Connection:
 
     @property
     def payer(self) -> ClientState:
-        """The client that asks."""
+        """Return the client, which is charged for the work."""
         return self._state
 
     def rest(self) -> None:
-        """Read nothing until `go_on`."""
+        """Stop reading until `go_on`."""
         self._watch()
 
     def ready(self, mask: int) -> None:
-        """Send, receive, answer."""
+        """Send and receive what the socket allows, and answer queries."""
         try:
             if mask & selectors.EVENT_WRITE:
                 del self._out[: self.socket.send(self._out)]
@@ -121,11 +121,11 @@ class Connection:
         self.go_on()
 
     def fail(self) -> None:
-        """As if it had never been."""
+        """Close the connection after an internal error."""
         self.close()
 
     def close(self) -> None:
-        """What is still on its way for it is answered to nobody."""
+        """Close the connection; answers to its open queries are dropped."""
         if self._closed:
             return
         self._closed = True
@@ -141,7 +141,7 @@ class Connection:
         return full or self._state.is_resting
 
     def go_on(self) -> None:
-        """Answer what has come, as far as there is room for answers."""
+        """Answer received queries within the bounds."""
         while not self._closed and not self._is_full and len(self._in) >= 2:
             length = int.from_bytes(self._in[:2], "big")
             if len(self._in) < 2 + length:
@@ -163,7 +163,7 @@ class Connection:
         self._watch()
 
     def _watch(self) -> None:
-        """For what can be done next; close it where that is nothing."""
+        """Update the events that are watched; close the connection if nothing is left to do."""
         if self._closed:
             return
         if self._ended and not self._pending and not self._out:

@@ -1,7 +1,7 @@
-"""Ask the host's nameservers what no network knows.
+"""Forwarding of queries to nameservers.
 
-Every try has a socket of its own, connected, on a port that the kernel chose, and an id of its own: what
-comes from elsewhere, or answers something else, was not asked for.
+Every attempt has its own connected socket with a random source port and its own random id, so that an
+attacker who cannot see the query must guess both to forge an answer (RFC 5452).
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
     from pycontain._networks.serving import Payer
 
 PATIENCE = 2.0
-"""Seconds until the next server is asked."""
+"""Seconds until the query goes to the next server."""
 TRIES = 3
 _MOST_SERVERS = 3
 _PORT = 53
 _MOST_AT_ONCE = 8
-"""Datagrams read before others have their turn."""
+"""Datagrams read in one turn, for fairness between clients."""
 
 OpenSocket = Callable[[int, int], socket.socket]
-"""Makes a socket of this family and type, where the nameservers can be reached."""
+"""Opens a socket of a family and type in a network namespace that reaches the nameservers."""
 
 
 @frozen
 class Server:
-    """Where a nameserver is."""
+    """Address of a nameserver."""
 
     family: int
     address: Any
 
     @classmethod
     def parse(cls, text: str) -> Server | None:
-        """An address as resolv.conf(5) has it, `fe80::1%eth0` too; None where it is none."""
+        """Parse an address of resolv.conf(5), such as `fe80::1%eth0`; None if it is invalid."""
         try:
             flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
             found = socket.getaddrinfo(text, _PORT, type=socket.SOCK_DGRAM, flags=flags)
@@ -52,7 +52,7 @@ class Server:
 
 
 class Servers:
-    """The nameservers of a resolv.conf, read again when it has changed."""
+    """Nameservers of a resolv.conf file, read again when the file changes."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -60,10 +60,10 @@ class Servers:
         self._servers: tuple[Server, ...] = ()
 
     def now(self) -> tuple[Server, ...]:
-        """None without the file, or without one in it."""
+        """Return the current nameservers; none if the file is missing or names none."""
         try:
             status = os.stat(self._path)
-            # It is often replaced by another, which may have the time of the old one.
+            # The file is often replaced by one with the same modification time.
             seen = (status.st_mtime_ns, status.st_ino, status.st_size)
             if seen != self._seen:
                 self._servers, self._seen = self._read(), seen
@@ -79,7 +79,7 @@ class Servers:
 
 
 class Forwarder:
-    """What is on its way to nameservers; of one thread."""
+    """Forwarded queries of all clients; not thread-safe."""
 
     def __init__(
         self,
@@ -93,19 +93,28 @@ class Forwarder:
         self.attempts: set[_Attempt] = set()
 
     def expire(self) -> None:
-        """Ask the next server where one took too long."""
+        """Send queries that timed out to their next server."""
         for forward in self.deadlines.due():
             forward.go_on()
 
     def forget(self) -> None:
-        """Close the sockets alone: for a forked child, whose selector is still its parent's."""
+        """Close the sockets in a forked child, which shares the selector with its parent."""
         for attempt in list(self.attempts):
             attempt.socket.close()
         self.attempts.clear()
 
 
 class Forward:
-    """One query on its way.  done: called once, with the answer as it came, or with None."""
+    """One forwarded query.
+
+    Args:
+        forwarder: Owner of the sockets and timeouts.
+        query: The query.
+        stream: Whether to use TCP.
+        done: Called once, with the answer as received, or with None.
+        payer: The client that is charged for the work.
+        servers: Nameservers instead of those of resolv.conf.
+    """
 
     def __init__(
         self,
@@ -126,7 +135,7 @@ class Forward:
         self._poor: bytes | None = None
 
     def go_on(self) -> None:
-        """Ask the next server, or give up."""
+        """Send the query to the next server, or give up."""
         while self._left and self._done is not None:
             server = self._left.pop(0)
             try:
@@ -135,15 +144,15 @@ class Forward:
                     self._attempts[server] = (_Stream if self._stream else _Datagram)(self, server)
                 else:
                     attempt.again()
-            except Exception as error:  # noqa: BLE001  what opens sockets is not ours
+            except Exception as error:  # noqa: BLE001  open_socket is supplied by the caller
                 self.forwarder.note(error)
                 continue
             self.forwarder.deadlines.set(self)
             return
         self.give_up()
 
-    def heard(self, answer: bytes) -> None:
-        """A server has answered; one that is not able to does not keep another from being asked."""
+    def answered(self, answer: bytes) -> None:
+        """Handle an answer; after a failure such as SERVFAIL the next server is tried."""
         if self._left and not_able(answer):
             self._poor = answer
             self.go_on()
@@ -151,18 +160,18 @@ class Forward:
             self._end(answer)
 
     def lost(self, attempt: _Attempt) -> None:
-        """A server is not there."""
+        """Handle a failed attempt."""
         attempt.close()
         self._attempts = {server: one for server, one in self._attempts.items() if one is not attempt}
         if self._left or not self._attempts:
             self.go_on()
 
     def give_up(self) -> None:
-        """Tell what there is."""
+        """Finish with the best answer so far, or None."""
         self._end(self._poor)
 
     def cancel(self) -> None:
-        """Close its sockets and tell nobody."""
+        """Close the sockets without a call of `done`."""
         self._done = None
         self.forwarder.deadlines.drop(self)
         for attempt in self._attempts.values():
@@ -177,7 +186,7 @@ class Forward:
 
 
 class _Attempt:
-    """One query at one server, without waiting for it."""
+    """One query to one server, non-blocking."""
 
     kind = socket.SOCK_DGRAM
 
@@ -195,7 +204,7 @@ class _Attempt:
 
     @property
     def payer(self) -> Payer | None:
-        """The client that asked."""
+        """Return the client, which is charged for the work."""
         return self.forward.payer
 
     @property
@@ -206,7 +215,7 @@ class _Attempt:
         try:
             self.forward.forwarder.selector.unregister(self.socket)
         except (KeyError, ValueError):
-            pass  # it never came so far, or is closed
+            pass  # it was not registered yet, or is closed
         self.socket.close()
         self.forward.forwarder.attempts.discard(self)
 
@@ -214,7 +223,7 @@ class _Attempt:
         self.forward.lost(self)
 
     def again(self) -> None:
-        """It took too long: remind the server, where reminders do anything."""
+        """Send the query again, if the transport can lose it."""
 
     def _begin(self, server: Server) -> None:
         raise NotImplementedError
@@ -242,7 +251,7 @@ class _Datagram(_Attempt):
                 self.fail()
                 return
             if answers(self.forward.query, self.ident, answer):
-                self.forward.heard(answer)
+                self.forward.answered(answer)
                 return
 
 
@@ -281,7 +290,7 @@ class _Stream(_Attempt):
         if len(self._in) >= 2 + length and length >= HEADER:
             answer = bytes(self._in[2 : 2 + length])
             if answers(self.forward.query, self.ident, answer):
-                self.forward.heard(answer)
+                self.forward.answered(answer)
                 return
         elif came and (len(self._in) < 2 or length >= HEADER):
             return

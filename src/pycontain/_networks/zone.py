@@ -1,7 +1,6 @@
-"""What names mean on networks: data alone, read by the name service while others change it.
+"""Names on networks: values that the name service reads while other threads change them.
 
-A change makes a table anew and puts it in the place of the old one, so that a reader, who takes no lock,
-sees all of it or nothing.
+A change replaces the whole table, so that readers need no lock and never see half of it.
 """
 
 from __future__ import annotations
@@ -21,16 +20,20 @@ def _without_dots(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _canonical(addresses: Iterable[str]) -> tuple[str, ...]:
-    """As the kernel and the wire spell them; `10.0.0.2/16` and `fd00:0::2` are accepted."""
+    """Return addresses in canonical form; `10.0.0.2/16` and `fd00:0::2` are accepted."""
     return tuple(str(ipaddress.ip_interface(address).ip) for address in addresses)
 
 
 @frozen
 class Entry:
-    """What one container is called and where it is.
+    """Names and addresses of one container.
 
-    names: the first is told to who asks for an address; upper and lower case are the same.
-    addresses: IPv4 and IPv6.  Raises ValueError for what is no address.
+    Attributes:
+        names: Case does not matter; the first is the answer to reverse queries.
+        addresses: IPv4 and IPv6 addresses.
+
+    Raises:
+        ValueError: A text is not an address.
     """
 
     names: tuple[str, ...] = field(converter=_without_dots)
@@ -39,7 +42,7 @@ class Entry:
 
 @frozen
 class _Table:
-    """Entries by key, and the keys of those that have a name or an address, in the order they came."""
+    """Entries by key, and the keys by name and by address, in order of insertion."""
 
     entries: Mapping[str, Entry] = {}
     named: Mapping[str, tuple[str, ...]] = {}
@@ -66,7 +69,7 @@ class _Table:
 
 
 class Zone:
-    """The names of one network; any thread may change it."""
+    """The names of one network; thread-safe."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -75,17 +78,17 @@ class Zone:
         self._lock = threading.Lock()
 
     def put(self, key: str, entry: Entry) -> None:
-        """Know a container, or what became of it, by a key that the caller chooses."""
+        """Add or replace the entry of a container, under a key that the caller chooses."""
         with self._lock:
             self._table = self._table.with_entry(key, entry)
 
     def drop(self, key: str) -> None:
-        """Know it no longer; nothing happens where it is not known."""
+        """Remove the entry of a key; no-op if there is none."""
         with self._lock:
             self._table = self._table.without(key)
 
     def addresses(self, name: str) -> tuple[str, ...] | None:
-        """Of all that have this lower-case name, with or without the network's behind it; None: unknown."""
+        """Return the addresses of a lower-case name, also with the network as suffix, or None."""
         table = self._table
         keys = table.named.get(name, ())
         if name.endswith(self._suffix):
@@ -95,7 +98,7 @@ class Zone:
         return tuple(address for key in dict.fromkeys(keys) for address in table.entries[key].addresses)
 
     def name_of(self, address: str) -> str | None:
-        """Of the container there, with the network's behind it."""
+        """Return the full name of the container at an address, or None."""
         table = self._table
         for key in table.placed.get(address, ()):
             names = table.entries[key].names
@@ -105,28 +108,33 @@ class Zone:
 
 
 class Policy(Protocol):
-    """What a container may know of the world; asked and told by the thread of the name service.
+    """Names that a container may resolve; called by the thread of the name service.
 
-    Names are lower-case and without the last dot.  What one of these raises makes the answer SERVFAIL.
+    Names are lower-case, without the trailing dot. An exception makes the answer SERVFAIL.
     """
 
     def allows(self, name: str) -> bool:
-        """Whether it may ask for a name."""
+        """Return whether the container may resolve a name."""
 
     def learned(self, name: str, addresses: list[str], ttl: int) -> list[str]:
-        """Those of the addresses that it may be told, which it is after this returns; ttl: seconds."""
+        """Return the addresses that the answer may contain, which is sent afterwards; ttl: seconds."""
 
     def refused(self, name: str) -> None:
-        """It asked for a name that is not allowed."""
+        """Record a query for a name that is not allowed."""
 
 
 @define(eq=False)
 class Client:
-    """A container that asks.
+    """Names that one container can resolve.
 
-    own: its own names, answered on networks without names too.  upstream: whether what no network knows is
-    asked of other nameservers.  servers: those, in place of the host's.  host: addresses of this host, by
-    which its services are reached.  A value that is set counts from the next query on, but for servers.
+    New values apply from the next query on, except `servers`.
+
+    Attributes:
+        own: Its own names, which resolve on networks without names too.
+        upstream: Whether other names are forwarded to nameservers.
+        policy: Restriction of forwarded names, or None.
+        servers: Nameservers instead of the host's.
+        host: Addresses at which the services of the host are reachable.
     """
 
     own: Entry
@@ -138,18 +146,18 @@ class Client:
     _lock: threading.Lock = field(factory=threading.Lock, init=False, repr=False)
 
     def join(self, zone: Zone) -> None:
-        """Be on a network; its names come after those of earlier ones."""
+        """Add a network; names of earlier ones come first."""
         with self._lock:
             if zone not in self._zones:
                 self._zones = (*self._zones, zone)
 
     def leave(self, zone: Zone) -> None:
-        """Be on it no longer."""
+        """Remove a network."""
         with self._lock:
             self._zones = tuple(one for one in self._zones if one is not zone)
 
     def addresses(self, name: str) -> tuple[str, ...] | None:
-        """What a lower-case name means to it, on all of its networks together; None: unknown."""
+        """Return the addresses of a lower-case name on all of the container's networks, or None."""
         found = [one for zone in self._zones if (one := zone.addresses(name)) is not None]
         if found:
             return tuple(dict.fromkeys(address for one in found for address in one))
@@ -158,7 +166,7 @@ class Client:
         return self.own.addresses if name in _lowered(self.own) else None
 
     def name_of(self, address: str) -> str | None:
-        """Of the container at an address, as the first network that knows it has it."""
+        """Return the name of the container at an address, on the first network that has it, or None."""
         for zone in self._zones:
             name = zone.name_of(address)
             if name is not None:
