@@ -1,4 +1,4 @@
-"""The main job: unread Python, sandboxed inside this process, hits its memory limit and says so."""
+"""Main example: untrusted Python exceeds the memory limit of its sandbox, which is reported as `oom`."""
 
 from __future__ import annotations
 

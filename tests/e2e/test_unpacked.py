@@ -15,7 +15,7 @@ from pycontain import Container, Engine, Image
 from tests.support import peers
 from tests.support.trees import difference, listing
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="umoci keeps owners as root alone")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="umoci keeps owners only as root")
 FILES = 20_000
 
 

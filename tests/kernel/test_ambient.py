@@ -281,7 +281,7 @@ def test_unreadable_working_directory(unreadable: Path, usual: Seen, tmp_path: P
 
 
 def test_hard_limit_of_the_caller_is_reported(tmp_path: Path) -> None:
-    """Only CAP_SYS_RESOURCE raises a hard limit: where the caller lacks it, the report names the limit."""
+    """Only CAP_SYS_RESOURCE can raise a hard limit, so without it the report names the limit."""
     code = """
 import resource, pycontain
 resource.setrlimit(resource.RLIMIT_CPU, (600, 600))

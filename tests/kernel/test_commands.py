@@ -55,7 +55,7 @@ def _running(c: Container, name: str) -> int:
 
 
 def _exec_in_thread(c: Container, **options: Any) -> tuple[threading.Thread, list[Any]]:
-    """Start `sleep 60` in a thread; the thread, and a list that gets its result or exception."""
+    """Start `sleep 60` in a thread; return the thread and a list that gets its result or exception."""
     outcome: list[Any] = []
 
     def work() -> None:
@@ -89,7 +89,7 @@ def test_leftover_keeps_working_pipes(supervised: bool, engine_of_its_own: Engin
 
 
 def test_leftover_that_writes_much_is_drained(container: Container) -> None:
-    """More than any pipe holds, and the agent still serves requests meanwhile."""
+    """The agent drains more output than a pipe holds, and serves requests meanwhile."""
     container.exec("(head -c 50000000 /dev/zero; echo > /tmp/written) &", shell=True)
     assert container.exec(["echo", "served"], timeout=SOON).stdout == "served\n"
     assert _eventually(lambda: container.exec(["test", "-e", "/tmp/written"]).returncode == 0)
@@ -115,7 +115,7 @@ def test_kill_orphans_kills_leftover_processes(container: Container) -> None:
 
 
 def test_command_that_reads_its_own_output_cannot_hold_a_deadline_back(container: Container) -> None:
-    """A guest opens its pipe for reading and takes bytes between our poll and our read."""
+    """A guest that reads its own pipe takes bytes between the caller's poll and read."""
     thief = (
         "import os, threading\n"
         "fd = os.open('/proc/self/fd/1', os.O_RDONLY)\n"

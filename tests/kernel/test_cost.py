@@ -84,7 +84,7 @@ def grace_periods(instance: Path, engine: Engine) -> dict[str, set[int]]:
 
 
 def test_start_waits_for_a_single_detach(waits: Path, engine: Engine) -> None:
-    """Paced, since a wait that is cheap in a burst shows only on a machine that was idle."""
+    """Paced starts, because waits that are cheap in a burst take long on an idle machine."""
     starts = 20
     for _ in range(3):
         Container().start().remove()
@@ -111,7 +111,7 @@ def test_exec_waits_for_no_grace_period(waits: Path, engine: Engine, container: 
 
 
 def test_the_trace_sees_a_wait(waits: Path, engine: Engine) -> None:
-    """The control: a move by cgroup.procs, which pycontain never makes, is found."""
+    """Control: a move by cgroup.procs, which pycontain never makes, is found."""
     base = Path("/sys/fs/cgroup/memory")
     if not base.is_dir():
         base = Path("/sys/fs/cgroup")
@@ -167,7 +167,7 @@ def straced(engine: Engine, tmp_path: Path) -> Iterator[Path]:
 
 
 def test_system_calls_of_a_start(straced: Path, engine: Engine) -> None:
-    supervised = not engine._session.cgroups.kills  # a third process stands above the command then
+    supervised = not engine._session.cgroups.kills  # a supervisor is a third process then
     with Container() as container:
         container.exec(["true"])
         time.sleep(0.3)

@@ -18,7 +18,7 @@ from pycontain import Bind, Container, Engine, Image, PycontainError, Security, 
 @pytest.mark.security
 @pytest.mark.parametrize("where", ["workdir", "argv", "PATH"])
 def test_no_fd_of_the_agent_reaches_the_host(where: str, container: Container) -> None:
-    """E03, CVE-2024-21626: a link of the guest's into /proc/self/fd, followed before execve."""
+    """E03, CVE-2024-21626: a working directory that is a link into /proc/self/fd."""
     for number in (3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 20):
         path = f"/proc/self/fd/{number}"
         container.exec(["ln", "-sfn", path, "/tmp/way"])
@@ -153,7 +153,7 @@ time.sleep(1000)
 
 
 def test_exec_beside_removal_says_state_error_or_works(engine: Engine) -> None:
-    """A closed control socket's number must not become another container's."""
+    """An exec that races with removal must not use the socket of another container."""
     wrong: list[BaseException] = []
 
     def execute(container: Container, mark: str) -> None:
@@ -267,7 +267,7 @@ def test_streams_can_be_opened_by_name(container: Container) -> None:
 
 
 def test_bind_is_readable_and_writable_for_the_caller(tmp_path: Path, needs_idmap: None) -> None:
-    """A private directory of the caller's is usable inside without a word about ids."""
+    """A private directory of the caller is usable inside without options for ids."""
     shared = tmp_path / "shared"
     shared.mkdir(mode=0o700)
     (shared / "in").write_text("hello")

@@ -244,7 +244,7 @@ def test_more_than_is_wanted_is_not_read(place: ContainerPath) -> None:
 
 @pytest.fixture
 def needs_ids(engine: Engine) -> None:
-    """Skip where the container has one id alone."""
+    """Skip where the container has only one id."""
     if not engine._session.features.privileged and not engine._session.sub_ids:
         pytest.skip("this user has no sub-ids")
 

@@ -191,7 +191,7 @@ def test_working_directory_of_pid_1_is_made(image: Image) -> None:
 
 @pytest.mark.usefixtures("needs_idmap")
 def test_declared_volumes_are_there_with_their_content(image: Image) -> None:
-    """Writable below a read-only root, and not the image's for the next container."""
+    """A declared volume is writable below a read-only root, and fresh for the next container."""
     made = _configured(image, ContainerConfig(env=("PATH=/bin",), volumes=("/fresh/deep", "/etc")))
     with Container(made) as one:
         assert one.exec(["sh", "-c", "test -d /fresh/deep && cat /etc/passwd"]).returncode == 0
@@ -317,7 +317,7 @@ def test_scratch_is_empty(engine: Engine) -> None:
 
 
 def test_whiteouts_and_links_hide_and_show(image: Image, tmp_path: Path, engine: Engine) -> None:
-    """A second layer by hand; directories that it does not name stay as they were."""
+    """A second layer keeps directories that it does not name."""
     with Container(image) as container:
         container.exec(
             "mkdir -m 1777 /keep; mkdir /keep/sub /full;"

@@ -70,7 +70,7 @@ def test_no_capability_and_locked_bits(container: Container) -> None:
 
 @pytest.mark.security
 def test_secrets_of_the_caller_are_not_found(container: Container, tmp_path: Path) -> None:
-    """E04, E26, E28: heap, environment and open files of the caller."""
+    """E04, E26, E28: heap, environment and open files of the caller are not visible."""
     secret = os.urandom(16)
     held = [bytes(secret) for _ in range(64)]
     os.environ["PYC_HEX"] = secret.hex()
@@ -264,7 +264,7 @@ def test_engine_directories_as_links(rootfs: Path, tmp_path: Path, name: str, ta
 
 @pytest.mark.security
 def test_written_files_as_links(rootfs: Path, tmp_path: Path) -> None:
-    """E08: files that the engine writes are links of the image."""
+    """E08: links of the image in place of files that the engine writes."""
     canary = tmp_path / "canary"
     canary.write_text("untouched")
     (rootfs / "etc").mkdir()
@@ -277,7 +277,7 @@ def test_written_files_as_links(rootfs: Path, tmp_path: Path) -> None:
 
 @pytest.mark.security
 def test_bind_below_a_link(rootfs: Path, tmp_path: Path) -> None:
-    """E08: a bind whose place goes through a link of the image ends inside."""
+    """E08: a bind whose target path has a link of the image ends inside."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (rootfs / "data").symlink_to(outside)

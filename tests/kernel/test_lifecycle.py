@@ -115,7 +115,7 @@ def test_terminal_and_resize(container: Container) -> None:
 
 @pytest.mark.parametrize("round_", range(20))
 def test_terminal_carries_hundred_megabytes(round_: int, roomy: Container) -> None:
-    """Raw mode, so that the line discipline changes nothing; digests inside and outside agree."""
+    """In raw mode the digests of the input inside and outside agree."""
     import hashlib
 
     megabytes = int(os.environ.get("PYC_MEGABYTES", "100"))
@@ -172,7 +172,7 @@ def _children() -> list[str]:
 
 
 def test_callers_children_are_not_reaped() -> None:
-    """Another test of this process may have left one, as multiprocessing does."""
+    """Children that an earlier test left, as multiprocessing does, do not count."""
     before = _children()
     with Container() as container:
         container.exec(["true"])

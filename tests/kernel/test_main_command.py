@@ -109,8 +109,8 @@ def test_removal_ends_the_follower_and_its_fds(init: bool) -> None:
         assert len(_fds()) <= len(before)
 
 
-def test_a_fork_of_the_caller_does_not_hold_the_follower() -> None:
-    """A child that was forked while the pipe was open for writing here keeps the output from ending."""
+def test_forked_child_of_the_caller_does_not_delay_remove() -> None:
+    """The removal does not wait for a forked child that has inherited the write end of the output."""
     from pycontain._runtime.streams import Plumbing
 
     children: list[int] = []

@@ -329,7 +329,7 @@ def test_invalid_shapes(net: Network, options: dict[str, object]) -> None:
 
 
 def test_guarded_container_sends_only_from_its_own_address(net: Network) -> None:
-    """A profile with NET_RAW is guarded on the bridge.  That no other address leaves it is N04's."""
+    """A profile with NET_RAW is guarded on the bridge (case N04 tests forged addresses)."""
     try:
         one = Container(network=net, security=Security.DOCKER).start()
     except UnsupportedError as refused:

@@ -178,7 +178,7 @@ def test_three_streams_and_nothing_else_are_inside(either: Container, pty: bool)
         assert {"0", "1", "2"} <= set(out.split())
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="an agent is not dumpable: root alone may look at its fds")
+@pytest.mark.skipif(os.geteuid() != 0, reason="the agent is not dumpable, so only root can list its fds")
 def test_agents_keep_no_fd_of_a_started_command(either: Container) -> None:
     def held() -> int:
         time.sleep(0.05)  # the channel of the last one closes when its exit status arrives

@@ -50,7 +50,7 @@ def relay(launcher: Launcher) -> Iterator[Relay]:
 
 
 class Service:
-    """A TCP server on loopback; `handle` serves each connection in a thread of its own."""
+    """A TCP server on loopback; `handle` serves each connection in its own thread."""
 
     def __init__(self, handle: Callable[[socket.socket], None], family: int = socket.AF_INET) -> None:
         host = HERE if family == socket.AF_INET else "::1"
@@ -91,7 +91,7 @@ class Service:
 
 
 def echo(connection: socket.socket) -> None:
-    """Send back what comes until its end, then end."""
+    """Send back all input, then end."""
     while data := connection.recv(1 << 16):
         connection.sendall(data)
 
@@ -313,7 +313,7 @@ def test_client_reset_reaches_the_service(relay: Relay, half_closed: bool) -> No
 
 @pytest.mark.usefixtures("needs_grip")
 def test_answer_before_a_reset_is_delivered(relay: Relay) -> None:
-    """A service refuses a long request with an answer, as HTTP's do: it comes before the reset."""
+    """A service answers a long request early and resets, as HTTP servers do; the answer arrives first."""
     refused = threading.Event()
     go_on = threading.Event()
 
@@ -339,7 +339,7 @@ def test_answer_before_a_reset_is_delivered(relay: Relay) -> None:
 
 @pytest.mark.usefixtures("needs_grip")
 def test_flow_larger_than_one_turn_continues(relay: Relay) -> None:
-    """Bytes that came one by one, in turn to two sockets, fill a pipe long before its size is reached."""
+    """Single bytes fill a pipe long before its size is reached, since each takes a page."""
     with Service(echo) as service:
         port = publish(relay, service.port)
         with connect(port) as one, connect(port) as other:
@@ -375,7 +375,7 @@ def test_nothing_of_a_broken_flow_comes_to_another(relay: Relay) -> None:
 
 
 def test_slow_accept_loses_no_data(relay: Relay) -> None:
-    """The connection is made only when there is room for it again, at the second attempt."""
+    """The connection succeeds when there is room again, at the second attempt."""
     with socket.socket() as behind, contextlib.ExitStack() as stack:
         behind.bind((HERE, 0))
         behind.listen(0)
@@ -426,7 +426,7 @@ def test_slow_reader_does_not_block_others(relay: Relay) -> None:
 
 
 def test_idle_relay_uses_no_processor_time(relay: Relay) -> None:
-    """Neither a client that does not read, nor one half closed, nor an idle one keeps it busy."""
+    """Clients that do not read, are half closed or idle cause no busy loop."""
 
     def flood(connection: socket.socket) -> None:
         while True:
@@ -489,7 +489,7 @@ def test_shut_down_listener_does_not_spin(relay: Relay) -> None:
 
 @pytest.mark.case("A13")
 def test_one_port_takes_at_most_half_of_the_flows(launcher: Launcher) -> None:
-    """Silent connections to one port: another port is served beside them."""
+    """Silent connections to one port do not block another port."""
     _, hard = resource.prlimit(pid_of(launcher.pidfd), resource.RLIMIT_NOFILE)
     if hard < 3 * FLOWS_MOST or resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 2 * FLOWS_MOST:
         pytest.skip(f"a hard limit of {hard} open files is below what the flows take")
@@ -523,7 +523,7 @@ def test_one_port_takes_at_most_half_of_the_flows(launcher: Launcher) -> None:
 
 @pytest.mark.parametrize("limit", [40, 41, 42, 43])
 def test_clients_are_refused_without_fds_and_others_continue(launcher: Launcher, limit: int) -> None:
-    """Nor is one left for a pipe, under one limit or another."""
+    """No descriptor is left for a pipe either, under several limits."""
     resource.prlimit(pid_of(launcher.pidfd), resource.RLIMIT_NOFILE, (limit, limit))
     relay = Relay.start(launcher)
     with Service(echo) as service, contextlib.ExitStack() as stack:
@@ -609,7 +609,7 @@ def test_datagrams_of_several_clients_come_back_to_each(relay: Relay, host: str,
 
 
 def test_datagrams_to_an_address_of_both_families(relay: Relay) -> None:
-    """A socket of IPv6 that serves IPv4 as well answers from the address that was asked."""
+    """A dual-stack socket answers IPv4 clients from the address that they used."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
         service.bind((HERE, 0))
         service.settimeout(PATIENCE)

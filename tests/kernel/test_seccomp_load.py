@@ -190,7 +190,7 @@ PYTHON_JOBS = {
 
 @pytest.mark.parametrize("job", sorted(PYTHON_JOBS))
 def test_python_works_in_the_sandbox(directory: Path, job: str) -> None:
-    """CPython's own machinery, run as a file so that processes can be spawned."""
+    """CPython's own features, run from a file so that multiprocessing can spawn."""
     lines = PYTHON_JOBS[job].splitlines()
     (directory / "job.py").write_text("\n".join(line[8:] for line in lines))
 
@@ -276,7 +276,7 @@ def test_postgresql_works_in_the_sandbox(directory: Path) -> None:
 
 @pytest.mark.security
 def test_refused_calls_fail_in_the_sandbox(directory: Path) -> None:
-    """E13, E18, E21, K01: with arguments that would do no harm if they passed."""
+    """E13, E18, E21, K01: refused calls, with arguments that are harmless if allowed."""
     expected: list[tuple[str | int, list[int], int]] = [
         ("unshare", [0x10000000], errno.EPERM),
         ("unshare", [0], errno.EPERM),
@@ -331,7 +331,7 @@ def test_refused_calls_fail_in_the_sandbox(directory: Path) -> None:
 
 @pytest.mark.security
 def test_docker_shape_loads_and_refuses(directory: Path) -> None:
-    """The same in Docker's shape: chroot and tracing pass, namespaces and AF_ALG do not."""
+    """Docker's filter allows chroot and tracing, and refuses namespaces and AF_ALG."""
     actual = errnos(
         directory,
         DOCKER_FILTER,
@@ -393,7 +393,7 @@ def test_filters_nest(directory: Path) -> None:
 
 
 def test_long_programs_load(directory: Path) -> None:
-    """The kernel accepts the long jumps, and they land where they should."""
+    """The kernel accepts long jumps, and they reach their targets."""
     names = sorted(TABLE[MACHINE])
     late = {"getpid": 0, "getppid": 1000, "getsid": 2000, "acct": 3000}
     filter_ = Filter(
@@ -426,7 +426,7 @@ def test_long_programs_load(directory: Path) -> None:
 
 
 def test_loader_runs_nothing_unfiltered(directory: Path) -> None:
-    """A program that the kernel refuses ends the loader, so no test here passes without its filter."""
+    """Control: a program that the kernel refuses ends the loader."""
     (directory / "bad").write_bytes(bytes(8))
 
     result = subprocess.run(

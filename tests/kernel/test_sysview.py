@@ -59,7 +59,7 @@ def test_a_container_made_ahead_shows_its_own_limits(engine: Engine) -> None:
 
 
 def test_mounts_agree_with_the_groups_of_a_process(engine: Engine) -> None:
-    """A JVM fails where the root of a mount is none of the groups above its own."""
+    """A JVM needs the root of a cgroup mount to be an ancestor of its own group."""
     if not engine._session.cgroups.layout.legacy:
         pytest.skip("no cgroup v1 here")
     for cpus in (None, 0.5):
@@ -113,7 +113,7 @@ def test_no_container_sees_the_group_of_another(engine: Engine) -> None:
 
 
 def test_a_mount_of_the_caller_does_not_land_in_sys(tmp_path: Path, engine: Engine) -> None:
-    """Behind a link of the image (E08)."""
+    """E08: the mount point is a link of the image."""
     tmp_path.chmod(0o755)
     root = make_root(tmp_path / "root")
     (root / "link").symlink_to("/sys/fs/cgroup")

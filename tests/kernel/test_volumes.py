@@ -90,7 +90,7 @@ def test_two_containers_share_a_persistent_volume(engine: Engine) -> None:
 
 def test_owners_are_the_same_inside_and_on_the_disk(engine: Engine, root: Path) -> None:
     if not engine._session.store.owners:
-        pytest.skip("one id alone is mapped")
+        pytest.skip("only one id is mapped")
     from pycontain import Security
 
     volume = Volume("pyc-owners")

@@ -24,7 +24,7 @@ def busy(tmp_path: Path) -> Iterator[Engine]:
 
 
 def follow(engine: Engine, **options: object) -> None:
-    """Start and end as many as it takes until one waits."""
+    """Start and end containers until a warm one exists."""
     for _ in range(3):
         with Container(engine=engine, **options) as container:  # type: ignore[arg-type]
             container.exec(["true"])
@@ -166,7 +166,7 @@ def test_warm_container_has_no_state_of_earlier_ones(busy: Engine) -> None:
 
 
 def test_forked_child_holds_no_descriptors(busy: Engine) -> None:
-    """A copy of a control socket would keep one alive beyond its owner."""
+    """A copy of a control socket would keep a container alive after its owner."""
     waiting(busy)
     sockets = [one.launch._control for one in busy._session.warm._stock]
     child = os.fork()

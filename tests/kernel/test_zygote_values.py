@@ -16,14 +16,14 @@ pytest.importorskip("cloudpickle", reason="pycontain[call] is not installed")
 
 @dataclasses.dataclass
 class Point:
-    """A result of a class of this module."""
+    """A class of this module, as the type of a result."""
 
     x: int
     y: Any
 
 
 class Colour(enum.Enum):
-    """Another one."""
+    """Another class of this module."""
 
     RED = "r"
 

@@ -156,7 +156,7 @@ LINKED = {
     "etc": ("etc", "/t"),
     "etc-relative": ("etc", "../../t"),
 }
-"""Places of the engine's own in an image, as links to directories that stand in a launcher's root."""
+"""Paths of the engine in an image, as links to directories of a launcher's root."""
 
 
 def links_for_the_engines_places(name: str) -> list[str]:
@@ -196,7 +196,7 @@ def _with_this_build(code: str) -> list[str]:
 
 
 def push_into_the_terminal() -> list[str]:
-    """E18: from a terminal of the caller's, reach it from inside."""
+    """E18: reach the caller's terminal from inside."""
     code = (
         "from tests.security.attacks import open_the_terminal; "
         "print('found', open_the_terminal(), flush=True)"

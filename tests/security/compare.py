@@ -34,7 +34,7 @@ SANDBOX, DOCKER_PRESET = "pycontain SANDBOX", "pycontain DOCKER"
 
 @frozen
 class Absent:
-    """A peer that does not run here."""
+    """A peer that does not run on this host."""
 
     name: str
     reason: str
@@ -42,7 +42,7 @@ class Absent:
 
 @frozen
 class Axis:
-    """A row: its name, and the things that a process has of it."""
+    """A row of the comparison: its name, and a function for the reached objects."""
 
     name: str
     reached: Callable[[Reach], frozenset[str]]
@@ -175,7 +175,7 @@ def podman(top: Path) -> Reach | Absent:
 
 
 def _remove_groups(name: str) -> None:
-    """Remove the cgroups that podman made for us and keeps."""
+    """Remove the cgroups that podman leaves."""
     for top in (*Path("/sys/fs/cgroup").glob(f"*/{name}"), Path("/sys/fs/cgroup", name)):
         for directory, _, _ in os.walk(top, topdown=False):
             with contextlib.suppress(OSError):

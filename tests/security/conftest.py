@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Canary:
-    """A tree of the host that nothing may touch or read.  `check` says what happened to it."""
+    """A tree of the host that must not be read or changed.  `check` returns changes."""
 
     SECRET = "canary-3c0e5b1d"
 

@@ -35,7 +35,7 @@ UP = "../" * 24
 
 @frozen
 class Attack:
-    """layers: made for the path of a canary.  refused: it has to be; else it may also stay inside."""
+    """An attack.  layers: for the path of a canary.  refused: it must fail, else it may stay inside."""
 
     case: str
     name: str

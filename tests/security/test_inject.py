@@ -47,7 +47,7 @@ def test_no_failed_call_weakens_a_guest(bench: Bench) -> None:
 
 
 def test_aim_hits_the_named_process(bench: Bench) -> None:
-    """The launcher, the child and the agent each receive once; only the agent's first receipt fails here."""
+    """Launcher, child and agent each call recvmsg once; only the agent's first call fails."""
     run = bench.run(Aim("agent", "recvmsg", 1, "error", "EPERM"))
     assert run.verdict == "refused"
     assert "agent" in run.where

@@ -27,7 +27,7 @@ def test_nothing_outside_is_touched(case: str, shop: Engine, tmp_path: Path) -> 
     assert layer_attacks.wrong(shop, tmp_path, case) == {}
 
 
-# P03 cannot be seen so: layers are directories of their own, and a link of one leads nowhere for the next.
+# P03 has no such control: layers are separate directories, so a link of one does not affect the next.
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=pytest.mark.control(case)) for case in CASES if case != "P03"]
 )

@@ -114,7 +114,7 @@ def test_sockets_of_the_host_are_out_of_reach(
     kind: str, net: Network, tmp_path: Path, engine: Engine
 ) -> None:
     if kind == "host" and not engine._session.features.landlock:
-        pytest.skip("on the host's network Landlock alone keeps abstract sockets away")
+        pytest.skip("on the host's network only Landlock blocks abstract sockets")
     with _unix_services(tmp_path) as (name, path), Container(network=net if kind == "net" else kind) as one:
         output = one.exec(["python3", "-c", _UNIX, name, path], check=True).stdout
     assert output.split() == ["not", "not"]
@@ -250,7 +250,7 @@ def _spoofed(network: Network, one: Container, target: str, listen: str) -> bool
 @pytest.mark.case("N03")
 @pytest.mark.parametrize("everywhere", [False, True])
 def test_loopback_is_not_spoofed(engine: Engine, everywhere: bool) -> None:
-    """CVE-2020-8558: also where the host has route_localnet on for all of its interfaces."""
+    """CVE-2020-8558: loopback of the host is unreachable even with route_localnet on all interfaces."""
     root_only(engine)
     with Network("pyc-spoof", host_access=True) as network, Container(network=network) as one:
         setting = Path(f"/proc/sys/net/ipv4/conf/{network.inspect()['link']}/route_localnet")
@@ -408,7 +408,7 @@ def _every_way(asking: Container, address: str) -> list[bool]:
 @pytest.mark.control("N07")
 @pytest.mark.parametrize("internal", [True, False])
 def test_between_networks_there_is_no_path(engine: Engine, internal: bool, tmp_path: Path) -> None:
-    """Within one network each way comes through: the control."""
+    """Control: within one network every way passes."""
     if not internal:
         root_only(engine)
     with contextlib.ExitStack() as stack:

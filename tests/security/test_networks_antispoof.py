@@ -123,7 +123,7 @@ def test_no_spoofing_on_ipv6(six: Network) -> None:
 
 @pytest.mark.control("N04")
 def test_frames_that_nothing_guards_do_fool(six: Network) -> None:
-    """Sent by the test from a container that itself may send none, which nothing guards therefore."""
+    """The test itself sends the frames, from an unguarded container without raw sockets."""
     assert _fooled(six, Security.SANDBOX) >= {
         "advertisement",
         "from its link-local address",

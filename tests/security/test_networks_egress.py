@@ -67,7 +67,7 @@ def _push(process: subprocess.Popen[str], text: str) -> None:
 @pytest.mark.case("N03")
 @pytest.mark.control("N03")
 def test_revoked_target_is_unreachable(world: World) -> None:
-    """Until then it does, also where another target goes: the control."""
+    """Control: it arrives until then, and while another target is revoked."""
     target = f"{world.address}:7001/udp"
     with (
         _pushing(world) as outside,
@@ -193,7 +193,7 @@ _SAID = {
 @pytest.mark.case("N03")
 @pytest.mark.control("N03")
 def test_names_resolve_only_to_public_addresses(engine: Engine) -> None:
-    """Unless a range has the address: the control."""
+    """Control: the address stays reachable if a range contains it."""
     with _egress(engine, "example.org:443/tcp", "*.rebound.org") as (egress, policy):
         for name in ("example.org", "a.rebound.org"):
             assert policy.learned(name, list(_SAID), 2**31 - 1) == ["93.184.216.34"]
@@ -253,7 +253,7 @@ def test_permitted_addresses_of_a_name_expire(engine: Engine) -> None:
 def test_failed_revocation_cuts_off_everything(
     engine: Engine, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control: both targets are reached before, and the one that stays once revoking succeeds."""
+    """Control: both targets are reached before, and the remaining one after a successful revoke."""
     kept, revoked = f"{world.address}/32", "example.org"
     with (
         world.serve(),
@@ -280,7 +280,7 @@ def test_failed_revocation_cuts_off_everything(
 @pytest.mark.case("A12")
 @pytest.mark.control("A12")
 def test_revoke_and_close_with_as_many_addresses_as_there_may_be(engine: Engine) -> None:
-    """The control: the kernel has the elements before."""
+    """Control: the kernel has the elements before."""
     with _egress(engine, "*.example.org:443") as (egress, policy):
         for at in range(2 * MOST // MOST_PER_ANSWER // 2):
             found = [f"93.{at % 200 + 1}.{k // 200}.{k % 200 + 1}" for k in range(MOST_PER_ANSWER)]
@@ -312,7 +312,7 @@ def test_ranges_by_the_thousand_are_replaced_at_once(engine: Engine) -> None:
 
 @pytest.mark.case("A12")
 def test_batches_larger_than_the_send_buffer(engine: Engine) -> None:
-    """Rootless, net.core.wmem_max may be below that: the error is typed then and names the size."""
+    """Rootless, net.core.wmem_max may be too small: the error then names the size."""
     firewall = engine._session.network_manager.firewall
     host = firewall.sets["host"]
     elements = [nft.Element(nft.address(f"198.18.{at // 250}.{at % 250}")) for at in range(5000)]

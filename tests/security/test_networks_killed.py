@@ -108,7 +108,7 @@ def _tables(report: dict[str, Any], when: str) -> set[str]:
 
 @pytest.mark.case("N08")
 def test_leftovers_of_a_killed_engine_are_collected(engine: Engine, tmp_path: Path) -> None:
-    """Another engine's networks stand and work all the while; subnet and port are free again."""
+    """Networks of another engine work all the time, and subnet and port are free again."""
     root_only(engine)
     report = _kill("whole", tmp_path)
     assert report["collected"] == report["before"]
@@ -119,7 +119,7 @@ def test_leftovers_of_a_killed_engine_are_collected(engine: Engine, tmp_path: Pa
 
 @pytest.mark.case("N05")
 def test_refusals_hold_until_the_guests_are_dead(engine: Engine, tmp_path: Path) -> None:
-    """And a host that passed on nothing before passes on nothing for others until it is as before."""
+    """Rules that refuse and guard stay in the kernel after the engine was killed (Linux 6.9)."""
     root_only(engine)
     report = _kill("whole", tmp_path)
     if not report["stays"]:

@@ -55,7 +55,7 @@ def _answered(container: Container, name: str, kind: int, wanted: int) -> int:
 def test_query_budget_delays_a_flooder(
     engine: Engine, kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until its budget is refilled, which here never happens; others do not.  Without a budget: the control."""
+    """The client waits for its budget, others do not.  Control: without a budget it does not wait."""
     monkeypatch.setattr(budget, "SHARE", 0.0)
     monkeypatch.setattr(budget, "BURST", 0.001)
     with (

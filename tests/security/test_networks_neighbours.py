@@ -89,7 +89,7 @@ def test_no_spoofing(engine: Engine, net: Network) -> None:
 
 @pytest.mark.control("N04")
 def test_without_the_guard_a_neighbour_is_fooled(engine: Engine, net: Network) -> None:
-    """A container without rights has no guard, since it has no such socket either; the test has one."""
+    """Containers without raw sockets are not guarded; here the test opens the socket."""
     root_only(engine)
     assert _is_fooled(net, Security.SANDBOX)
 

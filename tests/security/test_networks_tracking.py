@@ -23,7 +23,7 @@ _SLACK = 200
 
 
 def _flood(world: World, container: Container, count: int) -> int:
-    """Send datagrams to that many ports outside; returns how many connections the host tracks more."""
+    """Send datagrams to that many ports outside, and return the number of added conntrack entries."""
     before = int(_COUNT.read_text())
     with open_in(container, socket.SOCK_DGRAM) as one:
         for at in range(count):

@@ -126,7 +126,7 @@ def test_no_program_gives_privilege(init: bool, compiled: Path, root: Path, as_r
 def test_program_would_run_without_both_controls(
     compiled: Path, root: Path, as_root: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """no_new_privs and nosuid, either of which is enough: the test switches off both."""
+    """no_new_privs and nosuid are each sufficient, so the test switches off both."""
     from pycontain._rootfs import layout
 
     _privileged_programs(compiled, root)

@@ -227,7 +227,7 @@ def _content(engine: Engine, image: Made) -> None:
 
 
 class Breaking:
-    """Gives a layer in pieces, each with the connection; how it takes Range is for the test to say."""
+    """A rule that serves a layer in pieces, one per connection, with a configurable handling of Range."""
 
     def __init__(self, data: bytes, at: list[int], ranged: str) -> None:
         self.data, self.at, self.ranged = data, at, ranged

@@ -34,7 +34,7 @@ def spilled(text: str) -> list[str]:
 
 
 class Watch:
-    """Everything that is said while it stands, and what processes were started with."""
+    """A record of output and logs, and of arguments and environments of processes, while it is open."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture, store: Path) -> None:
         self._caplog, self._store = caplog, store

@@ -152,7 +152,7 @@ def _flip(first: Path, second: Path, until: threading.Event, count: list[int]) -
 
 @pytest.mark.case("E09")
 def test_a_directory_that_turns_into_a_link_while_mounts_are_made(canary: Canary, tmp_path: Path) -> None:
-    """CVE-2021-30465: a sibling flips what another's nested mounts stand on."""
+    """CVE-2021-30465: a sibling swaps the mount points of another container's nested mounts."""
     shared = tmp_path / "shared"
     (shared / "place" / "deep").mkdir(parents=True)
     (shared / "other").symlink_to("/".join([".."] * 12) + str(canary.top))
@@ -182,7 +182,7 @@ def test_a_directory_that_turns_into_a_link_while_mounts_are_made(canary: Canary
 
 @pytest.mark.control("E09")
 def test_race_is_hit() -> None:
-    """The attacker does turn the directory into a link, as often as a start would have to be lucky."""
+    """Control: the attacker does swap the directory often enough to hit a start."""
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="pyc-race-") as directory:

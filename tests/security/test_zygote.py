@@ -109,7 +109,7 @@ def test_call_beside_cannot_be_looked_into(container: Container, zygote: Zygote)
 
 
 def signal_all(number: int) -> dict[str, str]:
-    """Send it to the zygote, to all of its children, and to everything."""
+    """Send the signal to the zygote, to all of its children, and to all processes."""
     found = {}
     mine, parent = os.getpid(), os.getppid()
     for pid in (parent, *range(2, mine + 10)):

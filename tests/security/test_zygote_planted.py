@@ -153,7 +153,7 @@ def _measured(kind: str, program: str) -> tuple[int, str]:
 
 
 def _forge(data: bytes) -> None:
-    """Write an answer in place of the one that the call would give."""
+    """Write a forged answer in place of the call's own."""
     for name in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{name}")

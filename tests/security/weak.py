@@ -26,7 +26,7 @@ _EXTENSION = "pycontain._kernel._ffi"
 
 @frozen
 class Edit:
-    """One text of one file below src/_native, and what stands there instead."""
+    """An edit of one file below src/_native: a text and its replacement."""
 
     file: str
     old: str

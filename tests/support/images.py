@@ -97,7 +97,7 @@ def extended(data: bytes, kind: bytes = b"x") -> bytes:
 
 @frozen(kw_only=True)
 class Entry:
-    """A friendly or hostile entry; `bytes` of it are what stands in the archive."""
+    """An entry, valid or hostile; `bytes` is its form in the archive."""
 
     name: str | bytes
     kind: bytes = b"0"

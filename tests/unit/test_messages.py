@@ -108,7 +108,7 @@ def test_mounts_below_a_file_or_from_nothing(tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to("/nowhere")
     with pytest.raises(ValueError, match="a file is mounted at '/a'"):
         spec.mount_points({"/a": tmp_path / "f", "/a/b/c": tmp_path}, None)
-    # Where guests write, a link of the host's path is refused before it is asked where it leads.
+    # In directories that guests write, a link is refused before its target is checked.
     with pytest.raises(
         (NotFound, PathError), match=r"is a link to nothing|will not follow the symbolic link"
     ):

@@ -86,7 +86,7 @@ class Around:
         return found.union(*map(_children, programs))
 
     def _reap(self) -> None:
-        """Take the end of what comes to this process as the subreaper, launchers among it."""
+        """Reap adopted processes, launchers among them."""
         for pid in _children(os.getpid()) - {self._tracer}:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
@@ -127,7 +127,7 @@ class Around:
         self._litter.append(lambda: os.rmdir(path))
 
     def clear(self) -> None:
-        """Remove the litter."""
+        """Remove the control's leftovers."""
         while self._litter:
             self._litter.pop()()
 

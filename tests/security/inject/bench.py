@@ -24,7 +24,7 @@ from tests.security.inject.report import Total
 
 
 class Bench:
-    """The command's side: a lab that is replaced when a run hangs."""
+    """The caller's side: a lab that is replaced when a run hangs."""
 
     def __init__(self) -> None:
         self._check()

@@ -96,7 +96,7 @@ class Lab:
         )
 
     def _start(self, security: dict[str, Any], way: str) -> dict[str, Any]:
-        """Start, twice the guest's own view, end."""
+        """Start a container, take two views of the guest, and end it."""
         self._engine._session.warm._last = float("-inf")  # no start follows another one: no container is warm
         report: dict[str, Any] = {"views": [], "codes": [], "error": None}
         try:

@@ -23,7 +23,7 @@ class Unable(Exception):
 
 @frozen
 class Aim:
-    """One system call of one process, counted from 1, and what becomes of it.
+    """One system call of one process, counted from 1, and the injected result.
 
     kind: 'error' with an errno's name, 'delay' with seconds, or 'signal' with a number.  way: one of WAYS.
     """
@@ -77,5 +77,5 @@ class Clean:
 
     @property
     def names(self) -> set[str]:
-        """Every system call that some process makes in a plain start."""
+        """Return the names of all system calls of a start."""
         return {name for _, name in self.counts()}

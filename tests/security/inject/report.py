@@ -21,7 +21,7 @@ class Total:
 
     @property
     def findings(self) -> list[str]:
-        """Every finding of every run."""
+        """Return the findings of all runs."""
         return [line for run in self.runs for line in run.findings]
 
     def __str__(self) -> str:

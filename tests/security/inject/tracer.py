@@ -42,7 +42,7 @@ DONE_ALL_THE_SAME = ("close", "close_range", "munmap", "exit_group")
 
 
 class Tracer:
-    """Follows one launcher, or the lab's next one, and all that it starts up to the guest's execve."""
+    """A tracer of one launcher, or the lab's next one, and its children up to the guest's execve."""
 
     def __init__(self, names: dict[int, str]) -> None:
         self._names = names

@@ -37,7 +37,7 @@ GRANTED = {
 
 @frozen
 class Golden:
-    """A table: (axis, outcome) to keys."""
+    """A table of keys by axis and outcome."""
 
     sections: Mapping[tuple[str, str], frozenset[str]]
 

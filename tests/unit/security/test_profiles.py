@@ -110,7 +110,7 @@ CLONE_NEW = {
 @pytest.mark.parametrize("flag", sorted(CLONE_NEW))
 @pytest.mark.parametrize("profile", sorted(PROFILES))
 def test_clone_makes_no_namespaces(profile: str, flag: str, machine: str) -> None:
-    """E21: each flag alone, beside a thread's flags, and below set high bits."""
+    """E21: each flag by itself, with a thread's flags, and with high bits set."""
     filter_, bit, thread, sigchld = PROFILES[profile], CLONE_NEW[flag], 0x3D0F00, 17
 
     for flags in (bit, bit | thread, bit | sigchld, bit | HIGH, bit | 0xFFFFFFFF00000000):
