@@ -42,7 +42,7 @@ c-check: $(STAMP) ## warnings as errors, gcc -fanalyzer, the aarch64 compiler wh
 	$(BIN)/python tests/native/check.py
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest tests/unit tests/test_architecture.py -n $(JOBS) -q
+	$(BIN)/python -m pytest tests/unit $(wildcard tests/test_*.py) -n $(JOBS) -q
 
 kernel: $(STAMP)
 	$(BIN)/python -m pytest tests/kernel tests/security -n $(JOBS) -q --dist loadgroup
