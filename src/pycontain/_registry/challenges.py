@@ -11,18 +11,18 @@ import re
 from attrs import frozen
 
 _MOST = 8192
-"""Characters of one header that are read."""
+"""Characters of a header that are parsed."""
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,512}"
 _END = r"[ \t]*(?=,|\Z)"
 _PARAMETER = re.compile(rf'({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|({_TOKEN}){_END})')
 _SCHEME = re.compile(rf"({_TOKEN})(?:[ \t]+|(?=,)|\Z)")
 _TOKEN68 = re.compile(rf"[A-Za-z0-9._~+/-]+=*{_END}")
 _UNQUOTED = re.compile(rf'({_TOKEN})[ \t]*=[ \t]*([^\s,"]+)')
-"""Not in the grammar: registries send URLs without quotes."""
+"""Unquoted URL, which the grammar forbids and some registries send."""
 _BETWEEN = re.compile(r"[ \t,]*")
 _UNREADABLE = re.compile(r"[^,]*")
 _ESCAPE = re.compile(r'\\(["\\])')
-"""Other escapes mean nothing in a realm; kept, they are refused as no URL."""
+"""Escapes that are resolved; a realm with any other one is later refused as not a URL."""
 
 
 @frozen
@@ -36,7 +36,7 @@ class Challenge:
 
     @classmethod
     def parse(cls, headers: list[str]) -> Challenge | None:
-        """Return the challenge that is to be answered: Bearer before Basic, the first of each."""
+        """Return the first Bearer challenge, or else the first Basic one, or None."""
         found: dict[str, Challenge] = {}
         for header in headers:
             for scheme, fields in parse_challenges(header[:_MOST]):

@@ -1,4 +1,4 @@
-"""The OCI distribution protocol, as far as images take it: manifests, blobs, uploads.
+"""Client for the OCI distribution protocol: manifests, blobs and uploads.
 
 https://github.com/opencontainers/distribution-spec/blob/main/spec.md
 """
@@ -37,22 +37,28 @@ _AUTHORIZED_AGAIN = 3
 
 @frozen
 class Fetched:
-    """A manifest or index as a registry gave it, and what the registry calls it."""
+    """Manifest or index as received, with the media type that the registry declared."""
 
     raw: bytes
     content_type: str
 
     @property
     def digest(self) -> Digest:
-        """The sha256 of the bytes."""
+        """Return the sha256 digest of the bytes."""
         return Digest.of(self.raw)
 
 
 class Registry:
     """One repository of a registry.
 
-    push: ask for the right to write as well.  error: the kind of what is raised when the registry
-    cannot be talked to.  Raises AuthError, NotFound, DigestMismatch besides.
+    Methods raise AuthError if access is denied and `error` for other failures of the registry.
+
+    Args:
+        endpoint: The registry.
+        repository: Path of the repository.
+        auth: Credentials, or None for those of the user's files.
+        push: Request a token for writing too.
+        error: Class of the errors for failures of the registry.
     """
 
     def __init__(
@@ -78,7 +84,7 @@ class Registry:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """What failed in between may have read documents of the registry's, which say what it likes."""
+        """Close the connections and remove secrets from errors, for documents of a registry can echo them."""
         self._http.close()
         while error is not None:
             if isinstance(error, PycontainError):
@@ -99,7 +105,7 @@ class Registry:
         body: Any = None,
         scope: str | None = None,
     ) -> Iterator[urllib3.BaseHTTPResponse]:
-        """A request with what authority it takes, to the registry itself alone."""
+        """Send a request; credentials are only sent to the registry's own origin."""
         wanted = scope or self._scope
         own = origin(url) == origin(self.endpoint.url)
         for attempt in range(_AUTHORIZED_AGAIN):
@@ -119,11 +125,11 @@ class Registry:
 
     @property
     def _because(self) -> str:
-        """Why there are no credentials, where that is the files' or a helper's fault."""
+        """Return the problems of credential files and helpers, as the end of a message."""
         return "".join(f"; {one}" for one in self._problems)
 
     def _failed(self, response: urllib3.BaseHTTPResponse, what: str) -> ImageError:
-        """What a status of 400 and above means; the registry's own words are cut to what is readable."""
+        """Return the error for a status of 400 and above, with the printable start of the response."""
         said = ""
         with contextlib.suppress(ImageError):
             text = self._http.body(response, _ERROR_MOST, "the error").decode("utf-8", "replace")
@@ -131,16 +137,21 @@ class Registry:
                 :300
             ].strip()
         tried = f" ({self._http.tried})" if self._http.tried else ""
-        message = f"{self.endpoint.name} answers {response.status} for {what}{tried}"
+        message = f"registry {self.endpoint.name} sent status {response.status} for {what}{tried}"
         message += f": {said}" if said else ""
         if response.status == 403:
             return AuthError(message + self._because)
         return self._error(message)
 
-    # ---- reading ------------------------------------------------------------------------------------------
+    # ---- Reading ------------------------------------------------------------------------------------------
 
     def manifest(self, reference: str | Digest) -> Fetched:
-        """A manifest or index by tag or digest; by digest it is verified.  Raises NotFound."""
+        """Fetch a manifest or index by tag or digest, and verify it against a digest.
+
+        Raises:
+            NotFound: The registry has no such manifest.
+            DigestMismatch: The content has another digest.
+        """
         what = f"{self.repository}{'@' if isinstance(reference, Digest) else ':'}{reference}"
         with self._request("GET", self._url("manifests", reference), {"Accept": _ACCEPT}) as response:
             if response.status == 404:
@@ -151,11 +162,11 @@ class Registry:
             if response.status != 200:
                 raise self._failed(response, what)
             content_type = response.headers.get("Content-Type", "")
-            told = response.headers.get("Docker-Content-Digest")
+            declared = response.headers.get("Docker-Content-Digest")
             raw = self._http.body(response, MANIFEST_MOST, f"the manifest of {what}")
         named = [Digest(reference)] if isinstance(reference, Digest) else []
-        if told and told.startswith(("sha256:", "sha512:")):
-            named.append(Digest(told))
+        if declared and declared.startswith(("sha256:", "sha512:")):
+            named.append(Digest(declared))
         for digest in named:
             hasher = digest.hasher()
             hasher.update(raw)
@@ -164,33 +175,33 @@ class Registry:
         return Fetched(raw, content_type)
 
     def has_manifest(self, digest: Digest) -> bool:
-        """Does the repository have it?"""
+        """Return whether the repository has a manifest."""
         with self._request("HEAD", self._url("manifests", digest), {"Accept": _ACCEPT}) as response:
             return response.status == 200
 
     def has_blob(self, digest: Digest) -> bool:
-        """Does the repository have it?"""
+        """Return whether the repository has a blob."""
         with self._request("HEAD", self._url("blobs", digest)) as response:
             if response.status in (200, 404):
                 return response.status == 200
             raise self._failed(response, f"{self.repository}@{digest}")
 
     def blob(self, digest: Digest, start: int = 0) -> Generator[bytes]:
-        """The bytes of a blob from `start` on, as they come; not verified here.
+        """Yield the bytes of a blob from an offset on, unverified.
 
-        A registry that cannot begin in the middle is read from the beginning, and that much dropped.
+        If the registry ignores the Range header, the bytes before the offset are skipped.
         """
         headers = {"Range": f"bytes={start}-"} if start else {}
         with self._request("GET", self._url("blobs", digest), headers) as response:
             if response.status == 404:
-                raise self._error(f"{self.endpoint.name} has no {self.repository}@{digest}")
+                raise self._error(f"registry {self.endpoint.name} has no {self.repository}@{digest}")
             if response.status not in (200, 206):
                 raise self._failed(response, f"{self.repository}@{digest}")
             skip = start
             if response.status == 206:
                 skip = start - _range_start(response.headers.get("Content-Range", ""), start)
                 if skip < 0:
-                    raise self._error(f"{self.endpoint.name} sent another range than was asked for")
+                    raise self._error(f"registry {self.endpoint.name} sent another range than requested")
             for chunk in self._http.chunks(response, _CHUNK):
                 if skip >= len(chunk):
                     skip -= len(chunk)
@@ -198,10 +209,10 @@ class Registry:
                 yield chunk[skip:] if skip else chunk
                 skip = 0
 
-    # ---- writing ------------------------------------------------------------------------------------------
+    # ---- Writing ------------------------------------------------------------------------------------------
 
     def mount(self, digest: Digest, source: str) -> bool:
-        """Let the repository have a blob that another of the same registry has; was it to be had so?"""
+        """Mount a blob from another repository of the registry; return whether that worked."""
         query = urlencode({"mount": digest, "from": source})
         scope = f"{self._scope} repository:{source}:pull"
         with self._request("POST", self._url("blobs", "uploads", "?" + query), scope=scope) as response:
@@ -212,20 +223,31 @@ class Registry:
                 return False
         with contextlib.suppress(ImageError):
             url = self._place(place)
-            if origin(url) == origin(self.endpoint.url):  # what is elsewhere is not ours to delete
+            if origin(url) == origin(self.endpoint.url):  # an upload at another origin is not ours to cancel
                 with self._request("DELETE", url):
                     pass
         return False
 
     def _place(self, location: str) -> str:
-        """Where an upload goes on: the same origin, or one that an unencrypted eye does not see more of."""
+        """Return the URL of an upload.
+
+        Raises:
+            ImageError: It is not a URL of HTTP, or has no TLS where the registry has.
+        """
         url = self._http.reached(self._url(""), location)
         if origin(url)[0] == "http" and not self.endpoint.insecure:
-            raise self._error(f"the registry {self.endpoint.name} sends uploads to plain HTTP: refused")
+            raise self._error(f"registry {self.endpoint.name} redirects the upload to an origin without TLS")
         return url
 
     def upload(self, digest: Digest, size: int, read: Callable[[int, int], bytes], chunk: int) -> None:
-        """Send a blob in chunks.  read: `chunk` bytes from an offset on."""
+        """Upload a blob in chunks.
+
+        Args:
+            digest: Digest of the blob.
+            size: Bytes of the blob.
+            read: Returns bytes at an offset, of a length.
+            chunk: Bytes of one request.
+        """
         what = f"{self.repository}@{digest}"
         with self._request("POST", self._url("blobs", "uploads", "")) as response:
             if response.status != 202:
@@ -250,7 +272,7 @@ class Registry:
                 raise self._failed(response, what)
 
     def put_manifest(self, reference: str, raw: bytes, media_type: str) -> None:
-        """Let a tag or digest mean this manifest."""
+        """Upload a manifest under a tag or digest."""
         url = self._url("manifests", reference)
         with self._request("PUT", url, {"Content-Type": media_type}, raw) as response:
             if response.status != 201:
@@ -258,6 +280,6 @@ class Registry:
 
 
 def _range_start(text: str, asked: int) -> int:
-    """Of a Content-Range, 'bytes 5-9/10'; one that says nothing is taken to be what was asked for."""
+    """Return the offset of a Content-Range , or the requested one if it is malformed."""
     digits = text.removeprefix("bytes").strip().partition("-")[0]
     return int(digits[:19]) if digits.isascii() and digits.isdigit() else asked

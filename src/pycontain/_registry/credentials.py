@@ -1,4 +1,4 @@
-"""Who the user is to a registry: what docker, podman and their helpers keep."""
+"""Credentials for registries, from the files and helpers of docker and podman."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _log = logging.getLogger("pycontain.registry")
 
 @frozen(kw_only=True)
 class Credentials:
-    """A user's name and secret; a secret is in no text that this makes."""
+    """User name and secret; the secret does not appear in the repr."""
 
     username: str = ""
     password: str = field(default="", repr=False)
@@ -34,7 +34,12 @@ class Credentials:
 
     @classmethod
     def of(cls, auth: object) -> Credentials | None:
-        """From what a caller gives: (username, password), or None.  Raises TypeError, ValueError."""
+        """Return the credentials of an `auth` argument.
+
+        Raises:
+            TypeError: It is neither None nor a pair of strings.
+            ValueError: A part is empty or has characters that RFC 7617 forbids.
+        """
         if auth is None or isinstance(auth, Credentials):
             return auth
         if not isinstance(auth, tuple) or len(auth) != 2 or not all(isinstance(part, str) for part in auth):
@@ -48,20 +53,25 @@ class Credentials:
 
     @property
     def basic(self) -> str:
-        """The value of an Authorization header (RFC 7617)."""
+        """Return the value of an Authorization header (RFC 7617)."""
         return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
 
 
 class _Unusable(Exception):
-    """A file, an entry or a helper that cannot be used, with the reason."""
+    """File, entry or helper that cannot be used, with the reason."""
 
 
 def find(registry: str, repository: str, problems: list[str] | None = None) -> Credentials | None:
-    """Find credentials for a registry in the user's files: those of the first file that has some.
+    """Find credentials for a repository in the user's files.
 
-    REGISTRY_AUTH_FILE is the only file where it is set; else podman's auth.json, then docker's config.json.
-    A file that cannot be used, or a helper that is absent or fails, does not keep a public image from being
-    pulled: it is logged as a warning, and appended to `problems` for the error of an image that needs it.
+    If REGISTRY_AUTH_FILE is set, only that file is read; otherwise podman's auth.json, then docker's
+    config.json. The first file with credentials is used. Unusable files and helpers are logged as warnings,
+    not raised, so that public images can still be pulled.
+
+    Args:
+        registry: Name of the registry.
+        repository: Path of the repository.
+        problems: List to which the problems are appended, for the error of an image that needs credentials.
     """
     for path in _files():
         try:
@@ -131,7 +141,7 @@ def _in_file(path: str, data: bytes, registry: str, repository: str) -> Credenti
 
 
 def _keys(registry: str, repository: str) -> list[str]:
-    """The names under which a file may have it, the most particular first (containers-auth.json(5))."""
+    """Return the keys to look up in a file, the most specific first (containers-auth.json(5))."""
     parts = repository.split("/")
     keys = [f"{registry}/{'/'.join(parts[:count])}" for count in range(len(parts), 0, -1)]
     keys += [registry, f"https://{registry}", f"https://{registry}/v1/", f"https://{registry}/v2/"]
@@ -168,9 +178,9 @@ def _entry(path: str, key: str, entry: Mapping[str, Any]) -> Credentials | None:
 
 
 def _ask_helper(name: str, server: str) -> Credentials | None:
-    """Run docker-credential-NAME; what it writes is never shown.  None where it knows nothing."""
+    """Run docker-credential-NAME, whose output is never logged; return None if it has no credentials."""
     if not _HELPER.fullmatch(name):
-        raise _Unusable(f"not the name of a credential helper: {shown(name)}")
+        raise _Unusable(f"credential helper must have a plain name, got {shown(name)}")
     program = f"docker-credential-{name}"
     try:
         done = subprocess.run(
@@ -197,7 +207,7 @@ def _ask_helper(name: str, server: str) -> Credentials | None:
         answer = json.loads(done.stdout)
         username, secret = answer["Username"], answer["Secret"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise _Unusable(f"the credential helper {program} gave no credentials") from None
+        raise _Unusable(f"the credential helper {program} returned no credentials") from None
     if username == "<token>":
         return Credentials(username=username, identity_token=str(secret))
     return Credentials(username=str(username), password=str(secret))

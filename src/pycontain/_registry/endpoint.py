@@ -1,4 +1,4 @@
-"""Where a registry answers, and who else is trusted with what belongs to it."""
+"""Address of a registry, its mirrors and trusted token services, and the patience with it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ _HUB, _HUB_API = "docker.io", "registry-1.docker.io"
 
 @frozen(kw_only=True)
 class Patience:
-    """How long strangers are waited for.
+    """Timeouts and retries of an operation with a registry.
 
-    connect, read: seconds for a connection and for the next bytes.  tries: requests without progress.
-    first_pause: seconds before the second of them, doubled with each.  longest_pause: seconds at most,
-    whatever Retry-After says.  whole: seconds for all pauses of one request.  slowest: bytes a second
-    below which a transfer of over `grace` seconds is given up.  timeout: seconds for all requests together,
-    until the monotonic clock shows `until`; None: as long as they make progress.
+    Attributes:
+        connect: Seconds for a connection.
+        read: Seconds for the next bytes.
+        tries: Number of tries of a request without progress.
+        first_pause: Seconds before the second try, doubled with each further one.
+        longest_pause: Maximum seconds before a try, also for Retry-After.
+        whole: Maximum seconds of all pauses of a request.
+        slowest: Minimum bytes per second of a transfer.
+        grace: Seconds after which that minimum applies.
+        timeout: Seconds for all requests together, or None for no limit while there is progress.
+        until: End of the timeout on the monotonic clock.
     """
 
     connect: float = 10
@@ -38,14 +44,16 @@ class Patience:
 
     @classmethod
     def within(cls, timeout: float | timedelta | None, retries: int | None) -> Patience:
-        """Return the patience that a caller asks for, from now on.
+        """Return the patience for the arguments of a caller; the timeout starts now.
 
         Args:
-            timeout: Seconds for everything, or None.
-            retries: How often a request that fails is repeated, or None for 4 times.
+            timeout: Seconds for all requests together, or None for no limit.
+            retries: Number of retries of a failed request, or None for 4.
 
         Raises:
-            LimitError, TypeError, ValueError: One of them has no meaning.
+            LimitError: The timeout is not above 0.
+            TypeError: A value has another type.
+            ValueError: The number of retries is negative.
         """
         found = cls()
         if retries is not None:
@@ -63,13 +71,20 @@ class Patience:
 
     @property
     def left(self) -> float:
-        """Seconds until `until`; infinite without a timeout."""
+        """Return the seconds until `until`; infinite without a timeout."""
         return max(self.until - time.monotonic(), 0.0)
 
 
 @frozen(kw_only=True)
 class Endpoint:
-    """One registry: its name in references, the host that answers for it, plain HTTP or TLS."""
+    """One registry.
+
+    Attributes:
+        name: Name in image references.
+        host: Host and port of its API.
+        insecure: Whether plain HTTP is used.
+        patience: Timeouts and retries.
+    """
 
     name: str
     host: str
@@ -78,21 +93,24 @@ class Endpoint:
 
     @classmethod
     def of(cls, name: str, *, insecure: bool = False, patience: Patience | None = None) -> Endpoint:
-        """TLS, unless the caller or PYCONTAIN_INSECURE_REGISTRIES names exactly this registry."""
+        """Return the endpoint of a registry, with TLS unless PYCONTAIN_INSECURE_REGISTRIES names it."""
         plain = insecure or name in _listed("PYCONTAIN_INSECURE_REGISTRIES")
         host = _HUB_API if name == _HUB else name
         return cls(name=name, host=host, insecure=plain, patience=patience or Patience())
 
     @property
     def url(self) -> str:
-        """The root of its API."""
+        """Return the root URL of the API."""
         return f"{'http' if self.insecure else 'https'}://{self.host}"
 
 
 def mirrors(name: str) -> list[str]:
-    """Hosts to ask before a registry: PYCONTAIN_MIRRORS, 'docker.io=mirror.example,ghcr.io=other:5000'.
+    """Return the mirrors to try before a registry.
 
-    Raises ValueError for text that is not of this form.
+    PYCONTAIN_MIRRORS has the form 'docker.io=mirror.example.org,ghcr.io=other.example.org:5000'.
+
+    Raises:
+        ValueError: The variable has another form.
     """
     found = []
     for pair in _listed("PYCONTAIN_MIRRORS"):
@@ -105,7 +123,7 @@ def mirrors(name: str) -> list[str]:
 
 
 def trusted_realms() -> list[str]:
-    """Hosts that may be told credentials of other registries: PYCONTAIN_TRUSTED_REALMS."""
+    """Return the hosts of PYCONTAIN_TRUSTED_REALMS, which may receive credentials of other registries."""
     return _listed("PYCONTAIN_TRUSTED_REALMS")
 
 

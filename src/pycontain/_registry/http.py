@@ -1,4 +1,4 @@
-"""HTTP to one registry: TLS always verified, redirects by our rules, repeats with patience."""
+"""HTTP client for one registry: verified TLS, checked redirects, bounded retries."""
 
 from __future__ import annotations
 
@@ -27,16 +27,19 @@ _REPEATED = frozenset({408, 429, 500, 502, 503, 504})
 _PASSED_MOST = 65536
 _SHORTEST_SECRET = 4
 _AGENT = "pycontain"
-_TLS_HINT = "SSL_CERT_FILE names further authorities; plain HTTP takes insecure=True"
+_TLS_HINT = "set SSL_CERT_FILE to trust another authority, or pass insecure=True for plain HTTP"
 _URL = re.compile(r"([a-zA-Z]+)://([a-zA-Z0-9._-]+|\[[a-fA-F0-9:.]+\])(?::([0-9]{1,5}))?(?=[/?#]|\Z)")
 _CERTIFICATES = ("/etc/containers/certs.d", "/etc/docker/certs.d")
 
 
 def origin(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port: who is spoken to.  Raises ImageError for text that is not plainly a URL.
+    """Return scheme, host and port of a URL.
 
-    Two readers of one URL may see two hosts in it: 'https://evil\\@registry/' is at evil to urllib3 and at
-    registry to urllib.parse.  So userinfo, escapes and whatever else is special are refused there.
+    Parsers can disagree on the host: 'https://evil\\@registry/' is at evil for urllib3 and at registry for
+    urllib.parse. So user information, escapes and other special characters are refused.
+
+    Raises:
+        ImageError: The text is not a URL of this restricted form.
     """
     match = _URL.match(url)
     if match is None or int(match[3] or 0) > 65535:
@@ -46,7 +49,7 @@ def origin(url: str) -> tuple[str, str, int]:
 
 
 def _context(host: str) -> ssl.SSLContext:
-    """The system's certificates, SSL_CERT_FILE, and those that docker and podman keep for a host."""
+    """Return a context with the system's CAs, SSL_CERT_FILE, and the CAs of docker and podman for a host."""
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     for directory in _CERTIFICATES:
@@ -77,7 +80,12 @@ def _new_pool(url: str, key: tuple[str, str, int], patience: Patience) -> urllib
 
 
 class Http:
-    """Connections of one piece of work.  Errors are of the kind given, and never carry a header."""
+    """Connections of one operation.
+
+    Args:
+        patience: Timeouts and retries.
+        error: Class of the errors that are raised; they never contain a header or a secret.
+    """
 
     def __init__(self, patience: Patience, error: type[ImageError] = PullError) -> None:
         self._patience = patience
@@ -89,17 +97,17 @@ class Http:
 
     def _pool(self, url: str) -> urllib3.PoolManager:
         key = origin(url)
-        with self._mutex:  # of two that threads make at once, one would never be closed
+        with self._mutex:  # else two threads could each make one, and one of them would leak
             if key not in self._pools:
                 self._pools[key] = _new_pool(url, key, self._patience)
             return self._pools[key]
 
     def keep(self, *secrets: str) -> None:
-        """What no error may say, though a server should say it to us."""
+        """Register secrets that must not appear in errors, even if a server echoes them."""
         self._secrets.update(secret for secret in secrets if len(secret) >= _SHORTEST_SECRET)
 
     def hidden(self, text: str) -> str:
-        """The same without what is secret."""
+        """Return a text with the secrets replaced."""
         for secret in sorted(self._secrets, key=len, reverse=True):
             text = text.replace(secret, "***")
         return text
@@ -112,16 +120,16 @@ class Http:
         )
 
     def error(self, message: str, *, hint: str | None = None) -> ImageError:
-        """An error of the kind given."""
+        """Return an error without secrets."""
         return self._kind(self.shown(message), hint=hint)
 
     @property
     def tried(self) -> str:
-        """How often the last request of this thread was made, and for how long; '' for once."""
+        """Return the number and time of tries of this thread's last request, or '' for a single try."""
         return getattr(self._last, "tried", "")
 
     def close(self) -> None:
-        """End every connection, now: `clear` alone leaves that to whenever an exception lets go of them."""
+        """Close every connection now; `clear` only drops references, which an exception may still hold."""
         for manager in self._pools.values():
             keys = manager.pools.keys()
             for key in keys:
@@ -144,13 +152,13 @@ class Http:
     def _followed(
         self, method: str, url: str, headers: Mapping[str, str], body: Any
     ) -> urllib3.BaseHTTPResponse:
-        """One request and its redirects; another origin never sees an Authorization."""
+        """Send a request and follow redirects; Authorization is not sent to another origin."""
         sent, first = dict(headers), origin(url)
         for _ in range(_REDIRECTS + 1):
             response = self._once(method, url, sent, body)
             if response.status == 401 and origin(url) != first:
-                response.close()  # its challenge is not the registry's: what that asks for is not answered
-                raise self.error(f"{_place(url)} does not give what the registry sent there for")
+                response.close()  # only challenges of the registry itself are answered
+                raise self.error(f"{_place(url)} denied access after a redirect of the registry")
             target = response.headers.get("Location")
             if (
                 response.status not in (301, 302, 303, 307, 308)
@@ -161,27 +169,32 @@ class Http:
             self._pass_over(response)
             there = self.reached(url, target)
             if origin(there)[0] == "http" and origin(url)[0] == "https":
-                raise self.error(f"{_place(url)} redirects to plain HTTP: refused")
+                raise self.error(f"{_place(url)} redirects to an origin without TLS")
             if origin(there) != origin(url):
                 sent.pop("Authorization", None)
             url = there
         raise self.error(f"{_place(url)} redirects without end")
 
     def _pass_over(self, response: urllib3.BaseHTTPResponse) -> None:
-        """The body of a redirect: read where it is short, so that the connection serves again."""
+        """Read the body of a redirect if it is short, so that the connection can be reused."""
         with contextlib.suppress(ImageError):
             self.body(response, _PASSED_MOST, "a redirect")
-        response.close()  # of what was read to its end nothing
+        response.close()  # no-op when the body was read fully
 
     def reached(self, url: str, target: str) -> str:
-        """Where a Location leads, if to HTTP at a place where content may be.  Raises its error."""
+        """Return the absolute URL of a Location header.
+
+        Raises:
+            ImageError: It is not a URL of HTTP, or at a reserved address.
+        """
         try:
             there = urljoin(url, target)
             if origin(there)[0] not in ("http", "https"):
                 raise ValueError
         except (ValueError, ImageError):
             raise self.error(
-                f"{_place(url)} sends to what is no URL of HTTP: {self.hidden(target)[:200]!r}"
+                f"{_place(url)} redirects to a target that is not a URL of HTTP: "
+                f"{self.hidden(target)[:200]!r}"
             ) from None
         if origin(there) != origin(url):
             _refuse_link_local(there, self.error)
@@ -191,9 +204,16 @@ class Http:
     def request(
         self, method: str, url: str, headers: Mapping[str, str] | None = None, body: Any = None
     ) -> Iterator[urllib3.BaseHTTPResponse]:
-        """A response, repeated where repeating may help.  Raises its error.
+        """Send a request, with retries, and yield the response.
 
-        body: bytes, or a function that makes an iterator of them, anew for each try.
+        Args:
+            method: HTTP method.
+            url: URL.
+            headers: Headers.
+            body: Bytes, or a function that returns a new iterator of bytes for each try.
+
+        Raises:
+            ImageError: There was no response, or an invalid redirect.
         """
         import urllib3
 
@@ -230,7 +250,7 @@ class Http:
             response.close()
 
     def _unreachable(self, url: str, failure: Exception, tried: str) -> ImageError:
-        """The error of a request without a response: its cause, and how often it was made."""
+        """Return the error of a request without a response: its cause and the number of tries."""
         import urllib3
 
         patience, suffix = self._patience, f" ({tried})" if tried else ""
@@ -247,7 +267,7 @@ class Http:
         return self.error(f"{_place(url)} does not answer: {self._reason(failure)}{suffix}")
 
     def _asked(self, response: urllib3.BaseHTTPResponse) -> float:
-        """Seconds of Retry-After (RFC 9110, 10.2.3), as a number or a date."""
+        """Return the seconds of a Retry-After header (RFC 9110, 10.2.3), a number or a date."""
         text = response.headers.get("Retry-After", "")
         if text.isascii() and text.isdigit():
             return min(float(text[:9]), self._patience.longest_pause)
@@ -262,7 +282,11 @@ class Http:
         return 0.0
 
     def body(self, response: urllib3.BaseHTTPResponse, most: int, what: str) -> bytes:
-        """A small body whole.  Raises its error past `most` bytes or `grace` seconds."""
+        """Read a small body.
+
+        Raises:
+            ImageError: It is larger than `most` bytes or takes longer than the patience's grace.
+        """
         data, begun = bytearray(), time.monotonic()
         for chunk in self.chunks(response, 65536):
             data += chunk
@@ -273,7 +297,11 @@ class Http:
         return bytes(data)
 
     def chunks(self, response: urllib3.BaseHTTPResponse, size: int) -> Iterator[bytes]:
-        """A body as it comes.  Raises its error where it stalls, drips or breaks off."""
+        """Yield a body in chunks.
+
+        Raises:
+            ImageError: The transfer stalls, is too slow, or ends early.
+        """
         import urllib3
 
         got = 0
@@ -293,7 +321,7 @@ class Http:
             raise self.error(f"the transfer ended after {got} of {length[:19]} bytes")
 
     def _reason(self, error: Exception) -> str:
-        """The innermost cause in the words of the field, for the outer ones spell out URLs."""
+        """Return the innermost cause as text; the outer exceptions contain URLs, which may have secrets."""
         cause = _innermost(error)
         if isinstance(cause, socket.gaierror):
             return f"its host name cannot be resolved: {cause.strerror}"
@@ -328,20 +356,20 @@ def _tried(count: int, seconds: float) -> str:
 
 
 def _place(url: str) -> str:
-    """A URL without what may be secret in it: the query of signed ones."""
+    """Return a URL without its query, which is a secret in signed URLs."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"[:300]
 
 
 def _refuse_link_local(url: str, kind: Callable[[str], ImageError]) -> None:
-    """Where clouds keep secrets for whoever asks, and no registry is."""
+    """Raise the error for a host at a link-local address, where clouds serve credentials."""
     for address in addresses(url):
         if address.is_link_local or address.is_multicast or address.is_unspecified:
-            raise kind(f"{_place(url)} is at {address}: refused")
+            raise kind(f"{_place(url)} is at the reserved address {address}")
 
 
 def addresses(url: str) -> list[Any]:
-    """What the host of a URL resolves to; none where it does not."""
+    """Return the addresses of the host of a URL; empty if it does not resolve."""
     import ipaddress
 
     _, host, port = origin(url)

@@ -1,4 +1,4 @@
-"""Answers to a registry's 401: whom to tell what (distribution specification, token authentication)."""
+"""Authorization headers for a registry's 401 (distribution specification, token authentication)."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _SECOND_LEVEL = frozenset({"co", "com", "org", "net", "gov", "edu", "ac", "or", 
 
 
 def related(realm_host: str, registry_host: str) -> bool:
-    """May a host be told a registry's credentials: the same, its parent, or another below its parent."""
+    """Return whether a host may receive a registry's credentials: the same host, its parent or a sibling."""
     if realm_host == registry_host:
         return True
     if not registry_host.replace(".", "").strip("0123456789") or ":" in registry_host:
-        return False  # addresses have no kin
+        return False  # an address has no parent domain
     parent = registry_host.partition(".")[2]
     labels = parent.split(".")
     if len(labels) < 2 or (len(labels) == 2 and labels[0] in _SECOND_LEVEL):
@@ -37,7 +37,7 @@ def related(realm_host: str, registry_host: str) -> bool:
 
 
 class Tokens:
-    """What to send as Authorization, by scope; asked for when a registry says so."""
+    """Authorization headers by scope, requested when the registry sends a challenge."""
 
     def __init__(
         self, endpoint: Endpoint, http: Http, credentials: Credentials | None, problems: Sequence[str] = ()
@@ -50,21 +50,27 @@ class Tokens:
         self._mutex = threading.Lock()
 
     def header(self, scope: str) -> str | None:
-        """What is held for a scope and has not run out."""
+        """Return the cached header of a scope, or None if there is none or it has expired."""
         value, until = self._held.get(scope, ("", 0.0))
         return value if value and time.monotonic() < until else None
 
     def answer(self, challenge: Challenge | None, scope: str, refused: str | None) -> str:
-        """The header that a challenge asks for.  Raises AuthError.
+        """Return the header for a challenge.
 
-        refused: what was sent and did not do.
+        Args:
+            challenge: The registry's challenge, or None if it sent none.
+            scope: Scope of the request.
+            refused: The header that was sent and not accepted, if any.
+
+        Raises:
+            AuthError: There are no credentials, or they were not accepted.
         """
         with self._mutex:
             held = self.header(scope)
             if held is not None and held != refused:
-                return held  # another thread has asked meanwhile
+                return held  # another thread has requested it meanwhile
             if challenge is None:
-                raise self._denied("and says not how to ask")
+                raise self._denied("without a challenge")
             if challenge.scheme == "basic":
                 return self._basic(scope, refused)
             if refused is not None and refused.startswith("Bearer ") and held is not None:
@@ -86,13 +92,17 @@ class Tokens:
 
     def _denied(self, why: str) -> AuthError:
         problems = "".join(f"; {one}" for one in self._problems)
-        hint = "auth=(user, password), or `docker login`; a private image may also not exist"
+        hint = "pass auth=(username, password) or run `docker login`, and check that the image exists"
         if problems:
-            hint = "repair the credential helper or file, or pass auth=(user, password)"
-        return AuthError(f"the registry {self._endpoint.name} refuses access {why}{problems}", hint=hint)
+            hint = "repair the credential helper or file, or pass auth=(username, password)"
+        return AuthError(f"registry {self._endpoint.name} denied access {why}{problems}", hint=hint)
 
     def _check_realm(self, realm: str) -> bool:
-        """May it be asked, and told who the user is?  Raises AuthError where it may not be asked."""
+        """Check the URL of a token service; return whether it may receive the credentials.
+
+        Raises:
+            AuthError: It may not be used at all.
+        """
         registry = origin(self._endpoint.url)
         try:
             scheme, host, _ = origin(realm)
@@ -160,7 +170,9 @@ class Tokens:
         if response.status in (400, 401, 403):
             raise self._denied("to these credentials" if self._credentials else "without credentials")
         if response.status != 200:
-            raise self._http.error(f"the token service of {self._endpoint.name} answers {response.status}")
+            raise self._http.error(
+                f"the token service of {self._endpoint.name} returned status {response.status}"
+            )
         try:
             document = json.loads(self._http.body(response, _TOKEN_MOST, "the token"))
             token = document.get("token") or document["access_token"]

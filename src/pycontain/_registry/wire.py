@@ -1,4 +1,4 @@
-"""Answers that come to an end: below HTTP, where a byte now and then or headers for ever still count."""
+"""Stall and size limits below HTTP, for slow or endless responses."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ if TYPE_CHECKING:
     from pycontain._registry.endpoint import Patience
 
 _HEAD_MOST = 1 << 20
-"""Bytes before the content, headers of every `100 Continue` included."""
+"""Bytes of headers, including those of `100 Continue` responses."""
 _BESIDE_MOST = 1 << 18
-"""Bytes of one read that are not content: lengths of chunks, their extensions, trailers."""
+"""Bytes of chunk framing and trailers that one read may consume."""
 
 
 class Watched(io.RawIOBase):
-    """What a socket gives, as long as it gets on and stays within what is `allowed`.
+    """Stream of a socket with a minimum speed and a bound on the bytes of the next reads.
 
-    Only waiting counts as time: what the reader does between two reads is not the sender's fault.
+    Only time spent in reads counts, not the time that the reader takes in between.
+
+    Attributes:
+        allowed: Bytes that may still be received; the owner sets it before each read.
     """
 
     def __init__(self, raw: io.RawIOBase, patience: Patience) -> None:
@@ -32,11 +35,16 @@ class Watched(io.RawIOBase):
         self._waited, self._got = 0.0, 0
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        """Raises TimeoutError and OSError where enough is enough."""
+        """Receive into a buffer.
+
+        Raises:
+            TimeoutError: The sender is slower than the minimum speed.
+            OSError: The bound on bytes is exceeded.
+        """
         if self.allowed <= 0:
             raise OSError("more headers and chunk framing than content")
         begun = time.monotonic()
@@ -50,14 +58,14 @@ class Watched(io.RawIOBase):
         return count
 
     def close(self) -> None:
-        """The socket's share with it."""
+        """Close the stream and its reference to the socket."""
         if not self.closed:
             self._raw.close()
         super().close()
 
 
 def classes(patience: Patience) -> dict[str, type[urllib3.HTTPConnectionPool]]:
-    """Kinds of pools whose answers are watched, by scheme; for `pool_classes_by_scheme`."""
+    """Return connection pools with these limits, by scheme; for `pool_classes_by_scheme`."""
 
     class Answer(http.client.HTTPResponse):
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -66,12 +74,12 @@ def classes(patience: Patience) -> dict[str, type[urllib3.HTTPConnectionPool]]:
             self.fp = io.BufferedReader(self._watched)
 
         def begin(self) -> None:
-            """Headers that are none are refused here: urllib3 would tell the log what they say."""
+            """Receive the headers; malformed ones are refused here, since urllib3 would log their text."""
             super().begin()
             try:
                 assert_header_parsing(self.msg)
             except urllib3.exceptions.HeaderParsingError:
-                raise http.client.HTTPException("headers that cannot be read") from None
+                raise http.client.HTTPException("malformed headers") from None
 
         def read1(self, n: int = -1) -> bytes:
             self._watched.allowed = max(n, 0) + _BESIDE_MOST
