@@ -164,7 +164,7 @@ def test_index_gives_each_platform_its_own(
     from attrs import evolve
 
     from pycontain._registry.client import Registry
-    from pycontain._registry.endpoint import Endpoint
+    from pycontain._registry.endpoint import RegistryEndpoint
     from pycontain.errors import PushError
     from pycontain.oci import Descriptor, MediaType, Platform
     from pycontain.oci.document import compact
@@ -183,7 +183,7 @@ def test_index_gives_each_platform_its_own(
         )
         entries.append(one.document())
     raw = compact({"schemaVersion": 2, "mediaType": MediaType.OCI_INDEX, "manifests": entries})
-    with Registry(Endpoint.of(access.name), "pyc/multi", push=True, error=PushError) as registry:
+    with Registry(RegistryEndpoint.of(access.name), "pyc/multi", push=True, error=PushError) as registry:
         registry.put_manifest("all", raw, MediaType.OCI_INDEX)
     for text in ("linux/amd64", "linux/arm64", "linux/arm/v7"):
         pulled = Image.pull(f"{access.name}/pyc/multi:all", text, engine=elsewhere)

@@ -18,7 +18,7 @@ from pycontain import Engine, PycontainError
 from pycontain._registry import http
 from pycontain._registry.client import Registry as Client
 from pycontain._registry.credentials import Credentials
-from pycontain._registry.endpoint import Endpoint
+from pycontain._registry.endpoint import RegistryEndpoint
 from tests.security.transfers import LOGIN, PASSWORD, QUICK, fresh, pull, push
 from tests.support.names import Net
 from tests.support.registry import Answer, Registry, replies, token
@@ -279,7 +279,7 @@ def test_a_damaged_file_of_credentials_is_not_shown(
 
 @pytest.mark.case("R07")
 def test_no_value_shows_its_secret(net: Net) -> None:
-    endpoint = Endpoint.of(HOME, patience=QUICK)
+    endpoint = RegistryEndpoint.of(HOME, patience=QUICK)
     with Client(endpoint, "pyc/image", auth=LOGIN) as registry:
         held = registry._tokens
         held._held["x"] = f"Bearer {TOKEN}", 0.0

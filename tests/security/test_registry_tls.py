@@ -94,14 +94,14 @@ def test_client_that_trusts_loopback_would_be_detected(
     net: Net, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CVE-2026-92543: any address of loopback switches TLS off."""
-    real = endpoint.Endpoint.of.__func__  # type: ignore[attr-defined]
+    real = endpoint.RegistryEndpoint.of.__func__  # type: ignore[attr-defined]
 
-    def of(cls: Any, /, name: str, **options: object) -> endpoint.Endpoint:
+    def of(cls: Any, /, name: str, **options: object) -> endpoint.RegistryEndpoint:
         local = any(address.is_loopback for address in http.addresses(f"https://{name}"))
-        made: endpoint.Endpoint = real(cls, name, **{**options, "insecure": local})
+        made: endpoint.RegistryEndpoint = real(cls, name, **{**options, "insecure": local})
         return made
 
-    monkeypatch.setattr(endpoint.Endpoint, "of", classmethod(of))
+    monkeypatch.setattr(endpoint.RegistryEndpoint, "of", classmethod(of))
     net.addresses[HOME] = ["127.0.0.1", PUBLIC]
     image, server = fresh(), net.plain(HOME, 5000)
     assert pull(engine, server.has(image)).digest == image.digest

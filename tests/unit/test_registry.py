@@ -15,7 +15,7 @@ import pytest
 from pycontain._registry.challenges import Challenge, parse_challenges
 from pycontain._registry.client import Registry as Client
 from pycontain._registry.credentials import Credentials
-from pycontain._registry.endpoint import Endpoint, Patience, mirrors
+from pycontain._registry.endpoint import Patience, RegistryEndpoint, mirrors
 from pycontain._registry.http import Http, origin
 from pycontain._registry.tokens import related
 from pycontain.errors import AuthError, ImageError, LimitError, PullError, PycontainError
@@ -144,8 +144,8 @@ def test_ambiguous_url_is_rejected(url: str) -> None:
 
 
 def test_the_hub_answers_elsewhere() -> None:
-    assert Endpoint.of("docker.io").url == "https://registry-1.docker.io"
-    assert Endpoint.of("localhost:5000").url == "https://localhost:5000"
+    assert RegistryEndpoint.of("docker.io").url == "https://registry-1.docker.io"
+    assert RegistryEndpoint.of("localhost:5000").url == "https://localhost:5000"
 
 
 def test_mirrors_are_a_registrys_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +197,7 @@ def _asked(home: Registry) -> int:
 
 
 def _client(**options: Any) -> Client:
-    return Client(Endpoint.of(HOME, patience=QUICK), "a/b", **{"auth": LOGIN, **options})
+    return Client(RegistryEndpoint.of(HOME, patience=QUICK), "a/b", **{"auth": LOGIN, **options})
 
 
 def test_token_is_reused_until_it_expires(home: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,7 +388,7 @@ def test_a_connection_serves_again_and_ends_with_the_work(net: Net) -> None:
 
 
 def _refused(name: str, **options: Any) -> PycontainError:
-    endpoint = Endpoint.of(name, insecure=options.pop("insecure", True), patience=Patience(**options))
+    endpoint = RegistryEndpoint.of(name, insecure=options.pop("insecure", True), patience=Patience(**options))
     with pytest.raises(PullError) as caught, Client(endpoint, "a/b") as client:
         client.manifest("latest")
     return caught.value
@@ -427,7 +427,7 @@ def test_a_silent_registry_is_given_up_in_time() -> None:
         assert re.search(r"does not answer: timed out \(2 tries", str(error))
         begun = time.monotonic()
         patience = Patience.within(0.3, None)
-        endpoint = Endpoint.of(name, insecure=True, patience=patience)
+        endpoint = RegistryEndpoint.of(name, insecure=True, patience=patience)
         with (
             pytest.raises(PullError, match=r"within timeout=0\.3 seconds"),
             Client(endpoint, "a/b") as client,

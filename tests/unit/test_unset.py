@@ -343,7 +343,7 @@ def _set(monkeypatch: pytest.MonkeyPatch, name: str, value: str | None) -> None:
 )
 def test_lists_of_registries(monkeypatch: pytest.MonkeyPatch, name: str, value: str | None) -> None:
     _set(monkeypatch, name, value)
-    assert not endpoint.Endpoint.of("example.org").insecure
+    assert not endpoint.RegistryEndpoint.of("example.org").insecure
     assert endpoint.trusted_realms() == []
     assert endpoint.mirrors("example.org") == []
 
@@ -351,7 +351,7 @@ def test_lists_of_registries(monkeypatch: pytest.MonkeyPatch, name: str, value: 
 @pytest.mark.parametrize("name", ["PYCONTAIN_INSECURE_REGISTRIES", "PYCONTAIN_TRUSTED_REALMS"])
 def test_lists_of_blanks_name_no_registry(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, " , ,")
-    assert not endpoint.Endpoint.of("example.org").insecure
+    assert not endpoint.RegistryEndpoint.of("example.org").insecure
     assert endpoint.trusted_realms() == []
 
 

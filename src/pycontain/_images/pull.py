@@ -17,7 +17,7 @@ from pycontain._images.ingest import Ingest, ingesting
 from pycontain._images.layers import feed_verified
 from pycontain._images.progress import Meter
 from pycontain._registry.client import Fetched, Registry
-from pycontain._registry.endpoint import Endpoint, Patience, mirrors
+from pycontain._registry.endpoint import Patience, RegistryEndpoint, mirrors
 from pycontain.errors import AuthError, DigestMismatch, ImageError, NotFound, PullError
 from pycontain.oci import (
     Descriptor,
@@ -60,9 +60,9 @@ class Pull:
 
     def run(self) -> Record:
         """Fetch it, from a mirror where one has it."""
-        ours = Endpoint.of(self._reference.registry, insecure=self._insecure, patience=self._patience)
+        ours = RegistryEndpoint.of(self._reference.registry, insecure=self._insecure, patience=self._patience)
         for mirror in mirrors(self._reference.registry):
-            there = Endpoint.of(mirror, patience=self._patience)
+            there = RegistryEndpoint.of(mirror, patience=self._patience)
             # A mirror is another party: it is told nothing of who the user is elsewhere, and what it sends
             # may be anything.
             with (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pycontain._images.progress import Meter
 from pycontain._images.pull import each
 from pycontain._registry.client import Registry
-from pycontain._registry.endpoint import Endpoint, Patience
+from pycontain._registry.endpoint import Patience, RegistryEndpoint
 from pycontain.errors import AuthError, NotFound, PushError
 from pycontain.oci import Descriptor, Digest, Manifest, Reference
 
@@ -36,7 +36,7 @@ class Push:
         meter: Meter,
     ) -> None:
         self._store, self._digest, self._reference, self._meter = store, digest, reference, meter
-        self._endpoint = Endpoint.of(reference.registry, insecure=insecure, patience=patience)
+        self._endpoint = RegistryEndpoint.of(reference.registry, insecure=insecure, patience=patience)
         self._auth = auth
         self._stop = threading.Event()
 

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from pycontain._registry import credentials as files
 from pycontain._registry.challenges import Challenge
-from pycontain._registry.endpoint import Endpoint
+from pycontain._registry.endpoint import RegistryEndpoint
 from pycontain._registry.http import Http, origin
 from pycontain._registry.tokens import Tokens
 from pycontain.errors import AuthError, DigestMismatch, ImageError, NotFound, PullError, PycontainError
@@ -63,7 +63,7 @@ class Registry:
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        endpoint: RegistryEndpoint,
         repository: str,
         *,
         auth: Credentials | None = None,

@@ -76,7 +76,7 @@ class Patience:
 
 
 @frozen(kw_only=True)
-class Endpoint:
+class RegistryEndpoint:
     """One registry.
 
     Attributes:
@@ -92,7 +92,7 @@ class Endpoint:
     patience: Patience = field(default=Patience(), eq=False)
 
     @classmethod
-    def of(cls, name: str, *, insecure: bool = False, patience: Patience | None = None) -> Endpoint:
+    def of(cls, name: str, *, insecure: bool = False, patience: Patience | None = None) -> RegistryEndpoint:
         """Return the endpoint of a registry, with TLS unless PYCONTAIN_INSECURE_REGISTRIES names it."""
         plain = insecure or name in _listed("PYCONTAIN_INSECURE_REGISTRIES")
         host = _HUB_API if name == _HUB else name

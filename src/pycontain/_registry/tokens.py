@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote_plus, urlencode
 
 from pycontain._registry.challenges import Challenge
-from pycontain._registry.endpoint import Endpoint, trusted_realms
+from pycontain._registry.endpoint import RegistryEndpoint, trusted_realms
 from pycontain._registry.http import Http, addresses, origin
 from pycontain.errors import AuthError, ImageError
 
@@ -40,7 +40,11 @@ class Tokens:
     """Authorization headers by scope, requested when the registry sends a challenge."""
 
     def __init__(
-        self, endpoint: Endpoint, http: Http, credentials: Credentials | None, problems: Sequence[str] = ()
+        self,
+        endpoint: RegistryEndpoint,
+        http: Http,
+        credentials: Credentials | None,
+        problems: Sequence[str] = (),
     ) -> None:
         self._endpoint, self._http, self._credentials = endpoint, http, credentials
         self._problems = problems
