@@ -31,7 +31,9 @@ struct pc_agent
 };
 
 /* Take the end of every child that has ended, and tell of it; with 0 for flags, wait for the last. */
-word pc_reap (int flags);
+word pc_reap (struct pc_agent *agent, int flags);
+/* The process of the exec `id`, or NULL. */
+struct pc_process *pc_find_process (struct pc_agent *agent, u32 id);
 void pc_start_exec (struct pc_agent *agent, const struct pc_exec *exec, struct pc_fds *fds);
 /* A free place in the table that supervisors share with the agent. */
 i32 *pc_command_slot (struct pc_agent *agent);
@@ -39,6 +41,5 @@ i32 *pc_command_slot (struct pc_agent *agent);
 _Noreturn void pc_supervise (i32 *command, int channel);
 /* Kill every descendant of root until none is left; 0, or a negative errno when that cannot be said. */
 int pc_kill_tree (int proc, i32 root, const i32 *command);
-void pc_exited_record (struct pc_record *record, i32 status, const struct pc_kernel_usage *usage);
 
 #endif

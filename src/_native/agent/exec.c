@@ -13,12 +13,8 @@
 static void
 answer_failure (int channel, u32 step, word error)
 {
-  struct pc_record record = {
-    .kind = PC_RECORD_FAILED,
-    .step = step,
-    .error = (i32) -error,
-    .op = -1,
-  };
+  struct pc_record record = { 0 };
+  (void) pc_failed (&record, step, error, -1);
   (void) pc_send_record (channel, &record, -1);
 }
 
@@ -147,7 +143,7 @@ clone_into (int cgroup)
 
 /* What was killed is counted until it is reaped, and its signal may come after this request. */
 static word
-clone_when_reaped (int cgroup)
+clone_when_reaped (struct pc_agent *agent, int cgroup)
 {
   i64 pause[2] = { 0, 1000000 };
 
@@ -156,7 +152,7 @@ clone_when_reaped (int cgroup)
       word pid = clone_into (cgroup);
       if (pid != -EAGAIN || try == 10)
         return pid;
-      pc_reap (1 /* WNOHANG */);
+      pc_reap (agent, 1 /* WNOHANG */);
       raw2 (__NR_nanosleep, pause, 0);
     }
 }
@@ -179,7 +175,7 @@ tell_started (const struct streams *streams, int channel, word pid, int told)
    a failure; it closes on execve.  So the caller, who holds the other end, learns that the command runs,
    and nobody here waits for it. */
 static word
-start_command (const struct pc_agent *agent, const struct pc_exec *exec, struct streams *streams,
+start_command (struct pc_agent *agent, const struct pc_exec *exec, struct streams *streams,
                int channel, i32 *command)
 {
   int quiet = exec->flags & PC_EXEC_QUIET ? 1 : 0;
@@ -193,7 +189,7 @@ start_command (const struct pc_agent *agent, const struct pc_exec *exec, struct 
         *command = 0;
       return error;
     }
-  word pid = command != NULL ? clone_into (streams->cgroup) : clone_when_reaped (streams->cgroup);
+  word pid = command != NULL ? clone_into (streams->cgroup) : clone_when_reaped (agent, streams->cgroup);
   if (pid == 0)
     run_child (agent, exec, streams, quiet ? channel : told[1]);
   pc_close_fd (&told[1]);
@@ -216,7 +212,7 @@ start_command (const struct pc_agent *agent, const struct pc_exec *exec, struct 
 }
 
 _Noreturn static void
-run_supervisor (const struct pc_agent *agent, const struct pc_exec *exec, struct streams *streams,
+run_supervisor (struct pc_agent *agent, const struct pc_exec *exec, struct streams *streams,
                 int channel, i32 *command)
 {
   /* Set before the command exists: its first orphan must come here. */
@@ -230,10 +226,10 @@ run_supervisor (const struct pc_agent *agent, const struct pc_exec *exec, struct
 }
 
 static word
-start_supervisor (const struct pc_agent *agent, const struct pc_exec *exec, struct streams *streams,
+start_supervisor (struct pc_agent *agent, const struct pc_exec *exec, struct streams *streams,
                   int channel, i32 *command)
 {
-  word pid = clone_when_reaped (streams->cgroup);
+  word pid = clone_when_reaped (agent, streams->cgroup);
   if (pid == 0)
     run_supervisor (agent, exec, streams, channel, command);
   if (pid < 0)

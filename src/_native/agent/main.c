@@ -18,71 +18,6 @@ static struct pollfd polled[2 + PC_MAX_DRAINED];
 static u8 buffer[PC_MAX_MESSAGE] __attribute__ ((aligned (16)));
 static u8 security_copy[64 * 1024] __attribute__ ((aligned (16)));
 
-void
-pc_exited_record (struct pc_record *record, i32 status, const struct pc_kernel_usage *usage)
-{
-  memset (record, 0, sizeof *record);
-  record->kind = PC_RECORD_EXITED;
-  record->value = status;
-  record->cpu_user = (u64) (usage->user_seconds * 1000000 + usage->user_micros);
-  record->cpu_system = (u64) (usage->system_seconds * 1000000 + usage->system_micros);
-  record->peak_rss = (u64) usage->peak_kib * 1024;
-  record->read = (u64) usage->read_blocks * 512;
-  record->written = (u64) usage->written_blocks * 512;
-}
-
-static void
-process_ended (i32 pid, i32 status, const struct pc_kernel_usage *usage)
-{
-  for (u32 i = 0; i < agent.count; i++)
-    {
-      struct pc_process *process = &agent.processes[i];
-      if (process->pid != pid)
-        continue;
-      /* A supervisor that was killed leaves its tree to us, unknown among others: end them all. */
-      if (process->command != NULL && (status & 0x7f) != 0)
-        raw2 (__NR_kill, -1, SIGKILL_);
-      if (process->command == NULL || (status & 0x7f) != 0)
-        {
-          /* Of a killed supervisor's command it is what has just been done to it. */
-          struct pc_record record;
-          pc_exited_record (&record, status, usage);
-          (void) pc_send_record (process->channel, &record, -1);
-        }
-      pc_close_fd (&process->channel);
-      *process = agent.processes[--agent.count];
-      return;
-    }
-}
-
-word
-pc_reap (int flags)
-{
-  word pid;
-  for (;;)
-    {
-      i32 status = 0;
-      struct pc_kernel_usage usage;
-      pid = raw4 (__NR_wait4, -1, &status, flags, &usage);
-      if (pid == -EINTR)
-        continue;
-      if (pid < 0 && pid != -ECHILD)
-        sys_exit (1); /* nobody's end would be told any more */
-      if (pid <= 0)
-        return pid;
-      process_ended ((i32) pid, status, &usage);
-    }
-}
-
-static struct pc_process *
-find (u32 id)
-{
-  for (u32 i = 0; i < agent.count; i++)
-    if (agent.processes[i].id == id)
-      return &agent.processes[i];
-  return NULL;
-}
-
 static void
 answer_gone (struct pc_fds *fds, int error)
 {
@@ -169,13 +104,13 @@ serve_security (const struct pc_request *request, usize received)
 static void
 serve_kill_tree (const struct pc_request *request, struct pc_fds *fds)
 {
-  struct pc_process *process = find (request->id);
+  struct pc_process *process = pc_find_process (&agent, request->id);
   int error = 0;
   if (process != NULL && process->command != NULL)
     error = pc_kill_tree (agent.proc, process->pid, process->command);
   else if (process != NULL)
     raw2 (__NR_kill, process->pid, SIGKILL_);
-  pc_reap (1 /* WNOHANG */);
+  pc_reap (&agent, 1 /* WNOHANG */);
   answer_gone (fds, error);
 }
 
@@ -184,7 +119,7 @@ serve_kill_all (struct pc_fds *fds)
 {
   raw2 (__NR_kill, -1, SIGKILL_);
   /* All but PID 1 are dying and belong to us by now or soon: wait for the last. */
-  while (pc_reap (0) >= 0)
+  while (pc_reap (&agent, 0) >= 0)
     continue;
   answer_gone (fds, 0);
 }
@@ -192,7 +127,7 @@ serve_kill_all (struct pc_fds *fds)
 static void
 serve_signal (const struct pc_request *request)
 {
-  struct pc_process *process = find (request->id);
+  struct pc_process *process = pc_find_process (&agent, request->id);
   if (process == NULL)
     return;
   i32 pid = process->command != NULL ? *process->command : process->pid;
@@ -299,7 +234,7 @@ pc_main (word *stack)
         {
           while (sys_read (agent.signals, info, sizeof info) > 0)
             continue;
-          pc_reap (1);
+          pc_reap (&agent, 1);
         }
       if (polled[0].revents != 0)
         serve ();

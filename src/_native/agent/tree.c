@@ -123,27 +123,6 @@ pc_kill_tree (int proc, i32 root, const i32 *command)
   return -EBUSY;
 }
 
-i32 *
-pc_command_slot (struct pc_agent *agent)
-{
-  if (agent->commands == NULL)
-    {
-      word map = raw6 (__NR_mmap, 0, PC_MAX_EXECS * sizeof (i32), 3, 0x21 /* SHARED | ANONYMOUS */, -1, 0);
-      if (map < 0 && map > -4096)
-        sys_exit (1); /* an exec without its supervisor could not be ended: fail closed */
-      agent->commands = (i32 *) map;
-    }
-  for (u32 slot = 0; slot < PC_MAX_EXECS; slot++)
-    {
-      u32 used = 0;
-      for (u32 i = 0; i < agent->count; i++)
-        used |= agent->processes[i].command == &agent->commands[slot];
-      if (!used)
-        return &agent->commands[slot];
-    }
-  return NULL;
-}
-
 _Noreturn void
 pc_supervise (i32 *command, int channel)
 {

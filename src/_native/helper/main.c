@@ -57,15 +57,8 @@ report_exit (i32 pid, i32 status, const struct pc_kernel_usage *usage)
     {
       if (children[i].pid != pid)
         continue;
-      struct pc_record record = {
-        .kind = PC_RECORD_EXITED,
-        .value = status,
-        .cpu_user = (u64) (usage->user_seconds * 1000000 + usage->user_micros),
-        .cpu_system = (u64) (usage->system_seconds * 1000000 + usage->system_micros),
-        .peak_rss = (u64) usage->peak_kib * 1024,
-        .read = (u64) usage->read_blocks * 512,
-        .written = (u64) usage->written_blocks * 512,
-      };
+      struct pc_record record;
+      pc_exited_record (&record, status, usage);
       (void) pc_send (children[i].exit_fd, &record, sizeof record, NULL, 0, 0x40 /* MSG_DONTWAIT */);
       sys_close (children[i].exit_fd);
       children[i] = children[--child_count];
@@ -101,7 +94,7 @@ answer (struct pc_launcher *launcher, struct pc_record *reply, int pidfd)
   if (error < 0 && pidfd >= 0)
     {
       raw4 (__NR_pidfd_send_signal, pidfd, 9 /* SIGKILL */, 0, 0);
-      *reply = (struct pc_record){ .kind = PC_RECORD_FAILED, .step = PC_STEP_LAUNCHER, .error = -error, .op = -1 };
+      (void) pc_failed (reply, PC_STEP_LAUNCHER, error, -1);
       error = pc_send_record (launcher->socket, reply, -1);
     }
   if (error < 0)
@@ -189,7 +182,7 @@ serve_sys (struct pc_launcher *launcher, const struct pc_request *request, usize
                   ? pc_make_sys (launcher, (const char *) buffer + sizeof *request, request->size, fds)
                   : -EINVAL;
   if (error < 0)
-    reply = (struct pc_record){ .kind = PC_RECORD_FAILED, .step = PC_STEP_LAUNCHER, .error = -error, .op = -1 };
+    (void) pc_failed (&reply, PC_STEP_LAUNCHER, error, -1);
   answer (launcher, &reply, -1);
 }
 
@@ -455,10 +448,7 @@ pc_main (word *stack)
   raw3 (__NR_fcntl, PC_LAUNCHER_FD, F_SETFD, FD_CLOEXEC);
   raw3 (__NR_fcntl, PC_AGENT_IMAGE_FD, F_SETFD, FD_CLOEXEC);
   if (signals < 0)
-    {
-      ready.step = PC_STEP_LAUNCHER;
-      ready.error = -signals;
-    }
+    (void) pc_failed (&ready, PC_STEP_LAUNCHER, signals, -1);
   /* Who joins a container's user namespace needs none of its own; a plain user's own would bar the way. */
   int bare = stack[0] > 1 && pc_streq (argv[1], "files");
   int hub = stack[0] > 1 && pc_streq (argv[1], "hub");
@@ -467,7 +457,6 @@ pc_main (word *stack)
   if (signals < 0 || (!bare && pc_prepare_namespace (&launcher, plain_user, &ready) < 0)
       || (hub && pc_make_hub (&ready) < 0))
     {
-      ready.kind = PC_RECORD_FAILED;
       (void) pc_send_record (launcher.socket, &ready, -1);
       sys_exit (1);
     }

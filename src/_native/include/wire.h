@@ -87,6 +87,10 @@ struct pc_fds
 word pc_receive (int socket, void *buffer, usize size, struct pc_fds *fds, int flags);
 int pc_send (int socket, const void *buffer, usize size, const int *fds, u32 count, int flags);
 int pc_send_record (int socket, const struct pc_record *record, int fd);
+/* Make the record report that a step failed with a negative errno, at operation `op` of the plan or -1.  Returns -1. */
+int pc_failed (struct pc_record *record, u32 step, word error, i32 op);
+/* Make the record report the wait status and the resource usage of a process that ended. */
+void pc_exited_record (struct pc_record *record, i32 status, const struct pc_kernel_usage *usage);
 void pc_close_fds (struct pc_fds *fds);
 /* Map what the first fd holds, and close it: memory that nobody can change or shorten any more, of at least
    `size` bytes; NULL when it is anything else. */

@@ -146,12 +146,6 @@ pc_send (int socket, const void *buffer, usize size, const int *fds, u32 count, 
   return sent < 0 ? (int) sent : 0;
 }
 
-int
-pc_send_record (int socket, const struct pc_record *record, int fd)
-{
-  return pc_send (socket, record, sizeof *record, &fd, fd >= 0 ? 1 : 0, 0);
-}
-
 void
 pc_close_fds (struct pc_fds *fds)
 {

@@ -1,7 +1,6 @@
 /* What has to be done from inside a network namespace: values of /proc/sys/net, and sockets to be had.  A socket
    stays in the namespace that it was made in, whoever has it. */
 #include "helper/netns.h"
-#include "helper/spawn.h"
 #include "mountapi.h"
 
 #include <linux/errno.h>
@@ -43,10 +42,7 @@ pc_make_hub (struct pc_record *failure)
 
   if (error == 0)
     error = pc_raise_loopback ();
-  if (error == 0)
-    return 0;
-  *failure = (struct pc_record){ .step = PC_STEP_NETWORK, .error = (i32) -error, .op = 10 };
-  return -1;
+  return error < 0 ? pc_failed (failure, PC_STEP_NETWORK, error, 10) : 0;
 }
 
 /* Pairs of strings: a path below /proc/sys/net, and what is written there. */

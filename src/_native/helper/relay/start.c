@@ -1,7 +1,6 @@
 /* How a relay is born of its launcher, and what it gives up before it meets anybody. */
 #include "identity.h"
 #include "helper/relay.h"
-#include "helper/spawn.h"
 #include "parts.h"
 
 #include <linux/errno.h>

@@ -13,15 +13,6 @@
 static const char devices[][8] = { "null", "zero", "full", "random", "urandom", "tty" };
 
 static int
-failed (struct pc_record *failure, word error, i32 where)
-{
-  failure->step = PC_STEP_LAUNCHER;
-  failure->error = (i32) -error;
-  failure->op = where;
-  return -1;
-}
-
-static int
 write_own_map (const char *path, word id)
 {
   char text[64] = "0 ";
@@ -42,11 +33,11 @@ enter_user_namespace (struct pc_launcher *launcher, struct pc_record *failure)
 
   word error = sys_unshare (CLONE_NEWUSER);
   if (error < 0)
-    return failed (failure, error, 1);
+    return pc_failed (failure, PC_STEP_LAUNCHER, error, 1);
   (void) pc_send_record (launcher->socket, &started, -1);
   if (pc_receive (launcher->socket, &answer, sizeof answer, &fds, 0) != (word) sizeof answer
       || answer.kind != PC_REQUEST_MAPS)
-    return failed (failure, -EPROTO, 2);
+    return pc_failed (failure, PC_STEP_LAUNCHER, -EPROTO, 2);
   if (answer.value != 0)
     return 0;
   error = pc_write_file (AT_FDCWD_, "/proc/self/setgroups", "deny", 4);
@@ -54,7 +45,7 @@ enter_user_namespace (struct pc_launcher *launcher, struct pc_record *failure)
     error = write_own_map ("/proc/self/uid_map", uid);
   if (error >= 0)
     error = write_own_map ("/proc/self/gid_map", gid);
-  return error < 0 ? failed (failure, error, 3) : 0;
+  return error < 0 ? pc_failed (failure, PC_STEP_LAUNCHER, error, 3) : 0;
 }
 
 static int
@@ -235,24 +226,24 @@ pc_prepare_namespace (struct pc_launcher *launcher, int plain_user, struct pc_re
     return -1;
   word error = sys_unshare (CLONE_NEWNS);
   if (error < 0)
-    return failed (failure, error, 4);
+    return pc_failed (failure, PC_STEP_LAUNCHER, error, 4);
   /* Slave, not private: what the host unmounts must not stay pinned here. */
   error = raw5 (__NR_mount, "", "/", 0, MS_REC_ | MS_SLAVE_, 0);
   if (error < 0)
-    return failed (failure, error, 5);
+    return pc_failed (failure, PC_STEP_LAUNCHER, error, 5);
   if (plain_user)
     {
       launcher->host_mounts = (int) sys_openat (AT_FDCWD_, "/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC, 0);
       if (launcher->host_mounts < 0)
-        return failed (failure, launcher->host_mounts, 6);
+        return pc_failed (failure, PC_STEP_LAUNCHER, launcher->host_mounts, 6);
       error = sys_unshare (CLONE_NEWNS);
       if (error < 0)
-        return failed (failure, error, 7);
+        return pc_failed (failure, PC_STEP_LAUNCHER, error, 7);
     }
   error = move_into_small_root (launcher);
   if (error < 0)
-    return failed (failure, error, 8);
+    return pc_failed (failure, PC_STEP_LAUNCHER, error, 8);
   launcher->own_mounts = (int) sys_openat (AT_FDCWD_, "/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC, 0);
   launcher->old_layers = !takes_detached_layers ();
-  return launcher->own_mounts < 0 ? failed (failure, launcher->own_mounts, 9) : 0;
+  return launcher->own_mounts < 0 ? pc_failed (failure, PC_STEP_LAUNCHER, launcher->own_mounts, 9) : 0;
 }

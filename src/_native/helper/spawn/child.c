@@ -14,16 +14,11 @@
 #define MS_PRIVATE_ (1 << 18)
 #define CAP(name) (1ull << (name))
 
-
 _Noreturn void
 pc_die (int control, u32 step, word error, i32 op)
 {
-  struct pc_record record = {
-    .kind = PC_RECORD_FAILED,
-    .step = step,
-    .error = (i32) -error,
-    .op = op,
-  };
+  struct pc_record record = { 0 };
+  (void) pc_failed (&record, step, error, op);
   (void) pc_send_record (control, &record, -1);
   sys_exit (127);
 }

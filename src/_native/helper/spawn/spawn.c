@@ -12,16 +12,6 @@
 #define MS_PRIVATE_ (1 << 18)
 #define MS_SLAVE_ (1 << 19)
 
-int
-pc_failed (struct pc_record *reply, u32 step, word error, i32 op)
-{
-  reply->kind = PC_RECORD_FAILED;
-  reply->step = step;
-  reply->error = (i32) -error;
-  reply->op = op;
-  return -1;
-}
-
 static int
 write_map (word pid, const char *file, const void *text, usize size)
 {

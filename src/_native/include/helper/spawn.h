@@ -25,7 +25,5 @@ void pc_reset_ambient (void);
 /* Report the end of PID 1 of a container on exit_fd, which is closed then. */
 void pc_watch_child (i32 pid, int exit_fd);
 void pc_reap_children (struct pc_launcher *launcher);
-/* Fill the reply with a failure; always -1. */
-int pc_failed (struct pc_record *reply, u32 step, word error, i32 op);
 
 #endif

@@ -1,0 +1,79 @@
+/* The table of processes that the agent started. */
+#include "agent.h"
+
+#include <linux/errno.h>
+
+#define SIGKILL_ 9
+
+static void
+process_ended (struct pc_agent *agent, i32 pid, i32 status, const struct pc_kernel_usage *usage)
+{
+  for (u32 i = 0; i < agent->count; i++)
+    {
+      struct pc_process *process = &agent->processes[i];
+      if (process->pid != pid)
+        continue;
+      /* A supervisor that was killed leaves its tree to us, unknown among others: end them all. */
+      if (process->command != NULL && (status & 0x7f) != 0)
+        raw2 (__NR_kill, -1, SIGKILL_);
+      if (process->command == NULL || (status & 0x7f) != 0)
+        {
+          /* Of a killed supervisor's command it is what has just been done to it. */
+          struct pc_record record;
+          pc_exited_record (&record, status, usage);
+          (void) pc_send_record (process->channel, &record, -1);
+        }
+      pc_close_fd (&process->channel);
+      *process = agent->processes[--agent->count];
+      return;
+    }
+}
+
+word
+pc_reap (struct pc_agent *agent, int flags)
+{
+  word pid;
+  for (;;)
+    {
+      i32 status = 0;
+      struct pc_kernel_usage usage;
+      pid = raw4 (__NR_wait4, -1, &status, flags, &usage);
+      if (pid == -EINTR)
+        continue;
+      if (pid < 0 && pid != -ECHILD)
+        sys_exit (1); /* nobody's end would be told any more */
+      if (pid <= 0)
+        return pid;
+      process_ended (agent, (i32) pid, status, &usage);
+    }
+}
+
+struct pc_process *
+pc_find_process (struct pc_agent *agent, u32 id)
+{
+  for (u32 i = 0; i < agent->count; i++)
+    if (agent->processes[i].id == id)
+      return &agent->processes[i];
+  return NULL;
+}
+
+i32 *
+pc_command_slot (struct pc_agent *agent)
+{
+  if (agent->commands == NULL)
+    {
+      word map = raw6 (__NR_mmap, 0, PC_MAX_EXECS * sizeof (i32), 3, 0x21 /* SHARED | ANONYMOUS */, -1, 0);
+      if (map < 0 && map > -4096)
+        sys_exit (1); /* an exec without its supervisor could not be ended: fail closed */
+      agent->commands = (i32 *) map;
+    }
+  for (u32 slot = 0; slot < PC_MAX_EXECS; slot++)
+    {
+      u32 used = 0;
+      for (u32 i = 0; i < agent->count; i++)
+        used |= agent->processes[i].command == &agent->commands[slot];
+      if (!used)
+        return &agent->commands[slot];
+    }
+  return NULL;
+}
