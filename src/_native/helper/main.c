@@ -19,71 +19,8 @@
 #include <linux/signal.h>
 
 #define SIG_BLOCK_ALL (~0ull)
-#define MAX_CHILDREN 16384
 
-struct child
-{
-  i32 pid;
-  i32 exit_fd;
-};
-
-static struct child children[MAX_CHILDREN];
-static u32 child_count;
 static u8 buffer[PC_MAX_MESSAGE] __attribute__ ((aligned (16)));
-
-void
-pc_watch_child (i32 pid, int exit_fd)
-{
-  if (child_count == MAX_CHILDREN)
-    {
-      sys_close (exit_fd);
-      return;
-    }
-  children[child_count++] = (struct child){ .pid = pid, .exit_fd = exit_fd };
-}
-
-/* A command that is PID 1 has no agent to hear of its caller's end, and may refuse PR_SET_PDEATHSIG. */
-static void
-end_children (void)
-{
-  for (u32 i = 0; i < child_count; i++)
-    raw2 (__NR_kill, children[i].pid, 9 /* SIGKILL */);
-}
-
-static void
-report_exit (i32 pid, i32 status, const struct pc_kernel_usage *usage)
-{
-  for (u32 i = 0; i < child_count; i++)
-    {
-      if (children[i].pid != pid)
-        continue;
-      struct pc_record record;
-      pc_exited_record (&record, status, usage);
-      (void) pc_send (children[i].exit_fd, &record, sizeof record, NULL, 0, 0x40 /* MSG_DONTWAIT */);
-      sys_close (children[i].exit_fd);
-      children[i] = children[--child_count];
-      return;
-    }
-}
-
-void
-pc_reap_children (struct pc_launcher *launcher)
-{
-  for (;;)
-    {
-      i32 status = 0;
-      struct pc_kernel_usage usage;
-      word pid = raw4 (__NR_wait4, -1, &status, 1 /* WNOHANG */, &usage);
-      if (pid == -EINTR)
-        continue;
-      if (pid < 0 && pid != -ECHILD)
-        sys_exit (1);
-      if (pid <= 0)
-        return;
-      pc_spare_ended (launcher, (i32) pid);
-      report_exit ((i32) pid, status, &usage);
-    }
-}
 
 /* Who asked waits for this: where it cannot be said, the end of the stream has to say it. */
 static void
@@ -99,7 +36,7 @@ answer (struct pc_launcher *launcher, struct pc_record *reply, int pidfd)
     }
   if (error < 0)
     {
-      end_children ();
+      pc_end_children ();
       sys_exit (1);
     }
 }
@@ -276,7 +213,7 @@ serve_layer (struct pc_launcher *launcher, const struct pc_request *request, usi
 {
   const void *whole = buffer;
   int joins = fds->count == 3;
-  int alone = (fds->count == 2 || joins) && child_count == 0;
+  int alone = (fds->count == 2 || joins) && !pc_has_children ();
 
   /* Unjoined it would have rights over all of the host: it does nothing then. */
   if (joins && (!alone || pc_join_user (fds->fd[2]) < 0))
@@ -368,7 +305,7 @@ serve (struct pc_launcher *launcher)
       else if (request->kind == PC_REQUEST_NETWORK)
         serve_network (launcher, (usize) received, &fds);
       else if (request->kind == PC_REQUEST_FILES && received == sizeof *request && fds.count == 2
-               && child_count == 0)
+               && !pc_has_children ())
         pc_serve_files (launcher->socket, request, &fds);
       else if (request->kind == PC_REQUEST_UNPACK || request->kind == PC_REQUEST_PACK)
         serve_layer (launcher, request, (usize) received, &fds);
@@ -479,7 +416,7 @@ pc_main (word *stack)
         }
       if (polled[0].revents != 0 && serve (&launcher) < 0)
         {
-          end_children ();
+          pc_end_children ();
           sys_exit (0);
         }
     }

@@ -14,6 +14,21 @@ struct pc_sources_head
   u32 more;
 };
 
+/* Clone a child and write its id maps.  0, or -1 and the reply. */
+int pc_clone_child (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fds *fds, int spare,
+                    struct pc_born *born, struct pc_record *reply);
+void pc_kill_and_reap (struct pc_born *born);
+/* Hand the plan to the child that waits.  0 and *born, or -1 and the reply. */
+int pc_claim_spare (struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds,
+                    struct pc_born *born, struct pc_record *reply);
+/* Return 1 if every fd that the plan names came with it. */
+int pc_has_fds (const struct pc_plan *plan, const struct pc_fds *fds);
+/* Write the id maps of the user namespace of `pid`.  0 or a negative errno. */
+int pc_write_maps (const struct pc_plan *plan, word pid);
+int pc_open_user_namespace (word pid);
+/* Return a borrowed fd of a user namespace in which the container's ids are those from `first` on, or a negative
+   errno. */
+int pc_find_map (const struct pc_plan *plan, u64 first);
 struct clone_args;
 /* As root, clone a container so that its user namespace belongs to its own first id. */
 word pc_clone_owned (const struct pc_plan *plan, const struct clone_args *args);

@@ -25,5 +25,7 @@ void pc_reset_ambient (void);
 /* Report the end of PID 1 of a container on exit_fd, which is closed then. */
 void pc_watch_child (i32 pid, int exit_fd);
 void pc_reap_children (struct pc_launcher *launcher);
+void pc_end_children (void);
+int pc_has_children (void);
 
 #endif
