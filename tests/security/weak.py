@@ -68,7 +68,7 @@ WEAKNESSES: Mapping[str, tuple[Edit, ...]] = {
     "magic-links": (*_MAGIC_LINKS, *_OPEN_FDS),
     "links": (
         Edit(
-            "helper/root/build.c",
+            "helper/root/path.c",
             ".resolve = nofollow ? RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS\n"
             "                        : RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,",
             ".resolve = nofollow ? 0 : 0,",

@@ -1,167 +1,8 @@
-/* The child builds its root: every path is resolved beneath the root's fd. */
+/* The operations that build a root, carried out in the child. */
 #include "builder.h"
 
 #include <linux/errno.h>
-#include <linux/magic.h>
 #include <linux/stat.h>
-
-static char scratch[4096];
-
-static int
-resolve (int root, const char *path, int nofollow, u64 flags)
-{
-  struct open_how how = {
-    .flags = flags | O_CLOEXEC,
-    .resolve = nofollow ? RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
-                        : RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
-  };
-  while (*path == '/')
-    path++;
-  return (int) sys_openat2 (root, *path == '\0' ? "." : path, &how);
-}
-
-static int
-create_component (int parent, const char *name, int as_file)
-{
-  if (!as_file)
-    return (int) sys_mkdirat (parent, name, 0755);
-  int fd = (int) sys_openat (parent, name, O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
-  if (fd < 0)
-    return fd;
-  sys_close (fd);
-  return 0;
-}
-
-/* Open path beneath root, making what is missing; a symbolic link is followed inside or refused. */
-int
-pc_make_path (int root, const char *path, int nofollow, int as_file)
-{
-  usize size = pc_strlen (path);
-  int fd = resolve (root, path, nofollow, O_PATH);
-  if (fd != -ENOENT || size >= sizeof scratch)
-    return fd;
-
-  cleanup_fd int parent = resolve (root, "", 1, O_PATH);
-  if (parent < 0)
-    return parent;
-  memcpy (scratch, path, size + 1);
-  for (usize at = 0; at < size;)
-    {
-      while (scratch[at] == '/')
-        at++;
-      usize end = at;
-      while (end < size && scratch[end] != '/')
-        end++;
-      if (end == at)
-        break;
-      char saved = scratch[end];
-      scratch[end] = '\0';
-      int next = resolve (root, scratch, nofollow, O_PATH);
-      if (next == -ENOENT)
-        {
-          int error = create_component (parent, scratch + at, as_file && end == size);
-          if (error < 0)
-            return error == -EEXIST ? -ELOOP : error; /* a dangling link stands there */
-          next = resolve (root, scratch, nofollow, O_PATH);
-        }
-      if (next < 0)
-        return next;
-      sys_close (parent);
-      parent = next;
-      scratch[end] = saved;
-      at = end;
-    }
-  return pc_steal_fd (&parent);
-}
-
-/* A link of the image may lead a mount that the caller asked for onto one of the engine's own. */
-static int
-is_engines (const struct builder *b, int fd, const struct statx *seen)
-{
-  struct
-  {
-    word type;
-    word rest[15];
-  } fs;
-  word error = raw2 (__NR_fstatfs, fd, &fs);
-  if (error < 0)
-    return (int) error;
-  return fs.type == PROC_SUPER_MAGIC || fs.type == DEVPTS_SUPER_MAGIC || fs.type == SYSFS_MAGIC
-         || fs.type == CGROUP_SUPER_MAGIC || fs.type == CGROUP2_SUPER_MAGIC
-         || (b->dev != 0 && seen->stx_mnt_id == b->dev) || (b->sys != 0 && seen->stx_mnt_id == b->sys);
-}
-
-static int
-open_target (const struct builder *b, const struct pc_op *op)
-{
-  struct statx seen;
-  int want_file = op->flags & PC_OP_IS_FILE ? 1 : 0;
-  cleanup_fd int fd
-      = pc_make_path (b->root, pc_at (b->plan, op->target), op->flags & PC_OP_NOFOLLOW, want_file);
-  if (fd < 0)
-    return fd;
-  word error = raw5 (__NR_statx, fd, "", AT_EMPTY_PATH, STATX_TYPE | STATX_MNT_ID, &seen);
-  if (error < 0)
-    return (int) error;
-  if (!(op->flags & PC_OP_NOFOLLOW))
-    {
-      int engines = is_engines (b, fd, &seen);
-      if (engines != 0)
-        return engines < 0 ? engines : -ELOOP;
-    }
-  if (!want_file && (seen.stx_mode & 0170000) != 0040000)
-    return -ENOTDIR;
-  if (want_file && (seen.stx_mode & 0170000) == 0040000)
-    return -EISDIR;
-  return pc_steal_fd (&fd);
-}
-
-/* What the root stands in under Landlock, whose rules would not hold for another root in its place.  The walk
-   to the top passes by the place of a mount: a rule for that would not be met, but one for the directory above is. */
-int
-pc_make_base (struct builder *b)
-{
-  const struct pc_security *security = pc_at (b->plan, b->plan->security);
-  if (security->landlock_abi == 0 || b->made->old >= 0 || b->made->base >= 0)
-    return 0;
-  cleanup_fd int at = (int) sys_openat (AT_FDCWD_, "r", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
-  cleanup_fd int mount = (int) sys_open_tree (AT_FDCWD_, "base", CLONE_TREE);
-  word error = at < 0 ? at : mount < 0 ? mount : sys_move_mount (mount, at);
-  if (error < 0)
-    return (int) error;
-  b->made->base = (int) sys_openat (AT_FDCWD_, "r", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
-  return b->made->base;
-}
-
-const char *
-pc_place_of_root (const struct builder *b)
-{
-  return b->made->base >= 0 ? "r/r" : "r";
-}
-
-/* Attach a detached mount at the operation's target; "/" becomes the root itself. */
-int
-pc_attach (struct builder *b, const struct pc_op *op, int mount)
-{
-  if (op->target.size == 0)
-    {
-      int made = pc_make_base (b);
-      const char *place = pc_place_of_root (b);
-      cleanup_fd int at
-          = made < 0 ? made : (int) sys_openat (AT_FDCWD_, place, O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
-      word error = at < 0 ? at : sys_move_mount (mount, at);
-      if (error < 0)
-        return (int) error;
-      b->root = (int) sys_openat (AT_FDCWD_, place, O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
-      return b->root;
-    }
-  if (b->root < 0)
-    return -EINVAL;
-  cleanup_fd int target = open_target (b, op);
-  if (target < 0)
-    return target;
-  return (int) sys_move_mount (mount, target);
-}
 
 static int
 do_filesystem (struct builder *b, const struct pc_op *op)
@@ -189,7 +30,7 @@ static int
 do_cover (struct builder *b, const struct pc_op *op)
 {
   struct statx seen;
-  cleanup_fd int target = resolve (b->root, pc_at (b->plan, op->target), 1, O_PATH);
+  cleanup_fd int target = pc_resolve (b->root, pc_at (b->plan, op->target), 1, O_PATH);
   if (target == -ENOENT)
     return 0;
   if (target < 0)
@@ -226,7 +67,7 @@ do_move (struct builder *b, const struct pc_op *op)
 {
   struct statx seen, root;
   cleanup_fd int from
-      = resolve (b->made->old, pc_at (b->plan, op->target), op->flags & PC_OP_NOFOLLOW, O_PATH);
+      = pc_resolve (b->made->old, pc_at (b->plan, op->target), op->flags & PC_OP_NOFOLLOW, O_PATH);
   if (from < 0)
     return from == -ENOENT ? 0 : from;
   word error = raw5 (__NR_statx, from, "", AT_EMPTY_PATH, STATX_MNT_ID, &seen);
@@ -236,7 +77,7 @@ do_move (struct builder *b, const struct pc_op *op)
     return (int) error;
   if (seen.stx_mnt_id == root.stx_mnt_id || !(seen.stx_attributes & STATX_ATTR_MOUNT_ROOT))
     return 0;
-  cleanup_fd int to = open_target (b, op);
+  cleanup_fd int to = pc_open_target (b, op);
   return to < 0 ? to : (int) sys_move_mount (from, to);
 }
 
@@ -246,7 +87,7 @@ static int
 do_directory (struct builder *b, const struct pc_op *op)
 {
   const char *path = pc_at (b->plan, op->target);
-  cleanup_fd int there = resolve (b->root, path, 0, O_PATH);
+  cleanup_fd int there = pc_resolve (b->root, path, 0, O_PATH);
   if (there != -ENOENT)
     return 0;
   cleanup_fd int made = pc_make_path (b->root, path, 0, 0);
@@ -263,7 +104,7 @@ do_directory (struct builder *b, const struct pc_op *op)
 static int
 do_sysctl (struct builder *b, const struct pc_op *op)
 {
-  cleanup_fd int fd = resolve (b->root, pc_at (b->plan, op->target), 1, O_WRONLY);
+  cleanup_fd int fd = pc_resolve (b->root, pc_at (b->plan, op->target), 1, O_WRONLY);
   if (fd < 0)
     return fd;
   word written = sys_write (fd, pc_at (b->plan, op->data), op->data.size);

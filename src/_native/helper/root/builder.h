@@ -1,4 +1,4 @@
-/* What the files that build a root share. */
+/* Internal interface of the builder of roots. */
 #ifndef PC_BUILDER_H
 #define PC_BUILDER_H
 
@@ -21,12 +21,17 @@ struct builder
   char work_path[48];
 };
 
-/* Open path beneath root, making what is missing; a symbolic link is followed inside or refused. */
+/* Open a path beneath root with these flags of open(2).  Links are followed within root, or refused. */
+int pc_resolve (int root, const char *path, int nofollow, u64 flags);
+/* Open a path beneath root as O_PATH, and make the directories, and the file, that are missing. */
 int pc_make_path (int root, const char *path, int nofollow, int as_file);
+/* Open the target of an operation, made if it is missing.  -ELOOP where a link leads to a mount of the engine. */
+int pc_open_target (const struct builder *b, const struct pc_op *op);
+/* Under Landlock, attach the mount to which the root is attached.  A no-op once it is there. */
 int pc_make_base (struct builder *b);
-/* Where the root is attached. */
+/* Path to which the root is attached. */
 const char *pc_place_of_root (const struct builder *b);
-/* Attach a detached mount at the operation's target; "/" becomes the root itself. */
+/* Attach a detached mount to the target of an operation; at "/" it becomes the root. */
 int pc_attach (struct builder *b, const struct pc_op *op, int mount);
 int pc_do_upper (struct builder *b, const struct pc_op *op);
 int pc_do_file (struct builder *b, const struct pc_op *op);
