@@ -1,4 +1,4 @@
-/* What the files of the relay share. */
+/* Internal interface of the relay. */
 #ifndef PC_PARTS_H
 #define PC_PARTS_H
 
@@ -102,14 +102,24 @@ void pc_refresh_session (struct pc_session *session);
 _Noreturn void pc_relay (int socket);
 /* Register with epoll, until the fd is closed; 0 or a negative errno. */
 int pc_watch (int fd, enum pc_end end, u32 place, u32 generation, u32 events);
+/* Make the epoll instance; its fd or a negative errno. */
+int pc_start_watching (void);
 struct pc_listener *pc_listener_at (u32 place);
+/* The next listener in use after this one, the first after NULL, or NULL. */
+struct pc_listener *pc_next_listener (const struct pc_listener *after);
+/* An unused place, or NULL when all are in use. */
+struct pc_listener *pc_free_listener (void);
 u32 pc_place_of (const struct pc_listener *listener);
 /* A nonblocking socket on its way to where a listener's clients want to go, or a negative errno. */
 int pc_dial (const struct pc_listener *listener, int type);
 int pc_socket_option (int fd, int name);
-/* Leave a listener alone for a moment, as it would be ready at once again. */
+/* Ignore a listener for a while: it has a client, but no fd is free to accept it, so epoll would report it again at
+   once. */
 void pc_stall (struct pc_listener *listener);
-/* A listener that has failed for good. */
+int pc_is_stalled (void);
+int pc_stall_is_over (void);
+void pc_end_stall (void);
+/* Close a listener; the sessions of a UDP one are dropped before. */
 void pc_close_listener (struct pc_listener *listener);
 i64 pc_seconds (void);
 

@@ -15,117 +15,7 @@ static const u16 relay_calls[] = {
   __NR_recvmsg,     __NR_sendmsg,   __NR_clock_gettime, __NR_exit_group,
 };
 
-static struct
-{
-  int commands;
-  int epoll;
-  u32 end; /* of the places that were ever used */
-  int stalled; /* any of them is, */
-  i64 since;   /* from this second on */
-  struct pc_listener listeners[PC_LISTENERS_MOST];
-} relay;
-
-static struct epoll_event
-event_of (enum pc_end end, u32 place, u32 generation, u32 events)
-{
-  return (struct epoll_event){ .events = events, .data = (u64) generation << 32 | (u64) end << 24 | place };
-}
-
-int
-pc_watch (int fd, enum pc_end end, u32 place, u32 generation, u32 events)
-{
-  struct epoll_event event = event_of (end, place, generation, events);
-  return (int) raw4 (__NR_epoll_ctl, relay.epoll, EPOLL_CTL_ADD, fd, &event);
-}
-
-struct pc_listener *
-pc_listener_at (u32 place)
-{
-  return &relay.listeners[place];
-}
-
-u32
-pc_place_of (const struct pc_listener *listener)
-{
-  return (u32) (listener - relay.listeners);
-}
-
-int
-pc_socket_option (int fd, int name)
-{
-  i32 value = 0;
-  u32 size = sizeof value;
-  word error = raw5 (__NR_getsockopt, fd, SOL_SOCKET, name, &value, &size);
-  return error < 0 ? (int) error : value;
-}
-
-i64
-pc_seconds (void)
-{
-  i64 now[2] = { 0, 0 };
-  raw2 (__NR_clock_gettime, 1 /* CLOCK_MONOTONIC */, now);
-  return now[0];
-}
-
-int
-pc_dial (const struct pc_listener *listener, int type)
-{
-  const struct pc_address *to = &listener->upstream;
-  cleanup_fd int fd = (int) raw3 (__NR_socket, to->family, type | SOCK_FLAGS_, 0);
-  if (fd < 0)
-    return fd;
-  word error = raw3 (__NR_connect, fd, to, to->family == AF_INET_ ? 16 : sizeof *to);
-  return error < 0 && error != -EINPROGRESS ? (int) error : pc_steal_fd (&fd);
-}
-
-static void
-set_interest (const struct pc_listener *listener, u32 events)
-{
-  struct epoll_event event = event_of (PC_END_LISTENER, pc_place_of (listener), listener->generation, events);
-  raw4 (__NR_epoll_ctl, relay.epoll, EPOLL_CTL_MOD, listener->fd, &event);
-}
-
-void
-pc_stall (struct pc_listener *listener)
-{
-  listener->stalled = 1;
-  relay.stalled = 1;
-  relay.since = pc_seconds ();
-  set_interest (listener, 0);
-}
-
-static void
-end_stall (void)
-{
-  relay.stalled = 0;
-  for (u32 i = 0; i < relay.end; i++)
-    if (relay.listeners[i].used && relay.listeners[i].stalled)
-      {
-        relay.listeners[i].stalled = 0;
-        set_interest (&relay.listeners[i], EPOLLIN);
-      }
-}
-
-void
-pc_close_listener (struct pc_listener *listener)
-{
-  if (listener->protocol == IPPROTO_UDP)
-    pc_udp_drop (pc_place_of (listener));
-  /* Its caller may hold it as well, and then epoll would go on to tell of it. */
-  raw4 (__NR_epoll_ctl, relay.epoll, EPOLL_CTL_DEL, listener->fd, 0);
-  pc_close_fd (&listener->fd);
-  listener->used = 0;
-  listener->generation++;
-}
-
-static struct pc_listener *
-find_place (void)
-{
-  for (u32 i = 0; i < relay.end; i++)
-    if (!relay.listeners[i].used)
-      return &relay.listeners[i];
-  return relay.end < PC_LISTENERS_MOST ? &relay.listeners[relay.end++] : NULL;
-}
+static int commands; /* the socket that commands come from */
 
 /* The family of a socket that is what the command says, or a negative errno. */
 static int
@@ -170,7 +60,7 @@ add (const struct pc_relay_command *command, struct pc_fds *fds)
     return family;
   word flags = raw3 (__NR_fcntl, fds->fd[0], F_GETFL, 0);
   word error = flags < 0 ? flags : raw3 (__NR_fcntl, fds->fd[0], F_SETFL, flags | O_NONBLOCK);
-  struct pc_listener *listener = error < 0 ? NULL : find_place ();
+  struct pc_listener *listener = error < 0 ? NULL : pc_free_listener ();
   if (listener == NULL)
     return error < 0 ? (int) error : -ENOSPC;
   error = pc_watch (fds->fd[0], PC_END_LISTENER, pc_place_of (listener), listener->generation, EPOLLIN);
@@ -192,9 +82,16 @@ add (const struct pc_relay_command *command, struct pc_fds *fds)
 static void
 drop (u32 id)
 {
-  for (u32 i = 0; i < relay.end; i++)
-    if (relay.listeners[i].used && relay.listeners[i].id == id)
-      pc_close_listener (&relay.listeners[i]);
+  struct pc_listener *listener = NULL;
+
+  while ((listener = pc_next_listener (listener)) != NULL)
+    {
+      if (listener->id != id)
+        continue;
+      if (listener->protocol == IPPROTO_UDP)
+        pc_udp_drop (pc_place_of (listener));
+      pc_close_listener (listener);
+    }
   pc_tcp_drop (id);
 }
 
@@ -204,7 +101,7 @@ serve_command (void)
   struct pc_relay_command command;
   struct pc_relay_answer answer = { .error = EINVAL };
   struct pc_fds fds;
-  word received = pc_receive (relay.commands, &command, sizeof command, &fds, 0x40 /* MSG_DONTWAIT */);
+  word received = pc_receive (commands, &command, sizeof command, &fds, 0x40 /* MSG_DONTWAIT */);
 
   if (received == -EAGAIN)
     return;
@@ -223,7 +120,7 @@ serve_command (void)
     }
   pc_close_fds (&fds);
   /* Who sends on without reading misses answers. */
-  (void) pc_send (relay.commands, &answer, sizeof answer, NULL, 0, 0x40);
+  (void) pc_send (commands, &answer, sizeof answer, NULL, 0, 0x40);
 }
 
 static void
@@ -239,12 +136,15 @@ dispatch (const struct epoll_event *event)
     pc_udp_event (place, generation);
   else if (end != PC_END_LISTENER)
     pc_tcp_event (end, place, generation, event->events);
-  else if (relay.listeners[place].used && relay.listeners[place].generation == generation)
+  else
     {
-      if (relay.listeners[place].protocol == IPPROTO_UDP)
-        pc_udp_take (&relay.listeners[place]);
+      struct pc_listener *listener = pc_listener_at (place);
+      if (!listener->used || listener->generation != generation)
+        return;
+      if (listener->protocol == IPPROTO_UDP)
+        pc_udp_take (listener);
       else
-        pc_tcp_accept (&relay.listeners[place]);
+        pc_tcp_accept (listener);
     }
 }
 
@@ -255,19 +155,19 @@ pc_relay (int socket)
   i64 swept = 0;
   int busy = 0;
 
-  relay.commands = socket;
-  relay.epoll = (int) raw1 (__NR_epoll_create1, O_CLOEXEC);
-  if (relay.epoll < 0 || pc_watch (socket, PC_END_COMMANDS, 0, 0, EPOLLIN) < 0
+  commands = socket;
+  int epoll = pc_start_watching ();
+  if (epoll < 0 || pc_watch (socket, PC_END_COMMANDS, 0, 0, EPOLLIN) < 0
       || pc_filter_calls (relay_calls, COUNT (relay_calls)) < 0)
     sys_exit (1);
   for (;;)
     {
-      int patience = busy ? 0 : relay.stalled ? STALL : pc_udp_busy () ? SWEEP : -1;
-      word count = raw6 (__NR_epoll_pwait, relay.epoll, (word) events, EVENTS_MOST, patience, 0, 8);
+      int patience = busy ? 0 : pc_is_stalled () ? STALL : pc_udp_busy () ? SWEEP : -1;
+      word count = raw6 (__NR_epoll_pwait, epoll, (word) events, EVENTS_MOST, patience, 0, 8);
       if (count < 0 && count != -EINTR)
         sys_exit (1);
-      if (relay.stalled && (count == 0 || pc_seconds () != relay.since))
-        end_stall ();
+      if (pc_is_stalled () && (count == 0 || pc_stall_is_over ()))
+        pc_end_stall ();
       for (word i = 0; i < count; i++)
         dispatch (&events[i]);
       busy = pc_tcp_turns ();
