@@ -44,7 +44,7 @@ int room_fresh (const struct room *room, const char *name);
 /* Everything but room->work is as it was made, and that holds this many directories. */
 void room_check (const struct room *room, u32 directories);
 
-/* layers_finish.c: close what pc_unpack_finish keeps. */
+/* layers_finish.c: close the directories that the unpacker keeps open. */
 void finish_forget (void);
 
 /* layers_compare.c */

@@ -112,7 +112,7 @@ def _smaller(into: Path) -> Path:
     shutil.copytree(os.environ.get("PYC_NATIVE") or NATIVE, copy, dirs_exist_ok=True)
     changes = [(copy / "include" / "raw.h", old, new) for old, new in _KERNEL]
     for old, new in _SMALLER.items():
-        changes.append((copy / "helper" / "archive" / ("tree.c" if "NOTES" in old else "tar.h"), old, new))
+        changes.append((copy / "helper" / "archive" / ("marks.c" if "NOTES" in old else "tar.h"), old, new))
     for path, old, new in changes:
         text = path.read_text()
         if old not in text:
@@ -127,7 +127,7 @@ def _layers(into: Path) -> Iterator[tuple[Path, list[str]]]:
     for path in sorted(HERE.glob("layers*.c")):
         yield path, include
     for path in sorted((copy / "helper" / "archive").glob("*.c")):
-        if path.name not in ("unpack.c", "finish.c", "pack.c"):  # layers_*.c
+        if path.name not in ("unpack.c", "pack.c"):  # layers_*.c
             yield path, include
     yield copy / "helper" / "cleanup" / "remove.c", include
     yield copy / "shared" / "wire.c", [*include, *_OWN_MEMORY]

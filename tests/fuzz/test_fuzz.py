@@ -92,9 +92,9 @@ BREAKAGES = {
         "  if (sparse->count == PC_TAR_REGIONS_MOST)\n    return -PC_UNPACK_SPARSE;\n",
         "",
     ),
-    "a record longer than its header": ("helper/archive/tar.c", "length > size - begin || ", ""),
+    "a record longer than its header": ("helper/archive/pax.c", "length > size - begin || ", ""),
     "a name with the parent's": ("helper/archive/tree.c", "name[0] == '.' && name[1] == '.'", "0"),
-    "links that lead out": ("helper/archive/tree.c", "RESOLVE_IN_ROOT | ", ""),
+    "links that lead out": ("helper/archive/beneath.c", "RESOLVE_IN_ROOT | ", ""),
     "times that are not written": (
         "helper/archive/header.c",
         "entry->nanoseconds > 0",

@@ -79,7 +79,7 @@ WEAKNESSES: Mapping[str, tuple[Edit, ...]] = {
         Edit("agent/exec.c", "if ((error = raw0 (__NR_setsid)) < 0)", "if ((error = 0) < 0)"),
     ),
     "unpacker": (
-        Edit("helper/archive/tree.c", ".resolve = RESOLVE_IN_ROOT | resolve,", ".resolve = resolve & 0,"),
+        Edit("helper/archive/beneath.c", ".resolve = RESOLVE_IN_ROOT | resolve,", ".resolve = resolve & 0,"),
         Edit("helper/archive/tree.c", "if ((size == 2 && name[0] == '.' && name[1] == '.') ||", "if ("),
         Edit("helper/archive/entry.c", "if (size == 2 && link[0] == '.' && link[1] == '.')", "if (0)"),
         Edit("helper/sandbox.c", 'error = raw1 (__NR_chroot, ".");', "error = 0;"),

@@ -14,7 +14,6 @@ failed (struct pc_unpack *unpack, u32 problem, word error)
   return pc_unpack_failed (unpack, problem, error);
 }
 
-
 static int
 set_attributes (struct pc_unpack *unpack, const struct pc_tar *tar, int fd, const char *name)
 {

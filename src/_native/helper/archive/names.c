@@ -100,3 +100,21 @@ pc_list_names (struct pc_arena *arena, int fd, usize *count)
   sort_names (names, *count);
   return names;
 }
+
+int
+pc_starts_with (const char *text, const char *prefix)
+{
+  usize n = pc_strlen (prefix);
+  for (usize i = 0; i < n; i++)
+    if (text[i] != prefix[i])
+      return 0;
+  return 1;
+}
+
+int
+pc_attribute_is_content (const char *name)
+{
+  if (pc_starts_with (name, "user."))
+    return !pc_starts_with (name, "user.overlay.");
+  return pc_streq (name, "security.capability") || pc_streq (name, "system.posix_acl_access");
+}

@@ -59,11 +59,7 @@ failed (u32 problem, word error)
 {
   pack.report.problem = problem;
   pack.report.error = (i32) -error;
-  usize n = pc_strlen (pack.path);
-  if (n > sizeof pack.report.name - 1)
-    n = sizeof pack.report.name - 1;
-  memcpy (pack.report.name, pack.path, n);
-  pack.report.name[n] = '\0';
+  pc_report_name (&pack.report, pack.path);
   return -1;
 }
 

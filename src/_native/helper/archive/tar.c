@@ -4,8 +4,6 @@
 #include "stream.h"
 #include "wire.h"
 
-#define EINTR_ 4
-
 void
 pc_tar_open (struct pc_tar *tar, int fd, void *memory)
 {
@@ -15,107 +13,6 @@ pc_tar_open (struct pc_tar *tar, int fd, void *memory)
   tar->buffer = at;
   tar->regions = (struct pc_tar_region *) (void *) (at + PC_TAR_BUFFER);
   tar->extended = at + PC_TAR_BUFFER + PC_TAR_REGIONS_MOST * sizeof (struct pc_tar_region);
-}
-
-int
-pc_tar_fill (struct pc_tar *tar, usize wanted)
-{
-  if (tar->start == tar->end)
-    tar->start = tar->end = 0;
-  if (tar->start + wanted > PC_TAR_BUFFER)
-    {
-      memcpy (tar->buffer, tar->buffer + tar->start, tar->end - tar->start);
-      tar->end -= tar->start;
-      tar->start = 0;
-    }
-  while (tar->end - tar->start < wanted)
-    {
-      word got = sys_read (tar->fd, tar->buffer + tar->end, PC_TAR_BUFFER - tar->end);
-      if (got == -EINTR_)
-        continue;
-      if (got < 0)
-        {
-          tar->error = (i32) -got;
-          return -PC_UNPACK_READ;
-        }
-      if (got == 0)
-        return tar->end == tar->start ? 0 : -PC_UNPACK_TRUNCATED;
-      tar->end += (usize) got;
-    }
-  return 1;
-}
-
-word
-pc_tar_data (struct pc_tar *tar, u64 most, const u8 **data)
-{
-  if (tar->left < most)
-    most = tar->left;
-  if (most == 0)
-    return 0;
-  if (tar->start == tar->end)
-    {
-      int got = pc_tar_fill (tar, 1);
-      if (got <= 0)
-        return got < 0 ? got : -PC_UNPACK_TRUNCATED;
-    }
-  usize there = tar->end - tar->start;
-  if (there > most)
-    there = (usize) most;
-  *data = tar->buffer + tar->start;
-  tar->start += there;
-  tar->left -= there;
-  tar->skip -= there;
-  return (word) there;
-}
-
-/* Skip the rest of an entry's data and its padding. */
-static int
-skip (struct pc_tar *tar)
-{
-  while (tar->skip > 0)
-    {
-      if (tar->start == tar->end)
-        {
-          int got = pc_tar_fill (tar, 1);
-          if (got <= 0)
-            return got < 0 ? got : -PC_UNPACK_TRUNCATED;
-        }
-      usize there = tar->end - tar->start;
-      if (there > tar->skip)
-        there = (usize) tar->skip;
-      tar->start += there;
-      tar->skip -= there;
-    }
-  tar->left = 0;
-  return 1;
-}
-
-int
-pc_tar_drain (struct pc_tar *tar)
-{
-  for (;;)
-    {
-      tar->start = tar->end = 0;
-      int got = pc_tar_fill (tar, 1);
-      if (got <= 0)
-        return got;
-    }
-}
-
-static int
-take_data (struct pc_tar *tar, u8 *out, usize size)
-{
-  while (size > 0)
-    {
-      const u8 *data;
-      word got = pc_tar_data (tar, size, &data);
-      if (got <= 0)
-        return got < 0 ? (int) got : -PC_UNPACK_TRUNCATED;
-      memcpy (out, data, (usize) got);
-      out += got;
-      size -= (usize) got;
-    }
-  return 1;
 }
 
 static int
@@ -144,23 +41,16 @@ sum_is_right (const u8 *block)
   return pc_parse_field (block + 148, 8, &said) == 0 && ((i64) said == plain || (i64) said == with_sign);
 }
 
-static void
-begin_data (struct pc_tar *tar, u64 size)
-{
-  tar->left = size;
-  tar->skip = (size + PC_TAR_BLOCK - 1) / PC_TAR_BLOCK * PC_TAR_BLOCK;
-}
-
 /* Read the data of an extended header. */
 static int
 read_extension (struct pc_tar *tar, u64 size, void *out, usize most, int problem)
 {
   if (size > most)
     return -problem;
-  begin_data (tar, size);
-  int done = take_data (tar, out, (usize) size);
+  pc_tar_begin (tar, size);
+  int done = pc_tar_take (tar, out, (usize) size);
   ((u8 *) out)[size] = '\0';
-  return done < 0 ? done : skip (tar);
+  return done < 0 ? done : pc_tar_skip (tar);
 }
 
 static int
@@ -212,177 +102,12 @@ read_numbers (const u8 *block, struct pc_tar_entry *entry)
   return 1;
 }
 
-/* One record "LENGTH KEY=VALUE\n" of an extended header. The first pass replaces its newline by a NUL, which a
-   second pass (`again`) has to expect. */
-struct record
-{
-  char *key;
-  char *value;
-  usize size;
-};
-
-static int
-next_record (u8 *text, usize size, usize *at, struct record *record, int again)
-{
-  if (*at == size)
-    return 0;
-  usize begin = *at;
-  u64 length = 0;
-  usize digits = 0;
-  while (begin + digits < size && text[begin + digits] >= '0' && text[begin + digits] <= '9' && digits < 9)
-    length = length * 10 + (u64) (text[begin + digits++] - '0');
-  if (digits == 0 || length > size - begin || length < digits + 4 || text[begin + digits] != ' ')
-    return -PC_UNPACK_EXTENDED;
-  u8 *end = text + begin + length - 1;
-  u8 *key = text + begin + digits + 1;
-  u8 *equals = key;
-  while (equals < end && *equals != '=' && *equals != '\0')
-    equals++;
-  if (equals == end || *equals != '=' || equals == key || (*end != '\n' && !(again && *end == '\0')))
-    return -PC_UNPACK_EXTENDED;
-  *end = '\0';
-  record->key = (char *) key;
-  record->value = (char *) equals + 1;
-  record->size = (usize) (end - equals - 1);
-  *at = begin + (usize) length;
-  return 1;
-}
-
-static int
-is_key (const struct record *record, const char *key, usize size)
-{
-  /* The key still ends with its '='. */
-  usize n = (usize) (record->value - record->key) - 1;
-  return n == size && memcmp (record->key, key, size) == 0;
-}
-#define IS(record, text) is_key (record, text, sizeof (text) - 1)
-
-static int
-sparse_record (struct pc_tar *tar, const struct record *record, struct pc_sparse *sparse, char **name)
-{
-  u64 value = 0;
-  int number = pc_parse_decimal (record->value, record->size, &value);
-
-  if (IS (record, "GNU.sparse.name"))
-    {
-      if (pc_strlen (record->value) != record->size)
-        return -PC_UNPACK_NAME;
-      *name = record->value;
-      return 1;
-    }
-  if (IS (record, "GNU.sparse.map"))
-    {
-      sparse->map = record->value;
-      sparse->is_sparse = 1;
-      return 1;
-    }
-  if (number < 0)
-    return -PC_UNPACK_SPARSE;
-  if (IS (record, "GNU.sparse.size") || IS (record, "GNU.sparse.realsize"))
-    {
-      sparse->size = value;
-      sparse->is_sparse = 1;
-    }
-  else if (IS (record, "GNU.sparse.major"))
-    sparse->major = (u32) value;
-  else if (IS (record, "GNU.sparse.offset"))
-    {
-      sparse->pending = 1;
-      return pc_sparse_add (tar, sparse, value, 0);
-    }
-  else if (IS (record, "GNU.sparse.numbytes"))
-    {
-      if (!sparse->pending)
-        return -PC_UNPACK_SPARSE;
-      sparse->pending = 0;
-      tar->regions[sparse->count - 1].size = value;
-    }
-  return 1;
-}
-
-static int
-apply_record (struct pc_tar *tar, const struct record *record, struct pc_tar_entry *entry, struct pc_sparse *sparse,
-              char **sparse_name)
-{
-  int is_name = IS (record, "path");
-
-  if (is_name || IS (record, "linkpath"))
-    {
-      if (pc_strlen (record->value) != record->size)
-        return -PC_UNPACK_NAME;
-      if (record->size > 0)
-        *(is_name ? &entry->name : &entry->link) = record->value;
-      return 1;
-    }
-  if (record->size == 0)
-    return 1; /* an empty value revokes a global header's; those are not kept */
-  if (IS (record, "size"))
-    return pc_parse_decimal (record->value, record->size, &entry->stored) < 0 ? -PC_UNPACK_NUMBER : 1;
-  if (IS (record, "uid"))
-    return pc_parse_decimal (record->value, record->size, &entry->uid) < 0 ? -PC_UNPACK_NUMBER : 1;
-  if (IS (record, "gid"))
-    return pc_parse_decimal (record->value, record->size, &entry->gid) < 0 ? -PC_UNPACK_NUMBER : 1;
-  if (IS (record, "mtime"))
-    return pc_parse_time (record->value, record->size, &entry->seconds, &entry->nanoseconds) < 0
-               ? -PC_UNPACK_NUMBER
-               : 1;
-  if (record->value - record->key > 11 && memcmp (record->key, "GNU.sparse.", 11) == 0)
-    return sparse_record (tar, record, sparse, sparse_name);
-  return 1;
-}
-
-static int
-has_data (char type)
-{
-  return type == PC_TAR_FILE || type == '\0' || type == '7' || type == 'S';
-}
-
-static int
-apply_extended (struct pc_tar *tar, struct pc_tar_entry *entry, struct pc_sparse *sparse)
-{
-  usize at = 0;
-  struct record record;
-  char *sparse_name = NULL;
-  int more;
-
-  while ((more = next_record (tar->extended, tar->extended_size, &at, &record, 0)) > 0)
-    {
-      more = apply_record (tar, &record, entry, sparse, &sparse_name);
-      if (more < 0)
-        return more;
-    }
-  /* On a file that is not sparse it would be a second name that other readers ignore. */
-  if (more == 0 && sparse_name != NULL && sparse->is_sparse && has_data (entry->type))
-    entry->name = sparse_name;
-  return more < 0 ? more : sparse->pending ? -PC_UNPACK_SPARSE : 1;
-}
-
-int
-pc_tar_attribute (const struct pc_tar *tar, usize *at, const char **name, const u8 **value, usize *size)
-{
-  static const char prefix[] = "SCHILY.xattr.";
-  struct record record;
-
-  while (next_record (tar->extended, tar->extended_size, at, &record, 1) > 0)
-    {
-      usize n = (usize) (record.value - record.key) - 1;
-      if (n <= sizeof prefix - 1 || memcmp (record.key, prefix, sizeof prefix - 1) != 0)
-        continue;
-      record.value[-1] = '\0';
-      *name = record.key + sizeof prefix - 1;
-      *value = (const u8 *) record.value;
-      *size = record.size;
-      return 1;
-    }
-  return 0;
-}
-
 /* Parse an entry's header and apply the extended headers before it. */
 static int
 finish_entry (struct pc_tar *tar, const u8 *block, struct pc_tar_entry *entry)
 {
   struct pc_sparse sparse = { 0 };
-  int done = apply_extended (tar, entry, &sparse);
+  int done = pc_tar_apply_extended (tar, entry, &sparse);
 
   if (done < 0)
     return done;
@@ -403,14 +128,14 @@ finish_entry (struct pc_tar *tar, const u8 *block, struct pc_tar_entry *entry)
       if (done < 0)
         return done;
     }
-  begin_data (tar, has_data (entry->type) ? entry->stored : 0);
+  pc_tar_begin (tar, pc_tar_has_data (entry->type) ? entry->stored : 0);
   entry->size = tar->left;
   entry->stored = tar->left;
-  if (sparse.is_sparse && has_data (entry->type))
+  if (sparse.is_sparse && pc_tar_has_data (entry->type))
     done = pc_sparse_read (tar, entry, &sparse);
   usize n = pc_strlen (entry->name);
   /* A trailing slash marked directories before they had a type. */
-  if (has_data (entry->type))
+  if (pc_tar_has_data (entry->type))
     entry->type = entry->type == '\0' && n > 0 && entry->name[n - 1] == '/' ? PC_TAR_DIRECTORY : PC_TAR_FILE;
   return done;
 }
@@ -418,7 +143,7 @@ finish_entry (struct pc_tar *tar, const u8 *block, struct pc_tar_entry *entry)
 static int
 next_block (struct pc_tar *tar, u8 *block)
 {
-  int got = skip (tar);
+  int got = pc_tar_skip (tar);
   if (got > 0)
     got = pc_tar_fill (tar, PC_TAR_BLOCK);
   if (got <= 0)
@@ -481,7 +206,7 @@ pc_tar_next (struct pc_tar *tar, struct pc_tar_entry *entry)
           globals++;
           if (entry->stored > PC_TAR_EXTENDED_MOST)
             return -PC_UNPACK_EXTENDED_SIZE;
-          begin_data (tar, entry->stored);
+          pc_tar_begin (tar, entry->stored);
           break;
         default:
           read_names (tar, block, entry);

@@ -8,34 +8,6 @@
 static struct pc_unpack unpack;
 static struct pc_tar tar;
 
-int
-pc_starts_with (const char *text, const char *prefix)
-{
-  usize n = pc_strlen (prefix);
-  for (usize i = 0; i < n; i++)
-    if (text[i] != prefix[i])
-      return 0;
-  return 1;
-}
-
-int
-pc_attribute_is_content (const char *name)
-{
-  if (pc_starts_with (name, "user."))
-    return !pc_starts_with (name, "user.overlay.");
-  return pc_streq (name, "security.capability") || pc_streq (name, "system.posix_acl_access");
-}
-
-static void
-name_entry (struct pc_unpack_report *report, const char *name)
-{
-  usize n = pc_strlen (name);
-  if (n > sizeof report->name - 1)
-    n = sizeof report->name - 1;
-  memcpy (report->name, name, n);
-  report->name[n] = '\0';
-}
-
 static int
 count (struct pc_unpack_report *report, const struct pc_tar_entry *entry)
 {
@@ -61,7 +33,7 @@ unpack_stream (int stream)
   pc_tar_open (&tar, stream, (void *) memory);
   while ((more = pc_tar_next (&tar, &entry)) > 0)
     {
-      name_entry (&unpack.report, entry.name);
+      pc_report_name (&unpack.report, entry.name);
       if (unpack.flags & PC_UNPACK_READABLE)
         entry.mode |= entry.type == PC_TAR_DIRECTORY ? 0700 : 0600;
       if (unpack.flags & PC_UNPACK_NO_SPECIAL_FILES)

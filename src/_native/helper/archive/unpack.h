@@ -3,6 +3,7 @@
 #define PC_UNPACK_H
 
 #include "helper/archive.h"
+#include "names.h"
 #include "tar.h"
 #include "wire.h"
 
@@ -62,6 +63,8 @@ struct pc_stat
   u32 nanoseconds;
 };
 
+/* Copy an entry's name, cut to the room in the report. */
+void pc_report_name (struct pc_unpack_report *report, const char *name);
 /* Record a problem in the report and return it negated. */
 int pc_unpack_failed (struct pc_unpack *unpack, u32 problem, word error);
 /* The same for a path that may be right once the lower layers are known. */
@@ -96,10 +99,6 @@ int pc_tree_mark_opaque (struct pc_unpack *unpack, int dir, const char *name, co
 int pc_tree_whiteout (struct pc_unpack *unpack, int dir, const char *name);
 int pc_tree_note (struct pc_unpack *unpack, const char *path, i64 seconds, u32 nanoseconds, u32 kind);
 
-int pc_starts_with (const char *text, const char *prefix);
-/* user.* and a file's own ACL are content (a default ACL would change the entries that come after it), capabilities are part of a program; the rest is a host's own, and what
-   overlayfs reads would change what a container sees. */
-int pc_attribute_is_content (const char *name);
 int pc_unpack_entry (struct pc_unpack *unpack, struct pc_tar *tar, const struct pc_tar_entry *entry);
 /* Complete implied directories from the lower layers, then set the times of all. */
 int pc_unpack_finish (struct pc_unpack *unpack, const int *lowers, u32 count);
