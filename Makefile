@@ -40,6 +40,7 @@ types: $(STAMP) ## mypy, strict
 
 c-check: $(STAMP) ## warnings as errors, gcc -fanalyzer, the aarch64 compiler where there is one
 	$(BIN)/python tests/native/check.py
+	$(BIN)/python -m pytest tests/native -q
 
 unit: $(STAMP)
 	$(BIN)/python -m pytest tests/unit $(wildcard tests/test_*.py) -n $(JOBS) -q

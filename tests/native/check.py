@@ -1,4 +1,4 @@
-"""Check the C code with every available compiler: warnings as errors, gcc -fanalyzer, aarch64."""
+"""Check the C code: calls and includes, warnings as errors with every available compiler, gcc -fanalyzer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.native import calls  # noqa: E402  (run as a script, by make c-check)
+
 NATIVE = ROOT / "src" / "_native"
 ANALYZER = ["-fanalyzer", "-Wno-analyzer-too-complex"]
 
@@ -37,7 +41,7 @@ def _run(label: str, command: list[str]) -> bool:
 def main() -> int:
     """Run every check and return 0 if all are clean."""
     builder = _builder()
-    good = True
+    good = calls.main() == 0
     with tempfile.TemporaryDirectory(prefix="pyc-c-") as directory:
         out = Path(directory) / "program"
         for compiler in ("gcc", "clang", "aarch64-linux-gnu-gcc"):

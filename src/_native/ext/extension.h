@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "../include/protocol.h"
+#include "protocol.h"
 
 struct pc_record_fd
 {

@@ -1,9 +1,9 @@
 /* Thin calls that Python's standard library lacks. */
 #define _GNU_SOURCE
 #include "extension.h"
-#include "../include/plan.h"
-#include "../include/steps.h"
-#include "../include/layer.h"
+#include "plan.h"
+#include "steps.h"
+#include "layer.h"
 
 #include <errno.h>
 #include <fcntl.h>
