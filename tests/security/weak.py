@@ -37,7 +37,7 @@ _OPEN_FDS = (
     Edit("shared/wire.c", "flags | MSG_CMSG_CLOEXEC_", "flags"),
     Edit("agent/exec.c", "|| (error = pc_close_all_but (&channel, 1)) < 0)", "|| 0)"),
     Edit(
-        "shared/identity.c",
+        "shared/fds.c",
         "return (int) sys_close_range (3, ~0u, 4 /*",
         "return (int) sys_close_range (~0u, ~0u, 4 /*",
     ),
@@ -48,7 +48,7 @@ _DUMPABLE = (
 )
 _MAGIC_LINKS = (
     Edit(
-        "shared/identity.c",
+        "shared/exec.c",
         ".resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,",
         ".resolve = 0,",
     ),
@@ -88,9 +88,7 @@ WEAKNESSES: Mapping[str, tuple[Edit, ...]] = {
         Edit("helper/archive/unpack.c", 'sys_openat (AT_FDCWD_, "/",', 'sys_openat (AT_FDCWD_, ".",'),
     ),
     "groups": (
-        Edit(
-            "shared/identity.c", "error = raw2 (__NR_setgroups, exec->", "error = raw2 (__NR_geteuid, exec->"
-        ),
+        Edit("shared/exec.c", "error = raw2 (__NR_setgroups, exec->", "error = raw2 (__NR_geteuid, exec->"),
         Edit("helper/spawn/child.c", "word error = raw2 (__NR_setgroups, 0, 0);", "word error = 0;"),
     ),
 }

@@ -2,7 +2,7 @@
 #ifndef PC_AGENT_H
 #define PC_AGENT_H
 
-#include "identity.h"
+#include "controls.h"
 #include "plan.h"
 #include "wire.h"
 

@@ -71,6 +71,23 @@ serve_exec (const struct pc_request *request, usize received, struct pc_fds *fds
     raw2 (__NR_munmap, map, size);
 }
 
+/* Apply the controls of guest processes that the agent itself can work under: its children inherit them. */
+static int
+confine_agent (const struct pc_security *security, struct pc_failure *failure)
+{
+  word error = pc_drop_bounding (security->capabilities);
+  if (error < 0)
+    return pc_control_failed (failure, PC_STEP_BOUNDING, error);
+  if (security->flags & PC_SECURITY_NO_NEW_PRIVS)
+    {
+      error = sys_prctl (PR_SET_NO_NEW_PRIVS, 1, 0);
+      if (error < 0)
+        return pc_control_failed (failure, PC_STEP_NO_NEW_PRIVS, error);
+    }
+  error = security->inherited.size > 0 ? pc_install_filter (pc_at (security, security->inherited), security->inherited.size / 8) : 0;
+  return error < 0 ? pc_control_failed (failure, PC_STEP_SECCOMP, error) : 0;
+}
+
 static void
 serve_security (const struct pc_request *request, usize received)
 {
@@ -85,7 +102,7 @@ serve_security (const struct pc_request *request, usize received)
       && pc_security_check (buffer + sizeof *request, size) == 0)
     {
       memcpy (security_copy, buffer + sizeof *request, size);
-      if (pc_confine_agent (security, &failure) < 0)
+      if (confine_agent (security, &failure) < 0)
         {
           answer.step = failure.step;
           answer.error = failure.error;

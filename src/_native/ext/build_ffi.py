@@ -22,10 +22,11 @@ PROGRAM_FLAGS = (
     "-fno-asynchronous-unwind-tables -fvisibility=hidden -fPIE -static-pie -nostdlib "
     "-Wl,--no-dynamic-linker -Wl,-z,now -Wl,-z,noexecstack -Wl,-z,text -Wl,--build-id=none -s"
 ).split()
-SHARED = ["start.c", "wire.c", "record.c", "check.c", "identity.c"]
-PROGRAMS = {"launcher": [*SHARED, "mountapi.c"], "agent": SHARED}
+SHARED = ["start.c", "wire.c", "record.c", "fds.c", "check.c", "caps.c", "seccomp.c", "exec.c"]
+PROGRAMS = {"launcher": [*SHARED, "landlock.c", "mountapi.c"], "agent": SHARED}
 ROOMS = {"launcher": "helper", "agent": "agent"}
 """The directory of each program; the launcher is the helper's first role."""
+
 
 def program_command(name: str, output: Path) -> list[str]:
     """The compiler's command line for one static program."""
@@ -36,6 +37,7 @@ def program_command(name: str, output: Path) -> list[str]:
     include = f"-I{NATIVE / 'include'}"
     return [*compiler, *WARNINGS, *PROGRAM_FLAGS, *extra, include, "-o", str(output), *sources, *shared]
 
+
 def build_programs() -> dict[str, Path]:
     """Compile launcher and agent; their paths."""
     OUT.mkdir(parents=True, exist_ok=True)
@@ -44,6 +46,7 @@ def build_programs() -> dict[str, Path]:
         built[name] = OUT / name
         subprocess.run(program_command(name, built[name]), check=True)
     return built
+
 
 def describe() -> cffi.FFI:
     """The extension module `pycontain._kernel._ffi`."""
@@ -61,6 +64,7 @@ def describe() -> cffi.FFI:
         extra_link_args=["-Wl,-z,now", "-Wl,-z,relro", "-Wl,-z,noexecstack"],
     )
     return builder
+
 
 ffi = describe()
 

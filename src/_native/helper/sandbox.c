@@ -1,6 +1,6 @@
 /* Sandbox for processes that read untrusted archives: one directory, its fds, and a filter of system calls. */
 #include "helper/sandbox.h"
-#include "identity.h"
+#include "controls.h"
 
 #include <linux/audit.h>
 #include <linux/capability.h>
@@ -53,8 +53,7 @@ pc_filter_calls (const u16 *calls, u32 count)
         = (struct sock_filter) BPF_JUMP (BPF_JMP | BPF_JEQ | BPF_K, calls[i], (u8) (count - i), 0);
   filter[n++] = (struct sock_filter) BPF_STMT (BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
   filter[n++] = (struct sock_filter) BPF_STMT (BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-  struct sock_fprog program = { .len = (u16) n, .filter = filter };
-  return raw3 (__NR_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);
+  return pc_install_filter (filter, n);
 }
 
 #define LANDLOCK_RIGHTS 0x7fffu /* of ABI 3: all of files but what later kernels add */
@@ -65,21 +64,10 @@ pc_filter_calls (const u16 *calls, u32 count)
 static word
 lock_to_root (u64 handled, u64 allowed)
 {
-  struct
-  {
-    u64 allowed;
-    i32 parent_fd;
-  } __attribute__ ((packed)) rule = { .allowed = allowed };
-
-  cleanup_fd int rules = (int) raw3 (__NR_landlock_create_ruleset, &handled, sizeof handled, 0);
-  if (rules < 0)
-    return rules;
+  struct pc_ruleset ruleset = { .handled_fs = handled };
   cleanup_fd int root = (int) sys_openat (AT_FDCWD_, "/", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
-  if (root < 0)
-    return root;
-  rule.parent_fd = root;
-  word error = raw4 (__NR_landlock_add_rule, rules, 1, &rule, 0);
-  return error < 0 ? error : raw2 (__NR_landlock_restrict_self, rules, 0);
+
+  return pc_restrict_to (&ruleset, sizeof ruleset.handled_fs, &root, &allowed, 1);
 }
 
 /* Apply every restriction but the filter, which comes last. */

@@ -101,7 +101,11 @@ int pc_write_file (int dir, const char *path, const void *data, usize size);
 /* Where start.c hands the initial stack; argc stands first. */
 _Noreturn void pc_main (word *stack);
 
-/* Give fd the number `to`, with the flags of dup3; the new number or a negative errno. */
+/* Give fd the number `to`, with the flags of dup3(2).  The new number or a negative errno. */
 int pc_move_fd (int fd, int to, int flags);
+/* Make these fds stdin, stdout and stderr, and set close-on-exec on all others.  0 or a negative errno. */
+int pc_set_stdio (const int fds[3]);
+/* Close all fds from 3 on but these: until execve, a path through /proc/self/fd would lead to them. */
+int pc_close_all_but (const int *kept, u32 count);
 
 #endif

@@ -146,15 +146,6 @@ pc_send (int socket, const void *buffer, usize size, const int *fds, u32 count, 
   return sent < 0 ? (int) sent : 0;
 }
 
-void
-pc_close_fds (struct pc_fds *fds)
-{
-  for (u32 i = 0; i < fds->count; i++)
-    if (fds->fd[i] >= 0)
-      sys_close (fds->fd[i]);
-  fds->count = 0;
-}
-
 #define SEALED (0x0002 /* F_SEAL_SHRINK */ | 0x0008 /* F_SEAL_WRITE */)
 #define F_GET_SEALS_ 1034
 #define MAPPED_MOST (16u << 20)
@@ -186,15 +177,4 @@ pc_write_file (int dir, const char *path, const void *data, usize size)
   if (written < 0)
     return (int) written;
   return (usize) written == size ? 0 : -5;
-}
-
-int
-pc_move_fd (int fd, int to, int flags)
-{
-  if (fd == to)
-    {
-      word result = raw3 (__NR_fcntl, fd, F_SETFD, flags & O_CLOEXEC ? FD_CLOEXEC : 0);
-      return result < 0 ? (int) result : to;
-    }
-  return (int) sys_dup3 (fd, to, flags);
 }

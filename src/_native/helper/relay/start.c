@@ -1,5 +1,5 @@
 /* How a relay is born of its launcher, and what it gives up before it meets anybody. */
-#include "identity.h"
+#include "controls.h"
 #include "helper/relay.h"
 #include "parts.h"
 

@@ -3,7 +3,7 @@
 #define PC_HELPER_ROOT_H
 
 #include "helper/launcher.h"
-#include "identity.h"
+#include "controls.h"
 
 struct pc_root
 {
