@@ -3,316 +3,17 @@
  * It is started by the extension from a sealed memfd, speaks one socket pair,
  * and is gone when that closes; the containers' PID 1 die with it.
  */
-#include "helper/archive.h"
-#include "helper/cleanup.h"
-#include "helper/files.h"
 #include "helper/netns.h"
-#include "helper/relay.h"
 #include "helper/root.h"
-#include "helper/sandbox.h"
 #include "helper/spawn.h"
+#include "serve.h"
 
-#include <linux/errno.h>
 #include <linux/fcntl.h>
 #include <linux/poll.h>
 #include <linux/prctl.h>
 #include <linux/signal.h>
 
 #define SIG_BLOCK_ALL (~0ull)
-
-static u8 buffer[PC_MAX_MESSAGE] __attribute__ ((aligned (16)));
-
-/* Who asked waits for this: where it cannot be said, the end of the stream has to say it. */
-static void
-answer (struct pc_launcher *launcher, struct pc_record *reply, int pidfd)
-{
-  int error = pc_send_record (launcher->socket, reply, pidfd);
-
-  if (error < 0 && pidfd >= 0)
-    {
-      raw4 (__NR_pidfd_send_signal, pidfd, 9 /* SIGKILL */, 0, 0);
-      (void) pc_failed (reply, PC_STEP_LAUNCHER, error, -1);
-      error = pc_send_record (launcher->socket, reply, -1);
-    }
-  if (error < 0)
-    {
-      pc_end_children ();
-      sys_exit (1);
-    }
-}
-
-static const void *
-payload (const struct pc_request *request, struct pc_fds *fds, usize received, usize *size)
-{
-  *size = request->size;
-  if (request->flags & PC_REQUEST_IN_MEMFD)
-    return pc_map_sealed (fds, *size);
-  return received == sizeof *request + request->size ? buffer + sizeof *request : NULL;
-}
-
-/* A plan for a spare is followed by a script: what the group, made for nobody, lacks for this container. */
-static const void *
-spare_plan (const struct pc_request *request, usize received, struct pc_fds *fds, usize *size)
-{
-  usize all = received - sizeof *request;
-  const u8 *plan = buffer + sizeof *request;
-
-  *size = (usize) request->value;
-  if (*size > all || pc_plan_check (plan, *size) < 0
-      || pc_run_script ((const char *) plan + *size, all - *size, fds) < 0)
-    return NULL;
-  return plan;
-}
-
-static void
-serve_spawn (struct pc_launcher *launcher, const struct pc_request *request, usize received,
-             struct pc_fds *fds)
-{
-  struct pc_record reply = { .kind = PC_RECORD_FAILED, .step = PC_STEP_PLAN, .error = EINVAL };
-  int pidfd = -1;
-  usize size;
-  int spare = request->value > 0;
-  const void *plan
-      = spare ? spare_plan (request, received, fds, &size) : payload (request, fds, received, &size);
-
-  if (spare)
-    reply.step = PC_STEP_SPARE;
-  if (fds->truncated)
-    reply.error = EMFILE;
-  else if (plan != NULL && pc_plan_check (plan, size) == 0)
-    pidfd = pc_spawn (launcher, plan, fds, &reply);
-  answer (launcher, &reply, pidfd);
-  pc_close_fd (&pidfd);
-  if (plan != NULL && (request->flags & PC_REQUEST_IN_MEMFD))
-    raw2 (__NR_munmap, plan, size);
-}
-
-static void
-serve_restack (struct pc_launcher *launcher, const struct pc_request *request, usize received, struct pc_fds *fds)
-{
-  struct pc_record reply = { .kind = PC_RECORD_FAILED, .step = PC_STEP_PLAN, .error = EINVAL };
-  usize size;
-  const void *plan = payload (request, fds, received, &size);
-
-  if (fds->truncated)
-    reply.error = EMFILE;
-  else if (plan != NULL && pc_plan_check (plan, size) == 0)
-    pc_restack (launcher, plan, fds, request->value, &reply);
-  answer (launcher, &reply, -1);
-  if (plan != NULL && (request->flags & PC_REQUEST_IN_MEMFD))
-    raw2 (__NR_munmap, plan, size);
-}
-
-static void
-serve_relay (struct pc_launcher *launcher, const struct pc_fds *fds)
-{
-  struct pc_record reply = { .kind = PC_RECORD_FAILED };
-  pc_start_relay (fds, &reply);
-  answer (launcher, &reply, -1);
-}
-
-static void
-serve_sys (struct pc_launcher *launcher, const struct pc_request *request, usize received, const struct pc_fds *fds)
-{
-  struct pc_record reply = { .kind = PC_RECORD_READY };
-  int error = received == sizeof *request + request->size && !fds->truncated
-                  ? pc_make_sys (launcher, (const char *) buffer + sizeof *request, request->size, fds)
-                  : -EINVAL;
-  if (error < 0)
-    (void) pc_failed (&reply, PC_STEP_LAUNCHER, error, -1);
-  answer (launcher, &reply, -1);
-}
-
-static void
-serve_prepare (struct pc_launcher *launcher, const struct pc_request *request, usize received,
-               struct pc_fds *fds)
-{
-  const u8 *plan = buffer + sizeof *request;
-  usize size = received - sizeof *request;
-
-  if (request->value < 0 || (usize) request->value > size || fds->truncated
-      || pc_plan_check (plan, (usize) request->value) < 0
-      || pc_run_script ((const char *) plan + request->value, size - (usize) request->value, fds) < 0)
-    return;
-  pc_prepare_spare (launcher, (const struct pc_plan *) (const void *) plan, fds);
-}
-
-static int
-wait_for_end (int pidfd)
-{
-  struct pollfd polled = { .fd = pidfd, .events = POLLIN };
-  i64 patience[2] = { 10, 0 };
-  word ready = raw5 (__NR_ppoll, &polled, 1, patience, 0, 8);
-  return ready < 0 ? (int) ready : ready == 0 ? -ETIMEDOUT : 0;
-}
-
-/* Everything is tried; the first error is told. */
-static int
-remove_all (const struct pc_request *request, usize received, const struct pc_fds *fds)
-{
-  u32 next = request->flags & PC_REQUEST_AFTER ? 1 : 0;
-  usize at = sizeof *request;
-  int result = 0;
-
-  if (received >= sizeof buffer || fds->count < next || fds->truncated)
-    return fds->truncated ? -EMFILE : -EINVAL;
-  buffer[received] = '\0';
-  if (next == 1)
-    {
-      int error = wait_for_end (fds->fd[0]);
-      if (error < 0)
-        return error;
-    }
-  for (; next < fds->count; next++)
-    {
-      if (at >= received)
-        return -EINVAL;
-      const char *name = (const char *) buffer + at + 1;
-      int error = buffer[at] == 'g'   ? pc_remove_group (fds->fd[next], name)
-                  : buffer[at] == 't' ? pc_remove_tree (fds->fd[next], name)
-                  : buffer[at] == 'k' ? 0
-                                      : -EINVAL;
-      at += pc_strlen (name) + 2;
-      if (result == 0)
-        result = error;
-    }
-  return result;
-}
-
-static void
-serve_remove (struct pc_launcher *launcher, const struct pc_request *request, usize received,
-              struct pc_fds *fds)
-{
-  struct pc_record reply = { .kind = PC_RECORD_GONE, .value = (i32) request->id };
-  reply.error = -remove_all (request, received, fds);
-  answer (launcher, &reply, -1);
-}
-
-static void
-serve_measure (struct pc_launcher *launcher, usize received, const struct pc_fds *fds)
-{
-  struct pc_record reply = { .kind = PC_RECORD_GONE, .error = EINVAL };
-  const u64 *most = (const u64 *) (const void *) (buffer + sizeof (struct pc_request));
-  usize head = sizeof (struct pc_request) + 2 * sizeof *most;
-  struct pc_measured found;
-
-  if (received > head && received < sizeof buffer && fds->count == 1)
-    {
-      buffer[received] = '\0';
-      reply.error = -pc_measure_tree (fds->fd[0], (const char *) buffer + head, most[0], most[1], &found);
-      reply.cpu_user = found.bytes;
-      reply.cpu_system = found.inodes;
-    }
-  answer (launcher, &reply, -1);
-}
-
-/* A launcher that unpacks or packs does nothing else and ends with it: what it has read by then is not to be
-   trusted. */
-static void
-serve_layer (struct pc_launcher *launcher, const struct pc_request *request, usize received, struct pc_fds *fds)
-{
-  const void *whole = buffer;
-  int joins = fds->count == 3;
-  int alone = (fds->count == 2 || joins) && !pc_has_children ();
-
-  /* Unjoined it would have rights over all of the host: it does nothing then. */
-  if (joins && (!alone || pc_join_user (fds->fd[2]) < 0))
-    sys_exit (1);
-  if (alone && request->kind == PC_REQUEST_UNPACK && received == sizeof (struct pc_unpack_request))
-    pc_unpack (launcher->socket, whole, fds->fd[0], fds->fd[1]);
-  if (alone && request->kind == PC_REQUEST_PACK && received >= sizeof (struct pc_pack_request)
-      && received + 2 <= sizeof buffer)
-    {
-      buffer[received] = buffer[received + 1] = '\0';
-      pc_pack (launcher->socket, whole, fds->fd[0], fds->fd[1]);
-    }
-  /* Whoever asked waits for a report, or for the end. */
-  if (fds->truncated)
-    sys_exit (1);
-}
-
-static void
-serve_network (struct pc_launcher *launcher, usize received, const struct pc_fds *fds)
-{
-  struct pc_record reply = { .kind = 0 };
-  const void *whole = buffer;
-
-  (void) pc_network (launcher->socket, whole, received, fds, &reply);
-  answer (launcher, &reply, -1);
-}
-
-static struct pc_fds held;
-
-/* Fds of an asker that never came to its plan are dropped by the next one. */
-static void
-hold_fds (const struct pc_request *request, struct pc_fds *fds)
-{
-  if (request->value == 1)
-    {
-      pc_close_fds (&held);
-      held.truncated = 0;
-    }
-  held.truncated |= fds->truncated;
-  for (u32 i = 0; i < fds->count; i++)
-    {
-      if (held.count == COUNT (held.fd))
-        held.truncated = 1;
-      else
-        held.fd[held.count++] = pc_steal_fd (&fds->fd[i]);
-    }
-}
-
-static void
-append_held (struct pc_fds *fds)
-{
-  fds->truncated |= held.truncated;
-  held.truncated = 0;
-  for (u32 i = 0; i < held.count && fds->count < COUNT (fds->fd); i++)
-    fds->fd[fds->count++] = pc_steal_fd (&held.fd[i]);
-  pc_close_fds (&held);
-}
-
-static int
-serve (struct pc_launcher *launcher)
-{
-  struct pc_fds fds;
-  const struct pc_request *request = (const struct pc_request *) buffer;
-  word received = pc_receive (launcher->socket, buffer, sizeof buffer, &fds, 0);
-
-  if (received <= 0)
-    return -1;
-  if ((usize) received >= sizeof *request)
-    {
-      if (request->kind == PC_REQUEST_SPAWN)
-        {
-          append_held (&fds);
-          serve_spawn (launcher, request, (usize) received, &fds);
-        }
-      else if (request->kind == PC_REQUEST_FDS)
-        hold_fds (request, &fds);
-      else if (request->kind == PC_REQUEST_PREPARE)
-        serve_prepare (launcher, request, (usize) received, &fds);
-      else if (request->kind == PC_REQUEST_RESTACK)
-        serve_restack (launcher, request, (usize) received, &fds);
-      else if (request->kind == PC_REQUEST_SYS)
-        serve_sys (launcher, request, (usize) received, &fds);
-      else if (request->kind == PC_REQUEST_RELAY)
-        serve_relay (launcher, &fds);
-      else if (request->kind == PC_REQUEST_REMOVE)
-        serve_remove (launcher, request, (usize) received, &fds);
-      else if (request->kind == PC_REQUEST_MEASURE)
-        serve_measure (launcher, (usize) received, &fds);
-      else if (request->kind == PC_REQUEST_NETWORK)
-        serve_network (launcher, (usize) received, &fds);
-      else if (request->kind == PC_REQUEST_FILES && received == sizeof *request && fds.count == 2
-               && !pc_has_children ())
-        pc_serve_files (launcher->socket, request, &fds);
-      else if (request->kind == PC_REQUEST_UNPACK || request->kind == PC_REQUEST_PACK)
-        serve_layer (launcher, request, (usize) received, &fds);
-    }
-  pc_close_fds (&fds);
-  return 0;
-}
 
 static int
 prepare_signals (void)
@@ -398,7 +99,7 @@ pc_main (word *stack)
       sys_exit (1);
     }
   ready.flags = (u32) launcher.old_layers;
-  answer (&launcher, &ready, -1);
+  pc_answer (&launcher, &ready, -1);
 
   for (;;)
     {
@@ -414,7 +115,7 @@ pc_main (word *stack)
             continue;
           pc_reap_children (&launcher);
         }
-      if (polled[0].revents != 0 && serve (&launcher) < 0)
+      if (polled[0].revents != 0 && pc_serve (&launcher) < 0)
         {
           pc_end_children ();
           sys_exit (0);
