@@ -76,20 +76,20 @@ WEAKNESSES: Mapping[str, tuple[Edit, ...]] = {
     ),
     "terminal": (
         Edit("ext/start.c", "  syscall (SYS_setsid);\n", ""),
-        Edit("agent/exec.c", "if ((error = raw0 (__NR_setsid)) < 0)", "if ((error = 0) < 0)"),
+        Edit("agent/exec.c", "if ((error = sys_setsid ()) < 0)", "if ((error = 0) < 0)"),
     ),
     "unpacker": (
         Edit("helper/archive/beneath.c", ".resolve = RESOLVE_IN_ROOT | resolve,", ".resolve = resolve & 0,"),
         Edit("helper/archive/tree.c", "if ((size == 2 && name[0] == '.' && name[1] == '.') ||", "if ("),
         Edit("helper/archive/entry.c", "if (size == 2 && link[0] == '.' && link[1] == '.')", "if (0)"),
-        Edit("helper/sandbox.c", 'error = raw1 (__NR_chroot, ".");', "error = 0;"),
-        Edit("helper/sandbox.c", 'error = raw1 (__NR_chdir, "/");', "error = 0;"),
+        Edit("helper/sandbox.c", 'error = sys_chroot (".");', "error = 0;"),
+        Edit("helper/sandbox.c", 'error = sys_chdir ("/");', "error = 0;"),
         Edit("helper/sandbox.c", "if (error == 0 && landlock)", "if (error == 0 && landlock == 2)"),
         Edit("helper/archive/unpack.c", 'sys_openat (AT_FDCWD_, "/",', 'sys_openat (AT_FDCWD_, ".",'),
     ),
     "groups": (
-        Edit("shared/exec.c", "error = raw2 (__NR_setgroups, exec->", "error = raw2 (__NR_geteuid, exec->"),
-        Edit("helper/spawn/child.c", "word error = raw2 (__NR_setgroups, 0, 0);", "word error = 0;"),
+        Edit("shared/exec.c", "error = sys_setgroups (exec->", "error = raw2 (__NR_geteuid, exec->"),
+        Edit("helper/spawn/child.c", "word error = sys_setgroups (0, 0);", "word error = 0;"),
     ),
 }
 """Disabled controls by name."""

@@ -39,14 +39,14 @@ open_terminal (const struct pc_agent *agent, const struct pc_exec *exec, struct 
       = (int) sys_openat (agent->terminals, "ptmx", O_RDWR | O_NOCTTY | O_NOFOLLOW | O_CLOEXEC, 0);
   if (streams->terminal < 0)
     return streams->terminal;
-  word error = raw3 (__NR_ioctl, streams->terminal, TIOCSPTLCK_, &unlocked);
+  word error = sys_ioctl (streams->terminal, TIOCSPTLCK_, &unlocked);
   if (error < 0)
     return (int) error;
   /* The peer comes from the master itself: no path of the guest is walked. */
-  streams->peer = (int) raw3 (__NR_ioctl, streams->terminal, TIOCGPTPEER_, O_RDWR | O_NOCTTY | O_CLOEXEC);
+  streams->peer = (int) sys_ioctl (streams->terminal, TIOCGPTPEER_, O_RDWR | O_NOCTTY | O_CLOEXEC);
   if (streams->peer < 0)
     return streams->peer;
-  return (int) raw3 (__NR_ioctl, streams->terminal, TIOCSWINSZ_, size);
+  return (int) sys_ioctl (streams->terminal, TIOCSWINSZ_, size);
 }
 
 static int
@@ -99,7 +99,7 @@ take_streams (struct streams *streams, int pty)
       if (fd < 0)
         return fd;
       /* Above 2, so that no dup3 of another stream overwrites it. */
-      fds[i] = (int) raw3 (__NR_fcntl, fd, F_DUPFD_CLOEXEC, 3);
+      fds[i] = (int) sys_fcntl (fd, F_DUPFD_CLOEXEC, 3);
       if (fds[i] < 0)
         return fds[i];
     }
@@ -117,9 +117,9 @@ run_child (const struct pc_agent *agent, const struct pc_exec *exec, struct stre
   for (u32 i = 0; i < exec->tasks_count; i++)
     if ((error = sys_write (streams->tasks[i], "0", 1)) < 0)
       fail_child (channel, PC_STEP_CGROUP, error);
-  if ((error = raw0 (__NR_setsid)) < 0)
+  if ((error = sys_setsid ()) < 0)
     fail_child (channel, PC_STEP_SESSION, error);
-  if (pty && (error = raw3 (__NR_ioctl, streams->peer, TIOCSCTTY_, 0)) < 0)
+  if (pty && (error = sys_ioctl (streams->peer, TIOCSCTTY_, 0)) < 0)
     fail_child (channel, PC_STEP_TERMINAL, error);
   if ((error = take_streams (streams, pty)) < 0
       || (error = pc_close_all_but (&channel, 1)) < 0)
@@ -138,7 +138,7 @@ clone_into (int cgroup)
       args.flags |= CLONE_INTO_CGROUP;
       args.cgroup = (u64) cgroup;
     }
-  return raw2 (__NR_clone3, &args, sizeof args);
+  return sys_clone3 (&args, sizeof args);
 }
 
 /* What was killed is counted until it is reaped, and its signal may come after this request. */
@@ -153,7 +153,7 @@ clone_when_reaped (struct pc_agent *agent, int cgroup)
       if (pid != -EAGAIN || try == 10)
         return pid;
       pc_reap (agent, 1 /* WNOHANG */);
-      raw2 (__NR_nanosleep, pause, 0);
+      sys_nanosleep (pause, 0);
     }
 }
 
@@ -180,7 +180,7 @@ start_command (struct pc_agent *agent, const struct pc_exec *exec, struct stream
 {
   int quiet = exec->flags & PC_EXEC_QUIET ? 1 : 0;
   int told[2] = { -1, -1 };
-  word error = quiet ? 0 : raw4 (__NR_socketpair, 1, 5 | 0x80000 /* SEQPACKET, CLOEXEC */, 0, told);
+  word error = quiet ? 0 : sys_socketpair (1, 5 | 0x80000 /* SEQPACKET, CLOEXEC */, 0, told);
 
   if (error < 0)
     {

@@ -4,10 +4,10 @@
  * comes from the guest: its only input is the control socket, which no guest holds.
  */
 #include "agent.h"
+#include "mountapi.h"
 
 #include <linux/errno.h>
 #include <linux/fcntl.h>
-#include <linux/openat2.h>
 #include <linux/poll.h>
 #include <linux/prctl.h>
 
@@ -37,7 +37,7 @@ serve_open (struct pc_fds *fds, const char *path, int flags)
   if (fds->count == 0)
     return;
   cleanup_fd int root = (int) sys_openat (AT_FDCWD_, "/", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
-  cleanup_fd int fd = (int) raw4 (__NR_openat2, root, path, &how, sizeof how);
+  cleanup_fd int fd = (int) sys_openat2 (root, path, &how);
   if (fd < 0)
     record.error = -fd;
   (void) pc_send_record (fds->fd[0], &record, fd);
@@ -68,7 +68,7 @@ serve_exec (const struct pc_request *request, usize received, struct pc_fds *fds
   else
     pc_start_exec (&agent, exec, fds);
   if (map != NULL)
-    raw2 (__NR_munmap, map, size);
+    sys_munmap (map, size);
 }
 
 /* Apply the controls of guest processes that the agent itself can work under: its children inherit them. */
@@ -126,7 +126,7 @@ serve_kill_tree (const struct pc_request *request, struct pc_fds *fds)
   if (process != NULL && process->command != NULL)
     error = pc_kill_tree (agent.proc, process->pid, process->command);
   else if (process != NULL)
-    raw2 (__NR_kill, process->pid, SIGKILL_);
+    sys_kill (process->pid, SIGKILL_);
   pc_reap (&agent, 1 /* WNOHANG */);
   answer_gone (fds, error);
 }
@@ -134,7 +134,7 @@ serve_kill_tree (const struct pc_request *request, struct pc_fds *fds)
 static void
 serve_kill_all (struct pc_fds *fds)
 {
-  raw2 (__NR_kill, -1, SIGKILL_);
+  sys_kill (-1, SIGKILL_);
   /* All but PID 1 are dying and belong to us by now or soon: wait for the last. */
   while (pc_reap (&agent, 0) >= 0)
     continue;
@@ -149,7 +149,7 @@ serve_signal (const struct pc_request *request)
     return;
   i32 pid = process->command != NULL ? *process->command : process->pid;
   if (pid > 0)
-    raw2 (__NR_kill, pid, request->value);
+    sys_kill (pid, request->value);
 }
 
 /* Further pipes are closed instead, so the table stays bounded: their writers get SIGPIPE. */
@@ -159,7 +159,7 @@ serve_drain (struct pc_fds *fds)
   for (u32 i = 0; i < fds->count && agent.drained_count < PC_MAX_DRAINED; i++)
     {
       /* A guest may open its own end of the pipe for reading and take what poll saw. */
-      if (raw3 (__NR_fcntl, fds->fd[i], F_SETFL, O_NONBLOCK) == 0)
+      if (sys_fcntl (fds->fd[i], F_SETFL, O_NONBLOCK) == 0)
         agent.drained[agent.drained_count++] = pc_steal_fd (&fds->fd[i]);
     }
 }
@@ -229,10 +229,10 @@ pc_main (word *stack)
   (void) stack;
 
   sys_prctl (PR_SET_DUMPABLE, 0, 0);
-  agent.signals = (int) raw4 (__NR_rt_sigprocmask, 2, &blocked, 0, 8);
+  agent.signals = (int) sys_rt_sigprocmask (2, &blocked, 0, 8);
   if (agent.signals == 0)
-    agent.signals = (int) raw4 (__NR_signalfd4, -1, &child, 8, 0x80000 | 0x800);
-  raw3 (__NR_fcntl, PC_AGENT_CONTROL_FD, F_SETFD, FD_CLOEXEC);
+    agent.signals = (int) sys_signalfd4 (-1, &child, 8, 0x80000 | 0x800);
+  sys_fcntl (PC_AGENT_CONTROL_FD, F_SETFD, FD_CLOEXEC);
   agent.proc = (int) sys_openat (AT_FDCWD_, "/proc", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
   agent.terminals
       = (int) sys_openat (AT_FDCWD_, "/dev/pts", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
@@ -244,7 +244,7 @@ pc_main (word *stack)
       polled[1] = (struct pollfd){ .fd = agent.signals, .events = POLLIN };
       for (u32 i = 0; i < drained; i++)
         polled[2 + i] = (struct pollfd){ .fd = agent.drained[i], .events = POLLIN };
-      raw5 (__NR_ppoll, polled, 2 + drained, 0, 0, 8);
+      sys_ppoll (polled, 2 + drained, 0, 0, 8);
       if (drained > 0)
         drain (polled + 2, drained);
       if (polled[1].revents != 0)

@@ -15,7 +15,7 @@ process_ended (struct pc_agent *agent, i32 pid, i32 status, const struct pc_kern
         continue;
       /* A supervisor that was killed leaves its tree to us, unknown among others: end them all. */
       if (process->command != NULL && (status & 0x7f) != 0)
-        raw2 (__NR_kill, -1, SIGKILL_);
+        sys_kill (-1, SIGKILL_);
       if (process->command == NULL || (status & 0x7f) != 0)
         {
           /* Of a killed supervisor's command it is what has just been done to it. */
@@ -37,7 +37,7 @@ pc_reap (struct pc_agent *agent, int flags)
     {
       i32 status = 0;
       struct pc_kernel_usage usage;
-      pid = raw4 (__NR_wait4, -1, &status, flags, &usage);
+      pid = sys_wait4 (-1, &status, flags, &usage);
       if (pid == -EINTR)
         continue;
       if (pid < 0 && pid != -ECHILD)
@@ -62,7 +62,7 @@ pc_command_slot (struct pc_agent *agent)
 {
   if (agent->commands == NULL)
     {
-      word map = raw6 (__NR_mmap, 0, PC_MAX_EXECS * sizeof (i32), 3, 0x21 /* SHARED | ANONYMOUS */, -1, 0);
+      word map = sys_mmap (0, PC_MAX_EXECS * sizeof (i32), 3, 0x21 /* SHARED | ANONYMOUS */, -1, 0);
       if (map < 0 && map > -4096)
         sys_exit (1); /* an exec without its supervisor could not be ended: fail closed */
       agent->commands = (i32 *) map;

@@ -51,7 +51,7 @@ list_processes (int proc)
   u32 count = 0;
   word got;
 
-  while ((got = raw3 (__NR_getdents64, proc, listing, sizeof listing)) > 0)
+  while ((got = sys_getdents64 (proc, listing, sizeof listing)) > 0)
     for (word at = 0; at < got;)
       {
         struct pc_entry *entry = (struct pc_entry *) (void *) (listing + at);
@@ -113,11 +113,11 @@ pc_kill_tree (int proc, i32 root, const i32 *command)
         return 0;
       for (u32 i = 0; i < count; i++)
         if (marked[i])
-          raw2 (__NR_kill, pids[i], SIGKILL_);
+          sys_kill (pids[i], SIGKILL_);
       if (pass > 2)
         {
           i64 pause[2] = { 0, 200000 };
-          raw2 (__NR_nanosleep, pause, 0);
+          sys_nanosleep (pause, 0);
         }
     }
   return -EBUSY;
@@ -127,7 +127,7 @@ _Noreturn void
 pc_supervise (i32 *command, int channel)
 {
   u64 blocked = ~0ull;
-  raw4 (__NR_rt_sigprocmask, 2, &blocked, 0, 8);
+  sys_rt_sigprocmask (2, &blocked, 0, 8);
   for (int fd = 0; fd < 3; fd++)
     sys_close (fd);
   /* Streams and control would stay open as long as the last orphan: keep the channel alone. */
@@ -138,7 +138,7 @@ pc_supervise (i32 *command, int channel)
     {
       i32 status = 0;
       struct pc_kernel_usage usage;
-      word pid = raw4 (__NR_wait4, -1, &status, 0, &usage);
+      word pid = sys_wait4 (-1, &status, 0, &usage);
       if (pid > 0 && pid == *command)
         {
           *command = 0;

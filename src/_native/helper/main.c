@@ -35,10 +35,10 @@ prepare_signals (void)
       if (error < 0 && number != 9 /* SIGKILL */ && number != 19 /* SIGSTOP */)
         return (int) error;
     }
-  word error = raw4 (__NR_rt_sigprocmask, 2, &mask, 0, 8);
+  word error = sys_rt_sigprocmask (2, &mask, 0, 8);
   if (error < 0)
     return (int) error;
-  return (int) raw4 (__NR_signalfd4, -1, &child, 8, 0x80000 | 0x800 /* CLOEXEC, NONBLOCK */);
+  return (int) sys_signalfd4 (-1, &child, 8, 0x80000 | 0x800 /* CLOEXEC, NONBLOCK */);
 }
 
 /* So that capabilities stay while a container is cloned under another id.  A new user namespace starts without. */
@@ -57,7 +57,7 @@ wait_for_interrupt (void)
   u8 byte;
 
   sys_close (PC_AGENT_IMAGE_FD);
-  if (raw4 (__NR_rt_sigprocmask, 2, &mask, 0, 8) == 0)
+  if (sys_rt_sigprocmask (2, &mask, 0, 8) == 0)
     while (sys_read (PC_LAUNCHER_FD, &byte, 1) == -4 /* EINTR */)
       continue;
   sys_exit (0);
@@ -83,8 +83,8 @@ pc_main (word *stack)
   int signals = prepare_signals ();
 
   pc_reset_ambient ();
-  raw3 (__NR_fcntl, PC_LAUNCHER_FD, F_SETFD, FD_CLOEXEC);
-  raw3 (__NR_fcntl, PC_AGENT_IMAGE_FD, F_SETFD, FD_CLOEXEC);
+  sys_fcntl (PC_LAUNCHER_FD, F_SETFD, FD_CLOEXEC);
+  sys_fcntl (PC_AGENT_IMAGE_FD, F_SETFD, FD_CLOEXEC);
   if (signals < 0)
     (void) pc_failed (&ready, PC_STEP_LAUNCHER, signals, -1);
   /* Who joins a container's user namespace needs none of its own; a plain user's own would bar the way. */
@@ -107,7 +107,7 @@ pc_main (word *stack)
         { .fd = launcher.socket, .events = POLLIN },
         { .fd = signals, .events = POLLIN },
       };
-      raw5 (__NR_ppoll, polled, 2, 0, 0, 8);
+      sys_ppoll (polled, 2, 0, 0, 8);
       if (polled[1].revents != 0)
         {
           u8 info[128];

@@ -79,13 +79,13 @@ enclose (int top, const int *kept, u32 count, u64 capabilities)
   word error = pc_close_all_but (kept, count);
 
   if (error == 0)
-    error = raw1 (__NR_fchdir, top);
+    error = sys_fchdir (top);
   if (error == 0)
-    error = raw1 (__NR_chroot, ".");
+    error = sys_chroot (".");
   if (error == 0)
-    error = raw1 (__NR_chdir, "/");
+    error = sys_chdir ("/");
   if (error == 0)
-    error = raw4 (__NR_prlimit64, 0, 4 /* RLIMIT_CORE */, none, 0);
+    error = sys_prlimit64 (0, 4 /* RLIMIT_CORE */, none, 0);
   if (error == 0)
     error = sys_prctl (PR_SET_NO_NEW_PRIVS, 1, 0);
   if (error == 0 && pc_limit_capabilities (capabilities, 0, &failure) < 0)
@@ -104,7 +104,7 @@ pc_confine_to (int top, int socket, int stream, int writes, int landlock)
 
   if (error == 0 && landlock)
     error = lock_to_root (handled, allowed);
-  raw1 (__NR_umask, 0);
+  sys_umask (0);
   return error < 0 ? error : pc_filter_calls (layer_calls, COUNT (layer_calls));
 }
 
@@ -118,22 +118,22 @@ pc_confine_server (int root, int socket, int landlock)
 
   if (error == 0 && landlock)
     error = lock_to_root (LANDLOCK_RIGHTS, LANDLOCK_RIGHTS & ~(u64) LANDLOCK_EXECUTE);
-  raw1 (__NR_umask, 022);
+  sys_umask (022);
   return error < 0 ? error : pc_filter_calls (server_calls, COUNT (server_calls));
 }
 
 word
 pc_join_user (int pidfd)
 {
-  word error = raw2 (__NR_setns, pidfd, 0x10000000 /* CLONE_NEWUSER */);
+  word error = sys_setns (pidfd, 0x10000000 /* CLONE_NEWUSER */);
 
   /* setgroups stays denied where the id map was written without privilege; the guest keeps these groups too. */
-  if (error == 0 && (error = raw2 (__NR_setgroups, 0, 0)) == -EPERM)
+  if (error == 0 && (error = sys_setgroups (0, 0)) == -EPERM)
     error = 0;
   if (error == 0)
-    error = raw3 (__NR_setresgid, 0, 0, 0);
+    error = sys_setresgid (0, 0, 0);
   if (error == 0)
-    error = raw3 (__NR_setresuid, 0, 0, 0);
+    error = sys_setresuid (0, 0, 0);
   if (error == 0)
     error = sys_prctl (PR_SET_DUMPABLE, 0, 0);
   return error;
@@ -151,7 +151,7 @@ pc_is_of_kernel (int fd)
   i64 found[15] = { 0 };
 
   /* A file system that cannot be identified is not one of the guest's. */
-  if (raw2 (__NR_fstatfs, fd, found) < 0)
+  if (sys_fstatfs (fd, found) < 0)
     return 1;
   for (u32 i = 0; i < COUNT (kinds); i++)
     if ((u32) found[0] == kinds[i])
@@ -163,13 +163,13 @@ pc_is_of_kernel (int fd)
 word
 pc_act_as (u32 uid, u32 gid, u32 count, const u32 *groups)
 {
-  word error = raw2 (__NR_setgroups, count, groups);
+  word error = sys_setgroups (count, groups);
 
   /* Denied for good where the id map was written without privilege: then there is one user. */
   if (error < 0 && !(error == -EPERM && count == 0))
     return error;
-  raw1 (__NR_setfsgid, gid);
-  raw1 (__NR_setfsuid, uid);
+  sys_setfsgid (gid);
+  sys_setfsuid (uid);
   /* They report no failure: that of another number is the id in force. */
-  return (u32) raw1 (__NR_setfsgid, 0xffffffffu) == gid && (u32) raw1 (__NR_setfsuid, 0xffffffffu) == uid ? 0 : -EINVAL;
+  return (u32) sys_setfsgid (0xffffffffu) == gid && (u32) sys_setfsuid (0xffffffffu) == uid ? 0 : -EINVAL;
 }

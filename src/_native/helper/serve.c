@@ -22,7 +22,7 @@ pc_answer (struct pc_launcher *launcher, struct pc_record *reply, int pidfd)
 
   if (error < 0 && pidfd >= 0)
     {
-      raw4 (__NR_pidfd_send_signal, pidfd, 9 /* SIGKILL */, 0, 0);
+      sys_pidfd_send_signal (pidfd, 9 /* SIGKILL */, 0, 0);
       (void) pc_failed (reply, PC_STEP_LAUNCHER, error, -1);
       error = pc_send_record (launcher->socket, reply, -1);
     }
@@ -76,7 +76,7 @@ serve_spawn (struct pc_launcher *launcher, const struct pc_request *request, usi
   pc_answer (launcher, &reply, pidfd);
   pc_close_fd (&pidfd);
   if (plan != NULL && (request->flags & PC_REQUEST_IN_MEMFD))
-    raw2 (__NR_munmap, plan, size);
+    sys_munmap (plan, size);
 }
 
 static void
@@ -92,7 +92,7 @@ serve_restack (struct pc_launcher *launcher, const struct pc_request *request, u
     pc_restack (launcher, plan, fds, request->value, &reply);
   pc_answer (launcher, &reply, -1);
   if (plan != NULL && (request->flags & PC_REQUEST_IN_MEMFD))
-    raw2 (__NR_munmap, plan, size);
+    sys_munmap (plan, size);
 }
 
 static void
@@ -134,7 +134,7 @@ wait_for_end (int pidfd)
 {
   struct pollfd polled = { .fd = pidfd, .events = POLLIN };
   i64 patience[2] = { 10, 0 };
-  word ready = raw5 (__NR_ppoll, &polled, 1, patience, 0, 8);
+  word ready = sys_ppoll (&polled, 1, patience, 0, 8);
   return ready < 0 ? (int) ready : ready == 0 ? -ETIMEDOUT : 0;
 }
 

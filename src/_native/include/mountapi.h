@@ -17,8 +17,6 @@
 #define sys_fsmount(fd, attributes) raw3 (__NR_fsmount, fd, FSMOUNT_CLOEXEC, attributes)
 #define sys_mount_setattr(fd, flags, attr) raw5 (__NR_mount_setattr, fd, "", (flags) | AT_EMPTY_PATH, attr, sizeof (struct mount_attr))
 #define sys_openat2(dir, path, how) raw4 (__NR_openat2, dir, path, how, sizeof (struct open_how))
-#define sys_unshare(flags) raw1 (__NR_unshare, flags)
-#define sys_setns(fd, type) raw2 (__NR_setns, fd, type)
 
 #define CLONE_TREE (OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
 #define AT_RECURSIVE_ 0x8000

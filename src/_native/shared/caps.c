@@ -15,7 +15,7 @@ set_capabilities (u64 permitted)
     { .effective = (u32) permitted, .permitted = (u32) permitted },
     { .effective = (u32) (permitted >> 32), .permitted = (u32) (permitted >> 32) },
   };
-  return (int) raw2 (__NR_capset, &header, data);
+  return (int) sys_capset (&header, data);
 }
 
 int
@@ -29,7 +29,7 @@ pc_make_effective (u64 wanted)
     return (int) error;
   for (u32 i = 0; i < 2; i++)
     data[i].effective = data[i].permitted & (u32) (wanted >> 32 * i);
-  return (int) raw2 (__NR_capset, &header, data);
+  return (int) sys_capset (&header, data);
 }
 
 /* Capabilities that may still be in the bounding set.  A child inherits this with the set itself, and so makes no

@@ -1,9 +1,9 @@
 /* The last controls before a guest's execve, in the order of steps.h, and the execve. */
 #include "controls.h"
+#include "mountapi.h"
 
 #include <linux/errno.h>
 #include <linux/fcntl.h>
-#include <linux/openat2.h>
 #include <linux/prctl.h>
 
 static int
@@ -15,7 +15,7 @@ set_rlimits (const void *base, struct pc_ref ref)
     {
       u64 values[2] = { limits[i].soft, limits[i].hard };
       u64 old[2];
-      word error = raw4 (__NR_prlimit64, 0, limits[i].resource, 0, old);
+      word error = sys_prlimit64 (0, limits[i].resource, 0, old);
       if (error < 0)
         return (int) error;
       /* A hard limit cannot be raised without CAP_SYS_RESOURCE on the host: stay below it. */
@@ -23,7 +23,7 @@ set_rlimits (const void *base, struct pc_ref ref)
         values[1] = old[1];
       if (values[0] > values[1])
         values[0] = values[1];
-      error = raw4 (__NR_prlimit64, 0, limits[i].resource, values, 0);
+      error = sys_prlimit64 (0, limits[i].resource, values, 0);
       if (error < 0)
         return (int) error;
     }
@@ -36,17 +36,17 @@ set_user (const struct pc_exec *exec, struct pc_failure *failure)
   word error;
 
   /* setgroups is denied for good where the id map was written without privilege. */
-  error = raw2 (__NR_setgroups, exec->groups.size / 4, pc_at (exec, exec->groups));
+  error = sys_setgroups (exec->groups.size / 4, pc_at (exec, exec->groups));
   if (error < 0 && !(error == -1 && exec->groups.size == 0))
     return pc_control_failed (failure, PC_STEP_GROUPS, error);
-  error = raw3 (__NR_setresgid, exec->gid, exec->gid, exec->gid);
+  error = sys_setresgid (exec->gid, exec->gid, exec->gid);
   if (error < 0)
     return pc_control_failed (failure, PC_STEP_USER, error);
   /* The capabilities that still have to be set or dropped must survive the change of uid. */
   error = sys_prctl (PR_SET_KEEPCAPS, 1, 0);
   if (error < 0)
     return pc_control_failed (failure, PC_STEP_USER, error);
-  error = raw3 (__NR_setresuid, exec->uid, exec->uid, exec->uid);
+  error = sys_setresuid (exec->uid, exec->uid, exec->uid);
   if (error < 0)
     return pc_control_failed (failure, PC_STEP_USER, error);
   return 0;
@@ -91,7 +91,7 @@ search_and_execute (const char *search, char **argv, char **env)
           memcpy (path_buffer, at, n);
           path_buffer[n] = '/';
           memcpy (path_buffer + n + 1, argv[0], name + 1);
-          word error = raw3 (__NR_execve, path_buffer, argv, env);
+          word error = sys_execve (path_buffer, argv, env);
           if (error != -2 && error != -20)
             result = error;
           if (error != -2 && error != -20 && error != -13)
@@ -114,7 +114,7 @@ execute (const struct pc_exec *exec)
     return -7;
   for (const char *at = argv[0]; *at != '\0'; at++)
     if (*at == '/')
-      return raw3 (__NR_execve, argv[0], argv, env);
+      return sys_execve (argv[0], argv, env);
   if (argv[0][0] == '\0')
     return -2;
   return search_and_execute (pc_at (exec, exec->search), argv, env);
@@ -131,8 +131,8 @@ enter_workdir (const char *path)
   cleanup_fd int root = (int) sys_openat (AT_FDCWD_, "/", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
   if (root < 0)
     return root;
-  cleanup_fd int fd = (int) raw4 (__NR_openat2, root, path, &how, sizeof how);
-  return fd < 0 ? fd : raw1 (__NR_fchdir, fd);
+  cleanup_fd int fd = (int) sys_openat2 (root, path, &how);
+  return fd < 0 ? fd : sys_fchdir (fd);
 }
 
 /* The filter may refuse the calls by which the working directory is entered, so that comes first, with the
@@ -164,10 +164,10 @@ become_user (const struct pc_security *security, const struct pc_exec *exec, str
     error = set_rlimits (exec, exec->rlimits);
   if (error < 0)
     return pc_control_failed (failure, PC_STEP_RLIMIT, error);
-  raw1 (__NR_umask, exec->umask);
+  sys_umask (exec->umask);
   if (set_user (exec, failure) < 0)
     return -1;
-  error = raw4 (__NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &unblocked, 0, 8);
+  error = sys_rt_sigprocmask (2 /* SIG_SETMASK */, &unblocked, 0, 8);
   if (error < 0)
     return pc_control_failed (failure, PC_STEP_SESSION, error);
   /* The change of uid has emptied the effective set, and the capabilities below are dropped with CAP_SETPCAP. */

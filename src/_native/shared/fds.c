@@ -17,7 +17,7 @@ pc_move_fd (int fd, int to, int flags)
 {
   if (fd == to)
     {
-      word result = raw3 (__NR_fcntl, fd, F_SETFD, flags & O_CLOEXEC ? FD_CLOEXEC : 0);
+      word result = sys_fcntl (fd, F_SETFD, flags & O_CLOEXEC ? FD_CLOEXEC : 0);
       return result < 0 ? (int) result : to;
     }
   return (int) sys_dup3 (fd, to, flags);

@@ -51,15 +51,15 @@ pc_new_filesystem (const char *type, const char *options, usize size, u64 attrib
 int
 pc_pivot (int fd)
 {
-  word error = raw1 (__NR_fchdir, fd);
+  word error = sys_fchdir (fd);
   if (error < 0)
     return (int) error;
-  error = raw2 (__NR_pivot_root, ".", ".");
+  error = sys_pivot_root (".", ".");
   if (error < 0)
     return (int) error;
   /* The old root now lies on top of the new one at "."; one detach waits for one expedited grace period. */
-  error = raw2 (__NR_umount2, ".", MNT_DETACH_);
+  error = sys_umount2 (".", MNT_DETACH_);
   if (error < 0)
     return (int) error;
-  return (int) raw1 (__NR_chdir, "/");
+  return (int) sys_chdir ("/");
 }

@@ -101,7 +101,7 @@ pc_receive (int socket, void *buffer, usize size, struct pc_fds *fds, int flags)
   fds->count = fds->truncated = 0;
   word got;
   do
-    got = raw3 (__NR_recvmsg, socket, &message, flags | MSG_CMSG_CLOEXEC_);
+    got = sys_recvmsg (socket, &message, flags | MSG_CMSG_CLOEXEC_);
   while (got == -4);
   if (got <= 0)
     return got;
@@ -141,7 +141,7 @@ pc_send (int socket, const void *buffer, usize size, const int *fds, u32 count, 
     }
   word sent;
   do
-    sent = raw3 (__NR_sendmsg, socket, &message, flags | MSG_NOSIGNAL_);
+    sent = sys_sendmsg (socket, &message, flags | MSG_NOSIGNAL_);
   while (sent == -4);
   return sent < 0 ? (int) sent : 0;
 }
@@ -159,11 +159,11 @@ pc_map_sealed (struct pc_fds *fds, usize size)
   fds->count--;
   for (u32 i = 0; i < fds->count; i++)
     fds->fd[i] = fds->fd[i + 1];
-  word seals = raw3 (__NR_fcntl, fd, F_GET_SEALS_, 0);
-  word end = raw3 (__NR_lseek, fd, 0, 2 /* SEEK_END */);
+  word seals = sys_fcntl (fd, F_GET_SEALS_, 0);
+  word end = sys_lseek (fd, 0, 2 /* SEEK_END */);
   if (seals < 0 || (seals & SEALED) != SEALED || size == 0 || size > MAPPED_MOST || end < (word) size)
     return NULL;
-  word map = raw6 (__NR_mmap, 0, (word) size, 1 /* PROT_READ */, 2 /* MAP_PRIVATE */, fd, 0);
+  word map = sys_mmap (0, (word) size, 1 /* PROT_READ */, 2 /* MAP_PRIVATE */, fd, 0);
   return map < 0 && map > -4096 ? NULL : (const void *) map;
 }
 

@@ -40,7 +40,7 @@ int
 pc_tree_stat (int dir, const char *name, struct pc_stat *out)
 {
   struct statx found;
-  word error = raw5 (__NR_statx, dir, name, AT_SYMLINK_NOFOLLOW_ | (name[0] == '\0' ? 0x1000 : 0),
+  word error = sys_statx (dir, name, AT_SYMLINK_NOFOLLOW_ | (name[0] == '\0' ? 0x1000 : 0),
                      STATX_BASIC_STATS, &found);
   if (error < 0)
     return (int) error;

@@ -34,10 +34,10 @@ set_attributes (struct pc_unpack *unpack, const struct pc_tar *tar, int fd, cons
                         || (no_special_files && !pc_starts_with (key, "user."));
       if (pc_attribute_is_content (key) && !is_empty && !is_left_out)
         {
-          if (fd < 0 && !entered && (error = raw1 (__NR_fchdir, unpack->parent)) < 0)
+          if (fd < 0 && !entered && (error = sys_fchdir (unpack->parent)) < 0)
             return failed (unpack, PC_UNPACK_ATTRIBUTE, error);
           entered = 1;
-          error = fd >= 0 ? raw5 (__NR_fsetxattr, fd, key, value, size, 0)
+          error = fd >= 0 ? sys_fsetxattr (fd, key, value, size, 0)
                           : raw5 (__NR_lsetxattr, name, key, value, size, 0);
         }
       /* The file system or kind of file has no such attribute, or this user may not set it; EINVAL stands for
@@ -60,14 +60,14 @@ give (struct pc_unpack *unpack, int fd, const char *name, const struct pc_tar_en
     return 0;
   if (entry->uid == 0 && entry->gid == 0 && !unpack->parent_shares && unpack->first_id == 0)
     return 0;
-  word error = raw5 (__NR_fchownat, dir, path, pc_unpack_id (unpack, entry->uid),
+  word error = sys_fchownat (dir, path, pc_unpack_id (unpack, entry->uid),
                      pc_unpack_id (unpack, entry->gid), flags);
   if (error != -EINVAL)
     return error;
   /* An id outside the user namespace becomes the overflow id. */
   u32 uid = entry->uid > 65535 ? 65534 : (u32) entry->uid;
   u32 gid = entry->gid > 65535 ? 65534 : (u32) entry->gid;
-  error = raw5 (__NR_fchownat, dir, path, uid, gid, flags);
+  error = sys_fchownat (dir, path, uid, gid, flags);
   if (error != -EINVAL)
     return error;
   unpack->report.skipped++; /* a map without the overflow id */
@@ -91,13 +91,13 @@ set_metadata (struct pc_unpack *unpack, const struct pc_tar *tar, const struct p
     }
   if (set_mode)
     {
-      error = fd >= 0 ? raw2 (__NR_fchmod, fd, entry->mode)
-                      : raw3 (__NR_fchmodat, unpack->parent, name, entry->mode);
+      error = fd >= 0 ? sys_fchmod (fd, entry->mode)
+                      : sys_fchmodat (unpack->parent, name, entry->mode);
       if (error < 0)
         return failed (unpack, PC_UNPACK_MODE, error);
     }
-  error = fd >= 0 ? raw4 (__NR_utimensat, fd, NULL, times, 0)
-                  : raw4 (__NR_utimensat, unpack->parent, name, times, AT_SYMLINK_NOFOLLOW_);
+  error = fd >= 0 ? sys_utimensat (fd, NULL, times, 0)
+                  : sys_utimensat (unpack->parent, name, times, AT_SYMLINK_NOFOLLOW_);
   return error < 0 ? failed (unpack, PC_UNPACK_TIMES, error) : 0;
 }
 
@@ -141,14 +141,14 @@ fill_file (struct pc_unpack *unpack, struct pc_tar *tar, const struct pc_tar_ent
     return copy_data (unpack, tar, fd, entry->stored);
   for (u32 i = 0; i < entry->region_count; i++)
     {
-      word error = raw3 (__NR_lseek, fd, (word) entry->regions[i].offset, 0);
+      word error = sys_lseek (fd, (word) entry->regions[i].offset, 0);
       if (error < 0)
         return failed (unpack, PC_UNPACK_WRITE, error);
       int done = copy_data (unpack, tar, fd, entry->regions[i].size);
       if (done < 0)
         return done;
     }
-  word error = raw2 (__NR_ftruncate, fd, entry->size);
+  word error = sys_ftruncate (fd, entry->size);
   return error < 0 ? failed (unpack, PC_UNPACK_WRITE, error) : 0;
 }
 
@@ -178,7 +178,7 @@ forget_attributes (int parent, const char *name)
 {
   static char names[65536];
   cleanup_fd int fd = (int) sys_openat (parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
-  word size = fd < 0 ? fd : raw3 (__NR_flistxattr, fd, names, sizeof names);
+  word size = fd < 0 ? fd : sys_flistxattr (fd, names, sizeof names);
 
   for (word at = 0; at < size; at += (word) pc_strlen (names + at) + 1)
     if (pc_attribute_is_content (names + at))
@@ -254,9 +254,9 @@ create_other (struct pc_unpack *unpack, const struct pc_tar_entry *entry, const 
   u32 kind = entry->type == PC_TAR_FIFO ? S_IFIFO : entry->type == PC_TAR_CHARACTER ? S_IFCHR : S_IFBLK;
 
   if (entry->type == PC_TAR_SYMLINK)
-    return raw3 (__NR_symlinkat, entry->link, unpack->parent, name);
+    return sys_symlinkat (entry->link, unpack->parent, name);
   u32 device = (minor & 0xff) | major << 8 | (minor & ~0xffu) << 12;
-  return raw4 (__NR_mknodat, unpack->parent, name, kind | (entry->mode & 0777), kind == S_IFIFO ? 0 : device);
+  return sys_mknodat (unpack->parent, name, kind | (entry->mode & 0777), kind == S_IFIFO ? 0 : device);
 }
 
 static int
@@ -343,18 +343,18 @@ make_hard_link (struct pc_unpack *unpack, const struct pc_tar_entry *entry, cons
     return pc_unpack_crosses (unpack, PC_UNPACK_TARGET, error);
   if ((found.mode & S_IFMT) == S_IFDIR)
     return failed (unpack, PC_UNPACK_TARGET, -EISDIR);
-  error = raw5 (__NR_linkat, dir, last, unpack->parent, name, 0);
+  error = sys_linkat (dir, last, unpack->parent, name, 0);
   if (error == -EEXIST)
     {
       /* A link to itself would remove its own target. */
       struct statx from, to;
-      if (raw5 (__NR_statx, dir, last, AT_SYMLINK_NOFOLLOW_, STATX_INO, &from) == 0
-          && raw5 (__NR_statx, unpack->parent, name, AT_SYMLINK_NOFOLLOW_, STATX_INO, &to) == 0
+      if (sys_statx (dir, last, AT_SYMLINK_NOFOLLOW_, STATX_INO, &from) == 0
+          && sys_statx (unpack->parent, name, AT_SYMLINK_NOFOLLOW_, STATX_INO, &to) == 0
           && from.stx_ino == to.stx_ino)
         return 0;
       error = pc_tree_clear (unpack->parent, name);
       if (error == 0)
-        error = raw5 (__NR_linkat, dir, last, unpack->parent, name, 0);
+        error = sys_linkat (dir, last, unpack->parent, name, 0);
     }
   return error < 0 ? failed (unpack, PC_UNPACK_CREATE, error) : 0;
 }
@@ -366,8 +366,8 @@ is_root (const struct pc_unpack *unpack, int dir)
   struct statx top;
   struct statx here;
   return dir == unpack->top
-         || (raw5 (__NR_statx, unpack->top, "", AT_EMPTY_PATH_, STATX_INO, &top) == 0
-             && raw5 (__NR_statx, dir, "", AT_EMPTY_PATH_, STATX_INO, &here) == 0 && top.stx_ino == here.stx_ino);
+         || (sys_statx (unpack->top, "", AT_EMPTY_PATH_, STATX_INO, &top) == 0
+             && sys_statx (dir, "", AT_EMPTY_PATH_, STATX_INO, &here) == 0 && top.stx_ino == here.stx_ino);
 }
 
 /* ".wh.name" hides a name of the layers below, ".wh..wh..opq" all of them in its directory. */

@@ -10,7 +10,7 @@ copy_attributes (int from, int to)
 {
   static char names[65536];
   static char value[65536];
-  word size = raw3 (__NR_flistxattr, from, names, sizeof names);
+  word size = sys_flistxattr (from, names, sizeof names);
 
   if (size < 0 && size != -EOPNOTSUPP)
     return (int) size;
@@ -18,8 +18,8 @@ copy_attributes (int from, int to)
     {
       if (!pc_attribute_is_content (names + at))
         continue;
-      word got = raw4 (__NR_fgetxattr, from, names + at, value, sizeof value);
-      word error = got < 0 ? got : raw5 (__NR_fsetxattr, to, names + at, value, got, 0);
+      word got = sys_fgetxattr (from, names + at, value, sizeof value);
+      word error = got < 0 ? got : sys_fsetxattr (to, names + at, value, got, 0);
       if (error < 0 && error != -EPERM && error != -EOPNOTSUPP)
         return (int) error;
     }
@@ -44,11 +44,11 @@ settle_directory (struct pc_unpack *unpack, const int *lowers, u32 count, int di
   if (error < 0)
     return pc_unpack_failed (unpack, PC_UNPACK_LOWER, error);
   if (unpack->flags & PC_UNPACK_OWNERS)
-    error = raw5 (__NR_fchownat, dir, "", pc_unpack_id (unpack, found.uid),
+    error = sys_fchownat (dir, "", pc_unpack_id (unpack, found.uid),
                   pc_unpack_id (unpack, found.gid), 0x1000);
   if (error < 0)
     return pc_unpack_failed (unpack, PC_UNPACK_OWNER, error);
-  error = raw2 (__NR_fchmod, dir, found.mode & 07777);
+  error = sys_fchmod (dir, found.mode & 07777);
   if (error < 0)
     return pc_unpack_failed (unpack, PC_UNPACK_MODE, error);
   /* A fixed time for directories without one, so that equal archives give equal trees. */
@@ -69,14 +69,14 @@ spell_out (struct pc_unpack *unpack, const int *lowers, u32 count, int dir, cons
       struct pc_walk walk = pc_walk_layer (lowers[i], path);
       cleanup_fd int below = walk.dir;
       word got = below < 0 && below != -ENOENT ? below : 0;
-      while (below >= 0 && (got = raw3 (__NR_getdents64, below, names, sizeof names)) > 0)
+      while (below >= 0 && (got = sys_getdents64 (below, names, sizeof names)) > 0)
         for (word at = 0; at < got;)
           {
             struct pc_entry *entry = (struct pc_entry *) (void *) (names + at);
             at += entry->size;
             if (pc_streq (entry->name, ".") || pc_streq (entry->name, ".."))
               continue;
-            word error = raw4 (__NR_mknodat, dir, entry->name, S_IFCHR, 0);
+            word error = sys_mknodat (dir, entry->name, S_IFCHR, 0);
             if (error < 0 && error != -EEXIST)
               return pc_unpack_failed (unpack, PC_UNPACK_WHITEOUT, error);
           }
@@ -128,7 +128,7 @@ settle_whiteout (const struct pc_unpack *unpack, const int *lowers, u32 count, c
         return 0;
       hidden = pc_cursor.walks[i].hidden;
     }
-  return (int) raw3 (__NR_unlinkat, own->dir, path + cut, 0);
+  return (int) sys_unlinkat (own->dir, path + cut, 0);
 }
 
 static int
@@ -167,7 +167,7 @@ set_times (struct pc_unpack *unpack, struct pc_noted *noted)
 
   if (dir < 0)
     return 0;
-  word error = raw4 (__NR_utimensat, dir, NULL, times, 0);
+  word error = sys_utimensat (dir, NULL, times, 0);
   return error < 0 ? pc_unpack_failed (unpack, PC_UNPACK_TIMES, error) : 0;
 }
 

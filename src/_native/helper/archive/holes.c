@@ -17,11 +17,11 @@ pc_map_find (struct pc_map *map, int fd, u64 size)
   map->count = 0;
   while (at < size)
     {
-      word from = raw3 (__NR_lseek, fd, at, SEEK_DATA);
+      word from = sys_lseek (fd, at, SEEK_DATA);
       if (from == -ENXIO || (from >= 0 && (u64) from >= size))
         break;
       if (from >= 0)
-        to = raw3 (__NR_lseek, fd, from, SEEK_HOLE);
+        to = sys_lseek (fd, from, SEEK_HOLE);
       else
         from = (word) at; /* a file system that does not know its holes */
       if (to <= from || (u64) to > size || map->count == PC_TAR_REGIONS_MOST - 2)

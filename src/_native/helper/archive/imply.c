@@ -16,12 +16,12 @@ copy_link (struct pc_unpack *unpack, int above, const char *path, const char *na
   if (error != 1)
     return error;
   i64 times[4] = { found.seconds, found.nanoseconds, found.seconds, found.nanoseconds };
-  error = raw3 (__NR_symlinkat, target, above, name);
+  error = sys_symlinkat (target, above, name);
   if (error == 0 && (unpack->flags & PC_UNPACK_OWNERS))
-    error = raw5 (__NR_fchownat, above, name, pc_unpack_id (unpack, found.uid), pc_unpack_id (unpack, found.gid),
+    error = sys_fchownat (above, name, pc_unpack_id (unpack, found.uid), pc_unpack_id (unpack, found.gid),
                   AT_SYMLINK_NOFOLLOW_);
   if (error == 0)
-    error = raw4 (__NR_utimensat, above, name, times, AT_SYMLINK_NOFOLLOW_);
+    error = sys_utimensat (above, name, times, AT_SYMLINK_NOFOLLOW_);
   if (error == 0 && ++unpack->report.implied + unpack->report.entries > unpack->max_entries)
     error = -EDQUOT;
   return error < 0 ? error : 1;

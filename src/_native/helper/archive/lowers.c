@@ -11,7 +11,7 @@ static int
 is_opaque (int dir)
 {
   char value;
-  return raw4 (__NR_fgetxattr, dir, PC_OPAQUE, &value, 1) == 1 && value == 'y';
+  return sys_fgetxattr (dir, PC_OPAQUE, &value, 1) == 1 && value == 'y';
 }
 
 static void
@@ -144,7 +144,7 @@ read_link (int dir, const char *name, const struct pc_stat *found, char target[P
     return 0;
   if ((found->mode & S_IFMT) != S_IFLNK)
     return -ENOTDIR;
-  word size = raw4 (__NR_readlinkat, dir, name, target, PC_TAR_NAME_MOST - 1);
+  word size = sys_readlinkat (dir, name, target, PC_TAR_NAME_MOST - 1);
   if (size < 0)
     return (int) size;
   target[size] = '\0';

@@ -21,7 +21,7 @@ pc_tree_note (struct pc_unpack *unpack, const char *path, i64 seconds, u32 nanos
       if (room > NOTES_MOST)
         return -ENOMEM;
       word map = unpack->notes_room == 0
-                     ? raw6 (__NR_mmap, 0, (word) room, 3 /* READ | WRITE */, 0x22 /* PRIVATE | ANONYMOUS */, -1, 0)
+                     ? sys_mmap (0, (word) room, 3 /* READ | WRITE */, 0x22 /* PRIVATE | ANONYMOUS */, -1, 0)
                      : raw4 (__NR_mremap, unpack->notes, unpack->notes_room, room, 1 /* MAYMOVE */);
       if (map < 0 && map > -4096)
         return (int) map;
@@ -50,7 +50,7 @@ pc_tree_clear (int dir, const char *name)
     return (int) error;
   if ((found.mode & S_IFMT) == S_IFDIR)
     return pc_remove_tree (dir, name);
-  return (int) raw3 (__NR_unlinkat, dir, name, 0);
+  return (int) sys_unlinkat (dir, name, 0);
 }
 
 int
@@ -61,7 +61,7 @@ pc_tree_mark_opaque (struct pc_unpack *unpack, int dir, const char *name, const 
   cleanup_fd int fd = (int) sys_openat (dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
   if (fd < 0)
     return fd;
-  word error = raw5 (__NR_fsetxattr, fd, PC_OPAQUE, "y", 1, 0);
+  word error = sys_fsetxattr (fd, PC_OPAQUE, "y", 1, 0);
   /* tmpfs before 6.6 has no user.* attributes: whiteouts replace the opaque mark once the lower layers are known. */
   if (error == -EOPNOTSUPP)
     error = pc_tree_note (unpack, path, 0, 0, PC_NOTED_OPAQUE);
@@ -81,8 +81,8 @@ empty (int dir)
     {
       removed = 0;
       if (fd >= 0)
-        got = raw3 (__NR_lseek, fd, 0, 0);
-      while (got >= 0 && (got = raw3 (__NR_getdents64, fd, names, sizeof names)) > 0)
+        got = sys_lseek (fd, 0, 0);
+      while (got >= 0 && (got = sys_getdents64 (fd, names, sizeof names)) > 0)
         for (word at = 0; at < got;)
           {
             struct pc_entry *entry = (struct pc_entry *) (void *) (names + at);
@@ -118,7 +118,7 @@ pc_tree_whiteout (struct pc_unpack *unpack, int dir, const char *name)
   if (n > 0)
     path[n++] = '/';
   memcpy (path + n, name, pc_strlen (name) + 1);
-  word error = raw4 (__NR_mknodat, dir, name, S_IFCHR, 0);
+  word error = sys_mknodat (dir, name, S_IFCHR, 0);
   if (error == 0)
     return pc_tree_note (unpack, path, 0, 0, PC_NOTED_WHITEOUT);
   if (error != -EEXIST)

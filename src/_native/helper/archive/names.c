@@ -7,7 +7,7 @@
 u8 *
 pc_reserve (usize size)
 {
-  word map = raw6 (__NR_mmap, 0, size, 3 /* READ | WRITE */, 0x4022 /* PRIVATE | ANONYMOUS | NORESERVE */, -1, 0);
+  word map = sys_mmap (0, size, 3 /* READ | WRITE */, 0x4022 /* PRIVATE | ANONYMOUS | NORESERVE */, -1, 0);
   return map < 0 && map > -4096 ? NULL : (u8 *) map;
 }
 
@@ -73,7 +73,7 @@ pc_list_names (struct pc_arena *arena, int fd, usize *count)
   word got;
 
   *count = 0;
-  while ((got = raw3 (__NR_getdents64, fd, listing, sizeof listing)) > 0)
+  while ((got = sys_getdents64 (fd, listing, sizeof listing)) > 0)
     for (word at = 0; at < got;)
       {
         struct pc_entry *entry = (struct pc_entry *) (void *) (listing + at);

@@ -91,7 +91,7 @@ read_attribute (int fd, const char *key, usize *used)
   struct pc_attribute *out = &pack.attributes[pack.attribute_count];
   u8 *value = pack.attribute_values + *used;
   usize room = PC_HEADER_ATTRIBUTES - *used;
-  word got = raw4 (__NR_fgetxattr, fd, key, value, room);
+  word got = sys_fgetxattr (fd, key, value, room);
 
   /* EINVAL: an empty capability attribute, which any guest can set and no user can read. */
   if (got < 0)
@@ -116,7 +116,7 @@ read_attributes (int fd)
 {
   usize used = 0;
   pack.attribute_count = 0;
-  word size = fd < 0 ? 0 : raw3 (__NR_flistxattr, fd, pack.attribute_names, sizeof pack.attribute_names);
+  word size = fd < 0 ? 0 : sys_flistxattr (fd, pack.attribute_names, sizeof pack.attribute_names);
   if (size == -EOPNOTSUPP)
     return 0;
   if (size < 0)
@@ -208,7 +208,7 @@ put_sparse (int fd, const struct statx *found, u64 stored)
     return output_failed ();
   for (u32 i = 0; i < pack.map.count; i++)
     {
-      word error = raw3 (__NR_lseek, fd, pack.map.regions[i].offset, 0);
+      word error = sys_lseek (fd, pack.map.regions[i].offset, 0);
       if (error < 0)
         return failed (PC_UNPACK_TREE, error);
       if (put_bytes (fd, pack.map.regions[i].size) < 0)
@@ -229,7 +229,7 @@ put_content (int fd, const struct statx *found)
       u64 stored = pc_map_find (&pack.map, fd, size);
       if (stored + least <= size)
         return put_sparse (fd, found, stored);
-      word error = raw3 (__NR_lseek, fd, 0, 0);
+      word error = sys_lseek (fd, 0, 0);
       if (error < 0)
         return failed (PC_UNPACK_TREE, error);
     }
@@ -271,7 +271,7 @@ put_file (int dir, const char *name)
   cleanup_fd int fd = (int) sys_openat (dir, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0);
   if (fd == -ENOENT || fd == -ELOOP)
     return 0; /* removed or replaced meanwhile */
-  word error = fd < 0 ? fd : raw5 (__NR_statx, fd, "", AT_EMPTY_PATH_, STATX_BASIC_STATS, &found);
+  word error = fd < 0 ? fd : sys_statx (fd, "", AT_EMPTY_PATH_, STATX_BASIC_STATS, &found);
   if (error < 0)
     return failed (PC_UNPACK_TREE, error);
   if ((found.stx_mode & S_IFMT) != S_IFREG)
@@ -291,7 +291,7 @@ put_file (int dir, const char *name)
 static int
 put_symlink (int dir, const char *name, const struct statx *found)
 {
-  word size = raw4 (__NR_readlinkat, dir, name, pack.link, PC_TAR_NAME_MOST);
+  word size = sys_readlinkat (dir, name, pack.link, PC_TAR_NAME_MOST);
   if (size == -ENOENT || size == -EINVAL)
     return 0;
   if (size < 0)
@@ -345,7 +345,7 @@ static int
 put_any (int dir, const char *name, usize cut)
 {
   struct statx found;
-  word error = raw5 (__NR_statx, dir, name, AT_SYMLINK_NOFOLLOW_, STATX_BASIC_STATS | MOUNT_ID, &found);
+  word error = sys_statx (dir, name, AT_SYMLINK_NOFOLLOW_, STATX_BASIC_STATS | MOUNT_ID, &found);
   usize n = pc_strlen (name);
 
   if (error == -ENOENT)
@@ -409,7 +409,7 @@ static int
 put_opaque (int fd, usize size)
 {
   char value;
-  if (!(pack.flags & PC_PACK_WHITEOUTS) || raw4 (__NR_fgetxattr, fd, PC_OPAQUE, &value, 1) != 1 || value != 'y')
+  if (!(pack.flags & PC_PACK_WHITEOUTS) || sys_fgetxattr (fd, PC_OPAQUE, &value, 1) != 1 || value != 'y')
     return 0;
   if (size + 16 > PC_TAR_NAME_MOST)
     return failed (PC_UNPACK_DEPTH, 0);
@@ -427,7 +427,7 @@ put_directory (int dir, const char *name, const struct statx *found, usize size)
   cleanup_fd int fd = (int) sys_openat (dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
   if (fd == -ENOENT || fd == -ENOTDIR || fd == -ELOOP)
     return 0;
-  word error = fd < 0 ? fd : raw5 (__NR_statx, fd, "", AT_EMPTY_PATH_, STATX_BASIC_STATS, &here);
+  word error = fd < 0 ? fd : sys_statx (fd, "", AT_EMPTY_PATH_, STATX_BASIC_STATS, &here);
   if (error < 0)
     return failed (PC_UNPACK_TREE, error);
   if ((pack.flags & PC_PACK_NO_KERNEL) && found->stx_mnt_id != pack.mount && pc_is_of_kernel (fd))
@@ -454,7 +454,7 @@ put_tree (int top)
 {
   static const u8 end[2 * PC_TAR_BLOCK];
   struct statx found;
-  word error = raw5 (__NR_statx, top, "", AT_EMPTY_PATH_, STATX_BASIC_STATS | MOUNT_ID, &found);
+  word error = sys_statx (top, "", AT_EMPTY_PATH_, STATX_BASIC_STATS | MOUNT_ID, &found);
 
   if (error < 0)
     return failed (PC_UNPACK_TREE, error);

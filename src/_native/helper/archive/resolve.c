@@ -68,7 +68,7 @@ follow (struct resolving *at, const char *part)
     return error;
   if (leads < 0 && at->unpack->lowers.count == 0)
     return leads == -ENOENT ? -ENOTDIR : leads;
-  word size = raw4 (__NR_readlinkat, at->dir, part, target, PC_TAR_NAME_MOST - 1);
+  word size = sys_readlinkat (at->dir, part, target, PC_TAR_NAME_MOST - 1);
   if (size < 0)
     return (int) size;
   usize left = pc_strlen (after) + 1;

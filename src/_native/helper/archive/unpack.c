@@ -25,7 +25,7 @@ static int
 unpack_stream (int stream)
 {
   struct pc_tar_entry entry;
-  word memory = raw6 (__NR_mmap, 0, PC_TAR_MEMORY, 3 /* READ | WRITE */, 0x22 /* PRIVATE | ANONYMOUS */, -1, 0);
+  word memory = sys_mmap (0, PC_TAR_MEMORY, 3 /* READ | WRITE */, 0x22 /* PRIVATE | ANONYMOUS */, -1, 0);
   int more;
 
   if (memory < 0 && memory > -4096)

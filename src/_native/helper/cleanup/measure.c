@@ -33,7 +33,7 @@ static int
 count_entry (int dir, const char *name, struct pc_measured *out)
 {
   struct statx found;
-  word error = raw5 (__NR_statx, dir, name, AT_SYMLINK_NOFOLLOW, STATX_TYPE | STATX_BLOCKS | STATX_NLINK, &found);
+  word error = sys_statx (dir, name, AT_SYMLINK_NOFOLLOW, STATX_TYPE | STATX_BLOCKS | STATX_NLINK, &found);
 
   if (error < 0)
     return 0; /* gone by now */
@@ -53,7 +53,7 @@ next_directory (struct level *level, struct pc_measured *out)
     {
       if (level->at >= level->size)
         {
-          word got = raw3 (__NR_getdents64, level->fd, level->names, sizeof level->names);
+          word got = sys_getdents64 (level->fd, level->names, sizeof level->names);
           if (got <= 0)
             return (int) got;
           level->at = 0;

@@ -20,8 +20,8 @@ make_writable (int from, const char *name)
   if (fd < 0)
     return;
   pc_decimal (path + 14, (u64) fd);
-  if (raw3 (__NR_fchmodat, AT_FDCWD_, path, 0700) == -ENOENT)
-    raw3 (__NR_fchmodat, from, name, 0700);
+  if (sys_fchmodat (AT_FDCWD_, path, 0700) == -ENOENT)
+    sys_fchmodat (from, name, 0700);
 }
 
 static int
@@ -47,11 +47,11 @@ flatten (int from, const char *name, int top)
 {
   char fresh[32] = ".pyc-";
   pc_decimal (fresh + 5, moved++);
-  word error = raw5 (__NR_renameat2, from, name, top, fresh, 0);
+  word error = sys_renameat2 (from, name, top, fresh, 0);
   if (error == -EACCES)
     {
       make_writable (from, name);
-      error = raw5 (__NR_renameat2, from, name, top, fresh, 0);
+      error = sys_renameat2 (from, name, top, fresh, 0);
     }
   return (int) error;
 }
@@ -61,16 +61,16 @@ static int
 empty_directory (int fd, int top, u32 *left)
 {
   word got;
-  while ((got = raw3 (__NR_getdents64, fd, listing, sizeof listing)) > 0)
+  while ((got = sys_getdents64 (fd, listing, sizeof listing)) > 0)
     for (word at = 0; at < got;)
       {
         struct pc_entry *entry = (struct pc_entry *) (void *) (listing + at);
         at += entry->size;
         if (is_dots (entry->name))
           continue;
-        word error = raw3 (__NR_unlinkat, fd, entry->name, 0);
+        word error = sys_unlinkat (fd, entry->name, 0);
         if (error == -EISDIR || error == -EPERM)
-          error = raw3 (__NR_unlinkat, fd, entry->name, AT_REMOVEDIR_);
+          error = sys_unlinkat (fd, entry->name, AT_REMOVEDIR_);
         if (error == -ENOTEMPTY && fd != top)
           error = flatten (fd, entry->name, top);
         if (error == -ENOTEMPTY)
@@ -91,7 +91,7 @@ empty_children (int top)
 
   if (reader < 0)
     return reader;
-  while ((got = raw3 (__NR_getdents64, reader, names, sizeof names)) > 0)
+  while ((got = sys_getdents64 (reader, names, sizeof names)) > 0)
     for (word at = 0; at < got;)
       {
         struct pc_entry *entry = (struct pc_entry *) (void *) (names + at);
@@ -130,11 +130,11 @@ pc_remove_tree (int dir, const char *name)
     return 0;
   if (top < 0)
     return top;
-  raw2 (__NR_fchmod, top, 0700);
+  sys_fchmod (top, 0700);
   for (;;)
     {
       u32 left = 0;
-      raw3 (__NR_lseek, top, 0, 0);
+      sys_lseek (top, 0, 0);
       int error = empty_directory (top, top, &left);
       if (error < 0)
         return error;
@@ -144,7 +144,7 @@ pc_remove_tree (int dir, const char *name)
       if (error < 0)
         return error;
     }
-  return (int) raw3 (__NR_unlinkat, dir, name, AT_REMOVEDIR_);
+  return (int) sys_unlinkat (dir, name, AT_REMOVEDIR_);
 }
 
 #define GROUP_DEPTH 4
@@ -156,18 +156,18 @@ remove_groups_in (int group, u32 depth)
   char names[4096] __attribute__ ((aligned (8)));
   word got;
 
-  while ((got = raw3 (__NR_getdents64, group, names, sizeof names)) > 0)
+  while ((got = sys_getdents64 (group, names, sizeof names)) > 0)
     for (word at = 0; at < got;)
       {
         struct pc_entry *entry = (struct pc_entry *) (void *) (names + at);
         at += entry->size;
         if (entry->type != DT_DIR_ || is_dots (entry->name)
-            || raw3 (__NR_unlinkat, group, entry->name, AT_REMOVEDIR_) == 0 || depth == GROUP_DEPTH)
+            || sys_unlinkat (group, entry->name, AT_REMOVEDIR_) == 0 || depth == GROUP_DEPTH)
           continue;
         cleanup_fd int inner = (int) sys_openat (group, entry->name, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
         if (inner >= 0)
           (void) remove_groups_in (inner, depth + 1);
-        raw3 (__NR_unlinkat, group, entry->name, AT_REMOVEDIR_);
+        sys_unlinkat (group, entry->name, AT_REMOVEDIR_);
       }
   return (int) got;
 }
@@ -187,7 +187,7 @@ pc_remove_group (int dir, const char *name)
     return -EINVAL;
   for (u32 try = 0;; try++)
     {
-      word error = raw3 (__NR_unlinkat, dir, name, AT_REMOVEDIR_);
+      word error = sys_unlinkat (dir, name, AT_REMOVEDIR_);
       if (error == 0 || error == -ENOENT)
         return 0;
       cleanup_fd int group = (int) sys_openat (dir, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
@@ -195,10 +195,10 @@ pc_remove_group (int dir, const char *name)
         return group;
       error = remove_groups_in (group, 0);
       if (error == 0)
-        error = raw3 (__NR_unlinkat, dir, name, AT_REMOVEDIR_);
+        error = sys_unlinkat (dir, name, AT_REMOVEDIR_);
       if (error != -EBUSY || try == GROUP_TRIES)
         return (int) error;
-      raw2 (__NR_nanosleep, pause, 0);
+      sys_nanosleep (pause, 0);
       if (try % 10 == 9 && pause[1] < LONGEST_PAUSE_NS)
         pause[1] *= 2;
     }

@@ -57,7 +57,7 @@ static int
 check_kind (int fd)
 {
   struct statx found;
-  word error = raw5 (__NR_statx, fd, "", AT_EMPTY_PATH_, STATX_TYPE, &found);
+  word error = sys_statx (fd, "", AT_EMPTY_PATH_, STATX_TYPE, &found);
 
   if (error < 0)
     return (int) error;
@@ -102,7 +102,7 @@ open_file (const struct pc_file_request *request, char *path)
   int error = made ? 0 : check_kind (fd);
   /* Not before it is known what it is. */
   if (error == 0 && !made && (request->flags & O_TRUNC))
-    error = (int) raw2 (__NR_ftruncate, fd, 0);
+    error = (int) sys_ftruncate (fd, 0);
   return error < 0 ? error : pc_steal_fd (&fd);
 }
 
@@ -116,7 +116,7 @@ make (const struct pc_file_request *request, char *path, const char *text)
   if (parent < 0)
     return parent == -EBUSY ? -EEXIST : parent;
   word error = directory ? sys_mkdirat (parent, last, request->mode & 07777)
-                         : raw3 (__NR_symlinkat, text, parent, last);
+                         : sys_symlinkat (text, parent, last);
   if (error < 0)
     return (int) error;
   return (int) error;
@@ -127,7 +127,7 @@ take_away (char *path, int flags)
 {
   const char *last = "";
   cleanup_fd int parent = open_parent (path, &last);
-  return parent < 0 ? parent : (int) raw3 (__NR_unlinkat, parent, last, flags);
+  return parent < 0 ? parent : (int) sys_unlinkat (parent, last, flags);
 }
 
 /* Both names below directories that are opened before: rename and link. */
@@ -143,8 +143,8 @@ name_again (const struct pc_file_request *request, char *from, char *to)
   if (to_dir < 0)
     return to_dir;
   if (request->verb == PC_FILE_LINK)
-    return (int) raw5 (__NR_linkat, from_dir, from_last, to_dir, to_last, 0);
-  return (int) raw5 (__NR_renameat2, from_dir, from_last, to_dir, to_last, request->flags & 1u);
+    return (int) sys_linkat (from_dir, from_last, to_dir, to_last, 0);
+  return (int) sys_renameat2 (from_dir, from_last, to_dir, to_last, request->flags & 1u);
 }
 
 static int
@@ -170,11 +170,11 @@ set (const struct pc_file_request *request, const char *path, const struct pc_fd
   word error = fd < 0 ? fd : check_kind (fd);
 
   if (error == 0 && (request->set & PC_FILE_SET_OWNER))
-    error = raw5 (__NR_fchownat, fd, "", request->owner_uid, request->owner_gid, AT_EMPTY_PATH_);
+    error = sys_fchownat (fd, "", request->owner_uid, request->owner_gid, AT_EMPTY_PATH_);
   if (error == 0 && (request->set & PC_FILE_SET_MODE))
-    error = raw2 (__NR_fchmod, fd, request->mode & 07777);
+    error = sys_fchmod (fd, request->mode & 07777);
   if (error == 0 && (request->set & PC_FILE_SET_TIMES))
-    error = raw4 (__NR_utimensat, fd, NULL, request->times, 0);
+    error = sys_utimensat (fd, NULL, request->times, 0);
   return (int) error;
 }
 

@@ -28,11 +28,11 @@ pc_raise_loopback (void)
     i32 flags;
     char rest[20];
   } request = { .name = "lo", .flags = IFF_UP_ };
-  cleanup_fd int fd = (int) raw3 (__NR_socket, 2, 2 | 0x80000, 0);
+  cleanup_fd int fd = (int) sys_socket (2, 2 | 0x80000, 0);
 
   if (fd < 0)
     return fd;
-  return (int) raw3 (__NR_ioctl, fd, SIOCSIFFLAGS_, &request);
+  return (int) sys_ioctl (fd, SIOCSIFFLAGS_, &request);
 }
 
 int
@@ -72,7 +72,7 @@ static int
 open_socket (const struct pc_socket *wanted)
 {
   struct address address = { .family = wanted->domain, .port = wanted->port, .address = wanted->address };
-  cleanup_fd int fd = (int) raw3 (__NR_socket, wanted->domain, wanted->type | 0x80000 /* CLOEXEC */, wanted->protocol);
+  cleanup_fd int fd = (int) sys_socket (wanted->domain, wanted->type | 0x80000 /* CLOEXEC */, wanted->protocol);
 
   if (fd < 0)
     return fd;

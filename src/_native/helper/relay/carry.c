@@ -31,7 +31,7 @@ take_pipe (int ends[2])
     }
   int error = (int) raw2 (__NR_pipe2, ends, O_NONBLOCK | O_CLOEXEC);
   if (error == 0)
-    raw3 (__NR_fcntl, ends[1], 1031 /* F_SETPIPE_SZ */, PIPE_SIZE); /* a user's share may be used up */
+    sys_fcntl (ends[1], 1031 /* F_SETPIPE_SZ */, PIPE_SIZE); /* a user's share may be used up */
   return error;
 }
 
@@ -88,24 +88,24 @@ copy (struct pc_half *in, struct pc_half *out)
   struct iovec part = { .iov_base = copied, .iov_len = sizeof copied };
   struct pc_message message = { .parts = &part, .part_count = 1 };
 
-  word got = raw3 (__NR_recvmsg, in->fd, &message, MSG_PEEK_ | MSG_DONTWAIT_);
+  word got = sys_recvmsg (in->fd, &message, MSG_PEEK_ | MSG_DONTWAIT_);
   note_read (in, got);
   if (got <= 0)
     return;
   part.iov_len = (usize) got;
-  word put = raw3 (__NR_sendmsg, out->fd, &message, MSG_DONTWAIT_ | MSG_NOSIGNAL_);
+  word put = sys_sendmsg (out->fd, &message, MSG_DONTWAIT_ | MSG_NOSIGNAL_);
   note_written (in, out, put);
   if (put <= 0)
     return;
   part.iov_len = (usize) put;
-  raw3 (__NR_recvmsg, in->fd, &message, MSG_TRUNC_ | MSG_DONTWAIT_);
+  sys_recvmsg (in->fd, &message, MSG_TRUNC_ | MSG_DONTWAIT_);
 }
 
 static void
 fill (struct pc_half *in)
 {
   /* The pipe is empty: EAGAIN is the socket's. */
-  word got = raw6 (__NR_splice, in->fd, 0, in->pipe[1], 0, PIPE_SIZE, SPLICE_FLAGS);
+  word got = sys_splice (in->fd, 0, in->pipe[1], 0, PIPE_SIZE, SPLICE_FLAGS);
   note_read (in, got);
   if (got > 0)
     in->waiting = (u32) got;
@@ -114,7 +114,7 @@ fill (struct pc_half *in)
 static void
 drain (struct pc_half *in, struct pc_half *out)
 {
-  word put = raw6 (__NR_splice, in->pipe[0], 0, out->fd, 0, in->waiting, SPLICE_FLAGS);
+  word put = sys_splice (in->pipe[0], 0, out->fd, 0, in->waiting, SPLICE_FLAGS);
   note_written (in, out, put);
   if (put > 0)
     in->waiting -= (u32) put;

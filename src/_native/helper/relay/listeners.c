@@ -27,7 +27,7 @@ int
 pc_watch (int fd, enum pc_end end, u32 place, u32 generation, u32 events)
 {
   struct epoll_event event = event_of (end, place, generation, events);
-  return (int) raw4 (__NR_epoll_ctl, epoll, EPOLL_CTL_ADD, fd, &event);
+  return (int) sys_epoll_ctl (epoll, EPOLL_CTL_ADD, fd, &event);
 }
 
 struct pc_listener *
@@ -72,7 +72,7 @@ int
 pc_dial (const struct pc_listener *listener, int type)
 {
   const struct pc_address *to = &listener->upstream;
-  cleanup_fd int fd = (int) raw3 (__NR_socket, to->family, type | SOCK_FLAGS_, 0);
+  cleanup_fd int fd = (int) sys_socket (to->family, type | SOCK_FLAGS_, 0);
   if (fd < 0)
     return fd;
   word error = raw3 (__NR_connect, fd, to, to->family == AF_INET_ ? 16 : sizeof *to);
@@ -83,7 +83,7 @@ static void
 set_interest (const struct pc_listener *listener, u32 events)
 {
   struct epoll_event event = event_of (PC_END_LISTENER, pc_place_of (listener), listener->generation, events);
-  raw4 (__NR_epoll_ctl, epoll, EPOLL_CTL_MOD, listener->fd, &event);
+  sys_epoll_ctl (epoll, EPOLL_CTL_MOD, listener->fd, &event);
 }
 
 void
@@ -123,7 +123,7 @@ void
 pc_close_listener (struct pc_listener *listener)
 {
   /* Its caller may hold it as well, and then epoll would go on to tell of it. */
-  raw4 (__NR_epoll_ctl, epoll, EPOLL_CTL_DEL, listener->fd, 0);
+  sys_epoll_ctl (epoll, EPOLL_CTL_DEL, listener->fd, 0);
   pc_close_fd (&listener->fd);
   listener->used = 0;
   listener->generation++;

@@ -58,8 +58,8 @@ add (const struct pc_relay_command *command, struct pc_fds *fds)
   int family = check_socket (fds->fd[0], command->protocol);
   if (family < 0)
     return family;
-  word flags = raw3 (__NR_fcntl, fds->fd[0], F_GETFL, 0);
-  word error = flags < 0 ? flags : raw3 (__NR_fcntl, fds->fd[0], F_SETFL, flags | O_NONBLOCK);
+  word flags = sys_fcntl (fds->fd[0], F_GETFL, 0);
+  word error = flags < 0 ? flags : sys_fcntl (fds->fd[0], F_SETFL, flags | O_NONBLOCK);
   struct pc_listener *listener = error < 0 ? NULL : pc_free_listener ();
   if (listener == NULL)
     return error < 0 ? (int) error : -ENOSPC;

@@ -21,16 +21,16 @@ drop_rights (int socket)
   /* What is left to be dropped is dropped as somebody else. */
   if (error == 0)
     error = sys_prctl (PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0);
-  if (error == 0 && (error = raw2 (__NR_setgroups, 0, 0)) == -EPERM)
+  if (error == 0 && (error = sys_setgroups (0, 0)) == -EPERM)
     error = 0; /* denied for good where the id map was written without privilege */
-  if (error == 0 && (error = raw3 (__NR_setresgid, NOBODY, NOBODY, NOBODY)) == -EINVAL)
+  if (error == 0 && (error = sys_setresgid (NOBODY, NOBODY, NOBODY)) == -EINVAL)
     error = 0;
-  if (error == 0 && (error = raw3 (__NR_setresuid, NOBODY, NOBODY, NOBODY)) == -EINVAL)
+  if (error == 0 && (error = sys_setresuid (NOBODY, NOBODY, NOBODY)) == -EINVAL)
     error = 0;
   if (error == 0 && pc_limit_capabilities (0, 0, &failure) < 0)
     error = -failure.error;
   if (error == 0)
-    error = raw4 (__NR_prlimit64, 0, 4 /* RLIMIT_CORE */, none, 0);
+    error = sys_prlimit64 (0, 4 /* RLIMIT_CORE */, none, 0);
   if (error == 0)
     error = sys_prctl (PR_SET_NO_NEW_PRIVS, 1, 0);
   /* A change of ids undoes both of these. */
@@ -50,8 +50,8 @@ pc_start_relay (const struct pc_fds *fds, struct pc_record *reply)
       (void) pc_failed (reply, PC_STEP_NETWORK, fds->truncated ? -EMFILE : type < 0 ? type : -EPROTOTYPE, -1);
       return;
     }
-  word launcher = raw0 (__NR_getpid);
-  word child = raw2 (__NR_clone3, &args, sizeof args);
+  word launcher = sys_getpid ();
+  word child = sys_clone3 (&args, sizeof args);
   if (child == 0)
     {
       /* A launcher that ended before it was watched has another in its place as the parent. */

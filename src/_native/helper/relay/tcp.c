@@ -72,7 +72,7 @@ static void
 prefer_reset (int fd)
 {
   i32 linger[2] = { 1, 0 };
-  raw5 (__NR_setsockopt, fd, SOL_SOCKET, SO_LINGER, linger, sizeof linger);
+  sys_setsockopt (fd, SOL_SOCKET, SO_LINGER, linger, sizeof linger);
 }
 
 static void
@@ -101,8 +101,8 @@ static void
 set_options (int fd)
 {
   i32 one = 1;
-  raw5 (__NR_setsockopt, fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
-  raw5 (__NR_setsockopt, fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  sys_setsockopt (fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
+  sys_setsockopt (fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
 }
 
 /* A listener may have as many flows as are free then: half of all for one that takes what it gets, and the
@@ -148,13 +148,13 @@ static int
 turn_away (const struct pc_listener *listener)
 {
   pc_close_fd (&reserve);
-  int fd = (int) raw4 (__NR_accept4, listener->fd, 0, 0, SOCK_FLAGS_);
+  int fd = (int) sys_accept4 (listener->fd, 0, 0, SOCK_FLAGS_);
   if (fd >= 0)
     {
       prefer_reset (fd);
       sys_close (fd);
     }
-  reserve = (int) raw3 (__NR_socket, AF_INET_, SOCK_DGRAM_ | SOCK_FLAGS_, 0);
+  reserve = (int) sys_socket (AF_INET_, SOCK_DGRAM_ | SOCK_FLAGS_, 0);
   return fd;
 }
 
@@ -162,10 +162,10 @@ void
 pc_tcp_accept (struct pc_listener *listener)
 {
   if (reserve < 0)
-    reserve = (int) raw3 (__NR_socket, AF_INET_, SOCK_DGRAM_ | SOCK_FLAGS_, 0);
+    reserve = (int) sys_socket (AF_INET_, SOCK_DGRAM_ | SOCK_FLAGS_, 0);
   for (u32 i = 0; i < ACCEPTED_AT_ONCE; i++)
     {
-      int fd = (int) raw4 (__NR_accept4, listener->fd, 0, 0, SOCK_FLAGS_);
+      int fd = (int) sys_accept4 (listener->fd, 0, 0, SOCK_FLAGS_);
       if (fd >= 0)
         {
           start_flow (listener, fd);

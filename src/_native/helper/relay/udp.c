@@ -31,7 +31,7 @@ pc_udp_prepare (const struct pc_listener *listener)
   i32 one = 1;
   int six = listener->family == AF_INET6_;
   int level = six ? IPPROTO_IPV6 : IPPROTO_IP;
-  raw5 (__NR_setsockopt, listener->fd, level, six ? IPV6_RECVPKTINFO : IP_PKTINFO, &one, sizeof one);
+  sys_setsockopt (listener->fd, level, six ? IPV6_RECVPKTINFO : IP_PKTINFO, &one, sizeof one);
 }
 
 /* To which address a datagram came: the answer must come from there. */
@@ -90,7 +90,7 @@ receive (int fd, struct pc_session_key *key)
       message.control = &control;
       message.control_length = sizeof control;
     }
-  word got = raw3 (__NR_recvmsg, fd, &message, MSG_DONTWAIT_);
+  word got = sys_recvmsg (fd, &message, MSG_DONTWAIT_);
   if (got >= 0 && key != NULL)
     read_local (&message, &control, key->local);
   return got;
@@ -102,7 +102,7 @@ hand_on (const struct pc_session *session, usize size)
 {
   struct iovec part = { .iov_base = datagram, .iov_len = size };
   struct pc_message message = { .parts = &part, .part_count = 1 };
-  raw3 (__NR_sendmsg, session->fd, &message, MSG_DONTWAIT_ | MSG_NOSIGNAL_);
+  sys_sendmsg (session->fd, &message, MSG_DONTWAIT_ | MSG_NOSIGNAL_);
 }
 
 static void
@@ -119,7 +119,7 @@ hand_back (struct pc_session *session, usize size)
   };
 
   write_local (&message, &control, listener->family, session->key.local);
-  raw3 (__NR_sendmsg, listener->fd, &message, MSG_DONTWAIT_ | MSG_NOSIGNAL_);
+  sys_sendmsg (listener->fd, &message, MSG_DONTWAIT_ | MSG_NOSIGNAL_);
 }
 
 void

@@ -14,7 +14,7 @@ is_engines (const struct builder *b, int fd, const struct statx *seen)
     word type;
     word rest[15];
   } fs;
-  word error = raw2 (__NR_fstatfs, fd, &fs);
+  word error = sys_fstatfs (fd, &fs);
   if (error < 0)
     return (int) error;
   return fs.type == PROC_SUPER_MAGIC || fs.type == DEVPTS_SUPER_MAGIC || fs.type == SYSFS_MAGIC
@@ -31,7 +31,7 @@ pc_open_target (const struct builder *b, const struct pc_op *op)
       = pc_make_path (b->root, pc_at (b->plan, op->target), op->flags & PC_OP_NOFOLLOW, want_file);
   if (fd < 0)
     return fd;
-  word error = raw5 (__NR_statx, fd, "", AT_EMPTY_PATH, STATX_TYPE | STATX_MNT_ID, &seen);
+  word error = sys_statx (fd, "", AT_EMPTY_PATH, STATX_TYPE | STATX_MNT_ID, &seen);
   if (error < 0)
     return (int) error;
   if (!(op->flags & PC_OP_NOFOLLOW))

@@ -40,7 +40,7 @@ do_cover (struct builder *b, const struct pc_op *op)
       cleanup_fd int copy = read_only_clone (target);
       return copy < 0 ? copy : (int) sys_move_mount (copy, target);
     }
-  word error = raw5 (__NR_statx, target, "", AT_EMPTY_PATH, STATX_TYPE, &seen);
+  word error = sys_statx (target, "", AT_EMPTY_PATH, STATX_TYPE, &seen);
   if (error < 0)
     return (int) error;
   const char *source = (seen.stx_mode & 0170000) == 0040000 ? "empty" : "mask";
@@ -54,7 +54,7 @@ attach_dev (struct builder *b, const struct pc_op *op)
   struct statx seen;
   if (b->fds->dev < 0)
     return -EBADF;
-  word error = raw5 (__NR_statx, b->fds->dev, "", AT_EMPTY_PATH, STATX_MNT_ID, &seen);
+  word error = sys_statx (b->fds->dev, "", AT_EMPTY_PATH, STATX_MNT_ID, &seen);
   if (error < 0)
     return (int) error;
   b->dev = seen.stx_mnt_id;
@@ -70,9 +70,9 @@ do_move (struct builder *b, const struct pc_op *op)
       = pc_resolve (b->made->old, pc_at (b->plan, op->target), op->flags & PC_OP_NOFOLLOW, O_PATH);
   if (from < 0)
     return from == -ENOENT ? 0 : from;
-  word error = raw5 (__NR_statx, from, "", AT_EMPTY_PATH, STATX_MNT_ID, &seen);
+  word error = sys_statx (from, "", AT_EMPTY_PATH, STATX_MNT_ID, &seen);
   if (error == 0)
-    error = raw5 (__NR_statx, b->made->old, "", AT_EMPTY_PATH, STATX_MNT_ID, &root);
+    error = sys_statx (b->made->old, "", AT_EMPTY_PATH, STATX_MNT_ID, &root);
   if (error < 0)
     return (int) error;
   if (seen.stx_mnt_id == root.stx_mnt_id || !(seen.stx_attributes & STATX_ATTR_MOUNT_ROOT))
@@ -96,7 +96,7 @@ do_directory (struct builder *b, const struct pc_op *op)
   if (made < 0)
     return made;
   u32 uid = (u32) op->attributes, gid = (u32) (op->attributes >> 32);
-  word error = uid != 0 || gid != 0 ? raw5 (__NR_fchownat, made, "", uid, gid, AT_EMPTY_PATH) : 0;
+  word error = uid != 0 || gid != 0 ? sys_fchownat (made, "", uid, gid, AT_EMPTY_PATH) : 0;
   return (int) error;
 }
 

@@ -27,7 +27,7 @@ enter_user_namespace (struct pc_launcher *launcher, struct pc_record *failure)
 {
   word uid = raw0 (__NR_geteuid);
   word gid = raw0 (__NR_getegid);
-  struct pc_record started = { .kind = PC_RECORD_STARTED, .value = (i32) raw0 (__NR_getpid) };
+  struct pc_record started = { .kind = PC_RECORD_STARTED, .value = (i32) sys_getpid () };
   struct pc_request answer = { 0 };
   struct pc_fds fds;
 
@@ -59,7 +59,7 @@ fill_dev (int dev)
 
   for (u32 i = 0; i < COUNT (links); i++)
     {
-      word error = raw3 (__NR_symlinkat, links[i][0], dev, links[i][1]);
+      word error = sys_symlinkat (links[i][0], dev, links[i][1]);
       if (error < 0)
         return (int) error;
     }
@@ -114,7 +114,7 @@ build_dev (struct pc_launcher *launcher, int host_dev)
   cleanup_fd int again = (int) sys_open_tree (detached, "", CLONE_TREE | AT_RECURSIVE_ | AT_EMPTY_PATH);
   if (again >= 0)
     {
-      error = raw2 (__NR_umount2, "/dev", 2);
+      error = sys_umount2 ("/dev", 2);
       if (error < 0)
         return (int) error;
       launcher->dev = pc_steal_fd (&detached);
@@ -216,7 +216,7 @@ move_into_small_root (struct pc_launcher *launcher)
     error = make_cover ("/base");
   if (error < 0)
     return (int) error;
-  return (int) raw2 (__NR_umount2, "/s", 2);
+  return (int) sys_umount2 ("/s", 2);
 }
 
 int
@@ -228,7 +228,7 @@ pc_prepare_namespace (struct pc_launcher *launcher, int plain_user, struct pc_re
   if (error < 0)
     return pc_failed (failure, PC_STEP_LAUNCHER, error, 4);
   /* Slave, not private: what the host unmounts must not stay pinned here. */
-  error = raw5 (__NR_mount, "", "/", 0, MS_REC_ | MS_SLAVE_, 0);
+  error = sys_mount ("", "/", 0, MS_REC_ | MS_SLAVE_, 0);
   if (error < 0)
     return pc_failed (failure, PC_STEP_LAUNCHER, error, 5);
   if (plain_user)

@@ -196,7 +196,7 @@ mount_by_path (struct builder *b, const struct pc_op *op)
   int made = pc_make_base (b);
   const char *at = pc_place_of_root (b);
   word error
-      = made < 0 ? made : raw5 (__NR_mount, "overlay", at, "overlay", op->attributes & 6, scratch);
+      = made < 0 ? made : sys_mount ("overlay", at, "overlay", op->attributes & 6, scratch);
   if (error < 0)
     return (int) error;
   b->root = (int) sys_openat (AT_FDCWD_, at, O_PATH | O_DIRECTORY | O_CLOEXEC, 0);

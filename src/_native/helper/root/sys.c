@@ -27,7 +27,7 @@ static int
 open_view (const struct pc_launcher *launcher, const char *path, const struct pc_fds *fds, u32 at)
 {
   if (launcher->host_mounts < 0)
-    return at < fds->count ? (int) raw3 (__NR_fcntl, fds->fd[at], F_DUPFD_CLOEXEC, 3) : -EBADF;
+    return at < fds->count ? (int) sys_fcntl (fds->fd[at], F_DUPFD_CLOEXEC, 3) : -EBADF;
   word error = sys_setns (launcher->host_mounts, CLONE_NEWNS);
   if (error < 0)
     return (int) error;
@@ -58,7 +58,7 @@ finish_tree (struct pc_launcher *launcher, int sys)
     return detached;
   if (launcher->dev >= 0)
     {
-      error = raw2 (__NR_umount2, "/sys", 2);
+      error = sys_umount2 ("/sys", 2);
       if (error < 0)
         return (int) error;
       launcher->sys = pc_steal_fd (&detached);
@@ -124,7 +124,7 @@ pc_do_sys (struct builder *b, const struct pc_op *op)
 
   if (b->fds->sys < 0)
     return 0;
-  word error = raw5 (__NR_statx, b->fds->sys, "", AT_EMPTY_PATH, STATX_MNT_ID, &seen);
+  word error = sys_statx (b->fds->sys, "", AT_EMPTY_PATH, STATX_MNT_ID, &seen);
   if (error < 0)
     return (int) error;
   b->sys = seen.stx_mnt_id;

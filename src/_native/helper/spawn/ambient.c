@@ -33,15 +33,15 @@ reset_rlimits (void)
   for (u32 resource = 0; resource < RLIM_NLIMITS; resource++)
     {
       u64 old[2];
-      if (raw4 (__NR_prlimit64, 0, resource, 0, old) < 0)
+      if (sys_prlimit64 (0, resource, 0, old) < 0)
         continue;
       u64 hard = is_shared (resource) ? old[1] : UNLIMITED;
       if (resource == RLIMIT_NICE || resource == RLIMIT_RTPRIO)
         hard = 0;
       u64 wanted[2] = { soft_limit (resource, hard), hard };
       u64 kept[2] = { soft_limit (resource, old[1]), old[1] };
-      if (raw4 (__NR_prlimit64, 0, resource, wanted, 0) < 0)
-        raw4 (__NR_prlimit64, 0, resource, kept, 0);
+      if (sys_prlimit64 (0, resource, wanted, 0) < 0)
+        sys_prlimit64 (0, resource, kept, 0);
     }
 }
 
@@ -62,7 +62,7 @@ reset_scheduling (void)
   memset (processors, 0xff, sizeof processors);
   raw3 (__NR_sched_setaffinity, 0, sizeof processors, processors); /* the kernel cuts it to its cpuset */
   raw3 (__NR_set_mempolicy, 0 /* MPOL_DEFAULT */, 0, 0);
-  raw5 (__NR_prctl, PR_SET_TIMERSLACK, TIMER_SLACK, 0, 0, 0);
+  sys_prctl (PR_SET_TIMERSLACK, TIMER_SLACK, 0);
 }
 
 static void
@@ -78,11 +78,11 @@ reset_oom_score (void)
 void
 pc_reset_ambient (void)
 {
-  raw1 (__NR_umask, 022);
+  sys_umask (022);
   reset_rlimits ();
   reset_scheduling ();
   reset_oom_score ();
   raw1 (__NR_personality, 0);
-  raw5 (__NR_prctl, PR_SET_THP_DISABLE, 0, 0, 0, 0);
-  raw5 (__NR_prctl, PR_MCE_KILL, PR_MCE_KILL_CLEAR, 0, 0, 0);
+  sys_prctl (PR_SET_THP_DISABLE, 0, 0);
+  sys_prctl (PR_MCE_KILL, PR_MCE_KILL_CLEAR, 0);
 }

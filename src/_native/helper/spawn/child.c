@@ -81,16 +81,16 @@ pc_become_root_inside (const struct pc_plan *plan, int control)
 {
   if (plan->namespaces & CLONE_NEWUSER)
     {
-      word error = raw2 (__NR_setgroups, 0, 0);
+      word error = sys_setgroups (0, 0);
       if (error < 0 && !(plan->flags & PC_PLAN_DENY_SETGROUPS))
         pc_die (control, PC_STEP_IDENTITY, error, -1);
-      CHECK (PC_STEP_IDENTITY, raw3 (__NR_setresgid, 0, 0, 0));
-      CHECK (PC_STEP_IDENTITY, raw3 (__NR_setresuid, 0, 0, 0));
+      CHECK (PC_STEP_IDENTITY, sys_setresgid (0, 0, 0));
+      CHECK (PC_STEP_IDENTITY, sys_setresuid (0, 0, 0));
     }
   CHECK (PC_STEP_IDENTITY, sys_prctl (PR_SET_DUMPABLE, 0, 0));
   /* The launcher has one thread, so its death is the caller's, and the guest must not outlive it. */
   CHECK (PC_STEP_IDENTITY, sys_prctl (PR_SET_PDEATHSIG, SIGKILL_, 0));
-  raw1 (__NR_umask, 0);
+  sys_umask (0);
 }
 
 /* What the kernel counts per user is charged to the caller too: the container gets a share. */
@@ -158,11 +158,11 @@ start_agent (const struct pc_launcher *launcher, const struct pc_security *secur
   if (control != PC_AGENT_CONTROL_FD)
     {
       if (agent == PC_AGENT_CONTROL_FD)
-        CHECK (PC_STEP_AGENT, agent = (int) raw3 (__NR_fcntl, agent, F_DUPFD_CLOEXEC, 5));
+        CHECK (PC_STEP_AGENT, agent = (int) sys_fcntl (agent, F_DUPFD_CLOEXEC, 5));
       CHECK (PC_STEP_AGENT, sys_dup3 (control, PC_AGENT_CONTROL_FD, 0));
     }
   else
-    CHECK (PC_STEP_AGENT, raw3 (__NR_fcntl, control, F_SETFD, 0));
+    CHECK (PC_STEP_AGENT, sys_fcntl (control, F_SETFD, 0));
   word error = raw5 (__NR_execveat, agent, "", arguments, environment, AT_EMPTY_PATH);
   pc_die (PC_AGENT_CONTROL_FD, PC_STEP_AGENT, error, -1);
 }
@@ -180,11 +180,11 @@ start_command (const struct pc_plan *plan, const struct pc_security *security,
   if (fds->count < 3)
     pc_die (control, PC_STEP_STDIO, -EBADF, -1);
   for (u32 i = 0; i < 3; i++)
-    stdio[i] = (int) raw3 (__NR_fcntl, fds->fd[fds->count - 3 + i], F_DUPFD_CLOEXEC, 3);
+    stdio[i] = (int) sys_fcntl (fds->fd[fds->count - 3 + i], F_DUPFD_CLOEXEC, 3);
   CHECK (PC_STEP_STDIO, stdio[0] < 0 ? stdio[0] : stdio[1] < 0 ? stdio[1] : stdio[2]);
   CHECK (PC_STEP_STDIO, pc_set_stdio (stdio));
   CHECK (PC_STEP_STDIO, pc_close_all_but (&control, 1));
-  raw0 (__NR_setsid);
+  sys_setsid ();
   /* A close-on-exec socket: the caller reads READY, then either a failure or the end of the stream. */
   (void) pc_send_record (control, &ready, -1);
   pc_become_guest (security, command, &failure);
@@ -194,8 +194,8 @@ start_command (const struct pc_plan *plan, const struct pc_security *security,
 int
 pc_enter (int root)
 {
-  word error = raw1 (__NR_fchdir, root);
-  return error < 0 ? (int) error : (int) raw1 (__NR_chroot, ".");
+  word error = sys_fchdir (root);
+  return error < 0 ? (int) error : (int) sys_chroot (".");
 }
 
 /* From the plan on: what a child does, spare or not. */
@@ -215,14 +215,14 @@ become_container (const struct pc_launcher *launcher, const struct pc_plan *plan
   pc_receive_sources (control, sync, &sources);
   pc_become_root_inside (plan, control);
   CHECK (PC_STEP_COUNTERS, bound_counters (pc_at (plan, plan->counters)));
-  CHECK (PC_STEP_MOUNT, raw5 (__NR_mount, "", "/", 0, MS_REC_ | MS_PRIVATE_, 0));
+  CHECK (PC_STEP_MOUNT, sys_mount ("", "/", 0, MS_REC_ | MS_PRIVATE_, 0));
 
   if (pc_build_root (launcher, plan, &sources, &root, &op, &failure) < 0)
     pc_die (control, failure.step, -failure.error, op);
   CHECK (PC_STEP_PIVOT, pc_pivot (root.base >= 0 ? root.base : root.root));
   if (root.base >= 0)
     CHECK (PC_STEP_PIVOT, pc_enter (root.root));
-  raw1 (__NR_umask, 022);
+  sys_umask (022);
   if (security->flags & PC_SECURITY_KEYRING)
     CHECK (PC_STEP_KEYRING, raw2 (__NR_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0));
   if (security->landlock_abi > 0)

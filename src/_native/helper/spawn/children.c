@@ -30,7 +30,7 @@ void
 pc_end_children (void)
 {
   for (u32 i = 0; i < child_count; i++)
-    raw2 (__NR_kill, children[i].pid, 9 /* SIGKILL */);
+    sys_kill (children[i].pid, 9 /* SIGKILL */);
 }
 
 static void
@@ -56,7 +56,7 @@ pc_reap_children (struct pc_launcher *launcher)
     {
       i32 status = 0;
       struct pc_kernel_usage usage;
-      word pid = raw4 (__NR_wait4, -1, &status, 1 /* WNOHANG */, &usage);
+      word pid = sys_wait4 (-1, &status, 1 /* WNOHANG */, &usage);
       if (pid == -EINTR)
         continue;
       if (pid < 0 && pid != -ECHILD)

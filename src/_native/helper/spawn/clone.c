@@ -69,7 +69,7 @@ clone_namespaces (const struct pc_launcher *launcher, const struct pc_plan *plan
       args.flags |= CLONE_INTO_CGROUP;
       args.cgroup = (u64) fds->fd[plan->cgroup_fd];
     }
-  return owned ? pc_clone_owned (plan, &args) : raw2 (__NR_clone3, &args, sizeof args);
+  return owned ? pc_clone_owned (plan, &args) : sys_clone3 (&args, sizeof args);
 }
 
 void
@@ -77,10 +77,10 @@ pc_kill_and_reap (struct pc_born *born)
 {
   if (born->pid == 0)
     return;
-  raw4 (__NR_pidfd_send_signal, born->pidfd, SIGKILL_, 0, 0);
+  sys_pidfd_send_signal (born->pidfd, SIGKILL_, 0, 0);
   pc_close_fd (&born->pidfd);
   pc_close_fd (&born->sync);
-  raw4 (__NR_wait4, born->pid, 0, 0, 0);
+  sys_wait4 (born->pid, 0, 0, 0);
   born->pid = 0;
 }
 
@@ -93,7 +93,7 @@ pc_clone_child (struct pc_launcher *launcher, const struct pc_plan *plan, struct
   int own[4] = { -1, -1, -1, -1 };
 
   born->pidfd = -1;
-  word error = raw4 (__NR_socketpair, 1, 5 | 0x80000, 0, sync);
+  word error = sys_socketpair (1, 5 | 0x80000, 0, sync);
   if (error < 0)
     return pc_failed (reply, PC_STEP_LAUNCHER, error, -1);
   error = join (plan, fds, own);

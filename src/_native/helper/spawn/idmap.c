@@ -42,10 +42,10 @@ static int
 make_map (const char *text, usize size)
 {
   struct clone_args args = { .flags = CLONE_NEWUSER, .exit_signal = 17 };
-  word pid = raw2 (__NR_clone3, &args, sizeof args);
+  word pid = sys_clone3 (&args, sizeof args);
   if (pid == 0)
     for (;;)
-      raw5 (__NR_ppoll, 0, 0, 0, 0, 8);
+      sys_ppoll (0, 0, 0, 0, 8);
   if (pid < 0)
     return (int) pid;
   int error = write_map (pid, "/uid_map", text, size);
@@ -53,8 +53,8 @@ make_map (const char *text, usize size)
     error = write_map (pid, "/gid_map", text, size);
   if (error >= 0)
     error = pc_open_user_namespace (pid);
-  raw2 (__NR_kill, pid, SIGKILL_);
-  raw4 (__NR_wait4, pid, 0, 0, 0);
+  sys_kill (pid, SIGKILL_);
+  sys_wait4 (pid, 0, 0, 0);
   return error;
 }
 

@@ -31,7 +31,7 @@ take_counted_limits (const struct pc_plan *plan)
     {
       if (own[kind][1] == 0)
         {
-          word error = raw4 (__NR_prlimit64, 0, counted[kind], 0, own[kind]);
+          word error = sys_prlimit64 (0, counted[kind], 0, own[kind]);
           if (error < 0)
             return (int) error;
           now[kind] = own[kind][0];
@@ -43,7 +43,7 @@ take_counted_limits (const struct pc_plan *plan)
       if (wanted == now[kind])
         continue;
       u64 limit[2] = { wanted, own[kind][1] };
-      word error = raw4 (__NR_prlimit64, 0, counted[kind], limit, 0);
+      word error = sys_prlimit64 (0, counted[kind], limit, 0);
       if (error < 0)
         return (int) error;
       now[kind] = wanted;
@@ -62,12 +62,12 @@ pc_clone_owned (const struct pc_plan *plan, const struct clone_args *args)
   /* The kernel charges what a user namespace holds (inotify, timers, namespaces) to its creator as well.  An id
      of the container's own block keeps that apart from the host's root and from other containers. */
   if (id == 0)
-    return raw2 (__NR_clone3, args, sizeof *args);
-  error = raw3 (__NR_setresuid, -1, id, -1);
+    return sys_clone3 (args, sizeof *args);
+  error = sys_setresuid (-1, id, -1);
   if (error < 0)
     return error;
-  word pid = raw2 (__NR_clone3, args, sizeof *args);
-  if (pid != 0 && raw3 (__NR_setresuid, -1, 0, -1) < 0)
+  word pid = sys_clone3 (args, sizeof *args);
+  if (pid != 0 && sys_setresuid (-1, 0, -1) < 0)
     sys_exit (1);
   return pid;
 }

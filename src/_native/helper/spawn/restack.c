@@ -28,19 +28,19 @@ make_scaffold (const struct pc_root *root, u32 layers)
   /* Upon the old root, with which it goes. */
   if (error == 0)
     error = sys_move_mount (scaffold, root->old);
-  return error < 0 ? (int) error : (int) raw1 (__NR_fchdir, scaffold);
+  return error < 0 ? (int) error : (int) sys_fchdir (scaffold);
 }
 
 /* pivot_root(2) takes everybody along whose root was the old one. */
 static int
 take_place (const struct pc_root *root)
 {
-  word error = raw1 (__NR_fchdir, root->root);
+  word error = sys_fchdir (root->root);
   if (error == 0)
-    error = raw2 (__NR_pivot_root, ".", ".");
+    error = sys_pivot_root (".", ".");
   /* On the new root lies the old one now, and on that the scaffold. */
   for (u32 i = 0; error == 0 && i < 2; i++)
-    error = raw2 (__NR_umount2, ".", MNT_DETACH_);
+    error = sys_umount2 (".", MNT_DETACH_);
   return (int) error;
 }
 
@@ -121,7 +121,7 @@ restack_child (const struct pc_launcher *launcher, const struct pc_plan *plan, c
 static int
 is_alive (int pidfd)
 {
-  return raw4 (__NR_pidfd_send_signal, pidfd, 0, 0, 0) == 0;
+  return sys_pidfd_send_signal (pidfd, 0, 0, 0) == 0;
 }
 
 void
@@ -136,13 +136,13 @@ pc_restack (const struct pc_launcher *launcher, const struct pc_plan *plan, cons
       (void) pc_failed (reply, PC_STEP_PLAN, -EBADF, -1);
       return;
     }
-  word error = raw4 (__NR_socketpair, 1, 5 | 0x80000, 0, sync);
+  word error = sys_socketpair (1, 5 | 0x80000, 0, sync);
   if (error < 0)
     {
       (void) pc_failed (reply, PC_STEP_LAUNCHER, error, -1);
       return;
     }
-  word child = raw2 (__NR_clone3, &args, sizeof args);
+  word child = sys_clone3 (&args, sizeof args);
   if (child == 0)
     {
       sys_close (sync[0]);

@@ -23,7 +23,7 @@ give_away (int dir, const char *path, const char *text)
   word id = 0;
   for (; *text >= '0' && *text <= '9' && id < (1l << 32); text++)
     id = id * 10 + (*text - '0');
-  return (int) raw5 (__NR_fchownat, dir, path, id, id, 0);
+  return (int) sys_fchownat (dir, path, id, id, 0);
 }
 
 static int

@@ -20,7 +20,7 @@ static int
 same_file (int fd, const struct pc_source *source)
 {
   struct statx seen;
-  word error = raw5 (__NR_statx, fd, "", AT_EMPTY_PATH, STATX_INO, &seen);
+  word error = sys_statx (fd, "", AT_EMPTY_PATH, STATX_INO, &seen);
   if (error < 0)
     return (int) error;
   u64 device = ((u64) seen.stx_dev_major << 32) | seen.stx_dev_minor;
@@ -36,7 +36,7 @@ open_source (const struct pc_launcher *launcher, const struct pc_plan *plan,
     {
       if (source->fd >= fds->count)
         return -EBADF;
-      return (int) raw3 (__NR_fcntl, fds->fd[source->fd], F_DUPFD_CLOEXEC, 3);
+      return (int) sys_fcntl (fds->fd[source->fd], F_DUPFD_CLOEXEC, 3);
     }
   word error = sys_setns (launcher->host_mounts, CLONE_NEWNS);
   if (error < 0)
