@@ -38,8 +38,8 @@ _OPEN_FDS = (
     Edit("agent/exec.c", "|| (error = pc_close_all_but (&channel, 1)) < 0)", "|| 0)"),
     Edit(
         "shared/fds.c",
-        "return (int) sys_close_range (3, ~0u, 4 /*",
-        "return (int) sys_close_range (~0u, ~0u, 4 /*",
+        "return (int) sys_close_range (3, ~0u, CLOSE",
+        "return (int) sys_close_range (~0u, ~0u, CLOSE",
     ),
 )
 _DUMPABLE = (

@@ -3,12 +3,8 @@
 
 #include <linux/errno.h>
 #include <linux/fcntl.h>
+#include <linux/prctl.h>
 #include <linux/sched.h>
-
-#define TIOCSCTTY_ 0x540E
-#define TIOCSWINSZ_ 0x5414
-#define TIOCGPTPEER_ 0x5441
-#define TIOCSPTLCK_ 0x40045431
 
 static void
 answer_failure (int channel, u32 step, word error)
@@ -131,7 +127,7 @@ run_child (const struct pc_agent *agent, const struct pc_exec *exec, struct stre
 static word
 clone_into (int cgroup)
 {
-  struct clone_args args = { .exit_signal = 17 };
+  struct clone_args args = { .exit_signal = SIGCHLD_ };
 
   if (cgroup >= 0)
     {
@@ -152,7 +148,7 @@ clone_when_reaped (struct pc_agent *agent, int cgroup)
       word pid = clone_into (cgroup);
       if (pid != -EAGAIN || try == 10)
         return pid;
-      pc_reap (agent, 1 /* WNOHANG */);
+      pc_reap (agent, WNOHANG_);
       sys_nanosleep (pause, 0);
     }
 }
@@ -180,7 +176,7 @@ start_command (struct pc_agent *agent, const struct pc_exec *exec, struct stream
 {
   int quiet = exec->flags & PC_EXEC_QUIET ? 1 : 0;
   int told[2] = { -1, -1 };
-  word error = quiet ? 0 : sys_socketpair (1, 5 | 0x80000 /* SEQPACKET, CLOEXEC */, 0, told);
+  word error = quiet ? 0 : sys_socketpair (AF_UNIX_, SOCK_SEQPACKET_ | SOCK_CLOEXEC_, 0, told);
 
   if (error < 0)
     {
@@ -216,7 +212,7 @@ run_supervisor (struct pc_agent *agent, const struct pc_exec *exec, struct strea
                 int channel, i32 *command)
 {
   /* Set before the command exists: its first orphan must come here. */
-  word error = sys_prctl (36 /* PR_SET_CHILD_SUBREAPER */, 1, 0);
+  word error = sys_prctl (PR_SET_CHILD_SUBREAPER, 1, 0);
   if (error < 0)
     fail_child (channel, PC_STEP_SESSION, error);
   pc_close_fd (&streams->cgroup); /* the command is born where this is */

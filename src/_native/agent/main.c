@@ -11,8 +11,6 @@
 #include <linux/poll.h>
 #include <linux/prctl.h>
 
-#define SIGKILL_ 9
-
 static struct pc_agent agent;
 static struct pollfd polled[2 + PC_MAX_DRAINED];
 static u8 buffer[PC_MAX_MESSAGE] __attribute__ ((aligned (16)));
@@ -127,7 +125,7 @@ serve_kill_tree (const struct pc_request *request, struct pc_fds *fds)
     error = pc_kill_tree (agent.proc, process->pid, process->command);
   else if (process != NULL)
     sys_kill (process->pid, SIGKILL_);
-  pc_reap (&agent, 1 /* WNOHANG */);
+  pc_reap (&agent, WNOHANG_);
   answer_gone (fds, error);
 }
 
@@ -224,14 +222,14 @@ _Noreturn void
 pc_main (word *stack)
 {
   u64 blocked = ~0ull;
-  u64 child = 1ull << (17 - 1);
+  u64 child = SIGNAL_BIT (SIGCHLD_);
   u8 info[128];
   (void) stack;
 
   sys_prctl (PR_SET_DUMPABLE, 0, 0);
-  agent.signals = (int) sys_rt_sigprocmask (2, &blocked, 0, 8);
+  agent.signals = (int) sys_rt_sigprocmask (SIG_SETMASK_, &blocked, 0, 8);
   if (agent.signals == 0)
-    agent.signals = (int) sys_signalfd4 (-1, &child, 8, 0x80000 | 0x800);
+    agent.signals = (int) sys_signalfd4 (-1, &child, 8, SFD_CLOEXEC_ | SFD_NONBLOCK_);
   sys_fcntl (PC_AGENT_CONTROL_FD, F_SETFD, FD_CLOEXEC);
   agent.proc = (int) sys_openat (AT_FDCWD_, "/proc", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
   agent.terminals
@@ -251,7 +249,7 @@ pc_main (word *stack)
         {
           while (sys_read (agent.signals, info, sizeof info) > 0)
             continue;
-          pc_reap (&agent, 1);
+          pc_reap (&agent, WNOHANG_);
         }
       if (polled[0].revents != 0)
         serve ();

@@ -3,8 +3,6 @@
 
 #include <linux/errno.h>
 
-#define SIGKILL_ 9
-
 static void
 process_ended (struct pc_agent *agent, i32 pid, i32 status, const struct pc_kernel_usage *usage)
 {
@@ -14,9 +12,9 @@ process_ended (struct pc_agent *agent, i32 pid, i32 status, const struct pc_kern
       if (process->pid != pid)
         continue;
       /* A supervisor that was killed leaves its tree to us, unknown among others: end them all. */
-      if (process->command != NULL && (status & 0x7f) != 0)
+      if (process->command != NULL && SIGNALED (status))
         sys_kill (-1, SIGKILL_);
-      if (process->command == NULL || (status & 0x7f) != 0)
+      if (process->command == NULL || SIGNALED (status))
         {
           /* Of a killed supervisor's command it is what has just been done to it. */
           struct pc_record record;
@@ -62,7 +60,8 @@ pc_command_slot (struct pc_agent *agent)
 {
   if (agent->commands == NULL)
     {
-      word map = sys_mmap (0, PC_MAX_EXECS * sizeof (i32), 3, 0x21 /* SHARED | ANONYMOUS */, -1, 0);
+      word map = sys_mmap (0, PC_MAX_EXECS * sizeof (i32), PROT_READ_ | PROT_WRITE_,
+                           MAP_SHARED_ | MAP_ANONYMOUS_, -1, 0);
       if (map < 0 && map > -4096)
         sys_exit (1); /* an exec without its supervisor could not be ended: fail closed */
       agent->commands = (i32 *) map;

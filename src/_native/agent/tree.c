@@ -4,7 +4,6 @@
 #include <linux/errno.h>
 #include <linux/fcntl.h>
 
-#define SIGKILL_ 9
 #define MAX_TREE 32768
 
 static i32 pids[MAX_TREE];
@@ -127,7 +126,7 @@ _Noreturn void
 pc_supervise (i32 *command, int channel)
 {
   u64 blocked = ~0ull;
-  sys_rt_sigprocmask (2, &blocked, 0, 8);
+  sys_rt_sigprocmask (SIG_SETMASK_, &blocked, 0, 8);
   for (int fd = 0; fd < 3; fd++)
     sys_close (fd);
   /* Streams and control would stay open as long as the last orphan: keep the channel alone. */

@@ -8,9 +8,11 @@
 #include "helper/spawn.h"
 #include "serve.h"
 
+#include <linux/errno.h>
 #include <linux/fcntl.h>
 #include <linux/poll.h>
 #include <linux/prctl.h>
+#include <linux/securebits.h>
 #include <linux/signal.h>
 
 #define SIG_BLOCK_ALL (~0ull)
@@ -26,26 +28,26 @@ prepare_signals (void)
     u64 mask;
   } defaults = { 0 };
   u64 mask = SIG_BLOCK_ALL;
-  u64 child = 1ull << (17 - 1);
+  u64 child = SIGNAL_BIT (SIGCHLD_);
 
   /* A caller may ignore SIGPIPE or SIGCHLD; neither may reach a guest or hide an exit. */
   for (word number = 1; number <= 64; number++)
     {
       word error = raw4 (__NR_rt_sigaction, number, &defaults, 0, 8);
-      if (error < 0 && number != 9 /* SIGKILL */ && number != 19 /* SIGSTOP */)
+      if (error < 0 && number != SIGKILL_ && number != SIGSTOP_)
         return (int) error;
     }
-  word error = sys_rt_sigprocmask (2, &mask, 0, 8);
+  word error = sys_rt_sigprocmask (SIG_SETMASK_, &mask, 0, 8);
   if (error < 0)
     return (int) error;
-  return (int) sys_signalfd4 (-1, &child, 8, 0x80000 | 0x800 /* CLOEXEC, NONBLOCK */);
+  return (int) sys_signalfd4 (-1, &child, 8, SFD_CLOEXEC_ | SFD_NONBLOCK_);
 }
 
 /* So that capabilities stay while a container is cloned under another id.  A new user namespace starts without. */
 static int
 keep_capabilities (void)
 {
-  return (int) sys_prctl (28 /* PR_SET_SECUREBITS */, 1 << 2 /* SECBIT_NO_SETUID_FIXUP */, 0);
+  return (int) sys_prctl (PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0);
 }
 
 /* Live in the caller's process group until the caller is gone or SIGINT ends this: either closes the socket,
@@ -53,12 +55,12 @@ keep_capabilities (void)
 _Noreturn static void
 wait_for_interrupt (void)
 {
-  u64 mask = ~(1ull << (2 /* SIGINT */ - 1));
+  u64 mask = ~SIGNAL_BIT (SIGINT_);
   u8 byte;
 
   sys_close (PC_AGENT_IMAGE_FD);
-  if (sys_rt_sigprocmask (2, &mask, 0, 8) == 0)
-    while (sys_read (PC_LAUNCHER_FD, &byte, 1) == -4 /* EINTR */)
+  if (sys_rt_sigprocmask (SIG_SETMASK_, &mask, 0, 8) == 0)
+    while (sys_read (PC_LAUNCHER_FD, &byte, 1) == -EINTR)
       continue;
   sys_exit (0);
 }

@@ -8,6 +8,7 @@
 #include <linux/fcntl.h>
 #include <linux/filter.h>
 #include <linux/prctl.h>
+#include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
 
@@ -85,7 +86,7 @@ enclose (int top, const int *kept, u32 count, u64 capabilities)
   if (error == 0)
     error = sys_chdir ("/");
   if (error == 0)
-    error = sys_prlimit64 (0, 4 /* RLIMIT_CORE */, none, 0);
+    error = sys_prlimit64 (0, RLIMIT_CORE_, none, 0);
   if (error == 0)
     error = sys_prctl (PR_SET_NO_NEW_PRIVS, 1, 0);
   if (error == 0 && pc_limit_capabilities (capabilities, 0, &failure) < 0)
@@ -125,7 +126,7 @@ pc_confine_server (int root, int socket, int landlock)
 word
 pc_join_user (int pidfd)
 {
-  word error = sys_setns (pidfd, 0x10000000 /* CLONE_NEWUSER */);
+  word error = sys_setns (pidfd, CLONE_NEWUSER);
 
   /* setgroups stays denied where the id map was written without privilege; the guest keeps these groups too. */
   if (error == 0 && (error = sys_setgroups (0, 0)) == -EPERM)

@@ -22,7 +22,7 @@ pc_answer (struct pc_launcher *launcher, struct pc_record *reply, int pidfd)
 
   if (error < 0 && pidfd >= 0)
     {
-      sys_pidfd_send_signal (pidfd, 9 /* SIGKILL */, 0, 0);
+      sys_pidfd_send_signal (pidfd, SIGKILL_, 0, 0);
       (void) pc_failed (reply, PC_STEP_LAUNCHER, error, -1);
       error = pc_send_record (launcher->socket, reply, -1);
     }

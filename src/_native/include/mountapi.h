@@ -19,7 +19,6 @@
 #define sys_openat2(dir, path, how) raw4 (__NR_openat2, dir, path, how, sizeof (struct open_how))
 
 #define CLONE_TREE (OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
-#define AT_RECURSIVE_ 0x8000
 
 /* Mount a new file system detached; options is "key=value,flag"; the mount's fd or a negative errno. */
 int pc_new_filesystem (const char *type, const char *options, usize size, u64 attributes);

@@ -2,11 +2,11 @@
 #ifndef PC_WIRE_H
 #define PC_WIRE_H
 
+#include "abi.h"
 #include "protocol.h"
 #include "raw.h"
 #include "steps.h"
 
-#define AT_FDCWD_ (-100)
 #define cleanup_fd __attribute__ ((cleanup (pc_close_fd)))
 
 void *memcpy (void *to, const void *from, usize n);

@@ -3,7 +3,6 @@
 
 #include <linux/errno.h>
 
-#define EINVAL_ (-22)
 /* Together they bound the time that a check takes. */
 #define MOST_OPS 4096
 #define LONGEST_TARGET 4096
@@ -42,11 +41,11 @@ pc_security_check (const void *buffer, usize size)
 
   if (size < sizeof *security || security->magic != PC_SECURITY_MAGIC
       || security->version != PC_VERSION || security->size != size)
-    return EINVAL_;
+    return -EINVAL;
   if (!ref_ok (buffer, size, security->rlimits, sizeof (struct pc_rlimit)))
-    return EINVAL_;
+    return -EINVAL;
   if (!ref_ok (buffer, size, security->seccomp, 8) || !ref_ok (buffer, size, security->inherited, 8))
-    return EINVAL_;
+    return -EINVAL;
   return 0;
 }
 
@@ -57,15 +56,15 @@ pc_exec_check (const void *buffer, usize size)
 
   if (size < sizeof *exec || exec->magic != PC_EXEC_MAGIC || exec->version != PC_VERSION
       || exec->size != size || exec->argc == 0)
-    return EINVAL_;
+    return -EINVAL;
   if (!strings_ok (buffer, size, exec->argv, exec->argc)
       || !strings_ok (buffer, size, exec->env, exec->envc))
-    return EINVAL_;
+    return -EINVAL;
   if (!ref_ok (buffer, size, exec->workdir, 0) || !ref_ok (buffer, size, exec->search, 0))
-    return EINVAL_;
+    return -EINVAL;
   if (!ref_ok (buffer, size, exec->groups, 4)
       || !ref_ok (buffer, size, exec->rlimits, sizeof (struct pc_rlimit)))
-    return EINVAL_;
+    return -EINVAL;
   return 0;
 }
 
@@ -124,32 +123,32 @@ pc_plan_check (const void *buffer, usize size)
 
   if (size < sizeof *plan || plan->magic != PC_PLAN_MAGIC || plan->version != PC_VERSION
       || plan->size != size || !fds_ok (plan))
-    return EINVAL_;
+    return -EINVAL;
   if (!ref_ok (buffer, size, plan->uid_map, 0) || !ref_ok (buffer, size, plan->gid_map, 0)
       || !ref_ok (buffer, size, plan->hostname, 0) || !ref_ok (buffer, size, plan->counters, 0)
       || !ref_ok (buffer, size, plan->ops, sizeof (struct pc_op))
       || !ref_ok (buffer, size, plan->sources, sizeof (struct pc_source))
       || !ref_ok (buffer, size, plan->joins, sizeof (struct pc_join)))
-    return EINVAL_;
+    return -EINVAL;
   if (!source_ok (buffer, size, &plan->store))
-    return EINVAL_;
+    return -EINVAL;
 
   const struct pc_source *sources = pc_at (buffer, plan->sources);
   for (u32 i = 0; i < plan->sources.size / sizeof *sources; i++)
     if (!source_ok (buffer, size, &sources[i]))
-      return EINVAL_;
+      return -EINVAL;
   const struct pc_join *joins = pc_at (buffer, plan->joins);
   for (u32 i = 0; i < plan->joins.size / sizeof *joins; i++)
     if (joins[i].fd >= PC_MAX_FDS)
-      return EINVAL_;
+      return -EINVAL;
   if (!ops_ok (plan, buffer, size))
-    return EINVAL_;
+    return -EINVAL;
   if (!ref_ok (buffer, size, plan->security, 8) || !ref_ok (buffer, size, plan->command, 4))
-    return EINVAL_;
+    return -EINVAL;
   if (pc_security_check (pc_at (buffer, plan->security), plan->security.size) < 0)
-    return EINVAL_;
+    return -EINVAL;
   if ((plan->flags & PC_PLAN_COMMAND_IS_INIT)
       && pc_exec_check (pc_at (buffer, plan->command), plan->command.size) < 0)
-    return EINVAL_;
+    return -EINVAL;
   return 0;
 }

@@ -37,7 +37,7 @@ set_user (const struct pc_exec *exec, struct pc_failure *failure)
 
   /* setgroups is denied for good where the id map was written without privilege. */
   error = sys_setgroups (exec->groups.size / 4, pc_at (exec, exec->groups));
-  if (error < 0 && !(error == -1 && exec->groups.size == 0))
+  if (error < 0 && !(error == -EPERM && exec->groups.size == 0))
     return pc_control_failed (failure, PC_STEP_GROUPS, error);
   error = sys_setresgid (exec->gid, exec->gid, exec->gid);
   if (error < 0)
@@ -78,7 +78,7 @@ unpack_strings (const struct pc_exec *exec, struct pc_ref ref, u32 count, u32 *n
 static word
 search_and_execute (const char *search, char **argv, char **env)
 {
-  word result = -2;
+  word result = -ENOENT;
   usize name = pc_strlen (argv[0]);
 
   for (const char *at = search;;)
@@ -92,9 +92,9 @@ search_and_execute (const char *search, char **argv, char **env)
           path_buffer[n] = '/';
           memcpy (path_buffer + n + 1, argv[0], name + 1);
           word error = sys_execve (path_buffer, argv, env);
-          if (error != -2 && error != -20)
+          if (error != -ENOENT && error != -ENOTDIR)
             result = error;
-          if (error != -2 && error != -20 && error != -13)
+          if (error != -ENOENT && error != -ENOTDIR && error != -EACCES)
             return error;
         }
       if (at[n] == '\0')
@@ -111,12 +111,12 @@ execute (const struct pc_exec *exec)
   char **env = argv ? unpack_strings (exec, exec->env, exec->envc, &next) : NULL;
 
   if (argv == NULL || env == NULL)
-    return -7;
+    return -E2BIG;
   for (const char *at = argv[0]; *at != '\0'; at++)
     if (*at == '/')
       return sys_execve (argv[0], argv, env);
   if (argv[0][0] == '\0')
-    return -2;
+    return -ENOENT;
   return search_and_execute (pc_at (exec, exec->search), argv, env);
 }
 
@@ -167,7 +167,7 @@ become_user (const struct pc_security *security, const struct pc_exec *exec, str
   sys_umask (exec->umask);
   if (set_user (exec, failure) < 0)
     return -1;
-  error = sys_rt_sigprocmask (2 /* SIG_SETMASK */, &unblocked, 0, 8);
+  error = sys_rt_sigprocmask (SIG_SETMASK_, &unblocked, 0, 8);
   if (error < 0)
     return pc_control_failed (failure, PC_STEP_SESSION, error);
   /* The change of uid has emptied the effective set, and the capabilities below are dropped with CAP_SETPCAP. */

@@ -33,7 +33,7 @@ pc_set_stdio (const int fds[3])
         return error;
     }
   /* Nothing but the three streams may cross, whatever is open by then. */
-  return (int) sys_close_range (3, ~0u, 4 /* CLOSE_RANGE_CLOEXEC */);
+  return (int) sys_close_range (3, ~0u, CLOSE_RANGE_CLOEXEC_);
 }
 
 int

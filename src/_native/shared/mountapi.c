@@ -3,7 +3,7 @@
 
 #include "wire.h"
 
-#define MNT_DETACH_ 2
+#include <linux/errno.h>
 
 static int
 configure (int fs, char *option)
@@ -31,7 +31,7 @@ pc_new_filesystem (const char *type, const char *options, usize size, u64 attrib
       while (at + n < size && options[at + n] != ',')
         n++;
       if (n >= sizeof option)
-        return -22;
+        return -EINVAL;
       memcpy (option, options + at, n);
       option[n] = '\0';
       if (n > 0)

@@ -1,15 +1,10 @@
 /* Memory, strings and messages with fds, without libc. */
 #include "wire.h"
 
+#include <linux/errno.h>
 #include <linux/fcntl.h>
 #include <linux/socket.h>
 #include <linux/uio.h>
-
-#define SOL_SOCKET_ 1
-#define SCM_RIGHTS_ 1
-#define MSG_CMSG_CLOEXEC_ 0x40000000
-#define MSG_NOSIGNAL_ 0x4000
-#define MSG_CTRUNC_ 8
 
 void *
 memcpy (void *to, const void *from, usize n)
@@ -102,7 +97,7 @@ pc_receive (int socket, void *buffer, usize size, struct pc_fds *fds, int flags)
   word got;
   do
     got = sys_recvmsg (socket, &message, flags | MSG_CMSG_CLOEXEC_);
-  while (got == -4);
+  while (got == -EINTR);
   if (got <= 0)
     return got;
   fds->truncated = message.flags & MSG_CTRUNC_ ? 1 : 0;
@@ -128,7 +123,7 @@ pc_send (int socket, const void *buffer, usize size, const int *fds, u32 count, 
   struct pc_message message = { .parts = &part, .part_count = 1 };
 
   if (count > COUNT (control.fd))
-    return -22;
+    return -EINVAL;
   if (count > 0)
     {
       control.header.length = sizeof control.header + count * sizeof (int);
@@ -142,12 +137,11 @@ pc_send (int socket, const void *buffer, usize size, const int *fds, u32 count, 
   word sent;
   do
     sent = sys_sendmsg (socket, &message, flags | MSG_NOSIGNAL_);
-  while (sent == -4);
+  while (sent == -EINTR);
   return sent < 0 ? (int) sent : 0;
 }
 
-#define SEALED (0x0002 /* F_SEAL_SHRINK */ | 0x0008 /* F_SEAL_WRITE */)
-#define F_GET_SEALS_ 1034
+#define SEALED (F_SEAL_SHRINK_ | F_SEAL_WRITE_)
 #define MAPPED_MOST (16u << 20)
 
 const void *
@@ -160,10 +154,10 @@ pc_map_sealed (struct pc_fds *fds, usize size)
   for (u32 i = 0; i < fds->count; i++)
     fds->fd[i] = fds->fd[i + 1];
   word seals = sys_fcntl (fd, F_GET_SEALS_, 0);
-  word end = sys_lseek (fd, 0, 2 /* SEEK_END */);
+  word end = sys_lseek (fd, 0, SEEK_END_);
   if (seals < 0 || (seals & SEALED) != SEALED || size == 0 || size > MAPPED_MOST || end < (word) size)
     return NULL;
-  word map = sys_mmap (0, (word) size, 1 /* PROT_READ */, 2 /* MAP_PRIVATE */, fd, 0);
+  word map = sys_mmap (0, (word) size, PROT_READ_, MAP_PRIVATE_, fd, 0);
   return map < 0 && map > -4096 ? NULL : (const void *) map;
 }
 
@@ -176,5 +170,5 @@ pc_write_file (int dir, const char *path, const void *data, usize size)
   word written = sys_write (fd, data, size);
   if (written < 0)
     return (int) written;
-  return (usize) written == size ? 0 : -5;
+  return (usize) written == size ? 0 : -EIO;
 }

@@ -6,8 +6,6 @@
 #include <linux/fcntl.h>
 #include <linux/stat.h>
 
-#define AT_SYMLINK_NOFOLLOW_ 0x100
-
 static int
 open_by (int top, const char *path, u64 resolve)
 {
@@ -40,7 +38,7 @@ int
 pc_tree_stat (int dir, const char *name, struct pc_stat *out)
 {
   struct statx found;
-  word error = sys_statx (dir, name, AT_SYMLINK_NOFOLLOW_ | (name[0] == '\0' ? 0x1000 : 0),
+  word error = sys_statx (dir, name, AT_SYMLINK_NOFOLLOW_ | (name[0] == '\0' ? AT_EMPTY_PATH_ : 0),
                      STATX_BASIC_STATS, &found);
   if (error < 0)
     return (int) error;

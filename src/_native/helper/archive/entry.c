@@ -5,9 +5,6 @@
 #include <linux/fcntl.h>
 #include <linux/stat.h>
 
-#define AT_SYMLINK_NOFOLLOW_ 0x100
-#define AT_EMPTY_PATH_ 0x1000
-
 static int
 failed (struct pc_unpack *unpack, u32 problem, word error)
 {

@@ -2,8 +2,7 @@
 #include "header.h"
 #include "wire.h"
 
-#define EINTR_ 4
-#define E2BIG_ 7
+#include <linux/errno.h>
 
 int
 pc_writer_flush (struct pc_writer *writer)
@@ -12,7 +11,7 @@ pc_writer_flush (struct pc_writer *writer)
   while (done < writer->used)
     {
       word got = sys_write (writer->fd, writer->buffer + done, writer->used - done);
-      if (got == -EINTR_)
+      if (got == -EINTR)
         continue;
       if (got < 0)
         {
@@ -79,7 +78,7 @@ add_record (struct pc_writer *writer, const char *prefix, const char *key, const
   u8 *at = writer->extended + writer->extended_size;
   if (whole > PC_TAR_EXTENDED_MOST - writer->extended_size)
     {
-      writer->error = E2BIG_;
+      writer->error = E2BIG;
       return -1;
     }
   memcpy (at, digits, n);

@@ -3,8 +3,6 @@
 
 #include <linux/errno.h>
 
-#define AT_SYMLINK_NOFOLLOW_ 0x100
-
 /* Copy the link that the lower layers have at a path, so that the path leads where theirs does: 1, or 0 without one. */
 static word
 copy_link (struct pc_unpack *unpack, int above, const char *path, const char *name)

@@ -21,8 +21,8 @@ pc_tree_note (struct pc_unpack *unpack, const char *path, i64 seconds, u32 nanos
       if (room > NOTES_MOST)
         return -ENOMEM;
       word map = unpack->notes_room == 0
-                     ? sys_mmap (0, (word) room, 3 /* READ | WRITE */, 0x22 /* PRIVATE | ANONYMOUS */, -1, 0)
-                     : raw4 (__NR_mremap, unpack->notes, unpack->notes_room, room, 1 /* MAYMOVE */);
+                     ? sys_mmap (0, (word) room, PROT_READ_ | PROT_WRITE_, MAP_PRIVATE_ | MAP_ANONYMOUS_, -1, 0)
+                     : raw4 (__NR_mremap, unpack->notes, unpack->notes_room, room, MREMAP_MAYMOVE_);
       if (map < 0 && map > -4096)
         return (int) map;
       unpack->notes = (u8 *) map;

@@ -7,7 +7,7 @@
 u8 *
 pc_reserve (usize size)
 {
-  word map = sys_mmap (0, size, 3 /* READ | WRITE */, 0x4022 /* PRIVATE | ANONYMOUS | NORESERVE */, -1, 0);
+  word map = sys_mmap (0, size, PROT_READ_ | PROT_WRITE_, MAP_PRIVATE_ | MAP_ANONYMOUS_ | MAP_NORESERVE_, -1, 0);
   return map < 0 && map > -4096 ? NULL : (u8 *) map;
 }
 

@@ -8,8 +8,6 @@
 #include <linux/fcntl.h>
 #include <linux/stat.h>
 
-#define AT_SYMLINK_NOFOLLOW_ 0x100
-#define AT_EMPTY_PATH_ 0x1000
 #define ATTRIBUTES_MOST 128u
 #define IDS 65536u
 #define MOUNT_ID 0x1000u /* STATX_MNT_ID, of Linux 5.8 */

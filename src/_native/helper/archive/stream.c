@@ -2,7 +2,7 @@
 #include "stream.h"
 #include "wire.h"
 
-#define EINTR_ 4
+#include <linux/errno.h>
 
 int
 pc_tar_fill (struct pc_tar *tar, usize wanted)
@@ -18,7 +18,7 @@ pc_tar_fill (struct pc_tar *tar, usize wanted)
   while (tar->end - tar->start < wanted)
     {
       word got = sys_read (tar->fd, tar->buffer + tar->end, PC_TAR_BUFFER - tar->end);
-      if (got == -EINTR_)
+      if (got == -EINTR)
         continue;
       if (got < 0)
         {

@@ -25,7 +25,7 @@ static int
 unpack_stream (int stream)
 {
   struct pc_tar_entry entry;
-  word memory = sys_mmap (0, PC_TAR_MEMORY, 3 /* READ | WRITE */, 0x22 /* PRIVATE | ANONYMOUS */, -1, 0);
+  word memory = sys_mmap (0, PC_TAR_MEMORY, PROT_READ_ | PROT_WRITE_, MAP_PRIVATE_ | MAP_ANONYMOUS_, -1, 0);
   int more;
 
   if (memory < 0 && memory > -4096)

@@ -37,7 +37,7 @@ count_entry (int dir, const char *name, struct pc_measured *out)
 
   if (error < 0)
     return 0; /* gone by now */
-  int is_directory = (found.stx_mode & 0170000) == 0040000;
+  int is_directory = (found.stx_mode & S_IFMT) == S_IFDIR;
   /* A file of several names is counted by its share, so that all names together are the file. */
   u64 names = is_directory || found.stx_nlink == 0 ? 1 : found.stx_nlink;
   out->bytes += found.stx_blocks * BLOCK / names;

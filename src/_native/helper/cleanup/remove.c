@@ -5,9 +5,6 @@
 
 #include <linux/errno.h>
 
-#define AT_REMOVEDIR_ 0x200
-#define DT_DIR_ 4
-
 static char listing[32768] __attribute__ ((aligned (8)));
 static u64 moved;
 

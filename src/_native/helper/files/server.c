@@ -8,7 +8,6 @@
 #include <linux/fcntl.h>
 #include <linux/stat.h>
 
-#define AT_EMPTY_PATH_ 0x1000
 #define OPEN_FLAGS (O_ACCMODE | O_CREAT | O_EXCL | O_TRUNC | O_APPEND | O_DIRECTORY | O_NOFOLLOW | O_PATH)
 #define TRIES 100
 #define NR_FCHMODAT2 452 /* of Linux 6.6 */
@@ -191,7 +190,7 @@ serve_one (const struct pc_file_request *request, char *path, char *second, cons
     case PC_FILE_UNLINK:
       return take_away (path, 0);
     case PC_FILE_RMDIR:
-      return take_away (path, 0x200 /* AT_REMOVEDIR */);
+      return take_away (path, AT_REMOVEDIR_);
     case PC_FILE_RENAME:
       return name_again (request, path, second);
     case PC_FILE_LINK:

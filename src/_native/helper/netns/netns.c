@@ -8,8 +8,6 @@
 #include <linux/sched.h>
 
 #define MOST_SOCKETS 8
-#define IFF_UP_ 1
-#define SIOCSIFFLAGS_ 0x8914
 
 struct address
 {
@@ -28,7 +26,7 @@ pc_raise_loopback (void)
     i32 flags;
     char rest[20];
   } request = { .name = "lo", .flags = IFF_UP_ };
-  cleanup_fd int fd = (int) sys_socket (2, 2 | 0x80000, 0);
+  cleanup_fd int fd = (int) sys_socket (AF_INET_, SOCK_DGRAM_ | SOCK_CLOEXEC_, 0);
 
   if (fd < 0)
     return fd;
@@ -72,7 +70,7 @@ static int
 open_socket (const struct pc_socket *wanted)
 {
   struct address address = { .family = wanted->domain, .port = wanted->port, .address = wanted->address };
-  cleanup_fd int fd = (int) sys_socket (wanted->domain, wanted->type | 0x80000 /* CLOEXEC */, wanted->protocol);
+  cleanup_fd int fd = (int) sys_socket (wanted->domain, wanted->type | SOCK_CLOEXEC_, wanted->protocol);
 
   if (fd < 0)
     return fd;

@@ -8,11 +8,7 @@
 #define ROUNDS 8 /* that a direction has before it is another flow's turn */
 #define PIPE_SIZE (1 << 18)
 #define SPARE_PIPES 32
-#define SPLICE_FLAGS 3 /* MOVE, NONBLOCK */
-#define MSG_PEEK_ 0x2
-#define MSG_TRUNC_ 0x20
-#define MSG_DONTWAIT_ 0x40
-#define MSG_NOSIGNAL_ 0x4000
+#define SPLICE_FLAGS (SPLICE_F_MOVE_ | SPLICE_F_NONBLOCK_)
 
 /* A flow at rest has no pipe, which would be most of its fds. */
 static int spare_pipes[SPARE_PIPES][2];
@@ -31,7 +27,7 @@ take_pipe (int ends[2])
     }
   int error = (int) raw2 (__NR_pipe2, ends, O_NONBLOCK | O_CLOEXEC);
   if (error == 0)
-    sys_fcntl (ends[1], 1031 /* F_SETPIPE_SZ */, PIPE_SIZE); /* a user's share may be used up */
+    sys_fcntl (ends[1], F_SETPIPE_SZ_, PIPE_SIZE); /* a user's share may be used up */
   return error;
 }
 

@@ -13,12 +13,7 @@
 #define PC_FLOWS_MOST 4096u
 #define PC_SESSIONS_MOST 1024u
 
-#define AF_INET_ 2
-#define AF_INET6_ 10
-#define SOCK_STREAM_ 1
-#define SOCK_DGRAM_ 2
-#define SOCK_SEQPACKET_ 5
-#define SOCK_FLAGS_ (0x800 | 0x80000) /* NONBLOCK, CLOEXEC */
+#define SOCK_FLAGS_ (SOCK_NONBLOCK_ | SOCK_CLOEXEC_)
 
 /* Whose an event is. */
 enum pc_end

@@ -101,7 +101,7 @@ serve_command (void)
   struct pc_relay_command command;
   struct pc_relay_answer answer = { .error = EINVAL };
   struct pc_fds fds;
-  word received = pc_receive (commands, &command, sizeof command, &fds, 0x40 /* MSG_DONTWAIT */);
+  word received = pc_receive (commands, &command, sizeof command, &fds, MSG_DONTWAIT_);
 
   if (received == -EAGAIN)
     return;
@@ -120,7 +120,7 @@ serve_command (void)
     }
   pc_close_fds (&fds);
   /* Who sends on without reading misses answers. */
-  (void) pc_send (commands, &answer, sizeof answer, NULL, 0, 0x40);
+  (void) pc_send (commands, &answer, sizeof answer, NULL, 0, MSG_DONTWAIT_);
 }
 
 static void

@@ -30,19 +30,19 @@ drop_rights (int socket)
   if (error == 0 && pc_limit_capabilities (0, 0, &failure) < 0)
     error = -failure.error;
   if (error == 0)
-    error = sys_prlimit64 (0, 4 /* RLIMIT_CORE */, none, 0);
+    error = sys_prlimit64 (0, RLIMIT_CORE_, none, 0);
   if (error == 0)
     error = sys_prctl (PR_SET_NO_NEW_PRIVS, 1, 0);
   /* A change of ids undoes both of these. */
   if (error == 0)
     error = sys_prctl (PR_SET_DUMPABLE, 0, 0);
-  return error < 0 ? error : sys_prctl (PR_SET_PDEATHSIG, 9 /* SIGKILL */, 0);
+  return error < 0 ? error : sys_prctl (PR_SET_PDEATHSIG, SIGKILL_, 0);
 }
 
 void
 pc_start_relay (const struct pc_fds *fds, struct pc_record *reply)
 {
-  struct clone_args args = { .exit_signal = 17 };
+  struct clone_args args = { .exit_signal = SIGCHLD_ };
   int type = fds->count == 1 ? pc_socket_option (fds->fd[0], SO_TYPE) : -EINVAL;
 
   if (type < 0 || type != SOCK_SEQPACKET_)

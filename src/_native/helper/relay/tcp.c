@@ -216,7 +216,7 @@ settle (struct flow *flow)
           return 1;
         }
       if (!in->passed)
-        raw2 (__NR_shutdown, flow->half[!i].fd, 1 /* SHUT_WR */);
+        raw2 (__NR_shutdown, flow->half[!i].fd, SHUT_WR_);
       in->passed = 1;
     }
   if (!flow->half[0].passed || !flow->half[1].passed)

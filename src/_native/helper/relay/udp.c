@@ -7,8 +7,6 @@
 #include <linux/uio.h>
 
 #define AT_ONCE 32
-#define MSG_DONTWAIT_ 0x40
-#define MSG_NOSIGNAL_ 0x4000
 
 union local
 {

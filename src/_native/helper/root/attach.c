@@ -40,9 +40,9 @@ pc_open_target (const struct builder *b, const struct pc_op *op)
       if (engines != 0)
         return engines < 0 ? engines : -ELOOP;
     }
-  if (!want_file && (seen.stx_mode & 0170000) != 0040000)
+  if (!want_file && (seen.stx_mode & S_IFMT) != S_IFDIR)
     return -ENOTDIR;
-  if (want_file && (seen.stx_mode & 0170000) == 0040000)
+  if (want_file && (seen.stx_mode & S_IFMT) == S_IFDIR)
     return -EISDIR;
   return pc_steal_fd (&fd);
 }

@@ -43,7 +43,7 @@ do_cover (struct builder *b, const struct pc_op *op)
   word error = sys_statx (target, "", AT_EMPTY_PATH, STATX_TYPE, &seen);
   if (error < 0)
     return (int) error;
-  const char *source = (seen.stx_mode & 0170000) == 0040000 ? "empty" : "mask";
+  const char *source = (seen.stx_mode & S_IFMT) == S_IFDIR ? "empty" : "mask";
   cleanup_fd int cover = (int) sys_open_tree (AT_FDCWD_, source, CLONE_TREE);
   return cover < 0 ? cover : (int) sys_move_mount (cover, target);
 }

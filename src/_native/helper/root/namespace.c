@@ -4,9 +4,6 @@
 
 #include <linux/errno.h>
 
-#define MS_REC_ 16384
-#define MS_PRIVATE_ (1 << 18)
-#define MS_SLAVE_ (1 << 19)
 #define LAYER_SLOTS 128
 
 /* Arrays, not pointers: the program has no loader to relocate it. */
@@ -76,7 +73,7 @@ static int
 bind_device (int host_dev, int dev, const char *name)
 {
   struct mount_attr guarded
-      = { .attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, .propagation = MS_PRIVATE_ };
+      = { .attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, .propagation = MS_PRIVATE };
   cleanup_fd int source = (int) sys_open_tree (host_dev, name, CLONE_TREE);
   if (source < 0)
     return source;
@@ -114,7 +111,7 @@ build_dev (struct pc_launcher *launcher, int host_dev)
   cleanup_fd int again = (int) sys_open_tree (detached, "", CLONE_TREE | AT_RECURSIVE_ | AT_EMPTY_PATH);
   if (again >= 0)
     {
-      error = sys_umount2 ("/dev", 2);
+      error = sys_umount2 ("/dev", MNT_DETACH_);
       if (error < 0)
         return (int) error;
       launcher->dev = pc_steal_fd (&detached);
@@ -128,7 +125,7 @@ make_cover (const char *path)
 {
   struct mount_attr sealed = {
     .attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
-    .propagation = MS_PRIVATE_,
+    .propagation = MS_PRIVATE,
   };
   cleanup_fd int at = (int) sys_openat (AT_FDCWD_, path, O_PATH | O_NOFOLLOW | O_CLOEXEC, 0);
   cleanup_fd int cover = (int) sys_open_tree (AT_FDCWD_, path, CLONE_TREE);
@@ -216,7 +213,7 @@ move_into_small_root (struct pc_launcher *launcher)
     error = make_cover ("/base");
   if (error < 0)
     return (int) error;
-  return (int) sys_umount2 ("/s", 2);
+  return (int) sys_umount2 ("/s", MNT_DETACH_);
 }
 
 int
@@ -228,7 +225,7 @@ pc_prepare_namespace (struct pc_launcher *launcher, int plain_user, struct pc_re
   if (error < 0)
     return pc_failed (failure, PC_STEP_LAUNCHER, error, 4);
   /* Slave, not private: what the host unmounts must not stay pinned here. */
-  error = sys_mount ("", "/", 0, MS_REC_ | MS_SLAVE_, 0);
+  error = sys_mount ("", "/", 0, MS_REC | MS_SLAVE, 0);
   if (error < 0)
     return pc_failed (failure, PC_STEP_LAUNCHER, error, 5);
   if (plain_user)

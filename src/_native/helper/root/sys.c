@@ -5,13 +5,12 @@
 #include "builder.h"
 
 #include <linux/errno.h>
+#include <linux/sched.h>
 #include <linux/stat.h>
-
-#define MS_PRIVATE_ (1 << 18)
 
 static struct mount_attr sealed = {
   .attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
-  .propagation = MS_PRIVATE_,
+  .propagation = MS_PRIVATE,
 };
 
 /* Children are born where their launcher is, so that it takes a group once instead of each of them. */
@@ -58,7 +57,7 @@ finish_tree (struct pc_launcher *launcher, int sys)
     return detached;
   if (launcher->dev >= 0)
     {
-      error = sys_umount2 ("/sys", 2);
+      error = sys_umount2 ("/sys", MNT_DETACH_);
       if (error < 0)
         return (int) error;
       launcher->sys = pc_steal_fd (&detached);

@@ -9,9 +9,6 @@
 #include <linux/prctl.h>
 #include <linux/sched.h>
 
-#define SIGKILL_ 9
-#define MS_REC_ 16384
-#define MS_PRIVATE_ (1 << 18)
 #define CAP(name) (1ull << (name))
 
 _Noreturn void
@@ -43,7 +40,7 @@ private_namespaces (const struct pc_plan *plan, int control)
     CHECK (PC_STEP_NETWORK, sys_unshare (CLONE_NEWNET));
   if (plan->flags & PC_PLAN_LOOPBACK)
     CHECK (PC_STEP_NETWORK, pc_raise_loopback ());
-  u64 rest = plan->namespaces & (CLONE_NEWCGROUP | 0x80 /* CLONE_NEWTIME */);
+  u64 rest = plan->namespaces & (CLONE_NEWCGROUP | CLONE_NEWTIME);
   if (rest != 0)
     CHECK (PC_STEP_NAMESPACES, sys_unshare (rest));
 }
@@ -215,7 +212,7 @@ become_container (const struct pc_launcher *launcher, const struct pc_plan *plan
   pc_receive_sources (control, sync, &sources);
   pc_become_root_inside (plan, control);
   CHECK (PC_STEP_COUNTERS, bound_counters (pc_at (plan, plan->counters)));
-  CHECK (PC_STEP_MOUNT, sys_mount ("", "/", 0, MS_REC_ | MS_PRIVATE_, 0));
+  CHECK (PC_STEP_MOUNT, sys_mount ("", "/", 0, MS_REC | MS_PRIVATE, 0));
 
   if (pc_build_root (launcher, plan, &sources, &root, &op, &failure) < 0)
     pc_die (control, failure.step, -failure.error, op);

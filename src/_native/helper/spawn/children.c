@@ -30,7 +30,7 @@ void
 pc_end_children (void)
 {
   for (u32 i = 0; i < child_count; i++)
-    sys_kill (children[i].pid, 9 /* SIGKILL */);
+    sys_kill (children[i].pid, SIGKILL_);
 }
 
 static void
@@ -42,7 +42,7 @@ report_exit (i32 pid, i32 status, const struct pc_kernel_usage *usage)
         continue;
       struct pc_record record;
       pc_exited_record (&record, status, usage);
-      (void) pc_send (children[i].exit_fd, &record, sizeof record, NULL, 0, 0x40 /* MSG_DONTWAIT */);
+      (void) pc_send (children[i].exit_fd, &record, sizeof record, NULL, 0, MSG_DONTWAIT_);
       sys_close (children[i].exit_fd);
       children[i] = children[--child_count];
       return;
@@ -56,7 +56,7 @@ pc_reap_children (struct pc_launcher *launcher)
     {
       i32 status = 0;
       struct pc_kernel_usage usage;
-      word pid = sys_wait4 (-1, &status, 1 /* WNOHANG */, &usage);
+      word pid = sys_wait4 (-1, &status, WNOHANG_, &usage);
       if (pid == -EINTR)
         continue;
       if (pid < 0 && pid != -ECHILD)

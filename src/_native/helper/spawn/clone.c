@@ -7,7 +7,6 @@
 
 #define CLONED_NAMESPACES                                                                          \
   (CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS)
-#define SIGKILL_ 9
 
 /* Namespaces of others are joined here, by the one thread that has privilege over them. */
 static int
@@ -62,7 +61,7 @@ clone_namespaces (const struct pc_launcher *launcher, const struct pc_plan *plan
   struct clone_args args = {
     .flags = (plan->namespaces & CLONED_NAMESPACES) | CLONE_PIDFD,
     .pidfd = (u64) (usize) pidfd,
-    .exit_signal = 17,
+    .exit_signal = SIGCHLD_,
   };
   if (plan->cgroup_fd != PC_NO_FD)
     {
@@ -93,7 +92,7 @@ pc_clone_child (struct pc_launcher *launcher, const struct pc_plan *plan, struct
   int own[4] = { -1, -1, -1, -1 };
 
   born->pidfd = -1;
-  word error = sys_socketpair (1, 5 | 0x80000, 0, sync);
+  word error = sys_socketpair (AF_UNIX_, SOCK_SEQPACKET_ | SOCK_CLOEXEC_, 0, sync);
   if (error < 0)
     return pc_failed (reply, PC_STEP_LAUNCHER, error, -1);
   error = join (plan, fds, own);

@@ -4,8 +4,6 @@
 
 #include <linux/errno.h>
 
-#define SIGKILL_ 9
-
 static int
 write_map (word pid, const char *file, const void *text, usize size)
 {
@@ -41,7 +39,7 @@ pc_open_user_namespace (word pid)
 static int
 make_map (const char *text, usize size)
 {
-  struct clone_args args = { .flags = CLONE_NEWUSER, .exit_signal = 17 };
+  struct clone_args args = { .flags = CLONE_NEWUSER, .exit_signal = SIGCHLD_ };
   word pid = sys_clone3 (&args, sizeof args);
   if (pid == 0)
     for (;;)

@@ -22,7 +22,7 @@ first_id (const struct pc_plan *plan)
 static int
 take_counted_limits (const struct pc_plan *plan)
 {
-  static const u32 counted[] = { 11 /* RLIMIT_SIGPENDING */, 12 /* RLIMIT_MSGQUEUE */, 8 /* RLIMIT_MEMLOCK */ };
+  static const u32 counted[] = { RLIMIT_SIGPENDING_, RLIMIT_MSGQUEUE_, RLIMIT_MEMLOCK_ };
   static u64 own[COUNT (counted)][2], now[COUNT (counted)];
   const struct pc_security *security = pc_at (plan, plan->security);
   const struct pc_rlimit *limits = pc_at (security, security->rlimits);

@@ -7,8 +7,6 @@
 #include <linux/errno.h>
 #include <linux/sched.h>
 
-#define MNT_DETACH_ 2
-
 /* Directories to attach aside, as the launcher's own namespace has them. */
 static int
 make_scaffold (const struct pc_root *root, u32 layers)
@@ -128,7 +126,7 @@ void
 pc_restack (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds, i32 pid,
             struct pc_record *reply)
 {
-  struct clone_args args = { .exit_signal = 17 };
+  struct clone_args args = { .exit_signal = SIGCHLD_ };
   int sync[2];
 
   if (plan->control_fd >= fds->count || plan->exit_fd >= fds->count)
@@ -136,7 +134,7 @@ pc_restack (const struct pc_launcher *launcher, const struct pc_plan *plan, cons
       (void) pc_failed (reply, PC_STEP_PLAN, -EBADF, -1);
       return;
     }
-  word error = sys_socketpair (1, 5 | 0x80000, 0, sync);
+  word error = sys_socketpair (AF_UNIX_, SOCK_SEQPACKET_ | SOCK_CLOEXEC_, 0, sync);
   if (error < 0)
     {
       (void) pc_failed (reply, PC_STEP_LAUNCHER, error, -1);

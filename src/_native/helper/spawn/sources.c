@@ -5,8 +5,6 @@
 #include <linux/errno.h>
 #include <linux/stat.h>
 
-#define MS_PRIVATE_ (1 << 18)
-#define MS_SLAVE_ (1 << 19)
 #define MOST_SENT 240u /* of the fds that one message takes, 253 (SCM_MAX_FD) */
 
 struct outgoing
@@ -59,7 +57,7 @@ set_attributes (const struct pc_plan *plan, int fd, const struct pc_source *sour
 {
   struct mount_attr attributes = {
     .attr_set = source->attributes,
-    .propagation = source->flags & PC_OP_SLAVE ? MS_SLAVE_ : MS_PRIVATE_,
+    .propagation = source->flags & PC_OP_SLAVE ? MS_SLAVE : MS_PRIVATE,
   };
 
   if ((source->flags & PC_OP_IDMAP) && source->first_id != 0)
