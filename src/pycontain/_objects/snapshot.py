@@ -1,4 +1,4 @@
-"""What a container had written at one moment: to begin from, to return to, to keep."""
+"""Snapshot: a saved root file system of a container."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class Snapshot:
-    """A root file system as it was, by its id, on the image that it was made of.
+    """The root file system of a container at one moment, which can be used as an image.
 
-    It outlives its container, this process and the engine, until `remove`.  Use it as an image.
+    It exists until `remove`, also when its container, this process and the engine have ended.
 
-    kind: 'sealed', the container's own directory, which no descriptor can write to any more; 'copied', where
-    processes of the container were alive, or a descriptor that can write was open outside of it.
-    created: when, in UTC.  image: what a container of it begins with.
+    Attributes:
+        id: Id of the snapshot.
+        kind: 'sealed' if the container's directory became a layer, to which no descriptor can write any more;
+            'copied' if processes ran in the container, or a descriptor that can write was open outside of it.
+        created: Time of creation, in UTC.
+        image: The image with the layers of the snapshot.
     """
 
     id: str
@@ -39,7 +42,12 @@ class Snapshot:
 
     @classmethod
     def get(cls, id: str, *, engine: Engine | None = None) -> Snapshot:
-        """A snapshot of the store.  Raises NotFound, ImageError where what it stands on is gone."""
+        """Return a snapshot of the store.
+
+        Raises:
+            NotFound: The snapshot does not exist.
+            ImageError: The image or a layer of the snapshot is missing.
+        """
         from pycontain._images import sealed
 
         chosen = engine_of(engine)
@@ -47,7 +55,7 @@ class Snapshot:
 
     @classmethod
     def list(cls, *, engine: Engine | None = None) -> builtins.list[Snapshot]:
-        """Every snapshot of the store, the newest first; those that are damaged are left out."""
+        """Return the snapshots of the store, the newest first, without damaged ones."""
         from pycontain._images import sealed
 
         chosen = engine_of(engine)
@@ -60,7 +68,7 @@ class Snapshot:
         return found
 
     def remove(self) -> None:
-        """Forget it; what it holds goes when no other snapshot or container stands on it.  Idempotent."""
+        """Remove the snapshot and those of its layers that nothing else uses.  Idempotent."""
         from pycontain._images import sealed
 
         chosen = engine_of(self._engine)
@@ -75,9 +83,17 @@ class Snapshot:
         author: str = "",
         message: str = "",
     ) -> Image:
-        """The image below and a layer for each step of the snapshot, as an image of the store.
+        """Add an image to the store: the snapshot's image and a layer for each step of the snapshot.
 
-        Raises as `Container.commit` does.
+        Args:
+            reference: Name of the image, or None for no name.
+            config: Configuration of the image, in place of that of the snapshot's image.
+            author: Author, for the history of the image.
+            message: Comment, for the history of the image.
+
+        Raises:
+            InvalidReference: The name is malformed.
+            ImageError: The snapshot's image is not in the store.
         """
         from pycontain._objects.commit import Made, commit_layers
 
@@ -86,7 +102,7 @@ class Snapshot:
 
 
 def described(image: Image) -> str:
-    """What an image is apart from its sealed layers, for the store."""
+    """Return a description of an image without its sealed layers, for the store."""
     base = image.base
     if base.manifest is not None:
         document: dict[str, Any] = {"digest": str(base.manifest.digest), "name": base.name}
@@ -104,7 +120,7 @@ def described(image: Image) -> str:
 
 
 def pins_of(image: Image) -> builtins.list[tuple[str, str]]:
-    """What of the image below a snapshot keeps in the store."""
+    """Return the layers and blobs of the store that a snapshot of an image needs."""
     if image.manifest is None:
         return []
     blobs = [image.manifest.digest, image.manifest.config.digest, *(one.digest for one in image.layers)]
@@ -112,6 +128,11 @@ def pins_of(image: Image) -> builtins.list[tuple[str, str]]:
 
 
 def _known(engine: Engine, record: Record) -> Snapshot:
+    """Return the snapshot of a record of the store.
+
+    Raises:
+        ImageError: A layer of the snapshot is missing.
+    """
     from pycontain._images import sealed
 
     store = engine._session.store
@@ -124,7 +145,7 @@ def _known(engine: Engine, record: Record) -> Snapshot:
 
 
 def value(engine: Engine, record: Record, base: Image) -> Snapshot:
-    """The snapshot of a record and the image below it."""
+    """Return the snapshot of a record and the image below it."""
     return Snapshot(
         id=record.id,
         kind=record.kind,
@@ -135,7 +156,7 @@ def value(engine: Engine, record: Record, base: Image) -> Snapshot:
 
 
 def upon(store: Store, base: Image, layers: tuple[str, ...]) -> Image:
-    """The image with sealed layers above it, the uppermost first."""
+    """Return an image with sealed layers above it, the uppermost first."""
     from pycontain._images.sealed import path_of
 
     paths = tuple(path_of(store, layer) for layer in layers)

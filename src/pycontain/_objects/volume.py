@@ -1,4 +1,4 @@
-"""Volumes: what containers share and leave behind."""
+"""Volume: a directory that containers share and that outlives them."""
 
 from __future__ import annotations
 
@@ -24,18 +24,25 @@ if TYPE_CHECKING:
 
 
 class Volume:
-    """A directory of the store that outlives containers and that several may have at once.
+    """A directory of the store that outlives containers and that several of them can mount at the same time.
 
-    name: of a volume that is made now, or that there is; without one it is a new volume, which lasts as
-    long as this engine, or as the `with` that it is used in.  size: bytes, or text such as '64M', beyond
-    which writing fails with ENOSPC; as root, upon a loop device with ext4.  labels: kept with a new one.
+    `volumes={'/data': Volume('db')}` mounts it.  Files have the same owners in all containers.  An empty
+    volume is filled with the image's content at the path when its first container starts.  Data that a
+    container has synced survives kills and power failures.
 
-    `volumes={'/data': Volume('db')}` mounts it, in as many containers as wanted: owners inside are the
-    same in each.  A new volume begins with what the image of its first container has at
-    the place.  What a container has synced survives kills and losses of power.
+    Args:
+        name: Name of a new or existing volume.  Without one, a new volume is created, which exists until the
+            engine is closed or the volume's `with` block ends.
+        size: Maximum size in bytes, or text such as '64M', above which writes fail with ENOSPC.  Needs an
+            engine that runs as root; the volume is an ext4 file system on a loop device.
+        labels: Labels of a new volume.
+        engine: The engine to use; the default one of this process without it.
 
-    Raises ValueError for a name that is none, LimitError for such a size, Conflict when the volume is there
-    with another size, UnsupportedError where no size can be held.
+    Raises:
+        ValueError: The name is malformed.
+        LimitError: The size is malformed.
+        Conflict: The volume exists with another size.
+        UnsupportedError: The host cannot limit the size.
     """
 
     def __init__(
@@ -69,7 +76,11 @@ class Volume:
 
     @classmethod
     def get(cls, name: str, *, engine: Engine | None = None) -> Volume:
-        """A volume that there is.  Raises NotFound."""
+        """Return an existing volume.
+
+        Raises:
+            NotFound: The volume does not exist.
+        """
         from pycontain._volumes import records
 
         session = engine_of(engine)._session
@@ -80,7 +91,7 @@ class Volume:
 
     @classmethod
     def list(cls, *, engine: Engine | None = None) -> builtins.list[Volume]:
-        """Every volume of the store, by name."""
+        """Return all volumes of the store, sorted by name."""
         from pycontain._volumes import records
 
         session = engine_of(engine)._session
@@ -88,7 +99,15 @@ class Volume:
 
     @classmethod
     def prune(cls, *, all: bool = False, engine: Engine | None = None) -> builtins.list[str]:
-        """Remove volumes that no container has: those without a name, or all; the names of what is gone."""
+        """Remove volumes that no container uses.
+
+        Args:
+            all: Remove named volumes too.
+            engine: The engine to use; the default one of this process without it.
+
+        Returns:
+            The names of the removed volumes.
+        """
         gone = []
         for one in cls.list(engine=engine):
             if all or one._record.owner:
@@ -105,33 +124,33 @@ class Volume:
 
     @property
     def name(self) -> str:
-        """Its name, made up where none was given."""
+        """Name of the volume, generated for a volume without one."""
         return self._record.name
 
     @property
     def size(self) -> int | None:
-        """Bytes that it was made for; None for as many as the store's file system has."""
+        """Maximum size in bytes, or None if only the store's file system limits it."""
         return self._record.size
 
     @property
     def labels(self) -> Mapping[str, str]:
-        """What it was labelled with."""
+        """Labels of the volume."""
         return dict(self._record.labels)
 
     @property
     def created(self) -> datetime:
-        """When it was made, in UTC."""
+        """Time of creation, in UTC."""
         return datetime.fromtimestamp(self._record.created, UTC)
 
     @property
     def containers(self) -> builtins.list[str]:
-        """The ids of the containers that have it, of every process."""
+        """Ids of the containers of all processes that use the volume."""
         from pycontain._volumes import records
 
         return records.users(self._session.store, self.name)
 
     def inspect(self) -> dict[str, object]:
-        """What is known of it: name, size, created, labels, anonymous, path, containers."""
+        """Return name, size, created, labels, anonymous, path and containers."""
         return {
             "name": self.name,
             "size": self.size,
@@ -143,7 +162,12 @@ class Volume:
         }
 
     def mounted(self, *, read_only: bool = False, noexec: bool = False) -> VolumeMount:
-        """Return the volume with mount flags: `volumes={'/data': Volume('db').mounted(read_only=True)}`."""
+        """Return the volume with mount flags: `volumes={'/data': Volume('db').mounted(read_only=True)}`.
+
+        Args:
+            read_only: Writes in the container fail with EROFS.
+            noexec: Programs cannot be executed from the volume.
+        """
         from pycontain._volumes import records
 
         return VolumeMount(
@@ -155,7 +179,12 @@ class Volume:
         )
 
     def remove(self) -> None:
-        """Remove it and all in it.  Raises Conflict while a container has it, NotFound when it is gone."""
+        """Remove the volume and its content.
+
+        Raises:
+            Conflict: A container uses the volume.
+            NotFound: The volume does not exist.
+        """
         from pycontain._images.layers import discard
         from pycontain._volumes import records
 
@@ -163,9 +192,16 @@ class Volume:
         records.remove(store, self.name, lambda name: discard(store, name))
 
     def backup(self, target: str | os.PathLike[str] | IO[bytes]) -> None:
-        """Write all that is in it as an uncompressed tar, with owners, times and attributes.
+        """Write the content as an uncompressed tar archive, with owners, times and extended attributes.
 
-        Containers may go on writing: each file is as it was when it was read.  Raises PathError, NotFound.
+        Containers may write meanwhile: each file is archived as it is when it is read.
+
+        Args:
+            target: Path of the archive, or a binary file.
+
+        Raises:
+            PathError: The archive cannot be written.
+            NotFound: The volume does not exist.
         """
         from pycontain._images.archives import replacing
         from pycontain._images.write import archive
@@ -177,10 +213,16 @@ class Volume:
                 file.write(chunk)
 
     def restore(self, source: str | os.PathLike[str] | IO[bytes]) -> None:
-        """Fill an empty volume with what `backup` wrote, or another tar archive, compressed or not.
+        """Fill an empty volume from an archive that `backup` wrote, or from another tar archive.
 
-        Raises Conflict for a volume that has something already or that a container has, ImageError for
-        what is no archive, which leaves what came before the fault; PathError.
+        Args:
+            source: Path of the archive, which may be compressed, or a binary file.
+
+        Raises:
+            Conflict: The volume is not empty, or a container uses it.
+            ImageError: The archive is malformed; the entries before the fault are in the volume.
+            PathError: The archive cannot be read.
+            NotFound: The volume does not exist.
         """
         from pycontain._images.archives import opened_to_read
         from pycontain._images.extract import extract
@@ -197,7 +239,7 @@ class Volume:
 
     @contextlib.contextmanager
     def _root(self) -> Iterator[int]:
-        """An fd of its directory."""
+        """Yield a descriptor of the volume's directory."""
         from pycontain._volumes import filesystem, records
 
         store = self._session.store
