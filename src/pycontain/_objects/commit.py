@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING
 from attrs import evolve, frozen
 
 from pycontain._images.archives import replacing
+from pycontain._images.image import LocalImage
 from pycontain._images.imports import import_tree
 from pycontain._images.layers import opened
 from pycontain._images.lookup import tag_name
@@ -93,7 +94,7 @@ def diff(container: Container) -> list[Change]:
     return sorted(found.values(), key=lambda change: change.path)
 
 
-def sealed_layers(image: Image) -> list[tuple[str, int]]:
+def sealed_layers(image: LocalImage) -> list[tuple[str, int]]:
     """What snapshots have added, the lowest first: directory, and what a guest's 0 is there."""
     paths = image.directories[: len(image.sealed)]
     return [(path, first_id_of(layer)) for path, layer in zip(paths, image.sealed, strict=True)][::-1]
@@ -143,7 +144,7 @@ def _is_there(lower: int, path: str) -> bool:
     return True
 
 
-def _base(image: Image, store: Store, lease: Lease) -> tuple[Manifest, ImageConfig]:
+def _base(image: LocalImage, store: Store, lease: Lease) -> tuple[Manifest, ImageConfig]:
     """The image below, brought into the store where it is a directory."""
     image = image.base
     if image.manifest is not None:
@@ -184,7 +185,7 @@ def commit(container: Container, made: Made) -> Image:
 
 def commit_layers(
     engine: Engine,
-    image: Image,
+    image: LocalImage,
     uppers: Sequence[tuple[str, int]],
     made: Made,
     left_out: Sequence[str] = _ENGINES,

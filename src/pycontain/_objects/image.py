@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import builtins
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import IO, TYPE_CHECKING, ClassVar, Literal
 
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 
+from pycontain._images.image import LocalImage
 from pycontain._model.arguments import check_flag, check_given, check_path
 from pycontain._model.sizes import shown
 from pycontain._rootfs import host
@@ -18,11 +19,9 @@ from pycontain.errors import Conflict, ImageError, NotFound, PathError
 if TYPE_CHECKING:
     from pycontain._images.progress import ProgressOption
     from pycontain._objects.engine import Engine
-    from pycontain.oci import Descriptor, Digest, History, ImageConfig, Manifest, Platform
+    from pycontain.oci import Digest, Manifest, Platform
 
     Auth = tuple[str, str]
-
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Default:
@@ -44,39 +43,32 @@ def engine_of(engine: Engine | None) -> Engine:
 
 
 @frozen(kw_only=True)
-class Image:
-    """Read-only layers, and defaults of containers that use them.
+class Image(LocalImage):
+    """Read-only layers of a root file system, defaults for containers, and operations of the store.
+
+    Images come from the class methods, such as `Image.pull` and `Image.get`; the fields are those of the
+    OCI image configuration.
 
     Attributes:
-        name: Reference, or a description of the source.
-        directories: Unpacked layers on this host, the uppermost first.
-        trees: Further directories of this host and their paths in a container, read-only.
-        env, user, workdir, entrypoint, command, volumes, labels: Defaults of a container, as in the OCI
-            image configuration.
-        stop_signal: Number of the signal that stops a container; 0 for SIGTERM.
-        sealed: Those of `directories` that a snapshot has added.
-        manifest: Manifest of an image in the store; None for a directory that is used in place.
-        size: Bytes of content in the store; 0 for a directory that is used in place.
+        name: Name, for messages and listings.
+        directories: Unpacked layers, the uppermost first.
+        trees: Further directories of the host, each with the container path at which it is visible.
+        env: Environment variables.
+        user: User of commands; '' means root.
+        workdir: Working directory of commands.
+        entrypoint: First part of the command line.
+        command: Rest of the command line.
+        volumes: Container paths for which the image declares volumes.
+        labels: Labels.
+        stop_signal: Number of the signal that `Container.stop` sends; 0 means SIGTERM.
+        sealed: The uppermost layers that snapshots have added.
+        manifest: OCI manifest, or None for a directory that is used in place.
+        size: Size of the compressed layers in bytes; 0 for a directory.
     """
 
     DEFAULT: ClassVar[Default] = Default()
     """As the command of a container: what the image itself says."""
 
-    name: str
-    directories: tuple[str, ...]
-    trees: tuple[tuple[str, str], ...] = ()
-    env: Mapping[str, str] = field(factory=lambda: {"PATH": _PATH}, hash=False)
-    user: str = ""
-    workdir: str = "/"
-    entrypoint: tuple[str, ...] = ()
-    command: tuple[str, ...] = ()
-    volumes: tuple[str, ...] = ()
-    labels: Mapping[str, str] = field(factory=dict, hash=False)
-    stop_signal: int = 0
-    sealed: tuple[str, ...] = ()
-    manifest: Manifest | None = field(default=None, repr=False)
-    size: int = field(default=0, eq=False)
-    _config: ImageConfig | None = field(default=None, repr=False, eq=False)
     _engine: Engine | None = field(default=None, repr=False, eq=False)
 
     # ---- ways to an image ---------------------------------------------------------------------------------
@@ -263,46 +255,6 @@ class Image:
         return cls._stored(chosen, record.digest, tag or name)
 
     # ---- what it is ---------------------------------------------------------------------------------------
-
-    @property
-    def digest(self) -> Digest | None:
-        """The manifest's digest; None for a directory used in place."""
-        return None if self.manifest is None else self.manifest.digest
-
-    @property
-    def base(self) -> Image:
-        """The same without what snapshots have added."""
-        if not self.sealed:
-            return self
-        return evolve(self, directories=self.directories[len(self.sealed) :], sealed=())
-
-    @property
-    def layers(self) -> tuple[Descriptor, ...]:
-        """The content of each layer, the lowest first, as the manifest has it."""
-        return () if self.manifest is None else self.manifest.layers
-
-    @property
-    def config(self) -> ImageConfig:
-        """The image configuration; one made of the defaults where there is none."""
-        from pycontain.oci import ContainerConfig, ImageConfig, Platform
-
-        if self._config is not None:
-            return self._config
-        container = ContainerConfig(
-            user=self.user,
-            env=tuple(f"{name}={value}" for name, value in self.env.items()),
-            entrypoint=self.entrypoint,
-            command=self.command,
-            workdir=self.workdir,
-            volumes=self.volumes,
-            labels=dict(self.labels),
-        )
-        return ImageConfig(platform=Platform.host(), container=container)
-
-    @property
-    def history(self) -> tuple[History, ...]:
-        """What made each layer."""
-        return self.config.history
 
     @property
     def tags(self) -> tuple[str, ...]:

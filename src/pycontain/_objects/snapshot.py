@@ -6,10 +6,11 @@ import builtins
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import evolve, field, frozen
 
+from pycontain._images.image import LocalImage
 from pycontain._objects.image import Image, engine_of
 from pycontain.errors import ImageError
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from pycontain._images.store import Store
     from pycontain._objects.engine import Engine
     from pycontain.oci import ContainerConfig
+
+AnyImage = TypeVar("AnyImage", bound=LocalImage)
 
 
 @frozen(kw_only=True)
@@ -101,7 +104,7 @@ class Snapshot:
         return commit_layers(chosen, self.image, (), Made(reference, config, author, message))
 
 
-def described(image: Image) -> str:
+def described(image: LocalImage) -> str:
     """Return a description of an image without its sealed layers, for the store."""
     base = image.base
     if base.manifest is not None:
@@ -119,7 +122,7 @@ def described(image: Image) -> str:
     return json.dumps(document)
 
 
-def pins_of(image: Image) -> builtins.list[tuple[str, str]]:
+def pins_of(image: LocalImage) -> builtins.list[tuple[str, str]]:
     """Return the layers and blobs of the store that a snapshot of an image needs."""
     if image.manifest is None:
         return []
@@ -155,7 +158,7 @@ def value(engine: Engine, record: Record, base: Image) -> Snapshot:
     )
 
 
-def upon(store: Store, base: Image, layers: tuple[str, ...]) -> Image:
+def upon(store: Store, base: AnyImage, layers: tuple[str, ...]) -> AnyImage:
     """Return an image with sealed layers above it, the uppermost first."""
     from pycontain._images.sealed import path_of
 

@@ -16,14 +16,15 @@ from pycontain._images.store_errors import translate_store_errors
 from pycontain._images.write import archive
 from pycontain._objects import snapshot as values
 from pycontain._objects.commit import sealed_layers, still
+from pycontain._objects.image import Image
 from pycontain._runtime.replace_root import SEAL, replace_root
 from pycontain._runtime.spec import default_name, new_id
 from pycontain.errors import PathError, StartError, StateError
 
 if TYPE_CHECKING:
+    from pycontain._images.image import LocalImage
     from pycontain._images.store import Store
     from pycontain._objects.container import Container
-    from pycontain._objects.image import Image
     from pycontain._objects.snapshot import Snapshot
     from pycontain._runtime.running import Running
 
@@ -56,10 +57,12 @@ def snapshot(container: Container) -> Snapshot:
         except BaseException:
             sealed.forget(store, made.id)
             raise
-    return values.value(engine, made, image.base)
+    base = image.base
+    assert isinstance(base, Image)
+    return values.value(engine, made, base)
 
 
-def _merge(store: Store, image: Image, layer: str) -> None:
+def _merge(store: Store, image: LocalImage, layer: str) -> None:
     """All that snapshots have added, as one layer: each root takes as many mounts as it has layers."""
     place = sealed.make_place(store, layer)
     os.mkdir(place, 0o755)

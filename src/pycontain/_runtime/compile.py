@@ -32,7 +32,7 @@ from pycontain._state.owner import STORE_BLOCK
 from pycontain.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from pycontain._objects.image import Image
+    from pycontain._images.image import LocalImage
     from pycontain._runtime.session import Session
     from pycontain._runtime.spec import ContainerSpec
 
@@ -219,7 +219,7 @@ def _operations(
     )
 
 
-def layer_sources(image: Image, *, idmap: bool, block: int | None = None) -> list[tuple[str, Source]]:
+def layer_sources(image: LocalImage, *, idmap: bool, block: int | None = None) -> list[tuple[str, Source]]:
     """Return path and mount of each layer of an image.
 
     Args:

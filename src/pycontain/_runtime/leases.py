@@ -12,8 +12,8 @@ from pycontain._runtime.cleanup import Cleanup
 from pycontain.errors import Conflict, ImageError, NotFound, StateError
 
 if TYPE_CHECKING:
+    from pycontain._images.image import LocalImage
     from pycontain._images.store import Lease, Store
-    from pycontain._objects.image import Image
 
 
 class Holder(Protocol):
@@ -43,7 +43,7 @@ class Leases:
         self._lease: Lease | None = None
         self._chains: weakref.WeakKeyDictionary[Holder, tuple[str, ...]] = weakref.WeakKeyDictionary()
 
-    def lease_image(self, image: Image, holder: Holder) -> None:
+    def lease_image(self, image: LocalImage, holder: Holder) -> None:
         """Lease the layers of a container's image, in place of those of an earlier image."""
         chains = image.config.chain_ids if image.manifest is not None else ()
         if not chains and not image.sealed:
@@ -71,7 +71,7 @@ class Leases:
             if self._lease is not None:
                 self._lease.keep_only({chain for chains in self._chains.values() for chain in chains})
 
-    def holders(self, image: Image) -> list[Holder]:
+    def holders(self, image: LocalImage) -> list[Holder]:
         """Return the containers of this engine that hold leases of an image."""
         with self._lock:
             chains = image.config.chain_ids

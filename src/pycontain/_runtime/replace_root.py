@@ -20,7 +20,7 @@ from pycontain._runtime.root_plan import described
 from pycontain.errors import StartError
 
 if TYPE_CHECKING:
-    from pycontain._objects.image import Image
+    from pycontain._images.image import LocalImage
     from pycontain._runtime.running import Running
 
 SEAL = "seal"
@@ -29,7 +29,7 @@ _MADE = (OpKind.UPPER, OpKind.FILE, OpKind.OVERLAY, OpKind.SYSCTL)
 _GUARDED = 2 | 4  # nosuid, nodev
 
 
-def replace_root(running: Running, image: Image) -> None:
+def replace_root(running: Running, image: LocalImage) -> None:
     """Give a container a root of an image's layers and an empty upper directory.
 
     The file system of the old root is read-only afterwards, for every descriptor and through every mount.

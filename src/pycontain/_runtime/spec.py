@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from attrs import evolve, field, fields, frozen
 
+from pycontain._images.image import LocalImage
 from pycontain._kernel import hostpath
 from pycontain._model.labels import check_name
 from pycontain._model.limits import CgroupLimits
@@ -18,7 +19,6 @@ from pycontain._model.mounts import Bind, Tmpfs, VolumeMount
 from pycontain._model.sizes import is_unlimited, parse_duration, parse_size, shown
 from pycontain._model.sysctls import check_network, checked_sysctls
 from pycontain._model.user import asked_user, check_user
-from pycontain._objects.image import Image
 from pycontain._runtime.network import HOST, JOINED, NetworkSpec
 from pycontain._security.policy import Rlimits, Security, rlimit_pairs
 from pycontain.errors import Args, LimitError, NotFound, PathError, path_error
@@ -341,7 +341,7 @@ class ContainerSpec:
     """
 
     id: str
-    image: Image
+    image: LocalImage
     command: tuple[str, ...] | None
     name: str = field(validator=_name)
     env: dict[str, str] = field(converter=environment)

@@ -16,7 +16,7 @@ from pycontain._model.user import LAST_ID, is_number, split_user
 from pycontain.errors import NotFound, PathError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
-    from pycontain._objects.image import Image
+    from pycontain._images.image import LocalImage
     from pycontain._runtime.running import Running
 
 _BENEATH = 0x08 | 0x04 | 0x02  # RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_MAGICLINKS
@@ -106,7 +106,7 @@ def _number(text: str) -> int | None:
     return int(text) if is_number(text) else None
 
 
-def check_known(image: Image, covered: Iterable[str], user: str, ids: int) -> None:
+def check_known(image: LocalImage, covered: Iterable[str], user: str, ids: int) -> None:
     """Check a user before a container is created, as far as the files of the image can decide.
 
     Args:
@@ -132,7 +132,7 @@ def check_known(image: Image, covered: Iterable[str], user: str, ids: int) -> No
 
 
 def check_groups(
-    ids: int, image: Image, covered: Iterable[str], groups: Iterable[str | int] | str | int | None
+    ids: int, image: LocalImage, covered: Iterable[str], groups: Iterable[str | int] | str | int | None
 ) -> None:
     """Check `group_add` as `check_known` does.
 
