@@ -45,9 +45,9 @@ def test_shared_memory_is_of_the_size_asked_for(size: str, option: str) -> None:
 @pytest.mark.parametrize(
     ("place", "is_file", "hint"),
     [
-        ("/etc", True, "at the path of a file"),
-        ("/etc/passwd", False, "mount a directory at a directory"),
-        ("/etc/passwd/x", False, "below no file"),
+        ("/etc", True, "mount the file over a file"),
+        ("/etc/passwd", False, "mount a directory over a directory"),
+        ("/etc/passwd/x", False, "at no path below a file"),
         ("/usr/nonesuch", False, "mount at a path that exists"),
     ],
 )

@@ -138,7 +138,7 @@ def test_counts_of_processes(pids: object) -> None:
 
 def test_a_container_needs_room_for_its_agent_and_a_command() -> None:
     limits, asked = spec.limits_of(None, None, None, 1)
-    refused(made, limits=limits, asked=asked, says="pids below 2")
+    refused(made, limits=limits, asked=asked, says="pids must be at least 2, got 1")
     made(limits=spec.limits_of(None, None, None, 2)[0])
     made(limits=limits, init=False)  # the command is the one process
 
@@ -218,14 +218,12 @@ def test_hugetlb_that_cannot_be_meant(value: object) -> None:
 
 @pytest.mark.parametrize("disk", [0, 65535, "1K"])
 def test_disk_is_refused_as_the_other_limits_are(disk: int | str) -> None:
-    refused(made, disk=disk, says="disk below 64K")
+    refused(made, disk=disk, says="disk must be at least 64K")
 
 
 @pytest.mark.parametrize("limits", [{"memory": "1M"}, "1M", 5, [CgroupLimits()]])
 def test_limits_of_another_type(limits: object) -> None:
-    refused(
-        spec.limits_of, limits, None, None, None, kind=TypeError, says="limits must be such as CgroupLimits"
-    )
+    refused(spec.limits_of, limits, None, None, None, kind=TypeError, says="limits must be a CgroupLimits")
 
 
 # Resource limits

@@ -99,25 +99,23 @@ def test_variables_that_execve_refuses() -> None:
 
 def test_more_mounts_than_a_start_can_carry() -> None:
     spec.mount_points(None, [f"/m/{at}" for at in range(400)])
-    with pytest.raises(LimitError, match="at most 400 mounts, got 401"):
+    with pytest.raises(LimitError, match="mounts must be at most 400, got 401"):
         spec.mount_points(None, [f"/m/{at}" for at in range(401)])
 
 
 def test_mounts_below_a_file_or_from_nothing(tmp_path: Path) -> None:
     (tmp_path / "f").touch()
     (tmp_path / "dangling").symlink_to("/nowhere")
-    with pytest.raises(ValueError, match="a file is mounted at '/a'"):
+    with pytest.raises(ValueError, match="must not be below a file, which is mounted at '/a'"):
         spec.mount_points({"/a": tmp_path / "f", "/a/b/c": tmp_path}, None)
     # In directories that guests write, a link is refused before its target is checked.
-    with pytest.raises(
-        (NotFound, PathError), match=r"is a link to nothing|will not follow the symbolic link"
-    ):
+    with pytest.raises((NotFound, PathError), match=r"is a dangling link|will not follow the symbolic link"):
         spec.mount_points({"/a": tmp_path / "dangling"}, None)
 
 
 @pytest.mark.parametrize("place", ["/dev/x", "/dev/pts", "/dev/null", "/dev/shmx"])
 def test_only_shared_memory_is_mounted_in_dev(place: str) -> None:
-    with pytest.raises(ValueError, match="nothing can be mounted at"):
+    with pytest.raises(ValueError, match="mount point must not be"):
         spec.mount_points({place: Tmpfs()}, None)
     assert spec.mount_points({"/dev/shm": Tmpfs("1G")}, None) == {"/dev/shm": Tmpfs("1G")}
 

@@ -317,7 +317,7 @@ def test_a_limit_is_lifted_in_words(value: Any) -> None:
 
 
 def test_a_lifted_limit_is_given_once() -> None:
-    with pytest.raises(ValueError, match="memory is given twice"):
+    with pytest.raises(ValueError, match="memory must be given once"):
         limits_of(CgroupLimits(memory=-1), "1G", None, None)
     with pytest.raises(LimitError):
         limits_of(None, -2, None, None)

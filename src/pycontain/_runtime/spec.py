@@ -1,4 +1,4 @@
-"""What a container is asked to be: one immutable value, checked before anything is created."""
+"""Specification of a container: one immutable value, checked before anything is created."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from pycontain._security.policy import Rlimits, Security, rlimit_pairs
 from pycontain.errors import Args, LimitError, NotFound, PathError, path_error
 
 DEFAULT_MEMORY = 512 << 20
-"""Bytes, where neither the argument nor `limits` names them."""
+"""Bytes of memory, if neither the argument nor `limits` names them."""
 DEFAULT_PIDS = 128
-"""Processes and threads, likewise."""
+"""Processes and threads, if neither the argument nor `limits` names them."""
 DEFAULT_DISK = 2 << 30
-"""Bytes of the disk, likewise: untrusted code must not fill the file system of its host."""
+"""Bytes of disk, if the argument does not name them: untrusted code must not fill the host's disk."""
 DISK_FLOOR = 64 << 10
-"""Bytes below which a root file system holds not even what the engine writes."""
+"""Bytes that the files of the engine in a root file system need."""
 PIDS_FLOOR = 2
-"""The agent and one command."""
+"""Processes that every container needs: the agent and one command."""
 MOUNTS_MOST = 400
 """Mounts of one container; each costs descriptors in three processes, whose limit is often 1024."""
 _TARGET_MOST, _PART_MOST = 4095, 255
@@ -49,21 +49,25 @@ _RESERVED = ("/", "/proc", "/dev", "/dev/pts", "/sys")
 
 Mount: TypeAlias = Bind | Tmpfs | VolumeMount
 Mounts: TypeAlias = Mapping[str, "Mount | str | os.PathLike[str]"]
-"""Place inside to what stands there; a path alone is `Bind(path)`."""
+"""Mount point to mount; a path is short for `Bind(path)`."""
 TmpfsOption: TypeAlias = "Mapping[str, Tmpfs | int | str | None] | Iterable[str]"
-"""Places, or place to a `Tmpfs` or its size."""
+"""Mount points, or mount point to a `Tmpfs` or its size."""
 
 
 def inside(path: str | os.PathLike[str]) -> str:
-    """A clean absolute path inside, `..` and double slashes resolved as text.
+    """Return a normalized absolute path inside, with `..` and double slashes resolved as text.
 
-    Raises ValueError for one that is relative or has a NUL byte, TypeError for what is no path.
+    Raises:
+        ValueError: The path is relative, too long, or contains a NUL byte.
+        TypeError: The value is no path.
     """
     text: object = os.fspath(path)
     if not isinstance(text, str):
-        raise TypeError(f"a path inside a container is text or a path of pathlib, not {shown(text)}")
+        raise TypeError(f"a path inside a container must be a str or a path of pathlib, got {shown(text)}")
     if not text.startswith("/") or "\0" in text:
-        raise ValueError(f"a path inside a container is absolute and without NUL: {shown(text)}")
+        raise ValueError(
+            f"a path inside a container must be absolute and without NUL bytes, got {shown(text)}"
+        )
     clean = "/" + posixpath.normpath(text).lstrip("/")
     raw = _encoded("a path inside a container", clean)
     if len(raw) > _TARGET_MOST or any(len(part) > _PART_MOST for part in raw.split(b"/")):
@@ -82,7 +86,10 @@ def _encoded(what: str, text: str) -> bytes:
 
 
 def _check_argument(what: str, text: str) -> None:
-    """Raise ValueError for what no execve(2) takes; of most texts the length in characters is enough."""
+    """Raise ValueError for an argument that is too long for execve(2).
+
+    For ASCII text the length in characters suffices.
+    """
     size = len(text) if text.isascii() else len(_encoded(what, text))
     if size > _ARGUMENT_MOST:
         raise ValueError(
@@ -103,9 +110,13 @@ def environment(env: object) -> dict[str, str]:
     result = {}
     for name, value in ({} if env is None else env).items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"environment names and values are str: {shown(name)}, {type(value).__name__}")
+            raise TypeError(
+                f"names and values of env must be str, got {shown(name)} with a {type(value).__name__}"
+            )
         if not name or "=" in name or "\0" in name or "\0" in value:
-            raise ValueError(f"not a variable of an environment: {shown(name)}")  # its value may be secret
+            raise ValueError(
+                f"env must have names without '=' and NUL, and values without NUL, got {shown(name)}"
+            )  # its value may be secret
         try:
             _check_argument(f"the variable {shown(name)}", f"{name}={value}")
         except ValueError as error:
@@ -118,32 +129,36 @@ def environment(env: object) -> dict[str, str]:
 
 
 def command(args: Args | None) -> tuple[str, ...] | None:
-    """Arguments as text; one alone is the command itself.  None stays None.
+    """Return arguments as text; a single one is the command itself.
 
-    Raises ValueError for none at all, an empty first one and NUL bytes, TypeError for what is
-    neither text nor a path nor a sequence of those.
+    Raises:
+        ValueError: There are none, the first is empty, or one contains a NUL byte or is too long.
+        TypeError: The value is neither text nor a path nor a sequence of them.
     """
     if args is None:
         return None
     if isinstance(args, str | bytes | os.PathLike):
         args = [args]
     if isinstance(args, Mapping | Set) or not isinstance(args, Iterable):
-        raise TypeError(f"a command is a sequence of arguments, not {shown(args)}")
+        raise TypeError(f"a command must be a sequence of arguments, got {shown(args)}")
     result = tuple(os.fsdecode(part) for part in args)
     if not result or not result[0]:
-        raise ValueError("a command has at least one argument, and the first is not empty")
+        raise ValueError("a command must have at least one argument, and the first must not be empty")
     for part in result:
         if "\0" in part:
-            raise ValueError(f"NUL byte in the argument {shown(part)}")
-        _check_argument("an argument", part)  # in the guest's encoding, whatever the caller's locale is
+            raise ValueError(f"an argument must have no NUL byte, got {shown(part)}")
+        _check_argument("an argument", part)  # in UTF-8, in any locale of the caller
     return result
 
 
 def mount_points(mounts: Mounts | None, tmpfs: TmpfsOption | None) -> dict[str, Mount]:
-    """Everything to mount by its place inside.
+    """Return all mounts by mount point.
 
-    Raises NotFound for a missing source, PathError for one behind a link that a guest may have made,
-    ValueError for a bad place or two mounts at one, LimitError for the size of a tmpfs.
+    Raises:
+        NotFound: The source of a mount does not exist.
+        PathError: A link that a guest may have made is on the path of a source.
+        ValueError: A mount point is reserved, or two mounts have the same.
+        LimitError: There are too many mounts, or a tmpfs is too small.
     """
     result: dict[str, Mount] = {}
     for place, what in (mounts or {}).items():
@@ -156,8 +171,8 @@ def mount_points(mounts: Mounts | None, tmpfs: TmpfsOption | None) -> dict[str, 
             result[_place(place, result)] = size if isinstance(size, Tmpfs) else Tmpfs(size)
     if len(result) > MOUNTS_MOST:
         raise LimitError(
-            f"a container has at most {MOUNTS_MOST} mounts, got {len(result)}",
-            hint="mount a directory that holds several of them",
+            f"mounts must be at most {MOUNTS_MOST}, got {len(result)}",
+            hint="mount a directory that contains several of them",
         )
     for place, what in result.items():
         if isinstance(what, Bind):
@@ -167,14 +182,14 @@ def mount_points(mounts: Mounts | None, tmpfs: TmpfsOption | None) -> dict[str, 
 
 
 def _check_source(place: str, bind: Bind) -> None:
-    """Check that the source is there, and remember it where guests may write to it."""
+    """Check that the source exists, and record it if guests can write to it."""
     try:
         fd = hostpath.open_path(bind.path, os.O_PATH)
     except PathError:
         raise
     except FileNotFoundError:
-        state = "is a link to nothing" if os.path.islink(bind.path) else "does not exist"
-        raise NotFound(f"nothing to mount at {place!r}: {bind.path!r} {state}") from None
+        state = "is a dangling link" if os.path.islink(bind.path) else "does not exist"
+        raise NotFound(f"source {bind.path!r} of the mount at {place!r} {state}") from None
     except OSError as error:
         raise path_error(f"cannot mount at {place}:", bind.path, error.errno or 0) from error
     try:
@@ -185,38 +200,44 @@ def _check_source(place: str, bind: Bind) -> None:
 
 
 def _check_outer(place: str, mounts: Mapping[str, Mount]) -> None:
-    """Raise ValueError for a mount below a file, which no file system has."""
+    """Raise ValueError for a mount point below a file."""
     outer = posixpath.dirname(place)
     while outer != "/":
         if isinstance(what := mounts.get(outer), Bind) and not os.path.isdir(what.path):
-            raise ValueError(f"nothing can be mounted at {place!r}: a file is mounted at {outer!r}")
+            raise ValueError(f"mount point {place!r} must not be below a file, which is mounted at {outer!r}")
         outer = posixpath.dirname(outer)
 
 
 def _place(path: str, taken: Mapping[str, object]) -> str:
     place = inside(path)
     if place in _RESERVED or place.startswith(("/proc/", "/sys/")):
-        raise ValueError(f"nothing can be mounted at {place}: it is the engine's own")
+        raise ValueError(f"mount point must not be {place!r}, which the engine mounts")
     if place.startswith("/dev/") and not f"{place}/".startswith("/dev/shm/"):
-        raise ValueError(f"nothing can be mounted at {place}: of /dev only /dev/shm can be replaced")
+        raise ValueError(f"mount point must not be {place!r}: below /dev only /dev/shm can be replaced")
     if place in taken:
-        raise ValueError(f"two mounts at {place}")
+        raise ValueError(f"mount point {place!r} must have one mount, got two")
     return place
 
 
 def is_free(path: str, taken: Mapping[str, object]) -> bool:
-    """Can something be mounted here that is not yet?"""
+    """Return whether a path can be a mount point and is none yet."""
     return path not in taken and path not in _RESERVED and not path.startswith(("/proc/", "/sys/"))
 
 
 def checked_limits(limits: CgroupLimits | None) -> CgroupLimits | None:
-    """Return the limits of one command, None for those that are lifted.  Raises TypeError."""
+    """Return the limits of one command that are in force, None without any.
+
+    Raises:
+        TypeError: The value is no CgroupLimits.
+    """
     return None if (given := _limits(limits)) is None else given.in_force()
 
 
 def _limits(limits: CgroupLimits | None) -> CgroupLimits | None:
     if not isinstance(limits, CgroupLimits | None):
-        raise TypeError(f"limits must be such as CgroupLimits(memory='64M'), got {shown(limits)}")
+        raise TypeError(
+            f"limits must be a CgroupLimits, such as CgroupLimits(memory='64M'), got {shown(limits)}"
+        )
     return limits
 
 
@@ -226,10 +247,12 @@ def limits_of(
     cpus: float | str | None,
     pids: int | str | None,
 ) -> tuple[CgroupLimits, frozenset[str]]:
-    """The limits with defaults, and the names of those that were asked for.
+    """Return the limits with defaults, and the names of those that the caller gave.
 
-    Raises ValueError when a short argument and `limits` name the same resource, LimitError for a value
-    that cannot be meant, TypeError for `limits` of another type.
+    Raises:
+        ValueError: An argument and `limits` name the same resource.
+        LimitError: A value is out of range.
+        TypeError: `limits` is no CgroupLimits.
     """
     given = _limits(limits) or CgroupLimits()
     short = {"memory": memory, "cpus": cpus, "pids": pids}
@@ -238,7 +261,7 @@ def limits_of(
         if value is None:
             continue
         if chosen[name] is not None:
-            raise ValueError(f"{name} is given twice: as an argument and in limits")
+            raise ValueError(f"{name} must be given once, got it as an argument and in limits")
         chosen[name] = value
     wanted = CgroupLimits(**chosen)
     asked = frozenset(name for name, value in chosen.items() if value is not None) - wanted.lifted
@@ -251,16 +274,16 @@ def limits_of(
 
 
 def disk_of(value: int | str | float | None) -> int | str | None:
-    """Return the limit of the disk that is meant, the default for None, None for 'unlimited'."""
+    """Return the disk limit of an option: the default for None, None for 'unlimited'."""
     if value is None:
         return DEFAULT_DISK
     return None if is_unlimited(value) else value  # type: ignore[return-value]
 
 
 def new_id() -> str:
-    """32 hexadecimal digits; the first 12, which are a host name too, are no number.
+    """Return a new id of 32 hexadecimal digits, of which the first 12 are not all decimal.
 
-    A name of decimal digits alone is an address to gethostbyname(3), and is not looked up.
+    They are the default host name, and gethostbyname(3) takes a name of decimal digits for an address.
     """
     while (new := os.urandom(16).hex())[:12].isdecimal():
         pass
@@ -268,7 +291,7 @@ def new_id() -> str:
 
 
 def default_name(new: str) -> str:
-    """What a container of this id is called where nobody named it."""
+    """Return the default name of the container of an id."""
     return f"pyc-{new[:12]}"
 
 
@@ -278,7 +301,7 @@ def _name(_: object, __: object, value: str) -> None:
 
 def _hostname(_: object, __: object, value: str) -> None:
     if not isinstance(value, str) or not _HOSTNAME.fullmatch(value):
-        raise ValueError(f"not a host name: {shown(value)}")
+        raise ValueError(f"hostname must have 1 to 64 letters, digits, dots and hyphens, got {shown(value)}")
 
 
 def _rlimits(value: Rlimits) -> dict[str, int | tuple[int, int]]:
@@ -294,7 +317,7 @@ def _disk(value: int | str | None) -> int | None:
         return None
     size = parse_size(value)
     if size < DISK_FLOOR:
-        raise LimitError(f"disk below 64K holds nothing: {shown(value)}")
+        raise LimitError(f"disk must be at least 64K, got {shown(value)}")
     return size
 
 
@@ -332,12 +355,18 @@ _ALONE = NetworkSpec()
 class ContainerSpec:
     """Every option of a container, checked when it is made.
 
-    limits: with the defaults filled in; asked: the names of those that the caller gave.
-    disk: bytes, or None for no limit.  lifetime: seconds.
-    rlimits: name to (soft, hard).  mounts: what stands where inside.
+    Attributes:
+        limits: Limits with the defaults.
+        asked: Names of the limits that the caller gave.
+        disk: Bytes, or None for no limit.
+        lifetime: Seconds after which it is ended, or None.
+        rlimits: Name to limit or (soft, hard).
+        mounts: Mount point to mount.
 
-    Raises LimitError, a ValueError, for limits that nothing can start under, ValueError and TypeError
-    for the rest.
+    Raises:
+        LimitError: No container can start under a limit.
+        ValueError: An option has a wrong value.
+        TypeError: An option has a wrong type.
     """
 
     id: str
@@ -366,7 +395,7 @@ class ContainerSpec:
     labels: dict[str, str]
 
     def renamed(self, new: str) -> ContainerSpec:
-        """The same under another id, and what follows from it."""
+        """Return the spec of another id, with the default name and host name of that."""
         return evolve(
             self,
             id=new,
@@ -377,14 +406,16 @@ class ContainerSpec:
     def __attrs_post_init__(self) -> None:
         if self.init and self.limits.pids is not None and self.limits.pids < PIDS_FLOOR:
             raise LimitError(
-                f"pids below {PIDS_FLOOR} starts nothing: {self.limits.pids}",
-                hint="the agent is one process and the command another; init=False has no agent",
+                f"pids must be at least {PIDS_FLOOR}, got {self.limits.pids}",
+                hint="count the agent too, or use init=False, which has none",
             )
         if self.network_spec.kind in (HOST, JOINED):
             check_network(self.sysctls)
         if not self.init and self.command is None:
-            raise ValueError("init=False wants a command: it is PID 1 itself")
+            raise ValueError("init=False requires a command, which is PID 1 then")
         if not self.init and self.network_spec.attachments:
-            raise ValueError("networks want the agent, which waits until they stand: leave init=False out")
+            raise ValueError("networks require init=True")
         if not isinstance(self.security, Security):
-            raise TypeError(f"security is a Security, such as Security.SANDBOX, not {self.security!r}")
+            raise TypeError(
+                f"security must be a Security, such as Security.SANDBOX, got {shown(self.security)}"
+            )

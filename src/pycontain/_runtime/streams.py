@@ -1,9 +1,10 @@
-"""The streams of one command, carried in C until it ends (ext/pump.c)."""
+"""Standard streams of a command, read and written in C until its end (ext/pump.c)."""
 
 from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import os
 import subprocess
 import threading
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
 
 PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
 BUFFER = -4
-"""For `popen`: a pipe that a thread empties into bounded memory, so a command never waits for its reader."""
+"""For `popen`: a pipe that a thread reads into bounded memory, so that the command never waits."""
 
 
 @frozen
 class Descriptor:
-    """A stream of the caller's whose descriptor itself is handed to the command, with all of its rights.
+    """A stream of the caller whose descriptor itself is passed to the command, with all of its rights.
 
     `popen(["tool"], stdout=Descriptor(file))`.  Other files, pipes, sockets and terminals are carried
     through a pipe, because the command could truncate a file, open it anew, or read from a terminal's
@@ -50,17 +51,32 @@ class Descriptor:
 Stream: TypeAlias = int | IO[Any] | Descriptor | None
 Ending: TypeAlias = Literal["exit", "timeout", "output", "cancelled"]
 
-_READ = os.O_CLOEXEC
-_EINTR, _ETIMEDOUT, _EMSGSIZE = 4, 110, 90
+_NAMES = ("stdin", "stdout", "stderr")
+
 _UNLIMITED = (1 << 63) - 1
 _ATTACHED_WITHIN = 20_000_000
-"""Nanoseconds in which an event loop has attached its future to the work that it submitted."""
+"""Nanoseconds in which an event loop attaches its future to submitted work."""
 _LAST_WORDS = 5_000_000_000
-"""Nanoseconds within which the exit record of a killed tree must come."""
+"""Nanoseconds to wait for the exit record of a killed process tree."""
 
 
 class Plumbing:
-    """Pipes of one command: `guest` goes to the agent, `ours` stays."""
+    """Pipes of one command.
+
+    Args:
+        stdin, stdout, stderr: PIPE, DEVNULL, BUFFER, STDOUT for stderr, a file, a descriptor, a `Descriptor`,
+        or
+            None for the caller's own stream.
+
+    Raises:
+        ValueError: A stream is not open, or not for this direction.
+        TypeError: A value is no stream.
+        PathIsDirectory: A descriptor is one of a directory.
+
+    Attributes:
+        guest: Descriptors for the agent: stdin, stdout and stderr, -1 for /dev/null.
+        ours: The other ends of pipes, or -1.
+    """
 
     def __init__(self, stdin: Stream, stdout: Stream, stderr: Stream) -> None:
         self.guest = [-1, -1, -1]
@@ -87,9 +103,9 @@ class Plumbing:
         elif stream == DEVNULL:
             return
         elif stream == STDOUT:
-            raise ValueError("STDOUT is for stderr only")
+            raise ValueError(f"{_NAMES[number]} must not be STDOUT, which is for stderr")
         elif stream == BUFFER:
-            raise ValueError("BUFFER is for the stdout and stderr of popen")
+            raise ValueError(f"{_NAMES[number]} must not be BUFFER, which is for stdout and stderr of popen")
         elif isinstance(stream, Descriptor):
             self.guest[number] = _descriptor(number, stream.stream)
         else:
@@ -104,28 +120,28 @@ class Plumbing:
         self._made.append(self.guest[number])
 
     def hand_over(self, execution: Execution) -> None:
-        """Close the ends that a started command has, and begin to carry what was lent to it."""
+        """Close the ends of a command that has started, and begin to copy its lent streams."""
         self.close_guest()
         if self._lent is not None:
             execution.lent, self._lent = self._lent, None
             execution.lent.start()
 
     def give_to(self, running: Running, identity: Identity) -> None:
-        """Make the pipes the command's own, so that it may open /dev/stdout and its like."""
+        """Give the pipes to the user of the command, so that it can open /dev/stdout and the like."""
         if running.block is None:
             return
         for fd in self._made:
-            # Where the store's kernel refuses, the streams work all the same, only not by name.
+            # If the kernel refuses, the streams work, only not by name.
             with contextlib.suppress(OSError):
                 os.fchown(fd, running.block + identity.uid, running.block + identity.gid)
 
     def close_guest(self) -> None:
-        """Close the ends that were sent: ours would hide the end of the stream."""
+        """Close the ends that were sent; an open one would hide the end of a stream."""
         while self._made:
             os.close(self._made.pop())
 
     def close(self) -> None:
-        """Close everything."""
+        """Close all descriptors.  Idempotent."""
         self.close_guest()
         if self._lent is not None:
             self._lent.close()
@@ -136,8 +152,7 @@ class Plumbing:
 
 
 def _descriptor(number: int, stream: int | IO[Any]) -> int:
-    """Return the open descriptor of a stream.  Raises ValueError and TypeError for a wrong one."""
-    name = ("stdin", "stdout", "stderr")[number]
+    name = _NAMES[number]
     try:
         fd = _number(stream)
     except AttributeError:
@@ -156,7 +171,7 @@ def _number(stream: int | IO[Any]) -> int:
 
 
 def _is_same_file(stdout: Stream, stderr: Stream) -> bool:
-    """Return whether both are one lent stream, whose parts are to stay in their order."""
+    """Return whether both are the same lent stream, whose parts must keep their order."""
     lent = [one for one in (stdout, stderr) if one not in (PIPE, STDOUT, DEVNULL, BUFFER, None)]
     if len(lent) < 2 or any(isinstance(one, Descriptor) for one in lent):
         return False
@@ -164,7 +179,15 @@ def _is_same_file(stdout: Stream, stderr: Stream) -> bool:
 
 
 class Pump:
-    """Carries input and output until the command ends, the deadline passes, or the cap is reached."""
+    """Input and output of one command until its end, its deadline, or the cap of its output.
+
+    Args:
+        execution: The command.
+        plumbing: Its pipes, which the pump takes over.
+        data: Its standard input.
+        timeout: Seconds until it is killed.
+        cap: Bytes of each output after which it is killed.
+    """
 
     def __init__(
         self, execution: Execution, plumbing: Plumbing, data: bytes, timeout: float | None, cap: int | None
@@ -184,10 +207,14 @@ class Pump:
             raw.deadline = now_ns() + max(1, int(timeout * 1e9))
 
     def run(self, *, kill_orphans: bool = False) -> Ending:
-        """Carry the streams until the command ends.
+        """Read and write until the end of the command, and return the kind of its end.
 
-        Processes that it left running go on, and the agent discards what they write to its pipes, unless
-        `kill_orphans`.  After every other end none is left.
+        Args:
+            kill_orphans: Whether to kill processes that the command left running.  Otherwise they go on, and
+                the agent discards their output.  After a timeout and the like no process is left in any case.
+
+        Raises:
+            ContainerEnded: The container ended meanwhile.
         """
         result = self._first_turn()
         execution = self._execution
@@ -197,28 +224,28 @@ class Pump:
             elif self._raw.writers:
                 self._hand_over()
             return "exit"
-        if result not in (-_ETIMEDOUT, -_EMSGSIZE):
+        if result not in (-errno.ETIMEDOUT, -errno.EMSGSIZE):
             if not execution.cancelled:
                 raise execution.running.ended_error()
             execution.kill()
-            self._raw.ended = 1  # its channel brings no record any more
+            self._raw.ended = 1  # its channel was shut down, so no record comes
             self._turn()
             return "cancelled"
         execution.kill()
         self._raw.deadline = now_ns() + _LAST_WORDS
-        if result == -_EMSGSIZE:
+        if result == -errno.EMSGSIZE:
             self._close_outputs()
-        if not execution.running.frozen:  # its agent has no last words then
+        if not execution.running.frozen:  # a frozen agent sends no record
             self._turn()
-        return "timeout" if result == -_ETIMEDOUT else "output"
+        return "timeout" if result == -errno.ETIMEDOUT else "output"
 
     def __enter__(self) -> Pump:
         execution = self._execution
         execution.thread = threading.get_ident()
         execution.running.active.add(execution)
-        # A greenlet is cancelled by its own library, in the wait, and no thread may be started for it.
+        # The library of a greenlet cancels it in the wait, and no thread may be started for it.
         if execution.thread != threading.main_thread().ident and cooperative() is None:
-            # Without it a Ctrl-C still ends the main thread; this thread's command then runs to its end.
+            # Without a watch, Ctrl-C ends only the main thread, and the command of this thread goes on.
             with contextlib.suppress(OSError):
                 execution.running.session.interrupts.watch()
             self._watch = TaskWatch(execution)
@@ -226,7 +253,7 @@ class Pump:
         return self
 
     def _first_turn(self) -> int:
-        """As `_turn`, and look once more for an asyncio task that waits for this thread."""
+        """Run the pump, and look a second time for the asyncio task that waits for this thread."""
         if self._watch is None or not self._watch.pending:
             return self._turn()
         deadline, soon = self._raw.deadline, now_ns() + _ATTACHED_WITHIN
@@ -235,7 +262,7 @@ class Pump:
         self._raw.deadline = soon
         result = self._turn()
         self._raw.deadline = deadline
-        if result != -_ETIMEDOUT:
+        if result != -errno.ETIMEDOUT:
             return result
         self._watch.attach()
         return self._turn()
@@ -243,7 +270,7 @@ class Pump:
     def _hand_over(self) -> None:
         fds = [fd for fd in self._raw.fds[1:3] if fd >= 0]
         running = self._execution.running
-        with contextlib.suppress(OSError, StateError):  # the container ends, and its processes with it
+        with contextlib.suppress(OSError, StateError):  # the processes end with the container
             control = running.acquire_control()
             try:
                 native.send(control, request(native.DRAIN), fds)
@@ -253,7 +280,7 @@ class Pump:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Free the buffers and our ends of the pipes; a command that is left by an exception is killed."""
+        """Free the buffers and pipes; after an exception kill the command first."""
         try:
             if kind is not None:
                 shielded(self._abandon)
@@ -270,18 +297,18 @@ class Pump:
             return self._turn_with(wait)
         while True:
             result = int(native.lib.pcx_pump(self._raw))
-            if result != -_EINTR:
+            if result != -errno.EINTR:
                 return result
 
     def _turn_with(self, wait: Wait) -> int:
-        """Carry what is there, and let the hub wait for more."""
+        """Run the pump without waiting in C; the hub of the greenlet library waits."""
         raw, deadline = self._raw, self._raw.deadline
         while True:
-            raw.deadline = 1  # long ago: C does not wait
+            raw.deadline = 1  # in the past, so that C does not wait
             result = int(native.lib.pcx_pump(raw))
             raw.deadline = deadline
             left = None if deadline == 0 else (deadline - now_ns()) / 1e9
-            if result not in (-_EINTR, -_ETIMEDOUT) or (left is not None and left <= 0):
+            if result not in (-errno.EINTR, -errno.ETIMEDOUT) or (left is not None and left <= 0):
                 return result
             wanted = {fd: IN for fd in (raw.fds[1], raw.fds[2], raw.channel) if fd >= 0}
             if raw.fds[0] >= 0:
@@ -296,19 +323,25 @@ class Pump:
 
     @property
     def record(self) -> native.Record | None:
-        """How it ended, as the agent saw it."""
+        """Return the exit record of the command, None without one."""
         return native.record_of(self._raw.record) if self._raw.record.kind else None
 
     def output(self, number: int) -> bytes:
-        """What came from stdout (1) or stderr (2)."""
+        """Return the output of stdout (1) or stderr (2)."""
         at = number - 1
         return bytes(native.ffi.buffer(self._raw.data[at], self._raw.size[at])) if self._raw.size[at] else b""
 
 
 def decoder(text: bool, encoding: str, errors: str) -> Callable[[bytes | None], str | bytes | None]:
-    """What turns captured bytes into what the caller asked for; newlines as subprocess has them.
+    """Return a function that converts captured bytes, with newlines as in subprocess.
 
-    Raises LookupError for an encoding or a way with errors that Python does not know.
+    Args:
+        text: Whether it returns text.
+        encoding: Name of the encoding.
+        errors: Name of the error handler.
+
+    Raises:
+        LookupError: Python does not know the encoding or the error handler.
     """
     if not text:
         return lambda data: data
