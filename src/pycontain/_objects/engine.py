@@ -81,7 +81,7 @@ class Engine:
         """Return `Image.host()` for this store; without more paths it is made once."""
         with self._lock:
             if paths or self._host is None:
-                from pycontain._objects.image import host_image
+                from pycontain._objects.image_sources import host_image
 
                 image, lock = host_image(self._session.roots.data, paths)
                 self._session.keep_locked(image.directories[0], lock)

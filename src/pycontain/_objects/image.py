@@ -1,10 +1,10 @@
-"""Images: what a container's root file system begins with."""
+"""Image: a read-only root file system and defaults for containers."""
 
 from __future__ import annotations
 
 import builtins
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import IO, TYPE_CHECKING, ClassVar, Literal
 
@@ -14,7 +14,7 @@ from pycontain._images.image import LocalImage
 from pycontain._model.arguments import check_flag, check_given, check_path
 from pycontain._model.sizes import shown
 from pycontain._rootfs import host
-from pycontain.errors import Conflict, ImageError, NotFound, PathError
+from pycontain.errors import Conflict, ImageError, NotFound
 
 if TYPE_CHECKING:
     from pycontain._images.progress import ProgressOption
@@ -25,14 +25,18 @@ if TYPE_CHECKING:
 
 
 class Default:
-    """The type of `Image.DEFAULT`."""
+    """Type of `Image.DEFAULT`."""
 
     def __repr__(self) -> str:
         return "Image.DEFAULT"
 
 
 def engine_of(engine: Engine | None) -> Engine:
-    """Return `engine`, or this process's default one for None.  Raises TypeError."""
+    """Return `engine`, or the default engine of this process for None.
+
+    Raises:
+        TypeError: The value is not an engine.
+    """
     from pycontain._objects.engine import Engine, default_engine
 
     if engine is None:
@@ -67,29 +71,30 @@ class Image(LocalImage):
     """
 
     DEFAULT: ClassVar[Default] = Default()
-    """As the command of a container: what the image itself says."""
+    """Command of a container: use the command of the image."""
 
     _engine: Engine | None = field(default=None, repr=False, eq=False)
 
-    # ---- ways to an image ---------------------------------------------------------------------------------
+    # ---- constructors -------------------------------------------------------------------------------------
 
     @classmethod
     def host(cls, *, paths: Iterable[str | os.PathLike[str]] = (), engine: Engine | None = None) -> Image:
-        """Return this machine's own programs and the running interpreter, and none of its data.
+        """Return an image of this machine's programs and the running Python interpreter, without the host's
+        data.
 
-        It has /usr, /lib*, /bin and /sbin, the prefixes of the interpreter with its site-packages, and of
-        /etc the files that are as a package of the distribution shipped them; never /home, /root, /var,
-        /srv, /run.  All of it is read-only.  Commands start in /workspace, which every user can write, as
-        /home, the home of every user but root.
+        The image contains /usr, /lib*, /bin and /sbin, the prefixes of the interpreter with its
+        site-packages, and those files of /etc that are unchanged since a package installed them, but not
+        /home, /root, /var, /srv and /run.  All of it is read-only.  Commands start in /workspace.  All users
+        can write to /workspace and /home, and /home is the home directory of all users except root.
 
         Args:
-            paths: More files and directories of the host, shown read-only at the same place, such as
+            paths: More files and directories of the host, visible read-only at the same path, such as
                 '/etc/myapp' or '/opt/tool'.
-            engine: The engine to use; the default one without it.
+            engine: The engine to use; the default one of this process without it.
 
         Raises:
             NotFound: A path does not exist.
-            ValueError: A path is not absolute, or is all of `/`, `/etc` or another directory of the system.
+            ValueError: A path is relative, or is `/`, `/etc` or another directory of the system as a whole.
         """
         return engine_of(engine)._host_image(host.added(paths))
 
@@ -106,21 +111,32 @@ class Image(LocalImage):
         retries: int | None = None,
         engine: Engine | None = None,
     ) -> Image:
-        """Fetch an image from its registry; what the store has of it already is not fetched again.
+        """Fetch an image from its registry; content that the store has already is not fetched again.
 
-        reference: as docker reads it: 'debian', 'ghcr.io/a/b:tag', 'localhost:5000/x@sha256:...'.
-        platform: 'linux/arm64', this machine's without one.  auth: (user, password), else what docker
-        and podman have kept, their credential helpers included.  progress: a function that is called
-        with a `Progress`, True or False for a bar, None for one where standard error is a terminal.
-        insecure: plain HTTP, for this registry only.  timeout: seconds for the whole pull, None for as long
-        as it makes progress.  retries: how often a request that failed is made again, 4 by default; an
-        unknown host name and a certificate that is not trusted fail at once.
+        Args:
+            reference: Name as in docker: 'debian', 'ghcr.io/a/b:tag', 'localhost:5000/x@sha256:...'.
+            platform: Platform such as 'linux/arm64'; that of this machine by default.
+            auth: User name and password; by default those that docker or podman have stored, also by
+                credential helpers.
+            progress: A function that is called with a `Progress`; True or False for a progress bar or none;
+                None for a progress bar if standard error is a terminal.
+            insecure: Use plain HTTP for this registry.
+            timeout: Seconds for the whole pull; None for no limit while data arrives.
+            retries: Number of times that a failed request is repeated, 4 by default.  An unknown host name
+                and an untrusted certificate fail at once.
+            engine: The engine to use; the default one of this process without it.
 
-        Raises PullError, AuthError, NotFound, DigestMismatch, ImageError; the store is as it was then.
+        Raises:
+            PullError: The registry cannot be reached or does not answer correctly; the store is unchanged.
+            AuthError: The registry refused the credentials.
+            NotFound: The registry does not have the image, or not for the platform.
+            DigestMismatch: Content does not match its digest.
+            ImageError: The image is malformed.
         """
         from pycontain._images.progress import metering
         from pycontain._images.pull import Pull
         from pycontain._images.store_errors import translate_store_errors
+        from pycontain._objects.image_sources import platform_of
         from pycontain._registry.credentials import Credentials
         from pycontain._registry.endpoint import Patience
         from pycontain.oci import Reference
@@ -134,7 +150,7 @@ class Image(LocalImage):
             pull = Pull(
                 store,
                 parsed,
-                None if platform is None else _platform(platform),
+                None if platform is None else platform_of(platform),
                 auth=credentials,
                 insecure=insecure,
                 patience=patience,
@@ -145,9 +161,16 @@ class Image(LocalImage):
 
     @classmethod
     def get(cls, name: str, *, engine: Engine | None = None) -> Image:
-        """An image of the store, by reference, digest, id or the beginning of an id.
+        """Return an image of the store.
 
-        Raises NotFound; Conflict when several ids begin so; ImageError when a layer of it is damaged.
+        Args:
+            name: A reference, a digest, an id, or the beginning of an id.
+            engine: The engine to use; the default one of this process without it.
+
+        Raises:
+            NotFound: The store does not have the image.
+            Conflict: Several ids begin with the name.
+            ImageError: A layer of the image is damaged.
         """
         from pycontain._images.lookup import check_there, find
 
@@ -158,7 +181,7 @@ class Image(LocalImage):
 
     @classmethod
     def list(cls, *, engine: Engine | None = None) -> builtins.list[Image]:
-        """The images of the store, the newest first; those that are damaged are left to `Engine.fsck`."""
+        """Return the undamaged images of the store, the newest first.  `Engine.fsck` reports damaged ones."""
         from pycontain._images.lookup import name_of
 
         chosen = engine_of(engine)
@@ -175,12 +198,20 @@ class Image(LocalImage):
     def load(
         cls, source: str | os.PathLike[str] | IO[bytes], *, engine: Engine | None = None
     ) -> builtins.list[Image]:
-        """Every image of an archive: what `docker save`, `podman save`, skopeo and `save` write.
+        """Import all images of an archive by `docker save`, `podman save`, skopeo or `Image.save`.
 
-        Raises NotFound for no file, ImageError for no such archive, DigestMismatch.
+        Args:
+            source: Path of the archive, or a binary file.
+            engine: The engine to use; the default one of this process without it.
+
+        Raises:
+            NotFound: The file does not exist.
+            ImageError: The file is not such an archive.
+            DigestMismatch: Content does not match its digest.
         """
         from pycontain._images.archives import opened_to_read, unpacked
         from pycontain._images.store_errors import translate_store_errors
+        from pycontain._objects.image_sources import images_of_layout
 
         if isinstance(source, str | os.PathLike):
             check_path("source", source)
@@ -190,7 +221,7 @@ class Image(LocalImage):
             opened_to_read(source) as file,
             unpacked(store, file.read) as directory,
         ):
-            return cls._from_layout(chosen, directory, None)
+            return images_of_layout(chosen, directory, None)
 
     @classmethod
     def from_archive(
@@ -200,25 +231,52 @@ class Image(LocalImage):
         *,
         engine: Engine | None = None,
     ) -> Image:
-        """The one image of an archive, or the one of that name.  Raises as `load` does, and Conflict."""
+        """Import the only image of an archive, or the one with a name.
+
+        Args:
+            source: Path of the archive, or a binary file.
+            name: Name of the image, if the archive has several.
+            engine: The engine to use; the default one of this process without it.
+
+        Raises:
+            Conflict: The archive has several images and `name` is None.
+            NotFound: The file or the image does not exist.
+            ImageError: The file is not such an archive.
+            DigestMismatch: Content does not match its digest.
+        """
+        from pycontain._objects.image_sources import single
+
         check_given("name", name)
-        return _single(cls.load(source, engine=engine), name, source, engine)
+        return single(cls.load(source, engine=engine), name, source, engine)
 
     @classmethod
     def from_oci_layout(
         cls, directory: str | os.PathLike[str], name: str | None = None, *, engine: Engine | None = None
     ) -> Image:
-        """The one image of an OCI layout, or the one that its index calls so.  Raises as `from_archive`."""
+        """Import the only image of an OCI image layout, or the one with a name in its index.
+
+        Args:
+            directory: Path of the layout.
+            name: Name of the image, if the layout has several.
+            engine: The engine to use; the default one of this process without it.
+
+        Raises:
+            Conflict: The layout has several images and `name` is None.
+            NotFound: The directory or the image does not exist.
+            ImageError: The directory is not an OCI image layout.
+            DigestMismatch: Content does not match its digest.
+        """
         from pycontain._images.store_errors import translate_store_errors
+        from pycontain._objects.image_sources import images_of_layout, single
 
         chosen = engine_of(engine)
         with translate_store_errors(chosen._session.roots.data):
-            found = cls._from_layout(chosen, check_path("directory", directory), check_given("name", name))
-        return _single(found, None, directory, engine)
+            found = images_of_layout(chosen, check_path("directory", directory), check_given("name", name))
+        return single(found, None, directory, engine)
 
     @classmethod
     def scratch(cls, *, engine: Engine | None = None) -> Image:
-        """Nothing: an empty directory."""
+        """Return an image with an empty root file system."""
         chosen = engine_of(engine)
         return cls(name="scratch", directories=(chosen._session.store.empty(),), engine=chosen)
 
@@ -231,18 +289,28 @@ class Image(LocalImage):
         tag: str | None = None,
         engine: Engine | None = None,
     ) -> Image:
-        """A directory, used in place as a read-only layer, or a tar archive, unpacked into the store.
+        """Return an image of a root file system in a directory or a tar archive.
 
-        copy: import the directory into the store, so that later changes of it do not show.  tag: a
-        name for what is imported.  Raises NotFound when there is nothing, ImageError when it is neither a
-        directory nor a tar archive.
+        A directory is used in place as a read-only layer unless `copy` or `tag` is given; an archive is
+        unpacked into the store.
+
+        Args:
+            source: Path of the directory or archive.
+            copy: Import the directory into the store, so that later changes of it have no effect.
+            tag: Name of the imported image.
+            engine: The engine to use; the default one of this process without it.
+
+        Raises:
+            NotFound: The path does not exist.
+            ImageError: The path is neither a directory nor a tar archive.
         """
         from pycontain._images.imports import import_archive, import_tree
         from pycontain._images.store_errors import translate_store_errors
+        from pycontain._objects.image_sources import real_path
 
         check_flag("copy", copy)
         check_given("tag", tag)
-        path = _real_path(check_path("source", source))
+        path = real_path(check_path("source", source))
         name = os.path.basename(path) or "rootfs"
         if os.path.isdir(path) and not copy and tag is None:
             return cls(name=name, directories=(path,))
@@ -254,19 +322,28 @@ class Image(LocalImage):
             record = bring(chosen._session.store, path, tag)
         return cls._stored(chosen, record.digest, tag or name)
 
-    # ---- what it is ---------------------------------------------------------------------------------------
+    # ---- properties ---------------------------------------------------------------------------------------
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """Every name that it has in the store."""
+        """Names of the image in the store."""
         if self.manifest is None:
             return ()
         return tuple(self._store_engine()._session.store.tags(self.manifest.digest))
 
-    # ---- what can be done with it -------------------------------------------------------------------------
+    # ---- operations ---------------------------------------------------------------------------------------
 
     def tag(self, name: str) -> Image:
-        """Give it a name, even one that another image has.  Raises InvalidReference, NotFound."""
+        """Add a name to the image; it is taken from another image that has it.
+
+        Returns:
+            The image under its new name.
+
+        Raises:
+            InvalidReference: The name is malformed.
+            ImageError: The image is not in the store.
+            NotFound: The image has been removed.
+        """
         from pycontain._images.lookup import tag_name
         from pycontain._images.store_errors import translate_store_errors
 
@@ -276,10 +353,18 @@ class Image(LocalImage):
         return self._stored(self._store_engine(), manifest.digest, name)
 
     def remove(self, *, force: bool = False) -> None:
-        """Take it out of the store: the name it was got by, and the image itself with its last name.
+        """Remove a name from the image, and the image with its last name.
 
-        Layers go when no other image has them and no container uses them.  force: all names at once.
-        Raises Conflict while a container of this engine is of it, NotFound when it is gone.
+        The name is the one by which the image was obtained.  Layers are deleted when no other image has them
+        and no container uses them.
+
+        Args:
+            force: Remove all names.
+
+        Raises:
+            Conflict: A container of this engine uses the image.
+            NotFound: The image has been removed.
+            ImageError: The image is not in the store.
         """
         from pycontain._images.lookup import remove
         from pycontain._images.store_errors import translate_store_errors
@@ -297,10 +382,19 @@ class Image(LocalImage):
     def save(
         self, target: str | os.PathLike[str] | IO[bytes], format: Literal["oci", "docker"] = "oci"
     ) -> None:
-        """Write an archive that docker, podman, skopeo and `load` read; the same bytes for the same image.
+        """Write an archive for `docker load`, `podman load`, skopeo and `Image.load`.
 
-        'oci' is an OCI layout with docker's manifest.json beside it, 'docker' the latter alone.
-        Raises PathError when the file cannot be written, NotFound, ImageError.
+        The archive of an image always has the same bytes.
+
+        Args:
+            target: Path of the archive, or a binary file.
+            format: 'oci' for an OCI image layout that includes docker's manifest.json, 'docker' for the
+                latter only.
+
+        Raises:
+            PathError: The file cannot be written.
+            NotFound: The image has been removed.
+            ImageError: The image is not in the store, or is damaged.
         """
         from pycontain._images.archives import replacing, save
 
@@ -322,10 +416,23 @@ class Image(LocalImage):
         timeout: float | timedelta | None = None,
         retries: int | None = None,
     ) -> Digest:
-        """Send it to a registry, under its own name or another; the digest of its manifest there.
+        """Send the image to a registry; content that the registry has already is not sent again.
 
-        What the registry has already is not sent; what another repository there is known to have is
-        mounted from it.  timeout, retries: as for `pull`.  Raises PushError, AuthError.
+        Args:
+            reference: Name at the registry; the name of the image by default.
+            auth: As in `pull`.
+            progress: As in `pull`.
+            insecure: Use plain HTTP for this registry.
+            timeout: Seconds for the whole push; None for no limit while data is accepted.
+            retries: As in `pull`.
+
+        Returns:
+            The digest of the manifest at the registry.
+
+        Raises:
+            PushError: The registry cannot be reached or refused the image.
+            AuthError: The registry refused the credentials.
+            ImageError: The image is not in the store.
         """
         from pycontain._images.progress import metering
         from pycontain._images.push import Push
@@ -350,7 +457,7 @@ class Image(LocalImage):
             )
             return push.run()
 
-    # ---- inside -------------------------------------------------------------------------------------------
+    # ---- internal -----------------------------------------------------------------------------------------
 
     def _store_engine(self) -> Engine:
         return engine_of(self._engine)
@@ -364,22 +471,12 @@ class Image(LocalImage):
         return self.manifest
 
     @classmethod
-    def _from_layout(cls, engine: Engine, directory: str, name: str | None) -> builtins.list[Image]:
-        from pycontain._images.layout import Layout, full_names
-
-        store, images = engine._session.store, []
-        with Layout(directory, _platform(None)) as layout:
-            for found in layout.images(store):
-                if name is not None and not found.is_called(name):
-                    continue
-                names = full_names(found.names)
-                record = layout.keep(store, found, names)
-                images.append(cls._stored(engine, record.digest, _familiar(names, record.digest)))
-        return images
-
-    @classmethod
     def _stored(cls, engine: Engine, digest: Digest, name: str) -> Image:
-        """The value for an image of the store.  Raises ImageError where its configuration cannot be meant."""
+        """Return the value of an image in the store.
+
+        Raises:
+            ImageError: The configuration of the image is malformed.
+        """
         from pycontain._images.defaults import defaults_of, directories_of
 
         store = engine._session.store
@@ -395,57 +492,3 @@ class Image(LocalImage):
             engine=engine,
             **defaults_of(config),
         )
-
-
-def _real_path(source: str) -> str:
-    """Return the path without links.  Raises NotFound; PathError for a link that a guest may have made."""
-    from pycontain._kernel import hostpath
-
-    try:
-        os.close(hostpath.open_path(source, os.O_PATH))
-    except PathError:
-        raise
-    except OSError as error:
-        raise NotFound(f"no such image directory or archive: {source}: {error.strerror}") from error
-    # From now on it is opened without following any link, whichever a guest puts there.
-    return os.path.realpath(source)
-
-
-def _familiar(names: Sequence[str], digest: Digest) -> str:
-    from pycontain.oci import Reference
-
-    return Reference.parse(names[0]).familiar if names else str(digest)
-
-
-def _platform(platform: str | Platform | None) -> Platform:
-    from pycontain.oci import Platform
-
-    if platform is None:
-        return Platform.host()
-    return platform if isinstance(platform, Platform) else Platform.parse(platform)
-
-
-def _single(found: Sequence[Image], name: str | None, source: object, engine: Engine | None) -> Image:
-    if name is not None:
-        from pycontain._images.lookup import tag_name
-
-        found = [image for image in found if tag_name(name) in image.tags]
-    if not found:
-        raise NotFound(f"no image {name or ''} in {source}".replace("  ", " "))
-    if len({image.digest for image in found}) > 1:
-        raise Conflict(f"{source} has {len(found)} images", hint="pass the name of one, or use Image.load")
-    return found[0]
-
-
-def host_image(store: str, paths: Sequence[str] = ()) -> tuple[Image, int]:
-    """Return the value of `Image.host()` for a store directory, and the lock of its skeleton."""
-    shown = host.with_added(host.trees(), paths)
-    directory, lock = host.skeleton(os.path.join(store, "host"), shown)
-    image = Image(
-        name="host",
-        directories=(directory,),
-        trees=tuple(shown),
-        env={"PATH": host.search_path(), "LANG": "C.UTF-8"},
-        workdir="/workspace",
-    )
-    return image, lock
