@@ -1,4 +1,4 @@
-"""Queries as bytes, answers as bytes: the one place that knows dnspython, loaded with the first service."""
+"""Parsing of DNS queries and rendering of answers; the only module that imports dnspython."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from pycontain._networks import address_answers
 from pycontain._networks.zone import Client, Policy
 
 TTL = 1
-"""Seconds: containers come and go."""
+"""Seconds; short, since addresses of containers change."""
 
 HEADER = 12
 MOST_QUERY = 4096
-"""Bytes of a query: with one question and a few options it is never longer."""
+"""Bytes of a query, which has one question and a few options."""
 _MOST_ADDITIONAL = 4
-"""Records beside the question: EDNS, and signatures."""
+"""Additional records of a query, for EDNS and signatures."""
 _MOST_FILTERED = 16384
-"""Bytes of an answer that a policy judges: about a thousand addresses."""
+"""Bytes of an answer that a policy filters: about a thousand addresses."""
 _PLAIN = 512
-"""Bytes of a datagram for who says nothing about it (RFC 1035)."""
+"""Bytes of a datagram for clients without EDNS (RFC 1035)."""
 _LARGEST_DATAGRAM = 65507
 _LARGEST = 65535
 _OUR_PAYLOAD = 1232
@@ -44,16 +44,22 @@ _POINTER = 0xC0
 
 _TRANSFERS = (dns.rdatatype.AXFR, dns.rdatatype.IXFR)
 _HINTS = (dns.rdatatype.SVCB, dns.rdatatype.HTTPS)
-"""They carry addresses of which no policy learns: who gets none asks for A."""
+"""Types removed under a policy: their address hints would bypass it, and clients fall back to A."""
 _ADDRESSES = {4: dns.rdatatype.A, 6: dns.rdatatype.AAAA}
 _FOUND = (address_answers.A, address_answers.AAAA)
 
 
 @frozen(eq=False)
 class Query:
-    """One question.
+    """Parsed query.
 
-    name: lower case, without the last dot.  end: of the question, in the wire.  limit: bytes of an answer.
+    Attributes:
+        wire: The message as received.
+        message: The parsed message.
+        name: Queried name in lower case, without the trailing dot.
+        rdtype: Queried type.
+        end: Offset of the end of the question.
+        limit: Maximum bytes of an answer.
     """
 
     wire: bytes
@@ -65,21 +71,25 @@ class Query:
 
 
 def parse(wire: bytes, *, stream: bool) -> Query | bytes | None:
-    """The question; the answer at once to what is none; None for what is not to be answered."""
+    """Parse a query.
+
+    Returns:
+        The query, or an error message to send, or None for a message that must not be answered.
+    """
     if len(wire) < HEADER or wire[2] & _ANSWER:
         return None
     if wire[2] & _OPCODE != _QUERY:
         return _bare(wire, dns.rcode.NOTIMP)
     end = _question_end(wire)
-    # To parse records takes long, and a query has none but those of its sender's making.
+    # Parsing records is slow, and the sender chooses how many there are.
     is_bare = wire[4:10] == b"\0\1\0\0\0\0" and int.from_bytes(wire[10:12], "big") <= _MOST_ADDITIONAL
     if not is_bare or len(wire) > MOST_QUERY or end is None:
         return _bare(wire, dns.rcode.FORMERR)
     try:
-        # Without keys: a signature is between the client and whom it is forwarded to.
+        # Without keys, for a signature is meant for the nameserver.
         message = dns.message.from_wire(wire, keyring=False)
         question = message.question[0]
-    except Exception:  # noqa: BLE001  whatever the parser makes of bytes of a stranger
+    except Exception:  # noqa: BLE001  the parser raises many types on malformed input
         return _bare(wire, dns.rcode.FORMERR)
     limit = _LARGEST
     if not stream:
@@ -95,7 +105,7 @@ def parse(wire: bytes, *, stream: bool) -> Query | bytes | None:
 
 @frozen
 class Shape:
-    """All that an answer with addresses depends on, but for the query's id."""
+    """Everything that an answer with addresses depends on, except the query's id."""
 
     wire: bytes
     addresses: tuple[str, ...]
@@ -103,7 +113,7 @@ class Shape:
 
 
 def shape(client: Client, query: Query, turn: Callable[[Query], int]) -> Shape | None:
-    """Return the answer that the client's networks have for a name, or None; turn: which address is first."""
+    """Return the answer of the client's networks for a name, or None; `turn` counts queries for rotation."""
     if not _is_asked(query):
         return None
     addresses = client.addresses(query.name)
@@ -122,7 +132,7 @@ def rendered(query: Query, shape: Shape) -> bytes:
 
 
 def known_otherwise(client: Client, query: Query) -> bytes | None:
-    """Return the answer to a question for the name of an address, or None."""
+    """Return the answer to a reverse query, or None."""
     name = _reverse(client, query.name) if _is_asked(query) else None
     if name is None:
         return None
@@ -137,28 +147,28 @@ def _is_asked(query: Query) -> bool:
 
 
 def error(query: Query, code: dns.rcode.Rcode) -> bytes:
-    """An answer that says what is wrong."""
+    """Return an error message with a response code."""
     response = _response(query)
     response.set_rcode(code)
     return _fitting(query, response)
 
 
 def refused(query: Query) -> bytes:
-    """The answer to what the client may not ask."""
+    """Return the answer REFUSED, for a name that the client may not resolve."""
     return error(query, dns.rcode.REFUSED)
 
 
 def failed(query: Query) -> bytes:
-    """The answer where nobody answers us."""
+    """Return the answer SERVFAIL."""
     return error(query, dns.rcode.SERVFAIL)
 
 
 def answers(query: Query, ident: bytes, wire: bytes) -> bool:
-    """Whether a server's bytes answer this query, sent to it as `ident` (2 bytes)."""
+    """Return whether a message answers this query, sent with the 2-byte id `ident`."""
     if len(wire) < HEADER or wire[:2] != ident or wire[2] & (_ANSWER | _OPCODE) != _ANSWER:
         return False
     if wire[4:6] == b"\0\0":
-        return not_able(wire)  # servers that did not understand the question leave it out
+        return not_able(wire)  # servers omit a question that they did not understand
     name, kind = slice(HEADER, query.end - 4), slice(query.end - 4, query.end)
     return (
         wire[4:6] == b"\0\1"
@@ -168,7 +178,7 @@ def answers(query: Query, ident: bytes, wire: bytes) -> bool:
 
 
 def not_able(wire: bytes) -> bool:
-    """Whether a server says that it has no answer, which another one may have."""
+    """Return whether the response code is one after which another server should be tried."""
     return wire[3] & 0xF in (
         dns.rcode.FORMERR,
         dns.rcode.SERVFAIL,
@@ -178,7 +188,7 @@ def not_able(wire: bytes) -> bool:
 
 
 def handed_on(query: Query, wire: bytes, policy: Policy | None) -> bytes:
-    """A server's answer as the client gets it: what the policy leaves of it, in a size that it takes."""
+    """Return the answer for the client: filtered by the policy and truncated to the client's limit."""
     wire = query.wire[:2] + wire[2:]
     if policy is not None:
         return _filtered(query, wire, policy)
@@ -191,7 +201,7 @@ def handed_on(query: Query, wire: bytes, policy: Policy | None) -> bytes:
 
 def _filtered(query: Query, wire: bytes, policy: Policy) -> bytes:
     if len(wire) > _MOST_FILTERED:
-        raise ValueError(f"an answer of {len(wire)} bytes is too long to be judged")
+        raise ValueError(f"an answer of {len(wire)} bytes is too long to be filtered")
     records = address_answers.read(wire, query.end) if _is_simple(query, wire) else None
     if records is not None:
         return _filtered_addresses(query, wire, records, policy)
@@ -202,15 +212,15 @@ def _filtered(query: Query, wire: bytes, policy: Policy) -> bytes:
             raise
         message = _response(query)
         message.flags |= dns.flags.TC
-    told = [one for one in message.answer if one.rdtype not in _HINTS]
-    owners = _chain(query.message.question[0].name, told)
-    found = [one for one in told if one.rdtype in _ADDRESSES.values() and one.name in owners]
+    kept_records = [one for one in message.answer if one.rdtype not in _HINTS]
+    owners = _chain(query.message.question[0].name, kept_records)
+    found = [one for one in kept_records if one.rdtype in _ADDRESSES.values() and one.name in owners]
     allowed: set[str] = set()
     if found:
         addresses = [_address(rdata) for one in found for rdata in one]
         ttl = min(one.ttl for one in found)
         allowed.update(_address_text(one) for one in policy.learned(query.name, addresses, ttl))
-    message.answer = [one for one in told if one.rdtype not in _ADDRESSES.values()]
+    message.answer = [one for one in kept_records if one.rdtype not in _ADDRESSES.values()]
     for one in found:
         kept = [rdata for rdata in one if _address(rdata) in allowed]
         if kept:
@@ -249,7 +259,7 @@ def _filtered_addresses(
 
 
 def _chain(name: dns.name.Name, answer: Sequence[dns.rrset.RRset]) -> set[dns.name.Name]:
-    """The name and what it is an alias of, as the answer has it."""
+    """Return a name and the names that it is an alias of in the answer."""
     targets = {one.name: rdata.target for one in answer if one.rdtype == dns.rdatatype.CNAME for rdata in one}
     chain = {name}
     for _ in range(_MOST_ALIASES):
@@ -283,7 +293,7 @@ def _reverse(client: Client, name: str) -> str | None:
     try:
         reverse = dns.name.from_text(name)
         address = _address_text(dns.reversename.to_address(reverse))
-        # Older versions take too few digits for an address.
+        # Older versions of dnspython accept names with too few digits.
         return client.name_of(address) if dns.reversename.from_address(address) == reverse else None
     except (dns.exception.DNSException, ValueError):
         return None
@@ -305,12 +315,12 @@ def _fitting(query: Query, message: dns.message.Message) -> bytes:
 
 
 def _bare(wire: bytes, code: dns.rcode.Rcode) -> bytes:
-    """A header alone: what came with it cannot be read."""
+    """Return a message with only a header, for a query that cannot be parsed."""
     return wire[:2] + bytes([_ANSWER | (wire[2] & (_OPCODE | _RECURSION)), 0x80 | code]) + bytes(8)
 
 
 def _question_end(wire: bytes) -> int | None:
-    """Where the first question ends; None where it does not, or points elsewhere for its name."""
+    """Return the offset of the end of the question; None if it is truncated or has a compressed name."""
     at = HEADER
     while at < len(wire) and wire[at]:
         if wire[at] & _POINTER:

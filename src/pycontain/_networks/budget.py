@@ -1,33 +1,36 @@
-"""Processor time of the name service's thread, shared fairly between the containers that it answers."""
+"""Budgets of processor time, which the name service shares fairly between containers."""
 
 from __future__ import annotations
 
 import time
 
 SHARE = 0.04
-"""Of one processor, for all containers together that ask without end."""
+"""Share of one processor for all containers that are over their budget."""
 BURST = 0.1
-"""Seconds of processor time that a container has at once, after it asked for little."""
+"""Seconds of processor time in a full budget."""
 SLICE = 0.002
-"""Seconds of it that a container waits for, once it has spent them, so that it has few wake-ups."""
+"""Seconds of budget to wait for after it is spent, so that there are few wake-ups."""
 
 _LONGEST = 3600.0
 """Seconds of one wait."""
 
 
 class Budget:
-    """Processor time of one container: it may be overdrawn by a single query, and is refilled with time."""
+    """Token bucket of one container; one query may overdraw it."""
 
     def __init__(self) -> None:
         self._left = BURST
         self._when = time.monotonic()
 
     def spend(self, seconds: float, share: float) -> float:
-        """Charge processor time; return how long to wait until some is left, 0 where some is.
+        """Charge processor time.
 
         Args:
             seconds: Processor time that was used.
-            share: Seconds of it that are refilled in each second.
+            share: Seconds that are refilled per second.
+
+        Returns:
+            Seconds to wait until the budget is positive again; 0 if it is.
         """
         now = time.monotonic()
         self._left = min(self._left + (now - self._when) * share, BURST) - seconds

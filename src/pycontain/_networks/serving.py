@@ -1,6 +1,6 @@
-"""The thread's side of the name service: whose query it is, who answers it, and bounds for each client.
+"""Event loop of the name service: it answers or forwards each query, within bounds per client.
 
-Nothing here waits but the selector, and nothing that a client sends ends the thread.
+Only the selector blocks, and no input of a client may end the thread.
 """
 
 from __future__ import annotations
@@ -20,53 +20,54 @@ from pycontain._networks.upstream import Forward, Forwarder, OpenSocket, Server,
 from pycontain._networks.zone import Client
 
 MOST_FORWARDS = 256
-"""Queries of one client on their way; one more, and the oldest fails."""
+"""Forwarded queries of one client; a further one makes the oldest fail."""
 IDLE = 10.0
-"""Seconds of a connection without query or answer."""
+"""Seconds after which a connection without query or answer is closed."""
 _PAUSE = 0.5
-"""Seconds in which nobody is accepted who could not be: the listener stays ready, and would be for ever."""
+"""Seconds without accept() after it failed, since the listener stays readable."""
 _MOST_AT_ONCE = 8
-"""Of a client's datagrams before others have their turn."""
+"""Datagrams of one client read in one turn, for fairness between clients."""
 _MOST_TURNS = 4096
 _MOST_KNOWN = 256
-"""Queries of one client that are parsed once, and answers that are rendered once."""
+"""Parsed queries and rendered answers that are cached for one client."""
 _KEPT = 1232
-"""Bytes of the largest answer that is kept."""
+"""Bytes of the largest answer that is cached."""
 _SHARE = 4
-"""A part of the process's fds so small may be of connections, and as small a part of forwarded queries."""
+"""Connections may use this fraction (1/4) of the process's fds, and forwarded queries as many."""
 
 
 Ready = list[tuple[selectors.SelectorKey, int]]
 
 
 class Source(Protocol):
-    """A socket that the selector watches.
+    """Socket that the selector watches.
 
-    payer: the client that the processor time is charged to.
+    Attributes:
+        payer: Client that is charged for the processor time.
     """
 
     @property
     def payer(self) -> Payer | None: ...
 
     def ready(self, mask: int) -> None:
-        """Something can be done."""
+        """Handle the events of a socket."""
 
     def fail(self) -> None:
-        """It went wrong in a way that nobody thought of."""
+        """Recover from an unexpected exception in `ready`."""
 
 
 class Payer(Protocol):
-    """A client with a budget."""
+    """Client with a budget of processor time."""
 
     def begin(self) -> None:
-        """Note that from now on the thread works for it."""
+        """Start to measure the processor time of the client."""
 
     def settle(self) -> None:
         """Charge the processor time since `begin` or the last `settle`."""
 
 
 class Loop:
-    """Answers in turns; whoever calls has the service's lock, and has it not while it waits for the next."""
+    """State of the loop; callers hold the lock of the service, which is free while the selector waits."""
 
     def __init__(self, open_socket: OpenSocket, resolv_conf: str, errors: deque[str]) -> None:
         self.selector = selectors.DefaultSelector()
@@ -79,9 +80,15 @@ class Loop:
         self._share = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE, 1)
 
     def turn(self, ready: Ready) -> float | None:
-        """Do what is ready; seconds until there is more to do.
+        """Handle events and expired timeouts.
 
-        What was closed since it was waited for takes it for nothing.
+        Sockets that were closed after the selector returned ignore their events.
+
+        Args:
+            ready: Events of the selector.
+
+        Returns:
+            Seconds until the next timeout, or None.
         """
         for key, mask in ready:
             self._do(key.data, mask)
@@ -102,7 +109,11 @@ class Loop:
         return budget.SHARE / (len(self.resting) + (state not in self.resting))
 
     def admit(self, client: Client, udp: socket.socket, tcp: socket.socket) -> None:
-        """Answer a client.  Raises OSError; it is as before then."""
+        """Start to serve a client.
+
+        Raises:
+            OSError: A socket cannot be watched; nothing has changed.
+        """
         try:
             self._states[client] = ClientState(self, client, udp, tcp)
         except BaseException:
@@ -111,7 +122,7 @@ class Loop:
             raise
 
     def unwatch(self, *sockets: socket.socket) -> None:
-        """Nothing happens where one is not watched."""
+        """Stop watching sockets; no-op for those that are not watched."""
         for one in sockets:
             try:
                 self.selector.unregister(one)
@@ -119,20 +130,20 @@ class Loop:
                 pass
 
     def dismiss(self, client: Client) -> None:
-        """Answer it no longer, and close its sockets."""
+        """Stop serving a client and close its sockets."""
         state = self._states.get(client)
         if state is not None:
             state.close()
-            self._states.pop(client, None)  # not before: a child forked meanwhile has to find what is open
+            self._states.pop(client, None)  # last, so that a child forked meanwhile finds the open sockets
 
     def close(self) -> None:
-        """Dismiss everybody."""
+        """Stop serving all clients and close the selector."""
         for client in list(self._states):
             self.dismiss(client)
         self.selector.close()
 
     def forget(self) -> None:
-        """Close fds alone: the selector that a forked child has is its parent's too."""
+        """Close the fds in a forked child, which shares the selector with its parent."""
         for state in list(self._states.values()):
             for connection in list(state.connections):
                 connection.socket.close()
@@ -140,16 +151,16 @@ class Loop:
         self.selector.close()
 
     def has_room(self) -> bool:
-        """For one more connection."""
+        """Return whether one more connection is within the bound."""
         return sum(len(state.connections) for state in self._states.values()) < self._share
 
     def make_room(self) -> None:
-        """For one more forwarded query, at the cost of who has the most."""
+        """Drop a query of the client with the most, if one more forwarded query exceeds the bound."""
         if len(self.forwarder.attempts) >= self._share:
             max(self._states.values(), key=lambda state: len(state.forwards)).drop_oldest()
 
     def note(self, error: Exception) -> None:
-        """Keep what nobody can be told."""
+        """Record an internal error, which no caller can receive."""
         self.errors.append(f"{type(error).__name__}: {error}")
 
     def _do(self, source: Source, mask: int) -> None:
@@ -158,7 +169,7 @@ class Loop:
             payer.begin()
         try:
             source.ready(mask)
-        except Exception as error:  # noqa: BLE001  one client's bytes must not end the service of others
+        except Exception as error:  # noqa: BLE001  input of one client must not end the service
             self.note(error)
             source.fail()
         if payer is not None:
@@ -166,7 +177,7 @@ class Loop:
 
 
 class ClientState:
-    """One client: its sockets and what it waits for."""
+    """State of one client: its sockets, open queries, caches and budget."""
 
     def __init__(self, loop: Loop, client: Client, udp: socket.socket, tcp: socket.socket) -> None:
         self.loop, self.client, self.udp = loop, client, udp
@@ -183,25 +194,25 @@ class ClientState:
 
     @property
     def payer(self) -> ClientState:
-        """It pays for its own datagrams."""
+        """Return the client itself, which is charged for its datagrams."""
         return self
 
     def ready(self, mask: int) -> None:
-        """Answer datagrams."""
+        """Receive and answer datagrams."""
         for _ in range(_MOST_AT_ONCE):
             if self.is_resting:
                 return
             try:
                 wire, address = self.udp.recvfrom(answers.MOST_QUERY + 1)
             except OSError:
-                return  # none is left, or it is closed
+                return  # no datagram is left, or the socket is closed
             self.answer(wire, functools.partial(self._send, address), stream=False)
 
     def fail(self) -> None:
-        """The next datagram is another."""
+        """Ignore an exception, for the next datagram is independent."""
 
     def answer(self, wire: bytes, reply: Reply, *, stream: bool) -> bool:
-        """Answer now or later; whether it does at all."""
+        """Answer a query now or later; return False if it gets no answer."""
         try:
             return self._answer(wire, reply, stream=stream)
         finally:
@@ -217,7 +228,7 @@ class ClientState:
         reply = functools.partial(_identified, wire[:2], reply)
         try:
             answer = self._known(query) or self._denied(query)
-        except Exception as error:  # noqa: BLE001  a policy is not ours
+        except Exception as error:  # noqa: BLE001  the policy is supplied by the caller
             self.loop.note(error)
             answer = answers.failed(query)
         if answer is None:
@@ -227,7 +238,7 @@ class ClientState:
         return True
 
     def _parse(self, wire: bytes, *, stream: bool) -> answers.Query | bytes | None:
-        """Parse a query, or find one that differs in its id only: programs ask for the same names."""
+        """Parse a query, or return a cached one that differs only in its id."""
         key = wire[2:], stream
         query: answers.Query | bytes | None = self._parsed.get(key)
         if query is None:
@@ -252,13 +263,13 @@ class ClientState:
         return answer
 
     def begin(self) -> None:
-        """Note that from now on the thread works for it."""
+        """Start to measure the processor time of the client."""
         self._begun = time.thread_time()
 
     def settle(self) -> None:
-        """Charge the time since then, and read nothing more of it while its budget is overdrawn.
+        """Charge the time since `begin`, and stop reading while the budget is overdrawn.
 
-        Its datagrams are dropped by the kernel then, at the sender's expense, and its connections wait.
+        Meanwhile the kernel drops datagrams when the receive buffer is full, and connections wait.
         """
         now = time.thread_time()
         wait = self._budget.spend(now - self._begun, self.loop.share(self))
@@ -274,7 +285,7 @@ class ClientState:
                 connection.rest()
 
     def go_on(self) -> None:
-        """Read from it again."""
+        """Resume reading."""
         self.begin()
         self.loop.resting.pop(self, None)
         self.is_resting = False
@@ -286,13 +297,13 @@ class ClientState:
                 return
 
     def drop_oldest(self) -> None:
-        """Let the oldest of its forwarded queries fail."""
+        """Fail the oldest forwarded query."""
         for forward in self.forwards:
             forward.give_up()
             break
 
     def close(self) -> None:
-        """Its sockets, and all that was of them.  Idempotent, also where an interrupt ended it half-way."""
+        """Close all sockets and cancel all queries.  Idempotent, and can be repeated after an interrupt."""
         self._closed = True
         for forward in list(self.forwards):
             forward.cancel()
@@ -305,7 +316,7 @@ class ClientState:
         self.udp.close()
 
     def _turn(self, query: answers.Query) -> int:
-        """Counts by name and type: who asks for A and AAAA by turns would else get each from the same end."""
+        """Return the count of a name and type, so that alternating A and AAAA queries both rotate."""
         if len(self._turns) >= _MOST_TURNS:
             self._turns.clear()
         key = query.name, query.rdtype
@@ -328,7 +339,7 @@ class ClientState:
             self.forwards.pop(forward, None)
             try:
                 answer = answers.failed(query) if wire is None else answers.handed_on(query, wire, policy)
-            except Exception as error:  # noqa: BLE001  what servers and policies make of it
+            except Exception as error:  # noqa: BLE001  malformed answers, exceptions of a policy
                 self.loop.note(error)
                 answer = answers.failed(query)
             reply(answer)
@@ -346,9 +357,9 @@ class ClientState:
         try:
             self.udp.sendto(reply, address)
         except OSError:
-            pass  # a datagram may be lost: the client asks again
+            pass  # like a lost datagram: the client sends the query again
 
 
 def _identified(ident: bytes, reply: Reply, answer: bytes) -> None:
-    """Reply with the id of this query, for the parsed one may have come with another."""
+    """Reply with the id of this query; the cached one may have another id."""
     reply(ident + answer[2:])
