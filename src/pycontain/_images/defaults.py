@@ -1,4 +1,4 @@
-"""From an image configuration, which strangers write, to the defaults of a container."""
+"""Defaults of a container from an image configuration, which is untrusted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Defaults(TypedDict):
-    """Fields of an `Image`."""
+    """Fields of an `Image` that come from its configuration."""
 
     env: dict[str, str]
     user: str
@@ -37,7 +37,11 @@ class Defaults(TypedDict):
 
 
 def defaults_of(config: ImageConfig) -> Defaults:
-    """Raises ImageError for a user, a signal or text that no container can have."""
+    """Return the defaults of a configuration.
+
+    Raises:
+        ImageError: The user, the stop signal or a text is invalid.
+    """
     container = config.container
     try:
         user = check_user(container.user)
@@ -58,12 +62,12 @@ def defaults_of(config: ImageConfig) -> Defaults:
 
 
 def _is_place(path: str) -> bool:
-    """A path inside that is in its plain form; what is not says nothing that could be done."""
+    """Return whether a path is absolute and normalized; other volumes of an image are ignored."""
     return path.startswith("/") and path != "/" and os.path.normpath(path) == path
 
 
 def _signal(text: str) -> int:
-    """'SIGQUIT', 'QUIT', '3' or, as systemd's images have it, 'SIGRTMIN+3'.  0 for none."""
+    """Parse 'SIGQUIT', 'QUIT', '3' or 'SIGRTMIN+3', which images of systemd use; 0 for an empty text."""
     if not text:
         return 0
     name, plus, offset = re.sub(r"([+-])", r" \1 ", text.upper(), count=1).partition(" + ")
@@ -84,7 +88,7 @@ def _signal(text: str) -> int:
 
 
 def directories_of(store: Store, config: ImageConfig) -> tuple[str, ...]:
-    """The layers as overlayfs takes them, the uppermost first, down to one that hides all below it."""
+    """Return the layer directories for overlayfs, the uppermost first, down to an opaque one."""
     found = []
     for chain in reversed(config.chain_ids):
         found.append(store.layer_path(chain))
@@ -95,7 +99,7 @@ def directories_of(store: Store, config: ImageConfig) -> tuple[str, ...]:
 
 
 def is_empty_place(directories: Sequence[str], place: str) -> bool:
-    """Has no layer anything below this path?  What cannot be told counts as something."""
+    """Return whether no layer has an entry below a path; False if a layer cannot be read."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     for directory in directories:
         top = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

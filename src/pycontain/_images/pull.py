@@ -63,8 +63,7 @@ class Pull:
         ours = RegistryEndpoint.of(self._reference.registry, insecure=self._insecure, patience=self._patience)
         for mirror in mirrors(self._reference.registry):
             there = RegistryEndpoint.of(mirror, patience=self._patience)
-            # A mirror is another party: it is told nothing of who the user is elsewhere, and what it sends
-            # may be anything.
+            # A mirror is another party: it gets no credentials of the registry, and its content is untrusted.
             with (
                 contextlib.suppress(ImageError, NotFound),
                 Registry(there, self._reference.repository) as one,
@@ -99,7 +98,7 @@ class Pull:
         raise ImageError(f"{self._reference} is an index of indexes of indexes")
 
     def _chosen(self, registry: Registry, index: Index) -> Fetched:
-        self._exactly = False  # what an index says of its images is what counts
+        self._exactly = False  # the platform in the index decides, not the one in the configuration
         chosen = index.choose(self._platform)
         fetched = registry.manifest(chosen.digest)
         if len(fetched.raw) != chosen.size:

@@ -1,4 +1,4 @@
-"""Sealed layers: what containers have written, kept for the snapshots and containers that stand on it."""
+"""Snapshot layers: upper directories of containers, kept as lower layers of snapshots and forks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,15 @@ KEPT = ""
 
 @frozen(kw_only=True)
 class Record:
-    """A snapshot as the store knows it: what it stands on (JSON), and its layers, the uppermost first."""
+    """Record of a snapshot.
+
+    Attributes:
+        id: Unique id.
+        kind: Whether its own layer was moved or copied.
+        created: Seconds since the epoch.
+        base: The image below it, as JSON.
+        sealed: Its layers, the uppermost first.
+    """
 
     id: str
     kind: Kind
@@ -36,33 +44,33 @@ class Record:
 
 
 def new_layer(first_id: int) -> str:
-    """An id for a layer of which a guest's 0 is this on the disk: the first of its container's block."""
+    """Return a new layer id, which contains the id on disk of the container's uid 0."""
     return f"{os.urandom(8).hex()}-{first_id:x}"
 
 
 def first_id_of(layer: str) -> int:
-    """What a guest's 0 is on the disk in a layer."""
+    """Return the id on disk of the container's uid 0 in a layer."""
     return int(layer.partition("-")[2], 16)
 
 
 def home(store: Store) -> str:
-    """Where sealed layers are."""
+    """Return the directory of all snapshot layers."""
     return private_directory(os.path.join(store.roots.data, "sealed"))
 
 
 def path_of(store: Store, layer: str) -> str:
-    """A sealed layer's directory, as overlayfs takes it."""
+    """Return the directory of a layer for overlayfs."""
     return os.path.join(store.roots.data, "sealed", layer, "fs")
 
 
 def make_place(store: Store, layer: str) -> str:
-    """A place for a layer that is leased already; what is to be moved there is named so afterwards."""
+    """Create the parent directory of a leased layer and return the path to move the layer to."""
     private_directory(os.path.join(home(store), layer))
     return path_of(store, layer)
 
 
 def keep(store: Store, record: Record, leased: Collection[tuple[str, str]]) -> None:
-    """Record a snapshot and everything that it needs, before any of it is there."""
+    """Record a snapshot with leases on everything it needs, before its layer exists."""
     with store.database.writing() as records:
         records.execute(
             "INSERT INTO snapshot VALUES (?, ?, ?, ?, ?)",
@@ -78,12 +86,12 @@ def keep(store: Store, record: Record, leased: Collection[tuple[str, str]]) -> N
 
 
 def new_record(base: str, kind: Kind, sealed: Sequence[str]) -> Record:
-    """A record of now, under a new id."""
+    """Return a record with a new id and the current time."""
     return Record(id=os.urandom(8).hex(), kind=kind, created=time.time(), base=base, sealed=tuple(sealed))
 
 
 def records(store: Store) -> list[Record]:
-    """Every snapshot, the newest first."""
+    """Return all snapshots, the newest first."""
     rows = store.database.rows(
         "SELECT id, kind, created, base, sealed FROM snapshot ORDER BY created DESC, id"
     )
@@ -94,7 +102,11 @@ def records(store: Store) -> list[Record]:
 
 
 def record(store: Store, name: str) -> Record:
-    """One snapshot, by its id.  Raises NotFound."""
+    """Return a snapshot by its id.
+
+    Raises:
+        NotFound: There is none.
+    """
     for one in records(store):
         if one.id == name:
             return one
@@ -102,22 +114,24 @@ def record(store: Store, name: str) -> Record:
 
 
 def mark_copied(store: Store, name: str) -> None:
-    """A snapshot's own layer was copied after all."""
+    """Record that the layer of a snapshot was copied."""
     with store.database.writing() as rows:
         rows.execute("UPDATE snapshot SET kind = 'copied' WHERE id = ?", (name,))
 
 
 def forget(store: Store, name: str) -> bool:
-    """A snapshot is none any more; was there one?  Its layers go with the next `sweep_sealed`."""
+    """Delete the record of a snapshot; return whether there was one.  `sweep_sealed` removes its layers."""
     with store.database.writing() as rows:
         rows.execute("DELETE FROM pin WHERE session = ?", (f"snapshot-{name}",))
         return rows.execute("DELETE FROM snapshot WHERE id = ?", (name,)).rowcount > 0
 
 
 def sweep_sealed(store: Store, discard: Callable[[str], None]) -> None:
-    """Remove the layers that no snapshot and no live container stands on.
+    """Remove the layers that no snapshot and no live container uses.
 
-    discard: called with the name, below the owner's live directory, of each that is none any more.
+    Args:
+        store: The store.
+        discard: Called with the name of a directory to remove, below the owner's live directory.
     """
     if not os.path.isdir(os.path.join(store.roots.data, "sealed")):
         return
@@ -140,7 +154,7 @@ def _leased(rows: sqlite3.Connection) -> set[str]:
 
 
 def missing(store: Store, one: Record) -> str | None:
-    """A layer of a snapshot that is not there, after a crash or by somebody's hand."""
+    """Return a layer of a snapshot that is missing on disk, or None."""
     for layer in one.sealed:
         with contextlib.suppress(OSError):
             if os.path.isdir(path_of(store, layer)):

@@ -1,6 +1,7 @@
-"""A file system of a given size, as an image in a file: ext4 upon a loop device (loop(4)), as root.
+"""Volumes with a size: ext4 in an image file on a loop device (loop(4)), for root only.
 
-The device goes with its last mount; containers that share a volume share one, and one superblock.
+The kernel detaches the device with its last mount. Containers that share a volume share one device, and so
+one superblock.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pycontain._state.owner import STORE_BLOCK
 from pycontain.errors import LimitError, UnsupportedError
 
 SMALLEST = 2 << 20
-"""Bytes below which ext4 holds nothing."""
+"""Bytes; ext4 has no room for data in less."""
 _GET_FREE, _CONFIGURE, _GET_STATUS = 0x4C82, 0x4C0A, 0x4C05
 _INFO = struct.Struct("<5Q4I64s64s32s2Q")
 _AUTOCLEAR = 4
@@ -28,7 +29,13 @@ _SBIN = "/usr/sbin:/sbin:/usr/bin:/bin"
 
 
 def make(path: str, size: int) -> None:
-    """An empty file system in a sparse file.  Raises UnsupportedError, LimitError, OSError."""
+    """Create an empty file system in a sparse file.
+
+    Raises:
+        LimitError: The size is too small.
+        UnsupportedError: mkfs.ext4 is missing or failed.
+        OSError: The file cannot be written.
+    """
     if size < SMALLEST:
         raise LimitError(f"size of a volume must be at least {SMALLEST >> 20}M, got {size} bytes")
     tool = shutil.which("mkfs.ext4", path=":".join(filter(None, [os.environ.get("PATH"), _SBIN])))
@@ -37,7 +44,7 @@ def make(path: str, size: int) -> None:
     with open(path, "xb") as file:
         os.chmod(path, 0o600)
         file.truncate(size)
-    # Nothing is kept for root, who is nobody special here.
+    # No blocks are reserved for root (-m 0), which means nothing inside a container.
     command = [
         tool,
         "-q",
@@ -60,7 +67,12 @@ def make(path: str, size: int) -> None:
 
 
 def mount(path: str) -> int:
-    """A detached mount of the image: an fd of its root.  Raises UnsupportedError, OSError."""
+    """Mount an image detached and return an fd of its root.
+
+    Raises:
+        UnsupportedError: The host has no free loop device.
+        OSError: The mount failed.
+    """
     home = os.path.dirname(path)
     lock = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -73,7 +85,7 @@ def mount(path: str) -> int:
 
 @contextlib.contextmanager
 def _device(path: str) -> Iterator[str]:
-    """A loop device of the image, which lasts as long as somebody has it open or mounted."""
+    """Yield a loop device of the image, which the kernel detaches when it is neither open nor mounted."""
     image = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         fd, device = _existing(image) or _attached(image)
@@ -96,7 +108,7 @@ def _existing(image: int) -> tuple[int, str] | None:
             continue
         try:
             info = _INFO.unpack(fcntl.ioctl(fd, _GET_STATUS, bytes(_INFO.size)))
-        except OSError:  # it has gone meanwhile
+        except OSError:  # detached meanwhile
             os.close(fd)
             continue
         if _same_device(info[0], wanted.st_dev) and info[1] == wanted.st_ino and info[8] & _AUTOCLEAR:
@@ -105,10 +117,10 @@ def _existing(image: int) -> tuple[int, str] | None:
     return None
 
 
-def _same_device(told: int, device: int) -> bool:
-    """LOOP_GET_STATUS64 has device numbers as the kernel's new_encode_dev() has them."""
+def _same_device(encoded: int, device: int) -> bool:
+    """Compare a device number with one of LOOP_GET_STATUS64, which the kernel encodes by new_encode_dev()."""
     major, minor = os.major(device), os.minor(device)
-    return told in (device, minor & 0xFF | major << 8 | (minor & ~0xFF) << 12)
+    return encoded in (device, minor & 0xFF | major << 8 | (minor & ~0xFF) << 12)
 
 
 def _attached(image: int) -> tuple[int, str]:
@@ -126,7 +138,7 @@ def _attached(image: int) -> tuple[int, str]:
             info = _INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, _AUTOCLEAR, b"pycontain", b"", b"", 0, 0)
             try:
                 fcntl.ioctl(fd, _CONFIGURE, struct.pack("<II", image, 0) + info + bytes(64))
-            except OSError:  # another was faster
+            except OSError:  # another process took the device
                 os.close(fd)
                 continue
             return fd, device

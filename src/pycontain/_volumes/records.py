@@ -1,4 +1,4 @@
-"""Volumes as the store knows them: a record, a directory, and who uses it."""
+"""Records, directories and leases of volumes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,20 @@ if TYPE_CHECKING:
     from pycontain._images.store import Store
 
 _FRESH = "fresh"
-"""A file beside a volume that no container has had yet."""
+"""Marker file of a volume that no container has used yet."""
 
 
 @frozen(kw_only=True)
 class Record:
-    """One volume.  size: bytes, or None.  owner: of one without a name, the engine that it ends with."""
+    """Record of one volume.
+
+    Attributes:
+        name: Unique in the store.
+        size: Bytes, or None for no limit.
+        created: Seconds since the epoch.
+        labels: Labels, for the caller's use.
+        owner: Engine that an unnamed volume is removed with, or an empty string.
+    """
 
     name: str
     size: int | None
@@ -37,27 +45,27 @@ class Record:
 
 
 def home_of(store: Store, name: str) -> str:
-    """The directory of everything about a volume."""
+    """Return the directory of a volume."""
     return os.path.join(store.roots.data, "volumes", name)
 
 
 def content_of(store: Store, record: Record) -> str:
-    """What is mounted: a directory, or the image of a file system where the volume has a size."""
+    """Return the path to mount: a directory, or the image of a volume with a size."""
     return os.path.join(home_of(store, record.name), "data" if record.size is None else "image")
 
 
 def first_id_of(store: Store) -> int:
-    """What a guest's 0 is on the disk in a volume."""
+    """Return the id on disk of a container's uid 0 in a volume."""
     return STORE_BLOCK if store.privileged else 0
 
 
 def is_fresh(store: Store, name: str) -> bool:
-    """Has no container had it yet?"""
+    """Return whether no container has used the volume yet."""
     return os.path.exists(os.path.join(home_of(store, name), _FRESH))
 
 
 def used(store: Store, name: str) -> None:
-    """A container has it now."""
+    """Mark a volume as used."""
     try:
         os.unlink(os.path.join(home_of(store, name), _FRESH))
     except FileNotFoundError:
@@ -65,9 +73,11 @@ def used(store: Store, name: str) -> None:
 
 
 def create(store: Store, record: Record) -> Record:
-    """The volume of this name: a new one, or the one that there is.
+    """Create a volume, or return the existing one of this name.
 
-    Raises Conflict when that one has another size, UnsupportedError for a size that cannot be held.
+    Raises:
+        Conflict: It exists with another size.
+        UnsupportedError: The host cannot enforce a size.
     """
     found = get(store, record.name)
     if found is None:
@@ -111,7 +121,7 @@ def _remove_empty(directory: str) -> None:
 
 
 def _enter(store: Store, record: Record, made: str) -> Record:
-    """The name is this volume's, unless another process was faster."""
+    """Record a volume and move its directory into place, unless another process did."""
     place = home_of(store, record.name)
     private_directory(os.path.dirname(place))
     with store.database.writing(durable=True) as rows:
@@ -123,7 +133,7 @@ def _enter(store: Store, record: Record, made: str) -> Record:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            # A crash came before its record, or all records were lost since: what is in it stays.
+            # After a crash before the record, or after the loss of all records, the content is kept.
             record = evolve(record, size=_size_of(store, record.name))
         _insert(rows, record)
     return record
@@ -144,7 +154,7 @@ def _size_of(store: Store, name: str) -> int | None:
 
 
 def unrecorded(store: Store, *, adopt: bool) -> list[str]:
-    """The names of volumes without a record, as all are when the records were lost.  adopt: record them."""
+    """Return the names of volumes without a record, after a loss of the records; adopt: record them."""
     try:
         there = os.listdir(os.path.join(store.roots.data, "volumes"))
     except FileNotFoundError:
@@ -173,18 +183,18 @@ def _row(rows: sqlite3.Connection, name: str) -> Record | None:
 
 
 def get(store: Store, name: str) -> Record | None:
-    """The volume of this name."""
+    """Return the record of a volume, or None."""
     found = store.database.rows(f"SELECT {_COLUMNS} FROM volume WHERE name = ?", (name,))
     return _read(found[0]) if found else None
 
 
 def every(store: Store) -> list[Record]:
-    """All volumes, by name."""
+    """Return all records, sorted by name."""
     return [_read(row) for row in store.database.rows(f"SELECT {_COLUMNS} FROM volume ORDER BY name")]
 
 
 def new(name: str, size: int | None, labels: Mapping[str, str], owner: str) -> Record:
-    """A record of now."""
+    """Return a record with the current time."""
     return Record(name=name, size=size, created=time.time(), labels=dict(labels), owner=owner)
 
 
@@ -217,7 +227,7 @@ def release_all(store: Store) -> None:
 
 
 def users(store: Store, name: str) -> list[str]:
-    """The ids of the containers that have a volume."""
+    """Return the ids of the containers that use a volume."""
     with store.database.writing() as rows:
         return _users(store, rows, name)
 
@@ -229,9 +239,16 @@ def _users(store: Store, rows: sqlite3.Connection, name: str) -> list[str]:
 
 
 def remove(store: Store, name: str, discard: Callable[[str], None]) -> None:
-    """Forget a volume and remove its content.  Raises NotFound; Conflict while a container has it.
+    """Remove a volume with its content.
 
-    discard: called with a name below the owner's live directory.
+    Args:
+        store: The store.
+        name: Name of the volume.
+        discard: Called with the name of a directory to remove, below the owner's live directory.
+
+    Raises:
+        NotFound: There is no such volume.
+        Conflict: A container uses it.
     """
     dead = f"dead-{os.urandom(8).hex()}"
     with store.database.writing(durable=True) as rows:
@@ -252,7 +269,7 @@ def remove(store: Store, name: str, discard: Callable[[str], None]) -> None:
 
 
 def unowned(store: Store, *, ended: bool) -> list[Record]:
-    """Volumes without a name whose engine is gone, or this one with `ended`."""
+    """Return unnamed volumes whose engine has ended; with `ended`, also those of this engine."""
     own = store.owner.name
     return [
         one
