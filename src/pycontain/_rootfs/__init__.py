@@ -1,1 +1,1 @@
-"""What a container sees as its root."""
+"""The root file system of a container: the host image, and the plan of mounts."""

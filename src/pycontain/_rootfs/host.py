@@ -1,7 +1,7 @@
-"""The embedded default image: this machine's own /usr and the running interpreter, and no more of it.
+"""The embedded default image: the host's /usr and the running interpreter, read-only.
 
-A skeleton directory in the store holds the minimum of /etc, the links of a merged
-/usr and the mount points; the machine's trees are shown read-only on top.
+A skeleton directory in the store has a minimal /etc, the links of a merged /usr and the mount points. The
+host's trees are mounted read-only on it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _WHOLE = {"/", "/etc", "/proc", "/sys", "/dev", "/run", "/tmp", "/var", "/home",
 
 
 def trees() -> list[tuple[str, str]]:
-    """(directory of the host, place inside) of everything that is shown, outer before inner."""
+    """Return (host directory, path inside) of all mounted trees, outer before inner."""
     shown = [(path, path) for path in _TREES if os.path.isdir(path) and not os.path.islink(path)]
     places = {place for _, place in shown}
     homes = {os.path.realpath(path) for path in _homes()}
@@ -69,7 +69,7 @@ def trees() -> list[tuple[str, str]]:
 
 
 def _homes() -> list[str]:
-    """Both places that are called home: an empty or foreign HOME does not expose the user's own."""
+    """Return HOME and the home directory of passwd, so that neither is exposed if HOME is changed."""
     import pwd
 
     try:
@@ -79,7 +79,7 @@ def _homes() -> list[str]:
 
 
 def search_path() -> str:
-    """PATH inside: the interpreter's own directory first."""
+    """Return PATH for containers, with the interpreter's own directory first."""
     return ":".join(
         dict.fromkeys(
             [
@@ -99,8 +99,9 @@ def search_path() -> str:
 def added(paths: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
     """Check the paths that a caller adds to the image.
 
-    Raises ValueError for one that is not absolute or would show all of the machine or of /etc, NotFound for
-    one that does not exist.
+    Raises:
+        ValueError: A path is not absolute, or would expose the whole host or all of /etc.
+        NotFound: A path does not exist.
     """
     given = (paths,) if isinstance(paths, str | os.PathLike) else paths
     found = []
@@ -236,7 +237,7 @@ def _build(top: str, shown: list[tuple[str, str]]) -> None:
 
 
 def _show_to_all(top: str) -> None:
-    """Give back what the caller's umask took away: a guest's user is another one."""
+    """Set modes that every user can read, independent of the caller's umask."""
     for directory, _, names in os.walk(top):
         if os.path.relpath(directory, top) not in _DIRECTORIES:
             os.chmod(directory, 0o755)
@@ -295,7 +296,7 @@ def _copy(source: str, target: str) -> None:
 
 
 def _unreadable(directory: str, names: list[str]) -> set[str]:
-    """A file that not everybody may read is nothing to hand to a guest."""
+    """Return the names of files that are not world-readable, which must not reach a container."""
     hidden = set()
     for name in names:
         found = os.lstat(os.path.join(directory, name))

@@ -1,4 +1,4 @@
-"""The order in which a root file system is put together, as ops of plan.h.  Pure."""
+"""Operations (plan.h) that build a root file system, in order.  No I/O."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pycontain._model.mounts import Tmpfs
 _NONE: Mapping[str, str] = {}
 _GUARDED = MountAttr.NOSUID | MountAttr.NODEV
 SHM_SIZE = 64 << 20
-"""Bytes of /dev/shm, as docker has it."""
+"""Bytes of /dev/shm, the same default as docker's."""
 RESOLV_CONF = b"nameserver 127.0.0.11\noptions ndots:0\n"
-"""Where names are asked for; without a network nobody listens there."""
+"""resolv.conf with the name service, which only answers in containers with a network."""
 
 
 @frozen(kw_only=True)
 class DirectorySpec:
-    """A directory to make where nothing is, and the ids of its owner inside."""
+    """Directory to create if it is missing, with its owner's ids inside."""
 
     path: str
     uid: int = 0
@@ -28,10 +28,15 @@ class DirectorySpec:
 
 @frozen(kw_only=True)
 class MountSpec:
-    """One mount asked for: a source of the plan (by index), or a tmpfs.
+    """Requested mount.
 
-    layered: the source and the next one are layers of a read-only overlay, whose inodes are the container's
-    own: locks, leases and watches on the host's inodes would be shared with the host and other containers.
+    Attributes:
+        target: Path inside.
+        source: Index of a source of the plan; unused for a tmpfs.
+        is_file: Whether the source is a file.
+        tmpfs: Options of a tmpfs, or None.
+        layered: Whether the source and the next one are layers of a read-only overlay. The overlay has
+            its own inodes, so that locks, leases and watches are not shared with the host.
     """
 
     target: str
@@ -42,7 +47,7 @@ class MountSpec:
 
 
 def tmpfs_options(size: int | None, mode: int, inodes: int | None = None) -> bytes:
-    """Mount options of tmpfs(5)."""
+    """Return mount options of tmpfs(5)."""
     options = [f"mode={mode:o}"]
     if size is not None:
         options.append(f"size={size}")
@@ -87,10 +92,25 @@ def compose(
     shm_size: int | None = None,
     sysctls: Mapping[str, str] = _NONE,
 ) -> list[Op]:
-    """Every op of a root, in order: overlay, kernel file systems, mounts outer before inner, covers, seal.
+    """Return all operations in order: overlay, kernel file systems, mounts, masks, read-only remount.
 
-    groups: the container's cgroups beside the launcher's root, and their places below /sys.
-    own_name: its host name stands in /etc/hosts, as one of the loopback; else the name service knows it.
+    Args:
+        layers: Number of image layers.
+        first_layer: Index of the uppermost layer among the sources.
+        trees: Mounts of the image.
+        mounts: Mounts of the container; outer ones are mounted before inner ones.
+        hostname: Host name, for /etc/hostname and /etc/hosts.
+        read_only: Whether the root is remounted read-only.
+        scratch_size: Bytes of the tmpfs mounts.
+        masked: Paths to mask.
+        readonly: Paths to remount read-only.
+        groups: Cgroups of the container below the launcher's root, and their paths below /sys.
+        directories: Directories to create.
+        resolv: Content of /etc/resolv.conf.
+        own_name: Whether /etc/hosts has the host name; otherwise the name service resolves it.
+        hosts: Further (name, address) lines of /etc/hosts.
+        shm_size: Bytes of /dev/shm, or None for the default.
+        sysctls: Settings below /proc/sys.
     """
     ops = [Op(OpKind.UPPER), *_files(hostname, hosts, resolv, own_name)]
     ops.append(Op(OpKind.OVERLAY, source=first_layer, count=layers, attributes=_GUARDED))
@@ -117,7 +137,7 @@ def compose(
         ops.append(_mount(mount))
     for made in directories:
         ops.append(Op(OpKind.DIRECTORY, made.path.lstrip("/"), attributes=made.gid << 32 | made.uid))
-    # Before /proc/sys is covered; the links of no image are on the way there.
+    # Before /proc/sys is read-only; no link of an image is on these paths.
     ops += [
         Op(OpKind.SYSCTL, f"proc/sys/{name.replace('.', '/')}", text.encode())
         for name, text in sysctls.items()
@@ -141,7 +161,7 @@ def _scratch(size: int, read_only: bool, shm_size: int) -> list[tuple[str, bytes
 
 
 def _mount(mount: MountSpec) -> Op:
-    # /dev is the engine's, into which no link of an image may lead a mount; none is on the way to this one.
+    # A link of an image must not redirect a mount into /dev; /dev/shm itself has none on its path.
     guarded = int(OpFlag.NOFOLLOW) if mount.target.strip("/") == "dev/shm" else 0
     if mount.tmpfs is not None:
         options = tmpfs_options(mount.tmpfs.size, mount.tmpfs.mode)
@@ -159,6 +179,6 @@ def _mount(mount: MountSpec) -> Op:
 
 
 def layer_source(idmap: bool) -> Source:
-    """A layer of an image: never written, so read-only already as a mount."""
+    """Return the source of an image layer, which is mounted read-only."""
     flags = OpFlag.IDMAP | OpFlag.IDMAP_OPTIONAL if idmap else 0
     return Source(flags=flags, attributes=MountAttr.RDONLY | _GUARDED)
