@@ -12,24 +12,23 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
-from pycontain._kernel import native
+from pycontain._kernel import native, protocol
 from pycontain._kernel.hostpath import BENEATH, NO_MAGICLINKS, openat2
 from pycontain._kernel.launcher import Launcher
 from pycontain._kernel.namespaces import Namespace
-from pycontain._kernel.plan import (
+from pycontain._kernel.plan import Op, Plan, Source, encode_exec, encode_security, request
+from pycontain._kernel.protocol import (
+    IN_MEMFD,
+    MAX_INLINE,
     NO_FD,
     ExecFlag,
     MountAttr,
-    Op,
     OpFlag,
     OpKind,
-    Plan,
     PlanFlag,
+    RecordKind,
+    RequestKind,
     SecurityFlag,
-    Source,
-    encode_exec,
-    encode_security,
-    request,
 )
 from pycontain.errors import StartError
 
@@ -73,7 +72,7 @@ class Spawned:
 
 def steps() -> list[str]:
     """Return the names of all steps of a start or an exec, as StartError.step has them."""
-    return native.steps()
+    return protocol.steps()
 
 
 def spawn(launcher: Launcher, plan: Plan, fds: Sequence[int]) -> Spawned:
@@ -93,19 +92,19 @@ def spawn(launcher: Launcher, plan: Plan, fds: Sequence[int]) -> Spawned:
         OSError: The launcher cannot be reached.
     """
     message = plan.encode()
-    if len(message) > native.MAX_INLINE:
+    if len(message) > MAX_INLINE:
         memory = native.sealed("pycontain-plan", message)
         try:
-            header = request(native.SPAWN, flags=native.IN_MEMFD, size=len(message))
+            header = request(RequestKind.SPAWN, flags=IN_MEMFD, size=len(message))
             native.send(launcher.socket, header, [memory, *fds])
         finally:
             os.close(memory)
     else:
-        native.send(launcher.socket, request(native.SPAWN, message), list(fds))
+        native.send(launcher.socket, request(RequestKind.SPAWN, message), list(fds))
     record = native.receive_uninterrupted(launcher.socket)
     if record is None:
         raise StartError("the launcher has exited", step="launcher")
-    if record.kind != native.STARTED:
+    if record.kind != RecordKind.STARTED:
         raise StartError("the launcher could not start the plan", step=record.step_name, errno=record.errno)
     return Spawned(record.value, record.fd)
 

@@ -34,6 +34,7 @@ from pycontain._kernel import native
 from pycontain._kernel.launcher import Launcher
 from pycontain._kernel.pidfd import pid_of
 from pycontain._kernel.plan import Source, request
+from pycontain._kernel.protocol import IN_MEMFD, RecordKind, RequestKind
 from pycontain.errors import PycontainError
 from tests.fuzz import make_corpus
 from tests.fuzz.messages import Maker, Message, Opened, make_scratch, spare_claim
@@ -114,7 +115,7 @@ def _has_started(channel: int) -> bool:
     started = False
     with contextlib.suppress(TimeoutError):
         while (record := native.receive(channel, 0)) is not None:
-            started |= record.kind == native.STARTED
+            started |= record.kind == RecordKind.STARTED
             if record.fd >= 0:
                 os.close(record.fd)
     return started
@@ -229,18 +230,18 @@ class AgentTarget(Target):
         assert self.container is not None
         with Opened(message, self.scratch) as opened:
             _send(self.container._live().control, message.body, opened.sent)
-            self._ask(native.KILL_TREE)
-            if message.kind == native.EXEC and opened.answers >= 0:
+            self._ask(RequestKind.KILL_TREE)
+            if message.kind == RequestKind.EXEC and opened.answers >= 0:
                 self.done += _has_started(opened.answers)
 
     def work(self) -> int | None:
         """End everything that messages started, then a normal exec."""
         assert self.container is not None
-        self._ask(native.KILL_ALL)
+        self._ask(RequestKind.KILL_ALL)
         result = self.container.exec(["true"], timeout=PATIENCE_MS / 1000)
         if result.returncode != 0:
             raise Trouble(f"does not work: true ended with {result.returncode} ({result.reason})")
-        self._ask(native.KILL_ALL)
+        self._ask(RequestKind.KILL_ALL)
         return _fd_count(self.container.pid)
 
 
@@ -276,20 +277,25 @@ class LauncherTarget(Target):
         with self._borrowed() as launcher, Opened(message, self.scratch) as opened:
             if not _send(launcher.socket, message.body, opened.sent):
                 return
-            if message.kind in (native.SPAWN, native.REMOVE, native.RESTACK, native.RELAY):
+            if message.kind in (
+                RequestKind.SPAWN,
+                RequestKind.REMOVE,
+                RequestKind.RESTACK,
+                RequestKind.RELAY,
+            ):
                 self._end(_hear(launcher.socket))
-            if message.kind == native.NETWORK:
-                while (record := _hear(launcher.socket)).kind == native.OPENED:
+            if message.kind == RequestKind.NETWORK:
+                while (record := _hear(launcher.socket)).kind == RecordKind.OPENED:
                     os.close(record.fd)
-            _send(launcher.socket, request(native.REMOVE), [])
+            _send(launcher.socket, request(RequestKind.REMOVE), [])
             barrier = _hear(launcher.socket)
-            if barrier.kind != native.GONE:
+            if barrier.kind != RecordKind.GONE:
                 raise Trouble(f"answers out of turn: {barrier}")
             make_scratch(self.scratch)
 
     def _end(self, record: native.Record) -> None:
         """End a container that a message started."""
-        if record.kind == native.STARTED:
+        if record.kind == RecordKind.STARTED:
             self.done += 1
         if record.fd < 0:
             return
@@ -380,30 +386,32 @@ def probes() -> dict[str, tuple[str, Message]]:
     long_plan = make_corpus.plan(hostname="x" * 5000)
     joins = make_corpus.plan(tasks=0, joins=[(4, 1 << 30), (5, 1 << 30)], store=Source(fd=2))
     join = make_corpus.plan(tasks=0, joins=[(4, 1 << 30)], store=Source(fd=2))
-    memfd = native.IN_MEMFD
+    memfd = IN_MEMFD
     return {
         "agent-empty": ("agent", Message(b"")),
         "launcher-empty": ("launcher", Message(b"")),
         "agent-short-memory": (
             "agent",
             Message(
-                request(native.EXEC, flags=memfd, size=len(long_exec)), ("memory", "socket"), long_exec[:4096]
+                request(RequestKind.EXEC, flags=memfd, size=len(long_exec)),
+                ("memory", "socket"),
+                long_exec[:4096],
             ),
         ),
         "launcher-short-memory": (
             "launcher",
             Message(
-                request(native.SPAWN, flags=memfd, size=len(long_plan)),
+                request(RequestKind.SPAWN, flags=memfd, size=len(long_plan)),
                 ("memory", "socket"),
                 long_plan[:4096],
             ),
         ),
         "agent-full-channel": (
             "agent",
-            Message(request(native.EXEC, make_corpus.command(flags=0, tasks=0)), ("socket-full",)),
+            Message(request(RequestKind.EXEC, make_corpus.command(flags=0, tasks=0)), ("socket-full",)),
         ),
-        "launcher-join": ("launcher", Message(request(native.SPAWN, join), _with_fds(1))),
-        "launcher-double-join": ("launcher", Message(request(native.SPAWN, joins), _with_fds(2))),
+        "launcher-join": ("launcher", Message(request(RequestKind.SPAWN, join), _with_fds(1))),
+        "launcher-double-join": ("launcher", Message(request(RequestKind.SPAWN, joins), _with_fds(2))),
     }
 
 

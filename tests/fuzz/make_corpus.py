@@ -12,17 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pycontain._kernel.plan import (
-    NO_FD,
-    Op,
-    OpFlag,
-    OpKind,
-    Plan,
-    PlanFlag,
-    Source,
-    encode_exec,
-    encode_security,
-)
+from pycontain._kernel.plan import Op, Plan, Source, encode_exec, encode_security
+from pycontain._kernel.protocol import NO_FD, OpFlag, OpKind, PlanFlag
 
 CORPUS = Path(__file__).parent / "corpus" / "decoders"
 _ALL_NAMESPACES = 0x7E020080

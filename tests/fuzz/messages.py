@@ -19,7 +19,8 @@ from attrs import evolve, frozen
 
 from pycontain._kernel import native
 from pycontain._kernel.netns import SocketSpec
-from pycontain._kernel.plan import NO_FD, ExecFlag, Op, OpFlag, OpKind, PlanFlag, Source, request
+from pycontain._kernel.plan import Op, Source, request
+from pycontain._kernel.protocol import IN_MEMFD, NO_FD, ExecFlag, OpFlag, OpKind, PlanFlag, RequestKind
 from tests.fuzz import make_corpus
 
 HEADER = 24
@@ -49,7 +50,6 @@ _WORDS = (
     NO_FD,
 )
 _NAMES = "SPAWN MAPS REMOVE SECURITY EXEC SIGNAL KILL_TREE KILL_ALL OPEN PREPARE".split()
-_PREPARE, _SPARE_FLAG, _FILES = 10, 8, 14
 
 
 @frozen
@@ -72,7 +72,7 @@ class Message:
             return "empty" if not self.body else "short header"
         name = _NAMES[self.kind - 1] if self.kind <= len(_NAMES) else "unknown kind"
         size, flags = struct.unpack_from("<2I", self.body, 4)
-        if not flags & native.IN_MEMFD:
+        if not flags & IN_MEMFD:
             return name
         lie = " that is smaller than its size" if "memory" in self.fds[0] and size > len(self.memory) else ""
         return f"{name} in {self.fds[0]}{lie}" if self.fds else f"{name} in no fd"
@@ -343,7 +343,7 @@ class Maker:
             carrier = self.random.choice(self._kinds)
         place = 0 if not self._chance(8) else self.random.randint(0, len(fds))
         return Message(
-            request(kind, number=self._word(), flags=native.IN_MEMFD, size=size & 0xFFFFFFFF),
+            request(kind, number=self._word(), flags=IN_MEMFD, size=size & 0xFFFFFFFF),
             (*fds[:place], carrier, *fds[place:]),
             held,
         )
@@ -357,7 +357,9 @@ class Maker:
         payload = self.random.choice([b"", b"x", make_corpus.security(), self.random.randbytes(30)])
         body = request(
             # Those above are for a launcher of their own, which ends with them and answers in other words.
-            self.random.choice([*range(11), native.RESTACK, native.NETWORK, native.RELAY, self._word()]),
+            self.random.choice(
+                [*range(11), RequestKind.RESTACK, RequestKind.NETWORK, RequestKind.RELAY, self._word()]
+            ),
             self._payload(payload),
             number=self._word(),
             value=self.random.choice([0, 1, 9, 15, 19, 64, 65, -1, 1 << 30]),
@@ -393,11 +395,11 @@ class Maker:
 
     def _exec(self) -> Message:
         data, fds = self._command()
-        return Message(request(native.EXEC, self._payload(data), number=self._word()), fds)
+        return Message(request(RequestKind.EXEC, self._payload(data), number=self._word()), fds)
 
     def _exec_in_memory(self) -> Message:
         data, fds = self._command()
-        return self._in_memory(native.EXEC, self._payload(data), fds)
+        return self._in_memory(RequestKind.EXEC, self._payload(data), fds)
 
     def _open(self) -> Message:
         """Return an open request, never of a file that a later `true` needs (O_TRUNC may be set)."""
@@ -414,7 +416,7 @@ class Maker:
                 b"dev/null\0junk",
             ]
         )
-        body = request(native.OPEN, path, value=self.random.getrandbits(31) if self._chance(2) else 0)
+        body = request(RequestKind.OPEN, path, value=self.random.getrandbits(31) if self._chance(2) else 0)
         return Message(body, self.random.choice([("socket",), ("socket",), (), ("null",)]))
 
     # To a launcher.
@@ -482,22 +484,22 @@ class Maker:
 
     def _spawn(self) -> Message:
         data, fds = self._plan()
-        return Message(request(native.SPAWN, self._payload(data)), fds)
+        return Message(request(RequestKind.SPAWN, self._payload(data)), fds)
 
     def _spawn_in_memory(self) -> Message:
         data, fds = self._plan()
-        return self._in_memory(native.SPAWN, self._payload(data), fds)
+        return self._in_memory(RequestKind.SPAWN, self._payload(data), fds)
 
     def _restack(self) -> Message:
         """Return a request whose pidfd is the harness itself: its namespaces cannot be joined."""
         data, fds = self._plan()
         value = self.random.choice([0, -1, 1, os.getpid()])
-        return Message(request(native.RESTACK, self._payload(data), value=value), fds)
+        return Message(request(RequestKind.RESTACK, self._payload(data), value=value), fds)
 
     def _relay(self) -> Message:
         """Return a relay request whose relay ends with the message's fds, or an invalid one."""
         fds = self._some_fds(3) if self._chance(2) else ("socket",)
-        return Message(request(native.RELAY, value=self._word() & 0x7FFFFFFF), fds)
+        return Message(request(RequestKind.RELAY, value=self._word() & 0x7FFFFFFF), fds)
 
     def _network(self) -> Message:
         """Return a request for sockets of a namespace, with invalid settings."""
@@ -515,7 +517,7 @@ class Maker:
         text = self.random.choice([b"", b"pyc/none\0" + b"1\0", b"pyc/none\0", b"pyc", b"\0\0\0"])
         counts = struct.pack("=II", len(wanted), self.random.choice([len(text), len(text), 0, self._word()]))
         body = b"".join([counts, *(one.packed() for one in wanted), text, b"\0"])
-        return Message(request(native.NETWORK, body), self._some_fds(2) if self._chance(2) else ())
+        return Message(request(RequestKind.NETWORK, body), self._some_fds(2) if self._chance(2) else ())
 
     def _script(self, place: int) -> bytes:
         """Return file operations in the scratch tree; no bit flip of a name leaves the tree."""
@@ -533,8 +535,8 @@ class Maker:
 
     def _spare(self) -> Message:
         """Prepare a pre-cloned child, or claim the one that waits, or one that does not."""
-        kind = self.random.choice([_PREPARE, native.SPAWN])
-        data, fds = self._plan(0 if kind == _PREPARE or self._chance(6) else _SPARE_FLAG)
+        kind = self.random.choice([RequestKind.PREPARE, RequestKind.SPAWN])
+        data, fds = self._plan(0 if kind == RequestKind.PREPARE or self._chance(6) else int(PlanFlag.SPARE))
         if self._chance(3):
             data = self._payload(data)
         script = self._script(len(fds))
@@ -569,13 +571,15 @@ class Maker:
         fds = self.random.choices(
             ["directory", "mount", "directory-path", "null", "socket", "file"], k=len(chosen)
         )
-        return Message(request(native.REMOVE, payload[: 120 * 1024], flags=2 * self._chance(4)), tuple(fds))
+        return Message(
+            request(RequestKind.REMOVE, payload[: 120 * 1024], flags=2 * self._chance(4)), tuple(fds)
+        )
 
 
 def spare_claim() -> tuple[bytes, tuple[str, ...]]:
     """Return a request and its fds that claims the pre-cloned child of a launcher, if there is one."""
-    data = make_corpus.plan(flags=_SPARE_FLAG, tasks=0, store=Source(fd=2), sources=[], ops=[])
-    return request(native.SPAWN, data, value=len(data)), ("socket", "socket", "mount")
+    data = make_corpus.plan(flags=int(PlanFlag.SPARE), tasks=0, store=Source(fd=2), sources=[], ops=[])
+    return request(RequestKind.SPAWN, data, value=len(data)), ("socket", "socket", "mount")
 
 
 def _honest(message: Message) -> Message:
@@ -583,7 +587,7 @@ def _honest(message: Message) -> Message:
     if not message.kind or not message.fds:
         return message
     size, flags = struct.unpack_from("<2I", message.body, 4)
-    if not flags & native.IN_MEMFD:
+    if not flags & IN_MEMFD:
         return message
     if message.fds[0] == "file":
         return evolve(message, fds=("null", *message.fds[1:]))
@@ -599,10 +603,10 @@ def _harmless(message: Message) -> Message:
         at = start + _PLAN_NAMESPACES_AT
         if len(buffer) >= at + 8:
             buffer[at : at + 8] = _NAMESPACES
-    if message.kind == native.REMOVE and (
+    if message.kind == RequestKind.REMOVE and (
         not message.fds or message.fds[0] not in ("null", "file", "directory")
     ):
         struct.pack_into("<I", body, 8, struct.unpack_from("<I", body, 8)[0] & ~2)
-    if message.kind == _FILES:
-        struct.pack_into("<I", body, 0, _FILES + 100)
+    if message.kind == RequestKind.FILES:
+        struct.pack_into("<I", body, 0, RequestKind.FILES + 100)
     return evolve(message, body=bytes(body), memory=bytes(memory))

@@ -13,6 +13,7 @@ import pytest
 from pycontain import StartError, lowlevel
 from pycontain._kernel import native
 from pycontain._kernel.launcher import Launcher
+from pycontain._kernel.protocol import RecordKind
 from pycontain.lowlevel import Namespace
 
 PIVOT = """
@@ -141,7 +142,7 @@ def test_spawn_runs_a_plan(launcher: Launcher, tmp_path: Path) -> None:
     try:
         ready = native.receive(ours)
         assert ready is not None
-        assert ready.kind == native.READY
+        assert ready.kind == RecordKind.READY
         received = b""
         while chunk := os.read(read, 100):
             received += chunk

@@ -23,6 +23,7 @@ from pycontain._kernel import native
 from pycontain._kernel.launcher import Launcher, sub_id_maps
 from pycontain._kernel.pidfd import pid_of
 from pycontain._kernel.plan import request
+from pycontain._kernel.protocol import RecordKind, RequestKind
 from pycontain._kernel.relay import Relay
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
@@ -869,8 +870,8 @@ def test_launcher_refuses_other_socket_types(launcher: Launcher) -> None:
     stream, far = socket.socketpair()
     with stream, far:
         for fds in ([], [stream.fileno()], [stream.fileno()] * 2):
-            native.send(launcher.socket, request(native.RELAY), fds)
+            native.send(launcher.socket, request(RequestKind.RELAY), fds)
             record = native.receive(launcher.socket)
             assert record is not None
-            assert (record.kind, record.step_name) == (native.FAILED, "network")
+            assert (record.kind, record.step_name) == (RecordKind.FAILED, "network")
             assert record.errno

@@ -317,10 +317,3 @@ def test_words_of_an_error_are_bounded() -> None:
     kind, name, message, trace = codec.decode(b"".join(map(bytes, parts)))
     assert (kind, len(name)) == ("!", 200)
     assert len(message) == len(trace) == codec.LONGEST_TEXT
-
-
-def test_record_of_the_zygote_is_that_of_the_protocol() -> None:
-    from pycontain._kernel import native
-    from pycontain._python import fork_server
-
-    assert fork_server.RECORD.size == native.ffi.sizeof("struct pc_record")

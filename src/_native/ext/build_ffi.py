@@ -24,6 +24,9 @@ PROGRAM_FLAGS = (
 ).split()
 SHARED = ["start.c", "wire.c", "record.c", "fds.c", "check.c", "caps.c", "seccomp.c", "exec.c"]
 PROGRAMS = {"launcher": [*SHARED, "landlock.c", "mountapi.c"], "agent": SHARED}
+HEADERS = ["extension.h", "plan.h", "files.h", "layer.h", "network.h", "relay.h"]
+SYSTEM_HEADERS = ["linux/mount.h", "sys/stat.h"]
+"""The declarations that ffi.cdef repeats; the compiler compares the two."""
 ROOMS = {"launcher": "helper", "agent": "agent"}
 """The directory of each program; the launcher is the helper's first role."""
 
@@ -56,7 +59,7 @@ def describe() -> cffi.FFI:
     own = [*sorted((NATIVE / "ext").glob("*.c")), NATIVE / "shared" / "check.c"]
     builder.set_source(
         "pycontain._kernel._ffi",
-        '#include "extension.h"',
+        "".join(f'#include "{name}"\n' for name in [*HEADERS, *SYSTEM_HEADERS]),
         sources=[os.path.relpath(path, ROOT) for path in own],
         include_dirs=[str(NATIVE / "ext"), str(NATIVE / "include")],
         define_macros=[(f"PCX_{name.upper()}_PATH", f'"{path}"') for name, path in programs.items()],

@@ -55,6 +55,7 @@ struct pcx_exchange
 
 /* Every function returns a negative errno on failure. */
 const char *pcx_step_name (unsigned int step);
+const char *pcx_stage_name (unsigned int stage);
 const char *pcx_unpack_problem (unsigned int problem);
 int pcx_syncfs (int fd);
 int pcx_compare_files (int pid, int fd, int other_pid, int other_fd);
@@ -89,7 +90,6 @@ int pcx_exec_check (const char *buffer, size_t size);
 int pcx_security_check (const char *buffer, size_t size);
 int pcx_grow_descriptor_table (int fd);
 int pcx_write_file (int directory, const char *path, const char *data, size_t size);
-int pcx_reflect_layout (const char *name);
 /* Do one operation after the other: a letter, a path, and for some a text, each string with its NUL.  m and p
    make a directory, c gives it away, w writes, d and t keep a directory or a file open, r reads.  The first
    failure ends it: a negative errno, and nothing is kept open. */

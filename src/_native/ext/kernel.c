@@ -11,8 +11,6 @@
 #include <linux/mount.h>
 #include <linux/openat2.h>
 #include <sched.h>
-#include <stddef.h>
-#include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -34,6 +32,17 @@ pcx_step_name (unsigned int step)
 #undef NAME
   };
   return step < PC_STEP_COUNT ? names[step] : NULL;
+}
+
+const char *
+pcx_stage_name (unsigned int stage)
+{
+  static const char *const names[] = {
+#define NAME(name, text) text,
+    PC_STAGES (NAME)
+#undef NAME
+  };
+  return stage < PC_STAGE_COUNT ? names[stage] : NULL;
 }
 
 const char *
@@ -189,29 +198,4 @@ pcx_write_file (int directory, const char *path, const char *data, size_t size)
   int error = errno;
   close (fd);
   return written < 0 ? -error : 0;
-}
-
-int
-pcx_reflect_layout (const char *name)
-{
-  static const struct
-  {
-    const char *name;
-    size_t value;
-  } layout[] = {
-    { "pc_plan", sizeof (struct pc_plan) },
-    { "pc_source", sizeof (struct pc_source) },
-    { "pc_op", sizeof (struct pc_op) },
-    { "pc_security", sizeof (struct pc_security) },
-    { "pc_exec", sizeof (struct pc_exec) },
-    { "pc_plan.store", offsetof (struct pc_plan, store) },
-    { "pc_plan.command", offsetof (struct pc_plan, command) },
-    { "pc_security.seccomp", offsetof (struct pc_security, seccomp) },
-    { "pc_exec.argv", offsetof (struct pc_exec, argv) },
-    { "pc_op.data", offsetof (struct pc_op, data) },
-  };
-  for (size_t i = 0; i < sizeof layout / sizeof *layout; i++)
-    if (strcmp (layout[i].name, name) == 0)
-      return (int) layout[i].value;
-  return -ENOENT;
 }

@@ -184,14 +184,15 @@ static void
 serve_measure (struct pc_launcher *launcher, usize received, const struct pc_fds *fds)
 {
   struct pc_record reply = { .kind = PC_RECORD_GONE, .error = EINVAL };
-  const u64 *most = (const u64 *) (const void *) (buffer + sizeof (struct pc_request));
-  usize head = sizeof (struct pc_request) + 2 * sizeof *most;
+  const struct pc_measure_request *asked = (const void *) buffer;
+  usize head = sizeof *asked;
   struct pc_measured found;
 
   if (received > head && received < sizeof buffer && fds->count == 1)
     {
       buffer[received] = '\0';
-      reply.error = -pc_measure_tree (fds->fd[0], (const char *) buffer + head, most[0], most[1], &found);
+      reply.error = -pc_measure_tree (fds->fd[0], (const char *) buffer + head, asked->max_bytes, asked->max_inodes,
+                                      &found);
       reply.cpu_user = found.bytes;
       reply.cpu_system = found.inodes;
     }

@@ -8,18 +8,40 @@
 #define PC_LAUNCHER_FD 3
 #define PC_AGENT_IMAGE_FD 4
 
+/* The kinds of requests; values are internal, since both ends come from one build. */
 enum pc_request_kind
 {
-  PC_REQUEST_SPAWN = 1, /* caller to launcher: a plan; for a spare `value` bytes of it, then a script */
-  PC_REQUEST_MAPS,      /* caller to launcher: the id maps of its own namespace stand */
-  PC_REQUEST_REMOVE,    /* caller to launcher: below each directory sent, a letter and a name: t for a
-                           tree, g for a cgroup and those in it, k for what is kept until then */
-  PC_REQUEST_SECURITY,  /* caller to agent */
-  PC_REQUEST_EXEC,
-  PC_REQUEST_SIGNAL,    /* to the exec `id`, signal `value` */
-  PC_REQUEST_KILL_TREE, /* every process of the exec `id` */
-  PC_REQUEST_KILL_ALL,  /* every process but the agent */
-  PC_REQUEST_OPEN,      /* open a path beneath the root and send the fd back */
+  PC_REQUEST_SPAWN = 1, /* to the launcher: a plan; for a spare `value` bytes of it, then a script */
+  PC_REQUEST_MAPS,      /* to the launcher: the id maps of its own user namespace are written */
+  PC_REQUEST_REMOVE,    /* to the launcher: below each directory sent, a letter and a name: t for a tree, g for a
+                           cgroup and those in it, k for a directory that is kept until then */
+  PC_REQUEST_SECURITY,  /* to the agent: struct pc_security */
+  PC_REQUEST_EXEC,      /* to the agent: struct pc_exec */
+  PC_REQUEST_SIGNAL,    /* to the agent: send signal `value` to the exec `id` */
+  PC_REQUEST_KILL_TREE, /* to the agent: kill every process of the exec `id` */
+  PC_REQUEST_KILL_ALL,  /* to the agent: kill every process but the agent */
+  PC_REQUEST_OPEN,      /* to the agent: open a path beneath the root and send the fd back */
+  PC_REQUEST_PREPARE,   /* to the launcher: run a script's file operations below the directories sent, then clone a
+                           child that waits for a plan in the namespaces, ids and groups of this one.  `value` bytes
+                           of plan, then the script.  Without an answer: a SPAWN that finds no spare reports it. */
+  PC_REQUEST_UNPACK,    /* layer.h */
+  PC_REQUEST_FINISH,
+  PC_REQUEST_PACK,
+  PC_REQUEST_FILES, /* files.h */
+  PC_REQUEST_FILE,
+  PC_REQUEST_RESTACK, /* to the launcher: a plan whose operations give the container of PID 1 `value` another root.
+                         The result comes on the plan's control socket, unless the reply has failed already. */
+  PC_REQUEST_NETWORK, /* network.h */
+  PC_REQUEST_RELAY,   /* to the launcher: one fd, the SEQPACKET socket of a child that relays connections (relay.h).
+                         Answered by PC_RECORD_STARTED with its pid, or PC_RECORD_FAILED. */
+  PC_REQUEST_SYS,     /* to the launcher, once: the entries of its containers' /sys (sysview.c) */
+  PC_REQUEST_DRAIN,   /* to the agent: read ends of pipes that processes left by an exec may still write to.  It
+                         discards what comes until the last writer has closed.  Without an answer. */
+  PC_REQUEST_MEASURE, /* to the launcher: struct pc_measure_request, then the name of a tree below the directory sent.
+                         Answered by PC_RECORD_GONE with bytes in cpu_user and inodes in cpu_system. */
+  PC_REQUEST_FDS,     /* to the launcher: fds that belong to the next PC_REQUEST_SPAWN, for one message carries 253 at
+                         most.  `value` is 1 for the first of several.  Without an answer. */
+  PC_REQUEST_KIND_COUNT
 };
 
 struct pc_request
@@ -31,35 +53,6 @@ struct pc_request
   i32 value;
   u32 pad;
 };
-
-/* PC_REQUEST_PREPARE, caller to launcher: do a script's file operations below the directories sent, then let a
-   child with the plan's namespaces, ids and groups wait for a plan.  `value` bytes of plan, then the script.
-   Nothing is answered: who claims a spare that is not there is told so. */
-#define PC_REQUEST_PREPARE 10u
-#define PC_REQUEST_UNPACK 11u /* layer.h */
-#define PC_REQUEST_FINISH 12u
-#define PC_REQUEST_PACK 13u
-/* PC_REQUEST_RESTACK, caller to launcher: a plan whose operations give the container of PID 1 `value` another
-   root.  What became of it is told on the plan's control socket, unless the reply has failed already. */
-#define PC_REQUEST_RESTACK 16u
-/* PC_REQUEST_RELAY, caller to launcher: one fd, the SEQPACKET socket of a child that relays connections
-   (relay.h).  Answered by PC_RECORD_STARTED with its pid, or PC_RECORD_FAILED. */
-#define PC_REQUEST_RELAY 18u
-/* PC_REQUEST_SYS, caller to launcher: what the /sys of its containers has, once (sysview.c) */
-#define PC_REQUEST_SYS 19u
-/* PC_REQUEST_MEASURE, caller to launcher: two u64, the most bytes and inodes to count, and the name of a tree below
-   the directory sent.  Answered by PC_RECORD_GONE with bytes in cpu_user and inodes in cpu_system. */
-#define PC_REQUEST_MEASURE 28u
-#define PC_REQUEST_FILES 14u /* files.h */
-#define PC_REQUEST_FILE 15u
-#define PC_REQUEST_NETWORK 17u /* network.h */
-/* PC_REQUEST_DRAIN, caller to agent: read ends of pipes that a finished exec's processes may still write to.
-   The agent reads and discards until their last writer is gone.  Nothing is answered. */
-#define PC_REQUEST_DRAIN 19u
-
-/* PC_REQUEST_FDS, caller to launcher: fds that follow those of the next PC_REQUEST_SPAWN, for one message takes
-   253 at most.  `value` is 1 for the first of several.  Nothing is answered. */
-#define PC_REQUEST_FDS 30u
 
 #define PC_REQUEST_IN_MEMFD 1u
 #define PC_REQUEST_AFTER 2u /* PC_REQUEST_REMOVE: the first fd is a pidfd whose end to wait for */
@@ -73,6 +66,14 @@ enum pc_record_kind
   PC_RECORD_EXITED,  /* value: wait status, and the usage of the waited-for tree */
   PC_RECORD_GONE,    /* PC_REQUEST_KILL_*: every process is dead */
   PC_RECORD_OPENED,  /* with the fd of PC_REQUEST_OPEN, or with the terminal of an exec before it started */
+};
+
+/* PC_REQUEST_MEASURE, followed by the name of the tree. */
+struct pc_measure_request
+{
+  struct pc_request request;
+  u64 max_bytes; /* counting stops above either */
+  u64 max_inodes;
 };
 
 struct pc_record

@@ -48,6 +48,29 @@
   X (SECCOMP, "seccomp")                                                      \
   X (EXEC, "execve")
 
+/* The stages of a helper's own start; a record of PC_STEP_LAUNCHER names the one that failed in `op`. */
+#define PC_STAGES(X)                                                          \
+  X (NONE, "none")                                                            \
+  X (SIGNALS, "signals")                                                      \
+  X (USER_NAMESPACE, "user namespace")                                        \
+  X (SUB_ID_MAPS, "id maps of sub-ids")                                       \
+  X (SINGLE_ID_MAP, "id map of one id")                                       \
+  X (MOUNT_NAMESPACE, "mount namespace")                                      \
+  X (PROPAGATION, "mount propagation")                                        \
+  X (HOST_MOUNTS, "view of the host's mounts")                                \
+  X (SECOND_MOUNT_NAMESPACE, "second mount namespace")                        \
+  X (SMALL_ROOT, "small root")                                                \
+  X (OWN_MOUNTS, "view of its own mounts")                                    \
+  X (NETWORK_NAMESPACE, "network namespace")
+
+enum pc_stage
+{
+#define PC_STAGE_ENUM(name, text) PC_STAGE_##name,
+  PC_STAGES (PC_STAGE_ENUM)
+#undef PC_STAGE_ENUM
+  PC_STAGE_COUNT
+};
+
 enum pc_step
 {
 #define PC_STEP_ENUM(name, text) PC_STEP_##name,

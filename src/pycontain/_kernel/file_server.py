@@ -1,44 +1,61 @@
-"""The files server of one container: a confined process that walks the guest's paths, and how to ask it."""
+"""The file server of a container: a confined process that resolves the guest's paths."""
 
 from __future__ import annotations
 
 import os
-import struct
 import threading
 from enum import IntEnum
 
 from pycontain._kernel import native
 from pycontain._kernel.launcher import Launcher
 from pycontain._kernel.plan import request
-from pycontain._kernel.unpacker import User
+from pycontain._kernel.protocol import RequestKind, structure
+from pycontain._kernel.unpacker import LANDLOCK_LEAST, User, padded_groups
 
-_FILES, _FILE = 14, 15
-_BODY = struct.Struct("<IIIIIIIIII64I4q")
-_LANDLOCK = 1
-_LANDLOCK_FROM = 3
-UTIME_NOW = 0x3FFFFFFF
-SET_OWNER, SET_MODE, SET_TIMES = 1, 2, 4
+_BODY = structure(
+    "pc_file_request",
+    "verb flags mode uid gid owner_uid owner_gid set group_count groups times",
+    without="request",
+)
+_GONE = "the file server has ended"
+UTIME_NOW: int = native.lib.UTIME_NOW
+"""Nanoseconds that stand for the current time (utimensat(2))."""
 UNCHANGED = 0xFFFFFFFF
-"""An owner that stays as it is."""
+"""An owner that is left as it is (chown(2): -1)."""
+
+
+SET_OWNER: int = native.lib.PC_FILE_SET_OWNER
+SET_MODE: int = native.lib.PC_FILE_SET_MODE
+SET_TIMES: int = native.lib.PC_FILE_SET_TIMES
+"""The attributes that Verb.SET changes (files.h)."""
 
 
 class Verb(IntEnum):
-    """What can be asked (files.h)."""
+    """The operations of the file server (enum pc_file_verb)."""
 
-    OPEN = 1
-    MKDIR = 2
-    UNLINK = 3
-    RMDIR = 4
-    RENAME = 5
-    SYMLINK = 6
-    LINK = 7
-    SET = 8
+    OPEN = native.lib.PC_FILE_OPEN
+    MKDIR = native.lib.PC_FILE_MKDIR
+    UNLINK = native.lib.PC_FILE_UNLINK
+    RMDIR = native.lib.PC_FILE_RMDIR
+    RENAME = native.lib.PC_FILE_RENAME
+    SYMLINK = native.lib.PC_FILE_SYMLINK
+    LINK = native.lib.PC_FILE_LINK
+    SET = native.lib.PC_FILE_SET
 
 
 class FileServer:
-    """A files server: root in the user namespace of the process behind `pidfd`, with `root` as its root.
+    """A file server: root in a container's user namespace, confined to the container's files.
 
-    Both fds stay the caller's.  Many threads may ask, one after the other.  Raises OSError.
+    Threads may use it at the same time; their requests are served one after the other.
+
+    Args:
+        root: The root directory of the container; the descriptor remains the caller's.
+        pidfd: A process in the container's user namespace; the descriptor remains the caller's.
+        landlock: The Landlock ABI of the kernel.
+
+    Raises:
+        StartError: The process could not be started.
+        OSError: It could not confine itself.
     """
 
     def __init__(self, root: int, pidfd: int, *, landlock: int) -> None:
@@ -46,20 +63,20 @@ class FileServer:
         self._number = 0
         self._launcher = Launcher(files=True)
         try:
-            flags = (landlock >= _LANDLOCK_FROM) * _LANDLOCK
-            native.send(self._launcher.socket, request(_FILES, flags=flags), [root, pidfd])
+            flags = native.lib.PC_FILES_LANDLOCK if landlock >= LANDLOCK_LEAST else 0
+            native.send(self._launcher.socket, request(RequestKind.FILES, flags=flags), [root, pidfd])
             record = native.receive_uninterrupted(self._launcher.socket)
             if record is None:
-                raise ConnectionResetError("the files server is gone")
+                raise ConnectionResetError(_GONE)
             if record.errno:
-                raise OSError(record.errno, os.strerror(record.errno), "files server")
+                raise OSError(record.errno, os.strerror(record.errno), "file server")
         except BaseException:
             self.close()
             raise
 
     @property
     def pid_fd(self) -> int:
-        """The pidfd of the server."""
+        """The pidfd of the process."""
         return self._launcher.pidfd
 
     def ask(
@@ -76,40 +93,55 @@ class FileServer:
         times: tuple[int, int, int, int] = (0, 0, 0, 0),
         fd: int = -1,
     ) -> int:
-        """Have it done; the fd that OPEN gives, or -1.
+        """Perform an operation.
 
-        user: with whose rights, and the owner of what is created.  owner: for SET.  path, second: without
-        NUL.  times: seconds and nanoseconds of access and change.  fd: what SET is
-        about, instead of the path.  Raises OSError as the kernel has it, BrokenPipeError where the server
-        is gone and nothing was done, ConnectionResetError where that is not known.
+        Args:
+            verb: The operation.
+            path: A path of the container, without NUL.
+            second: The other path of RENAME and LINK, or the content of SYMLINK, without NUL.
+            flags: Of open(2) for OPEN, of renameat2(2) for RENAME.
+            mode: The mode of a new file, or the one to set.
+            user: The user of the container who acts and owns new files.
+            owner: The uid and gid to set; UNCHANGED leaves one as it is.
+            change: The attributes to set, of SET_OWNER, SET_MODE and SET_TIMES.
+            times: Seconds and nanoseconds of access, then of modification.
+            fd: The file whose attributes to set, instead of the path.
+
+        Returns:
+            The descriptor of an opened file, or -1.
+
+        Raises:
+            OSError: The kernel refused the operation.
+            BrokenPipeError: The server had ended; the operation was not done.
+            ConnectionResetError: The server ended meanwhile; the operation may have been done.
         """
         uid, gid, groups = user
-        numbers = (verb, flags & 0xFFFFFFFF, mode, uid, gid, *owner, change, len(groups), 0)
-        body = _BODY.pack(*numbers, *groups, *(0,) * (64 - len(groups)), *times)
+        numbers = (verb, flags & 0xFFFFFFFF, mode, uid, gid, *owner, change, len(groups))
+        body = _BODY.pack(*numbers, *padded_groups(groups), *times)
         with self._lock:
             self._number = (self._number + 1) & 0x7FFFFFFF
-            message = request(_FILE, body + path + b"\0" + second + b"\0", number=self._number)
+            message = request(RequestKind.FILE, body + path + b"\0" + second + b"\0", number=self._number)
             native.send(self._launcher.socket, message, [fd] if fd >= 0 else [])
-            record = self._hear()
+            record = self._receive()
         if record.errno:
             raise OSError(record.errno, os.strerror(record.errno))
         return record.fd
 
-    def _hear(self) -> native.Record:
-        """The answer to the last question: one that an interrupt kept somebody from hearing is let go."""
+    def _receive(self) -> native.Record:
+        """Return the answer to the last request; discard answers whose callers were interrupted."""
         while (record := native.receive_uninterrupted(self._launcher.socket)) is not None:
             if record.op == self._number:
                 return record
             if record.fd >= 0:
                 os.close(record.fd)
-        raise ConnectionResetError("the files server is gone")
+        raise ConnectionResetError(_GONE)
 
     def close(self) -> None:
-        """End it and wait until it is gone.  Idempotent."""
-        self._launcher.kill()  # without the lock: who waits for an answer hears of its end
+        """Kill the process and wait for its end.  Idempotent."""
+        self._launcher.kill()  # without the lock, which a thread holds that waits for an answer
         with self._lock:
             self._launcher.close()
 
     def forget(self) -> None:
-        """For a forked child: close the fds alone."""
+        """Close the descriptors only, in a forked child."""
         self._launcher.close()

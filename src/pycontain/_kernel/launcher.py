@@ -1,17 +1,17 @@
-"""The launchers of this process: small programs from which every container is born.
+"""Launchers: small static programs, from which all containers of this process are cloned.
 
-A launcher serves one start at a time; a second one is made when two threads
-start at once, up to the number of processors.
+A launcher serves one start at a time.  When threads start containers at the same time, further launchers are
+made, up to the number of processors.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
@@ -21,24 +21,38 @@ from typing import Any
 from pycontain._kernel import native
 from pycontain._kernel.hostpath import AT_FDCWD
 from pycontain._kernel.plan import request
+from pycontain._kernel.protocol import LauncherKind, RecordKind, RequestKind, stage_name, structure
 from pycontain._kernel.waiting import is_ready
 from pycontain.errors import StartError
 
-_EFBIG = 27
+_MEASURE = structure("pc_measure_request", "max_bytes max_inodes", without="request")
 _FIRST_TABLE_SLOT = 255
-_PLAIN, _FILES, _ROOTLESS_NETNS = 1, 2, 3
+"""The descriptor up to which the table of this process is grown at first."""
 _PATIENCE = 10.0
-"""Seconds for a killed launcher to be gone."""
+"""Seconds in which a killed launcher has to end."""
 
 
 class Launcher:
-    """One launcher: a socket, and the process behind it.
+    """A launcher: its socket and its process.
 
-    plain: the caller has no CAP_SYS_ADMIN; the launcher makes a user namespace of its own first.
-    maps: for plain users, the id maps to write with newuidmap and newgidmap, or None for the single-id map.
-    files: it makes no namespace, but joins the user namespace of the container whose files it works on.
-    rootless_netns: a plain one in a network namespace of its own, in which networks can be made.
-    views: of the /sys of its containers, each path of the host to show and its entry for sysview.c.
+    Args:
+        plain: The caller is unprivileged (without CAP_SYS_ADMIN): the launcher makes a user namespace first.
+        maps: Of `sub_id_maps`, or None for a map of one id; only with `plain`.
+        files: It makes no namespaces, but joins the user namespace of a container to work on its files.
+        rootless_netns: An unprivileged one with a network namespace of its own, to make networks in.
+        views: The entries of its containers' /sys, as (path on the host, bytes for sysview.c).
+
+    Attributes:
+        socket: The socket for requests, or -1 once closed.
+        pidfd: The process, or -1 once closed.
+        precloned: The pre-cloned child that waits in it, or None.
+        owed: Starts that were requested and not answered yet, in the order of the answers.
+        listening: Held while a request is sent and its answer received.
+        old_layers: The kernel's overlayfs takes no detached mounts as layers (before Linux 6.15).
+
+    Raises:
+        StartError: It could not start.
+        OSError: A system call of this process failed.
     """
 
     def __init__(
@@ -51,51 +65,54 @@ class Launcher:
         views: Sequence[tuple[str, bytes]] = (),
     ) -> None:
         socket, pidfd = native.ffi.new("int *"), native.ffi.new("int *")
-        kind = _FILES if files else _ROOTLESS_NETNS if rootless_netns else _PLAIN if plain else 0
+        kind = LauncherKind.ROOT
+        if files:
+            kind = LauncherKind.FILES
+        elif rootless_netns:
+            kind = LauncherKind.ROOTLESS_NETNS
+        elif plain:
+            kind = LauncherKind.PLAIN
         result = native.lib.pcx_start_launcher(kind, socket, pidfd)
-        if result == -_EFBIG:
+        if result == -errno.EFBIG:
             raise StartError(
                 "the launcher could not start: its program is larger than RLIMIT_FSIZE of this process",
                 step="launcher",
-                errno=_EFBIG,
+                errno=errno.EFBIG,
                 hint="raise the hard limit (`ulimit -Hf` in a shell, LimitFSIZE= in systemd)",
             )
         native.checked(result, "launcher")
         self.socket: int = socket[0]
         self.pidfd: int = pidfd[0]
         self.precloned: Any = None
-        """What is known of the child that waits here, for who asked for it."""
         self.owed: collections.deque[Any] = collections.deque()
-        """Starts that were asked for and not heard of yet: the answers come in this order."""
         self.listening = threading.Lock()
         try:
-            self.old_layers = self._hear_ready(maps)
+            self.old_layers = self._receive_ready(maps)
             if views:
                 self._show(views, plain=plain)
         except BaseException:
             self.close()
             raise
 
-    def _hear_ready(self, maps: tuple[list[str], list[str]] | None) -> bool:
+    def _receive_ready(self, maps: tuple[list[str], list[str]] | None) -> bool:
         record = native.receive(self.socket)
-        if record is not None and record.kind == native.STARTED:
+        if record is not None and record.kind == RecordKind.STARTED:
             if maps is not None:
                 _write_maps(record.value, maps)
-            native.send(self.socket, request(native.MAPS, value=int(maps is not None)))
+            native.send(self.socket, request(RequestKind.MAPS, value=int(maps is not None)))
             record = native.receive(self.socket)
-        if record is None or record.kind != native.READY:
-            errno = record.errno if record else 0
-            where = record.op if record else 0
+        if record is None or record.kind != RecordKind.READY:
+            failure = f"could not set up its {stage_name(record.op)}" if record else "ended during its start"
             raise StartError(
-                f"the launcher could not start (stage {where})",
+                f"the launcher {failure}",
                 step="launcher",
-                errno=errno,
-                hint="user namespaces may be disabled: see `Engine().doctor()`",
+                errno=record.errno if record else 0,
+                hint="run `pycontain doctor`: user namespaces may be disabled",
             )
         return bool(record.flags)
 
     def _show(self, views: Sequence[tuple[str, bytes]], *, plain: bool) -> None:
-        """Let its containers have a /sys; an unprivileged user's launcher opens the mounts itself."""
+        """Set up the /sys of its containers; an unprivileged launcher opens the mounts itself."""
         fds: list[int] = []
         try:
             for path, entry in () if plain else views:
@@ -104,7 +121,7 @@ class Launcher:
                 elif path:
                     fd = native.lib.pcx_open_tree(AT_FDCWD, os.fsencode(path), 1)
                     fds.append(native.checked(fd, "launcher"))
-            native.send(self.socket, request(native.SYS, b"".join(entry for _, entry in views)), fds)
+            native.send(self.socket, request(RequestKind.SYS, b"".join(entry for _, entry in views)), fds)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -118,44 +135,57 @@ class Launcher:
             )
 
     def hear_owed(self) -> None:
-        """Hear of every start that was asked for, with `listening` held: the next answer is another one's."""
+        """Receive the answers to all starts that were requested before, with `listening` held."""
         while self.owed:
             self.owed[0].listen(self.socket)
             self.owed.popleft()
 
     def measure(self, directory: int, name: str, most: tuple[int, int]) -> tuple[int, int]:
-        """Bytes and inodes of the tree `name` below a directory fd, counted up to `most`.  Raises OSError."""
-        message = request(native.MEASURE, struct.pack("QQ", *most) + os.fsencode(name) + b"\0")
+        """Count the content of a tree.
+
+        Args:
+            directory: The descriptor of the directory above the tree.
+            name: The tree's name.
+            most: Bytes and inodes above which counting stops.
+
+        Returns:
+            Bytes and inodes.
+
+        Raises:
+            OSError: The tree cannot be read.
+            ConnectionResetError: The launcher has ended.
+        """
+        message = request(RequestKind.MEASURE, _MEASURE.pack(*most) + os.fsencode(name) + b"\0")
         with self.listening:
             self.hear_owed()
             native.send(self.socket, message, [directory])
             record = native.receive_uninterrupted(self.socket)
         if record is None:
-            raise ConnectionResetError("the launcher is gone")
+            raise ConnectionResetError("the launcher has ended")
         if record.errno:
             raise OSError(record.errno, os.strerror(record.errno), name)
         return record.cpu_user, record.cpu_system
 
     def close(self) -> None:
-        """End the launcher, and with it every container that it started."""
+        """Close the launcher's descriptors, which ends it and every container that it started."""
         for fd in (self.socket, self.pidfd):
             if fd >= 0:
                 os.close(fd)
         self.socket = self.pidfd = -1
 
     def kill(self) -> None:
-        """End it at once, whatever it does, and wait until it is gone; `close` comes after."""
+        """Kill the process and wait for its end; call `close` afterwards."""
         if self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             is_ready(self.pidfd, _PATIENCE)
 
     def remove(self, directory: int, name: str) -> None:
-        """Remove the tree `name` below the directory fd, as the launcher's user.  Raises OSError."""
-        native.send(self.socket, request(native.REMOVE, b"t" + os.fsencode(name) + b"\0"), [directory])
+        """Remove the tree `name` below a directory, as the launcher's user.  Raises OSError."""
+        native.send(self.socket, request(RequestKind.REMOVE, b"t" + os.fsencode(name) + b"\0"), [directory])
         record = native.receive_uninterrupted(self.socket)
         if record is None:
-            raise ConnectionResetError("the launcher is gone")
+            raise ConnectionResetError("the launcher has ended")
         if record.errno:
             raise OSError(record.errno, os.strerror(record.errno), name)
 
@@ -165,14 +195,18 @@ def _write_maps(pid: int, maps: tuple[list[str], list[str]]) -> None:
         done = subprocess.run([tool, str(pid), *entries], capture_output=True, text=True, check=False)
         if done.returncode:
             raise StartError(
-                f"{tool} refused the map: {done.stderr.strip()}",
+                f"{tool} refused the id map: {done.stderr.strip()}",
                 step="id map",
                 hint="check /etc/subuid and /etc/subgid",
             )
 
 
 def sub_id_maps() -> tuple[list[str], list[str]] | None:
-    """Arguments for newuidmap and newgidmap: 0 is this user, 1 and on are its sub-ids; None without them."""
+    """Return arguments for newuidmap and newgidmap: this user becomes 0, its subordinate ids 1 and above.
+
+    Returns:
+        Two lists, or None if the tools or the subordinate ids are missing.
+    """
     if not (shutil.which("newuidmap") and shutil.which("newgidmap")):
         return None
     maps = []
@@ -205,7 +239,7 @@ def _sub_id_range(path: str) -> tuple[int, int] | None:
 
 
 class Borrowed:
-    """A launcher on loan."""
+    """A launcher that `LauncherPool.borrow` lends for a `with` block."""
 
     def __init__(self, pool: LauncherPool) -> None:
         self._pool = pool
@@ -232,7 +266,15 @@ class Borrowed:
 
 
 class LauncherPool:
-    """Launchers that are free; `borrow` makes another while fewer than `size` exist."""
+    """The launchers of one kind.
+
+    Args:
+        plain: Of `Launcher`.
+        maps: Of `Launcher`.
+        size: Most launchers; by default the number of processors, and at least two.
+        rootless_netns: Of `Launcher`.
+        views: Returns the views of a new launcher.
+    """
 
     def __init__(
         self,
@@ -252,14 +294,14 @@ class LauncherPool:
         self._count = 0
         self._all: list[Launcher] = []
         self._orphans: list[Any] = []
-        # Taken by itself: a handler's exception in the condition's own __enter__ would leave it locked.
+        # Locked directly: an exception of a signal handler in Condition.__enter__ would leave it locked.
         self._mutex = threading.Lock()
         self._changed = threading.Condition(self._mutex)
-        # Growth of the table in a process with threads waits for a grace period: pay once.
+        # In a process with threads the kernel waits for a grace period whenever it grows the table.
         native.lib.pcx_grow_descriptor_table(_FIRST_TABLE_SLOT)
 
     def borrow(self) -> Borrowed:
-        """A launcher of one's own while a `with` lasts; a dead one is not given back."""
+        """Return a context manager that lends a launcher, made if all are in use and `size` allows it."""
         return Borrowed(self)
 
     def __len__(self) -> int:
@@ -267,22 +309,22 @@ class LauncherPool:
 
     @property
     def idle(self) -> bool:
-        """Is a launcher free?"""
+        """True if a launcher is free."""
         return bool(self._free)
 
     def precloned(self) -> list[Any]:
-        """Return the pre-cloned children of all launchers."""
+        """Return the pre-cloned children of all launchers, dead ones included."""
         with self._mutex:
             waiting = [launcher.precloned for launcher in self._all if launcher.precloned is not None]
             return waiting + self._orphans
 
     def lend(self, to: Borrowed) -> None:
-        """Give a free launcher, or a new one, or wait."""
+        """Assign a free launcher or a new one, or wait for one."""
         with self._mutex:
             while not self._free and self._count >= self._size:
                 self._changed.wait()
             if self._free:
-                # Without a call in between, after which a signal handler might raise and lose it.
+                # No call between the two lines: a signal handler could raise after it and lose the launcher.
                 to.launcher = self._free[-1]
                 del self._free[-1]
                 return
@@ -300,13 +342,13 @@ class LauncherPool:
             self._all.append(to.launcher)
 
     def give_back(self, launcher: Launcher) -> None:
-        """Free again."""
+        """Make a launcher free again."""
         with self._mutex:
             self._changed.notify()
             self._free.append(launcher)
 
     def drop(self, launcher: Launcher) -> None:
-        """It is dead."""
+        """Remove a launcher that has ended."""
         launcher.close()
         with self._mutex:
             if launcher.precloned is not None:
@@ -316,18 +358,18 @@ class LauncherPool:
             self._changed.notify()
 
     def forget(self) -> None:
-        """In a forked child: close the fds; a thread that the child does not have may hold the lock."""
+        """Close the descriptors only, in a forked child, where a thread that is gone may hold the lock."""
         for launcher in self._all:
             launcher.close()
 
     def end(self) -> None:
-        """End every launcher, and so every container; what waits in them stays known until `close`."""
+        """End every launcher and with it every container; `precloned` is unchanged until `close`."""
         with self._mutex:
             for launcher in self._all:
                 launcher.close()
 
     def close(self) -> None:
-        """End every launcher, and forget them."""
+        """End every launcher and forget all of them."""
         with self._mutex:
             for launcher in self._all:
                 launcher.close()

@@ -1,7 +1,8 @@
-"""The C extension, typed, with errors raised as OSError."""
+"""Typed access to the C extension, with errors raised as OSError."""
 
 from __future__ import annotations
 
+import errno as errno_codes
 import os
 from typing import Any
 
@@ -9,38 +10,30 @@ from attrs import frozen
 
 from pycontain._kernel._ffi import ffi as _ffi
 from pycontain._kernel._ffi import lib as _lib
+from pycontain._kernel.protocol import step_name
 
 ffi: Any = _ffi
 lib: Any = _lib
 
-READY, FAILED, STARTED, EXITED, GONE, OPENED = range(1, 7)
-"""Kinds of records (protocol.h)."""
-
-SPAWN, MAPS, REMOVE, SECURITY, EXEC, SIGNAL, KILL_TREE, KILL_ALL, OPEN = range(1, 10)
-"""Kinds of requests (protocol.h)."""
-
-PREPARE, RESTACK, NETWORK, RELAY, SYS, FDS = 10, 16, 17, 18, 19, 30
-"""Requests to the launcher (protocol.h)."""
-
-DRAIN = 19
-"""Request to the agent (protocol.h)."""
-
-MEASURE = 28
-"""Request to the launcher (protocol.h)."""
-
-IN_MEMFD, AFTER = 1, 2
-"""Flags of requests (protocol.h)."""
-
-MAX_INLINE = 120 * 1024
-MAX_FDS = 240
-"""Descriptors in one message: the kernel's SCM_MAX_FD is 253."""
-
-_EINTR, _EAGAIN = -4, -11
-
 
 @frozen
 class Record:
-    """An answer of launcher or agent; times in microseconds, memory in bytes."""
+    """An answer of launcher or agent (struct pc_record).
+
+    Attributes:
+        kind: Of RecordKind.
+        step: The control that failed, as a number of steps.h.
+        errno: The error of that control, 0 without one.
+        op: The operation of the plan that failed, or -1; the stage of a launcher's start.
+        value: A pid or a wait status, by kind.
+        flags: By kind.
+        cpu_user: Microseconds.
+        cpu_system: Microseconds.
+        peak_rss: Bytes.
+        read: Bytes read from block devices.
+        written: Bytes written to block devices.
+        fd: The descriptor that came with the record, or -1.
+    """
 
     kind: int
     step: int
@@ -57,38 +50,24 @@ class Record:
 
     @property
     def step_name(self) -> str:
-        """The control that failed, by the name that steps.h gives it."""
+        """The name of the control that failed (steps.h)."""
         return step_name(self.step)
 
 
-def step_name(step: int) -> str:
-    """The name of a control in steps.h."""
-    name = lib.pcx_step_name(step)
-    return ffi.string(name).decode() if name else f"step {step}"
-
-
-def steps() -> list[str]:
-    """Every control, in the order in which they happen."""
-    names: list[str] = []
-    while lib.pcx_step_name(len(names)):
-        names.append(step_name(len(names)))
-    return names
-
-
 def checked(result: int, what: str | None = None) -> int:
-    """The result of a native call; raises OSError for a negative errno."""
+    """Return the result of a native call.  Raises OSError for a negative errno."""
     if result < 0:
         raise OSError(-result, os.strerror(-result), what)
     return result
 
 
 def pair() -> tuple[int, int]:
-    """A connected pair of close-on-exec message sockets."""
+    """Return a connected pair of SOCK_SEQPACKET sockets, close-on-exec.  Raises OSError."""
     ends = ffi.new("int[]", [-1, -1])
     try:
         checked(lib.pcx_pair(ends))
         return ends[0], ends[1]
-    except BaseException:  # a signal handler's, when the pair was made
+    except BaseException:  # a signal handler may raise after the pair was made
         for end in ends:
             if end >= 0:
                 os.close(end)
@@ -96,12 +75,12 @@ def pair() -> tuple[int, int]:
 
 
 def send(socket: int, message: bytes | bytearray, fds: list[int] | tuple[int, ...] = ()) -> None:
-    """Send one message with fds.  Raises OSError; BrokenPipeError where nobody listens any more."""
+    """Send one message with descriptors.  Raises OSError; BrokenPipeError if the other end is closed."""
     checked(lib.pcx_send(socket, ffi.from_buffer(message), len(message), fds or ffi.NULL, len(fds)))
 
 
 def record_of(raw: Any, fd: int = -1) -> Record:
-    """A record out of C's memory."""
+    """Copy a record out of memory of the extension."""
     return Record(
         raw.kind,
         raw.step,
@@ -119,9 +98,18 @@ def record_of(raw: Any, fd: int = -1) -> Record:
 
 
 def receive(socket: int, timeout_ms: int = -1) -> Record | None:
-    """The next record, or None at the end of the stream; signals are served while it waits.
+    """Wait for the next record; signal handlers run meanwhile and may raise.
 
-    Raises TimeoutError when timeout_ms passed, and what a signal handler raises.
+    Args:
+        socket: A SOCK_SEQPACKET socket.
+        timeout_ms: Milliseconds, or -1 for no timeout.
+
+    Returns:
+        The record, or None at the end of the stream.
+
+    Raises:
+        TimeoutError: No record came in time.
+        OSError: The socket failed, or the message was no record.
     """
     out = ffi.new("struct pc_record_fd *")
     while True:
@@ -130,14 +118,17 @@ def receive(socket: int, timeout_ms: int = -1) -> Record | None:
             return record_of(out.record, out.fd)
         if result == 0:
             return None
-        if result == _EAGAIN:
+        if result == -errno_codes.EAGAIN:
             raise TimeoutError
-        if result != _EINTR:
+        if result != -errno_codes.EINTR:
             checked(result)
 
 
 def receive_uninterrupted(socket: int) -> Record | None:
-    """As `receive`, but what a signal handler raises comes after the answer, not instead of it."""
+    """Wait as `receive` does, but raise an exception of a signal handler only after the answer.
+
+    The next caller would otherwise receive an answer that is not its own.
+    """
     out = ffi.new("struct pc_record_fd *")
     pending: BaseException | None = None
     while out.record.kind == 0:
@@ -145,11 +136,11 @@ def receive_uninterrupted(socket: int) -> Record | None:
             result = lib.pcx_receive(socket, out, -1)
             if result == 0:
                 break
-            if result not in (1, _EINTR):
+            if result not in (1, -errno_codes.EINTR):
                 checked(result)
         except OSError:
             raise
-        except BaseException as error:  # noqa: BLE001  it is raised below
+        except BaseException as error:  # noqa: BLE001  raised below
             pending = error
     if pending is not None:
         if out.record.kind and out.fd >= 0:
@@ -159,5 +150,5 @@ def receive_uninterrupted(socket: int) -> Record | None:
 
 
 def sealed(name: str, data: bytes) -> int:
-    """An fd of memory whose content can no longer change."""
+    """Return a memfd with this content, sealed so that it can no longer change.  Raises OSError."""
     return checked(lib.pcx_sealed_memory(name.encode(), data, len(data)))

@@ -1,10 +1,10 @@
-"""Sockets and settings of a network namespace that this process is not in: asked of a launcher."""
+"""Sockets and sysctls of another network namespace, by way of a launcher."""
 
 from __future__ import annotations
 
 import os
 import socket
-import struct
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,18 +12,28 @@ from attrs import frozen
 
 from pycontain._kernel import native
 from pycontain._kernel.plan import request
+from pycontain._kernel.protocol import RecordKind, RequestKind, structure
 from pycontain.errors import StartError
 
 if TYPE_CHECKING:
     from pycontain._kernel.launcher import Launcher
 
-_COUNTS = struct.Struct("=II")
-_SOCKET = struct.Struct("=HHHH2sH4s")
+_COUNTS = structure("pc_network_request", "sockets values", without="request")
+_SOCKET = structure("pc_socket", "domain type protocol backlog port address")
 
 
 @frozen
 class SocketSpec:
-    """A socket as of socket(2); with a port it is bound, with a backlog it listens.  IPv4 alone."""
+    """A socket to open, for IPv4 or netlink.
+
+    Attributes:
+        domain: Of socket(2).
+        type: Of socket(2); the socket is close-on-exec in any case.
+        protocol: Of socket(2).
+        address: The address to bind to if there is a port.
+        port: The port to bind to; 0 leaves the socket unbound.
+        backlog: Of listen(2); 0 for a socket that does not listen.
+    """
 
     domain: int
     type: int
@@ -33,25 +43,34 @@ class SocketSpec:
     backlog: int = 0
 
     def packed(self) -> bytes:
-        """As network.h has it."""
+        """Encode as struct pc_socket."""
         return _SOCKET.pack(
             self.domain,
             self.type,
             self.protocol,
             self.backlog,
-            struct.pack(">H", self.port),
-            0,
-            socket.inet_aton(self.address),
+            socket.htons(self.port),
+            int.from_bytes(socket.inet_aton(self.address), sys.byteorder),
         )
 
 
 def open_sockets(
     launcher: Launcher, pidfd: int, wanted: Sequence[SocketSpec], settings: Mapping[str, str]
 ) -> list[int]:
-    """fds of sockets in the network namespace of a process, after settings below /proc/sys/net were made.
+    """Set sysctls in the network namespace of a process, then open sockets in it.
 
-    pidfd: the process, or -1 for the launcher's own namespace.  A setting that this kernel does not have
-    is passed over.  Raises StartError; ConnectionError when the launcher is gone.
+    Args:
+        launcher: Enters the namespace.
+        pidfd: The process, or -1 for the launcher's own namespace.
+        wanted: The sockets.
+        settings: `{path below /proc/sys/net: value}`; one that this kernel lacks is skipped.
+
+    Returns:
+        The descriptors, in the order of `wanted`.
+
+    Raises:
+        StartError: The kernel refused a socket or a setting.
+        ConnectionError: The launcher has ended.
     """
     text = b"".join(f"{path}\0{value}\0".encode() for path, value in settings.items())
     body = b"".join([_COUNTS.pack(len(wanted), len(text)), *(one.packed() for one in wanted), text, b"\0"])
@@ -59,21 +78,23 @@ def open_sockets(
     try:
         with launcher.listening:
             launcher.hear_owed()
-            native.send(launcher.socket, request(native.NETWORK, body), [pidfd] if pidfd >= 0 else [])
-            record = _hear(launcher, opened)
+            native.send(launcher.socket, request(RequestKind.NETWORK, body), [pidfd] if pidfd >= 0 else [])
+            record = _receive_all(launcher, opened)
     except BaseException:
         for fd in opened:
             os.close(fd)
         raise
-    if record.kind == native.FAILED:
+    if record.kind == RecordKind.FAILED:
         raise StartError(
-            "a network could not be set up from inside", step=record.step_name, errno=record.errno
+            "the container's network namespace could not be set up",
+            step=record.step_name,
+            errno=record.errno,
         )
     return opened
 
 
-def _hear(launcher: Launcher, opened: list[int]) -> native.Record:
-    """All answers, whatever interrupts: the next one to ask must not hear the rest of them."""
+def _receive_all(launcher: Launcher, opened: list[int]) -> native.Record:
+    """Receive all answers in spite of interrupts: the next caller must not get the rest of them."""
     pending: BaseException | None = None
     while True:
         try:
@@ -84,8 +105,8 @@ def _hear(launcher: Launcher, opened: list[int]) -> native.Record:
             pending = error
             continue
         if record is None:
-            raise ConnectionResetError("the launcher is gone")
-        if record.kind != native.OPENED:
+            raise ConnectionResetError("the launcher has ended")
+        if record.kind != RecordKind.OPENED:
             break
         opened.append(record.fd)
     if pending is not None:

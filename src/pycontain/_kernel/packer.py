@@ -1,34 +1,44 @@
-"""The process that makes an archive of a tree: confined, and gone with it."""
+"""Packing of a directory tree into an archive, by a confined process."""
 
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Callable, Iterator, Sequence
 
 from pycontain._kernel import native
 from pycontain._kernel.launcher import Launcher
 from pycontain._kernel.plan import request
-from pycontain._kernel.unpacker import Report, hear, widen
+from pycontain._kernel.protocol import PackFlag, RequestKind, structure
+from pycontain._kernel.unpacker import LANDLOCK_LEAST, Report, receive_report, widen
 
-_PACK = 13
-_OPTIONS = struct.Struct("<QqIIII")
-_WHITEOUTS, _CLAMP, _LANDLOCK, _ONE_MOUNT, _HEADERS = 1, 2, 4, 8, 16
-_CONTENT, _OWNER, _NO_KERNEL = 32, 64, 128
-_LANDLOCK_FROM = 3
+_OPTIONS = structure("pc_pack_request", "first_id clamp flags uid gid", without="request")
 _CHUNK = 1 << 20
 
 
 class Packer:
-    """One tree on its way into an uncompressed tar: iterate over `chunks`, then ask for the `report`.
+    """A tree that a process packs into an uncompressed tar archive.
 
-    first_id: the id that is the archive's 0, where files belong to a container's block.  whiteouts:
-    overlayfs's marks become those of layers (OCI layer.md, "Whiteouts").  clamp: seconds since the
-    epoch that no time in the archive is after.  one_mount: what is mounted below the tree is left out.
-    headers: no content, files are of size 0.  left_out: paths below the tree.
-    content: without an entry for the tree itself.  owner: uid and gid of everything.  no_kernel: /proc
-    and its like are left out.  stream: where to write it to, instead of `chunks`.  join: a pidfd of a
-    process whose user namespace to be root of.
+    Iterate over `chunks`, then call `report`.
+
+    Args:
+        make_launcher: Starts the process.
+        directory: The tree; the descriptor remains the caller's.
+        first_id: The id that is 0 in the archive, where files belong to a container's block of ids.
+        whiteouts: Convert overlayfs's whiteouts to those of layers (OCI layer.md, "Whiteouts").
+        clamp: The latest time in the archive, in seconds since the epoch.
+        landlock: The Landlock ABI of the kernel.
+        one_mount: Leave out file systems mounted below the tree.
+        headers: Pack files without content, as files of size 0.
+        left_out: Paths below the tree to leave out.
+        content: Leave out the entry of the tree itself.
+        owner: The uid and gid of every entry.
+        no_kernel: Leave out /proc, /sys and their like.
+        stream: The descriptor to write to, instead of `chunks`.
+        join: A pidfd of a process, in whose user namespace the process is root.
+
+    Raises:
+        StartError: The process could not be started.
+        OSError: It ended at once.
     """
 
     def __init__(
@@ -50,14 +60,14 @@ class Packer:
         join: int = -1,
     ) -> None:
         flags = (
-            whiteouts * _WHITEOUTS
-            | (clamp is not None) * _CLAMP
-            | (landlock >= _LANDLOCK_FROM) * _LANDLOCK
-            | one_mount * _ONE_MOUNT
-            | headers * _HEADERS
-            | content * _CONTENT
-            | (owner is not None) * _OWNER
-            | no_kernel * _NO_KERNEL
+            whiteouts * PackFlag.WHITEOUTS
+            | (clamp is not None) * PackFlag.CLAMP
+            | (landlock >= LANDLOCK_LEAST) * PackFlag.LANDLOCK
+            | one_mount * PackFlag.ONE_MOUNT
+            | headers * PackFlag.HEADERS
+            | content * PackFlag.CONTENT
+            | (owner is not None) * PackFlag.OWNER
+            | no_kernel * PackFlag.NO_KERNEL
         )
         self._launcher = make_launcher()
         self._stream = -1
@@ -67,10 +77,10 @@ class Packer:
                 self._stream, theirs = os.pipe2(os.O_CLOEXEC)
             try:
                 widen(theirs)
-                options = _OPTIONS.pack(first_id, clamp or 0, flags, *(owner or (0, 0)), 0)
+                options = _OPTIONS.pack(first_id, clamp or 0, flags, *(owner or (0, 0)))
                 options += b"".join(path.encode("utf-8", "surrogateescape") + b"\0" for path in left_out)
                 fds = [directory, theirs, *([join] if join >= 0 else [])]
-                native.send(self._launcher.socket, request(_PACK, options), fds)
+                native.send(self._launcher.socket, request(RequestKind.PACK, options), fds)
             finally:
                 if stream < 0:
                     os.close(theirs)
@@ -79,16 +89,16 @@ class Packer:
             raise
 
     def chunks(self) -> Iterator[bytes]:
-        """The archive, as it comes."""
+        """Yield the archive as it is made."""
         while chunk := os.read(self._stream, _CHUNK):
             yield chunk
 
     def report(self) -> Report:
-        """What became of it, after the last chunk.  Raises ConnectionResetError when it died."""
-        return hear(self._launcher)
+        """Receive the result after the last chunk.  Raises ConnectionResetError if the process died."""
+        return receive_report(self._launcher)
 
     def kill(self) -> None:
-        """End it whatever it does, and wait until it is gone."""
+        """Kill the process and wait for its end."""
         self._launcher.kill()
         self.close()
 

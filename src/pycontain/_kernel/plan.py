@@ -1,100 +1,51 @@
-"""Encode what C executes: plan, security and exec buffers of plan.h.  Pure: no system calls."""
+"""Encoding of what C executes: the plan, security and exec buffers of plan.h.  Pure: no system calls."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from enum import IntEnum, IntFlag
 
 from attrs import frozen
 
-NO_FD = 0xFFFFFFFF
-_VERSION = 1
-_PLAN_MAGIC, _EXEC_MAGIC, _SECURITY_MAGIC = 0x4E4C5050, 0x43455850, 0x43455350
+from pycontain._kernel._ffi import lib
+from pycontain._kernel.protocol import NO_FD, OpKind, structure
 
-_PLAN = struct.Struct("<4IQ6I4I4Q18I")
-_SOURCE = struct.Struct("<4I4Q")
-_OP = struct.Struct("<2H3IQ4I")
-_JOIN = struct.Struct("<2I")
-_SECURITY = struct.Struct("<4IQ2I4Q6I")
-_EXEC = struct.Struct("<10I2HI12I")
-_RLIMIT = struct.Struct("<2I2Q")
-_REQUEST = struct.Struct("<4IiI")
-
-
-class OpKind(IntEnum):
-    """One step of building a root (plan.h)."""
-
-    UPPER = 1
-    FILE = 2
-    OVERLAY = 3
-    MOUNT = 4
-    FILESYSTEM = 5
-    DEV = 6
-    MASK = 7
-    READONLY = 8
-    SEAL = 9
-    MOVE = 10
-    SYS = 11
-    DIRECTORY = 12
-    SYSCTL = 13
-
-
-class OpFlag(IntFlag):
-    """How a target or source is treated (plan.h)."""
-
-    NOFOLLOW = 1
-    IS_FILE = 2
-    IDMAP = 4
-    IDMAP_OPTIONAL = 8
-    RECURSIVE = 16
-    SLAVE = 32
-
-
-class MountAttr(IntFlag):
-    """mount_setattr(2) attributes."""
-
-    RDONLY = 1
-    NOSUID = 2
-    NODEV = 4
-    NOEXEC = 8
-    NOSYMFOLLOW = 0x200000
-
-
-class PlanFlag(IntFlag):
-    """plan.h, pc_plan.flags."""
-
-    DENY_SETGROUPS = 1
-    LOOPBACK = 2
-    COMMAND_IS_INIT = 4
-    SPARE = 8
-
-
-class SecurityFlag(IntFlag):
-    """plan.h, pc_security.flags."""
-
-    NO_NEW_PRIVS = 1
-    KEYRING = 2
-    SUPERVISE = 4
-
-
-class ExecFlag(IntFlag):
-    """plan.h, pc_exec.flags."""
-
-    STDIN = 1
-    STDOUT = 2
-    STDERR = 4
-    CGROUP = 8
-    PTY = 16
-    QUIET = 32
+_PLAN = structure(
+    "pc_plan",
+    "magic version size flags namespaces control_fd exit_fd cgroup_fd store_fd tasks_fd tasks_count store "
+    "uid_map gid_map hostname ops sources joins security command counters",
+)
+_SOURCE = structure("pc_source", "fd flags path device inode attributes first_id")
+_OP = structure("pc_op", "kind flags mode source count attributes target data")
+_JOIN = structure("pc_join", "fd type")
+_SECURITY = structure(
+    "pc_security",
+    "magic version size flags capabilities securebits landlock_abi landlock_fs landlock_scoped landlock_root "
+    "landlock_dev rlimits seccomp inherited",
+)
+_EXEC = structure(
+    "pc_exec",
+    "magic version size flags id tasks_count uid gid argc envc rows columns umask "
+    "argv env workdir search groups rlimits",
+)
+_RLIMIT = structure("pc_rlimit", "resource soft hard")
+_REQUEST = structure("pc_request", "kind size flags id value")
 
 
 @frozen
 class Source:
-    """A mount to hand over: an fd's index, or a path with the device and inode that it must be.
+    """A mount for the container: the index of a descriptor, or a path.
 
-    first_id: what the container's 0 is on the disk.  image: what stands at the path is a file system's
-    image, which the caller mounts.  bind: the path is the caller's, and opened by the rule of hostpath.
+    Attributes:
+        fd: The index of the mount among the descriptors sent with the plan, or NO_FD.
+        path: The path to mount where fd is NO_FD.
+        device: The device of the file at the path when the caller saw it.
+        inode: The inode of the file at the path when the caller saw it.
+        flags: Of OpFlag.
+        attributes: Of MountAttr.
+        first_id: The id on the disk that is the container's 0.
+        image: The file at the path is the image of a file system, which the caller mounts.
+        bind: The path is the caller's and is opened by the rules of hostpath.
     """
 
     fd: int = NO_FD
@@ -110,7 +61,7 @@ class Source:
 
 @frozen
 class Op:
-    """One step of building a root; `what` names it in errors."""
+    """One step of building a root, as struct pc_op describes it."""
 
     kind: OpKind
     target: str = ""
@@ -123,12 +74,13 @@ class Op:
 
 
 class _Arena:
-    """A buffer that hands out references; everything in it is aligned to 8 and followed by a NUL."""
+    """A buffer for a structure and the data that it refers to, aligned to 8 bytes and followed by a NUL."""
 
     def __init__(self, header: int) -> None:
         self.data = bytearray(header)
 
     def put(self, blob: bytes | bytearray) -> tuple[int, int]:
+        """Append data and return the reference to it (struct pc_ref)."""
         data = self.data
         offset = len(data)
         data += blob
@@ -139,13 +91,13 @@ class _Arena:
 def _text(value: str) -> bytes:
     blob = value.encode("utf-8", "surrogateescape")
     if b"\0" in blob:
-        raise ValueError(f"NUL byte in {value!r}")
+        raise ValueError(f"a text of a plan must have no NUL byte, got {value!r}")
     return blob
 
 
 def encode_rlimits(rlimits: Mapping[int, tuple[int, int]]) -> bytes:
-    """`{resource: (soft, hard)}` as pc_rlimit records."""
-    return b"".join(_RLIMIT.pack(number, 0, soft, hard) for number, (soft, hard) in rlimits.items())
+    """Encode `{resource: (soft, hard)}` as an array of struct pc_rlimit."""
+    return b"".join(_RLIMIT.pack(number, soft, hard) for number, (soft, hard) in rlimits.items())
 
 
 def encode_security(
@@ -158,25 +110,30 @@ def encode_security(
     seccomp: bytes,
     inherited: bytes = b"",
 ) -> bytes:
-    """pc_security: what every process of the container gets.
+    """Encode the security of a container's processes (struct pc_security).
 
-    landlock: ABI in use (0 for none), handled rights, scopes, rights below `/`, rights below `/dev`.
+    Args:
+        flags: Of SecurityFlag.
+        capabilities: The bounding, permitted and effective set.
+        securebits: Of prctl(2), PR_SET_SECUREBITS.
+        landlock: The ABI in use (0 for none), handled rights, scopes, rights below `/`, rights below `/dev`.
+        rlimits: `{resource: (soft, hard)}`.
+        seccomp: The filter of the container's processes, an array of struct sock_filter.
+        inherited: The filter of the agent, which all its children inherit.
     """
     arena = _Arena(_SECURITY.size)
-    refs = *arena.put(encode_rlimits(rlimits)), *arena.put(seccomp), *arena.put(inherited)
-    abi, *rights = landlock
+    references = *arena.put(encode_rlimits(rlimits)), *arena.put(seccomp), *arena.put(inherited)
     _SECURITY.pack_into(
         arena.data,
         0,
-        _SECURITY_MAGIC,
-        _VERSION,
+        lib.PC_SECURITY_MAGIC,
+        lib.PC_VERSION,
         len(arena.data),
         flags,
         capabilities,
         securebits,
-        abi,
-        *rights,
-        *refs,
+        *landlock,
+        *references,
     )
     return bytes(arena.data)
 
@@ -198,9 +155,26 @@ def encode_exec(
     size: tuple[int, int] = (0, 0),
     rlimits: Mapping[int, tuple[int, int]] | None = None,
 ) -> bytes:
-    """pc_exec: one command.  `env` is NUL-terminated strings; size is (rows, columns) of a terminal."""
+    """Encode one command (struct pc_exec).
+
+    Args:
+        flags: Of ExecFlag.
+        number: The exec's id, which names it in later requests.
+        tasks: The number of v1 `tasks` files among the descriptors.
+        uid: The user.
+        gid: The group.
+        groups: Supplementary groups.
+        argv: The command and its arguments.
+        env: The environment, as strings that each end in a NUL.
+        env_count: The number of these strings.
+        workdir: The working directory.
+        search: The PATH for a command without a slash.
+        umask: The umask.
+        size: Rows and columns of a terminal.
+        rlimits: `{resource: (soft, hard)}`, in place of the container's.
+    """
     arena = _Arena(_EXEC.size)
-    refs = (
+    references = (
         *arena.put(b"\0".join(argv) + b"\0"),
         *arena.put(env),
         *arena.put(_text(workdir)),
@@ -211,8 +185,8 @@ def encode_exec(
     _EXEC.pack_into(
         arena.data,
         0,
-        _EXEC_MAGIC,
-        _VERSION,
+        lib.PC_EXEC_MAGIC,
+        lib.PC_VERSION,
         len(arena.data),
         flags,
         number,
@@ -223,13 +197,13 @@ def encode_exec(
         env_count,
         *size,
         umask,
-        *refs,
+        *references,
     )
     return bytes(arena.data)
 
 
 def encode_ops(arena: _Arena, ops: Iterable[Op]) -> tuple[int, int]:
-    """The ops and their strings; the reference of the array."""
+    """Append ops and their strings to an arena and return the reference to the array."""
     packed = bytearray()
     put = arena.put
     for op in ops:
@@ -260,7 +234,29 @@ def _source(arena: _Arena, source: Source) -> tuple[int, ...]:
 
 @frozen(kw_only=True)
 class Plan:
-    """pc_plan: everything that a start needs.  fds are indexes into those sent with it."""
+    """All that the launcher needs for a start (struct pc_plan).
+
+    Descriptors are indexes into those sent with the plan, and NO_FD for none.
+
+    Attributes:
+        control_fd: The agent's end of the control socket.
+        namespaces: The namespaces to make, of CLONE_NEW*.
+        ops: The steps of building the root.
+        sources: The mounts that the steps refer to.
+        security: The result of `encode_security`.
+        flags: Of PlanFlag.
+        exit_fd: The socket that reports the end of PID 1.
+        cgroup_fd: The v2 directory to clone PID 1 into.
+        store: The container's directory in the store.
+        tasks_fd: The first of the v1 `tasks` files by which PID 1 enters its cgroups.
+        tasks: The number of these files.
+        uid_map: The content of /proc/PID/uid_map.
+        gid_map: The content of /proc/PID/gid_map.
+        hostname: The host name, if the plan makes a UTS namespace.
+        joins: Namespaces to join, as (descriptor, CLONE_NEW* of its kind).
+        command: The result of `encode_exec` for a command that is PID 1 itself.
+        counters: Limits of the user namespace, a line for each: a file of /proc/sys/user and a number.
+    """
 
     control_fd: int
     namespaces: int
@@ -281,11 +277,11 @@ class Plan:
     counters: str = ""
 
     def encode(self) -> bytes:
-        """The buffer that the launcher walks.  Raises ValueError for a NUL inside a string."""
+        """Encode the buffer that the launcher executes.  Raises ValueError for a NUL in a string."""
         arena = _Arena(_PLAN.size)
         store = _source(arena, self.store)
         sources = b"".join(_SOURCE.pack(*_source(arena, source)) for source in self.sources)
-        refs = (
+        references = (
             *arena.put(_text(self.uid_map)),
             *arena.put(_text(self.gid_map)),
             *arena.put(_text(self.hostname)),
@@ -299,8 +295,8 @@ class Plan:
         _PLAN.pack_into(
             arena.data,
             0,
-            _PLAN_MAGIC,
-            _VERSION,
+            lib.PC_PLAN_MAGIC,
+            lib.PC_VERSION,
             len(arena.data),
             self.flags,
             self.namespaces,
@@ -311,7 +307,7 @@ class Plan:
             self.tasks_fd,
             self.tasks,
             *store,
-            *refs,
+            *references,
         )
         return bytes(arena.data)
 
@@ -325,5 +321,15 @@ def request(
     flags: int = 0,
     size: int | None = None,
 ) -> bytes:
-    """A request of protocol.h with its payload; `size` is given where the payload travels in a memfd."""
-    return _REQUEST.pack(kind, len(payload) if size is None else size, flags, number, value, 0) + payload
+    """Encode a request (struct pc_request) and its payload.
+
+    Args:
+        kind: Of RequestKind.
+        payload: What follows the header.
+        number: The id of an exec, or of the request itself.
+        value: A number whose meaning depends on the kind.
+        flags: IN_MEMFD, AFTER, or flags of the kind.
+        size: The size of the payload where it is sent in a memfd.
+    """
+    length = len(payload) if size is None else size
+    return _REQUEST.pack(kind, length, flags, number, value) + payload

@@ -1,29 +1,28 @@
-"""The process that carries the connections of published ports, and how to tell it which."""
+"""The relay: a process that carries the connections of published ports."""
 
 from __future__ import annotations
 
 import ipaddress
 import os
 import socket
-import struct
 import threading
 from collections.abc import Sequence
 
 from pycontain._kernel import native
 from pycontain._kernel.launcher import Launcher
 from pycontain._kernel.plan import request
+from pycontain._kernel.protocol import RecordKind, RelayKind, RequestKind, structure
 
-_ADD, _DROP = 1, 2
-_COMMAND = struct.Struct("=4I16s2sH2I")
-_ANSWER = struct.Struct("=Ii")
-_GONE = "the relay is gone"
+_COMMAND = structure("pc_relay_command", "kind id protocol family address port patience scope serial")
+_ANSWER = structure("pc_relay_answer", "serial error")
+_GONE = "the relay has ended"
 
 
 class Relay:
     """A relay for the ports of one engine: a child of a launcher, with which it ends.
 
-    Many threads may ask, one after the other.  A command raises ConnectionError once the relay is gone, and
-    every connection that it carried with it.
+    Threads may use it at the same time; their commands are served one after the other.  When the relay has
+    ended, its connections are closed and every command raises ConnectionError.
     """
 
     def __init__(self, fd: int, pid: int) -> None:
@@ -34,21 +33,21 @@ class Relay:
 
     @classmethod
     def start(cls, launcher: Launcher) -> Relay:
-        """Have one started, without rights by the time this returns.  Raises OSError."""
+        """Start a relay; it has dropped its rights when this returns.  Raises OSError."""
         ours, theirs = native.pair()
         try:
             with launcher.listening:
                 launcher.hear_owed()
-                native.send(launcher.socket, request(native.RELAY), [theirs])
+                native.send(launcher.socket, request(RequestKind.RELAY), [theirs])
                 record = native.receive_uninterrupted(launcher.socket)
             if record is None:
-                raise ConnectionResetError("the launcher is gone")
-            if record.kind != native.STARTED:
+                raise ConnectionResetError("the launcher has ended")
+            if record.kind != RecordKind.STARTED:
                 raise OSError(record.errno, os.strerror(record.errno), "relay")
             os.close(theirs)
             theirs = -1
             relay = cls(ours, record.value)
-            relay.drop(0)  # it answers when it has given up what it could
+            relay.drop(0)  # answered only after the relay has dropped its rights
             return relay
         except BaseException:
             os.close(ours)
@@ -67,12 +66,19 @@ class Relay:
         *,
         patience: int = 0,
     ) -> None:
-        """Carry what comes by the listeners to the address and port, until `drop(number)`.
+        """Carry the connections of listeners to an address and port, until `drop(number)`.
 
-        listeners: fds, still the caller's to close, of TCP sockets that listen or UDP sockets that are bound;
-        they no longer block.  address: IPv4 or IPv6, of a link-local one with its zone.  patience: seconds
-        after which a silent UDP session ends; 0 is 90.  Raises OSError: listeners before the one that failed
-        are served then.
+        Args:
+            number: A number for `drop`; many listeners may have one.
+            protocol: IPPROTO_TCP or IPPROTO_UDP.
+            listeners: Listening TCP sockets or bound UDP sockets.  The descriptors remain the caller's; the
+                sockets become non-blocking.
+            address: IPv4 or IPv6; a link-local one with its zone.
+            port: The port behind.
+            patience: Seconds after which a silent UDP session ends; 0 is 90.
+
+        Raises:
+            OSError: A listener was refused; those before it are served.
         """
         host = ipaddress.ip_address(address)
         family, scope = socket.AF_INET, 0
@@ -80,45 +86,45 @@ class Relay:
             family = socket.AF_INET6
             zone = host.scope_id
             scope = int(zone) if zone and zone.isdecimal() else socket.if_nametoindex(zone) if zone else 0
-        where = (family, host.packed, port.to_bytes(2, "big"), patience, scope)
+        where = (family, host.packed, socket.htons(port), patience, scope)
         for listener in listeners:
-            self._ask(_ADD, number, protocol, where, [listener])
+            self._ask(RelayKind.ADD, number, protocol, where, [listener])
 
     def drop(self, number: int) -> None:
-        """Close the listeners of this number and what came by them.  It is done when this returns."""
-        self._ask(_DROP, number, 0, (0, b"", b"", 0, 0), [])
+        """Close the listeners of a number and their connections before this returns."""
+        self._ask(RelayKind.DROP, number, 0, (0, b"", 0, 0, 0), [])
 
     def close(self) -> None:
-        """End the relay and every connection that it carries.  Idempotent."""
+        """End the relay and its connections.  Idempotent."""
         with self._lock:
             self.forget()
 
     def forget(self) -> None:
-        """In a forked child: close the fd alone; a thread that the child does not have may hold the lock."""
+        """Close the descriptor only, in a forked child, where a thread that is gone may hold the lock."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
     def _ask(
-        self, kind: int, number: int, protocol: int, where: tuple[int, bytes, bytes, int, int], fds: list[int]
+        self, kind: int, number: int, protocol: int, where: tuple[int, bytes, int, int, int], fds: list[int]
     ) -> None:
         family, address, port, patience, scope = where
         with self._lock:
             if self._fd < 0:
                 raise ConnectionResetError(_GONE)
-            # An interrupt may have left an answer that nobody has read.
+            # The serial tells this command's answer from one that an interrupted caller left unread.
             self._serial = serial = (self._serial + 1) & 0xFFFFFFFF
             command = _COMMAND.pack(kind, number, protocol, family, address, port, patience, scope, serial)
             native.send(self._fd, command, fds)
-            errno = self._hear(serial)
+            errno = self._receive(serial)
         if errno:
             raise OSError(errno, os.strerror(errno), "relay")
 
-    def _hear(self, serial: int) -> int:
+    def _receive(self, serial: int) -> int:
         while True:
             data = os.read(self._fd, _ANSWER.size)
             if len(data) != _ANSWER.size:
                 raise ConnectionResetError(_GONE)
-            heard, errno = _ANSWER.unpack(data)
-            if heard == serial:
+            received, errno = _ANSWER.unpack(data)
+            if received == serial:
                 return int(errno)

@@ -1,4 +1,4 @@
-"""A tree from one side of a container's wall to the other: two confined processes and a pipe between them."""
+"""Copies of trees between host and container, by two confined processes with a pipe between them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,27 @@ from collections.abc import Callable
 
 from attrs import frozen
 
+from pycontain._kernel import native
 from pycontain._kernel.launcher import Launcher
 from pycontain._kernel.packer import Packer
 from pycontain._kernel.unpacker import Report, Unpacker, User
 
-_OUTPUT_PROBLEM = "the archive cannot be written"
-"""What a packer says whose unpacker stopped, and knows why."""
+_OUTPUT: int = native.lib.PC_UNPACK_OUTPUT
+"""The problem of a packer whose unpacker stopped; the unpacker reports the cause."""
 
 
 @frozen(kw_only=True)
 class CopySpec:
-    """What both directions have in common: fds of the two directories, and how much may come.
+    """A copy of one directory to another, in either direction.
 
-    size, entries: bytes and number.  content: what is in the one directory comes into the other.
-    no_set_id: files get no set-id bits and no capabilities inside.
+    Attributes:
+        source: The directory to copy from.
+        target: The directory to copy into.
+        size: Most bytes to copy.
+        entries: Most entries to copy.
+        content: Copy the content of the source, without an entry for the source itself.
+        landlock: The Landlock ABI of the kernel.
+        no_set_id: Set no set-id bits and no capabilities in the container.
     """
 
     source: int
@@ -34,9 +41,20 @@ class CopySpec:
 def into(
     spec: CopySpec, host: Callable[[], Launcher], pidfd: int, owner: tuple[int, int], user: User
 ) -> Report:
-    """A tree of the host into a container, that of the process behind pidfd, for this owner inside.
+    """Copy a tree of the host into a container.
 
-    host: makes a launcher of this user's.  Raises ConnectionResetError where a process died.
+    Args:
+        spec: The directories and limits.
+        host: Starts a launcher with this user's rights.
+        pidfd: A process of the container.
+        owner: The uid and gid, inside, of the copied files.
+        user: The user of the container who writes.
+
+    Returns:
+        The result of the side that failed first, or of the unpacking.
+
+    Raises:
+        ConnectionResetError: One of the processes died.
     """
     unpacker = Unpacker(
         _joining,
@@ -65,7 +83,7 @@ def into(
 
 
 def out_of(spec: CopySpec, host: Callable[[], Launcher], pidfd: int) -> Report:
-    """A tree of a container to the host, as this user's.  As `into`."""
+    """Copy a tree of a container to the host, with this user as the owner; see `into`."""
     unpacker = Unpacker(
         host,
         spec.target,
@@ -100,12 +118,12 @@ def _carry(unpacker: Unpacker, pack: Callable[[int], Packer]) -> Report:
         packer = pack(unpacker.stream)
         unpacker.end_stream()
         packed = packer.report()
-        if packed.problem is not None and packed.problem != _OUTPUT_PROBLEM:
+        if packed.problem is not None and packed.code != _OUTPUT:
             return packed
         unpacked = unpacker.report()
         return unpacked if unpacked.problem is not None else unpacker.finish([])
     finally:
-        # Neither hears of an end while it works, and a guest's tree may have none.
+        # While they work they do not read their sockets, and a guest's tree may be endless.
         for one in (packer, unpacker):
             if one is not None:
                 one.kill()

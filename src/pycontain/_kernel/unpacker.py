@@ -1,10 +1,10 @@
-"""The process that makes a directory of a layer's archive: confined, and gone with its layer."""
+"""Unpacking of an archive into a directory, by a confined process."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
-import struct
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -13,40 +13,59 @@ from attrs import frozen
 from pycontain._kernel import native
 from pycontain._kernel.launcher import Launcher
 from pycontain._kernel.plan import request
+from pycontain._kernel.protocol import RequestKind, UnpackFlag, structure
 
-_UNPACK, _FINISH = 11, 12
-_BOUNDS = struct.Struct("<QQII")
-_USER = struct.Struct("<IIII64I")
-_REPORT = struct.Struct("<IiIIQQQ256s")
-_OWNERS, _DEVICES, _LANDLOCK, _READABLE, _TREE, _NO_SPECIAL_FILES, _MERGE = 1, 2, 4, 8, 16, 32, 64
-_NO_SET_ID, _THROUGH = 128, 256
-_ROOT_OPAQUE, _CROSSES = 1, 2
-_LANDLOCK_FROM = 3
-"""The Landlock ABI that can say what an unpacker may not."""
-_F_SETPIPE_SZ = 1031
+_REQUEST = structure(
+    "pc_unpack_request",
+    "max_bytes max_entries flags first_id uid gid group_count groups",
+    without="request",
+)
+_REPORT = structure("pc_unpack_report", "problem error flags implied entries bytes skipped name")
+_GROUPS_MOST: int = native.lib.PC_FILE_GROUPS_MOST
+LANDLOCK_LEAST = 3
+"""The first Landlock ABI that can restrict the truncation of files."""
 _PIPE = 1 << 20
+"""Bytes of a pipe: one MiB, so that each switch between the processes carries more."""
 
 
 User: TypeAlias = tuple[int, int, tuple[int, ...]]
-"""uid, gid and groups inside, with whose rights something is done."""
+"""uid, gid and groups inside the container, whose rights an operation has."""
 
 
-def encode_user(user: User) -> bytes:
-    """Return uid, gid and groups as C reads them."""
-    uid, gid, groups = user
-    return _USER.pack(uid, gid, len(groups), 0, *groups, *(0,) * (64 - len(groups)))
+def padded_groups(groups: Sequence[int]) -> tuple[int, ...]:
+    """Return groups as an array of C, filled up with zeros.
+
+    Raises:
+        ValueError: More groups than the array holds.
+    """
+    if len(groups) > _GROUPS_MOST:
+        raise ValueError(f"groups must be at most {_GROUPS_MOST}, got {len(groups)}")
+    return (*groups, *(0,) * (_GROUPS_MOST - len(groups)))
 
 
 @frozen
 class Report:
-    """What became of an archive: a problem in words with errno and the entry's name, or counts."""
+    """The result of unpacking or packing an archive.
+
+    Attributes:
+        problem: The reason of a failure, None without one.
+        code: The number of the reason (enum pc_unpack_problem), 0 without one.
+        errno: The error of the system call that failed, or 0.
+        name: The entry that failed.
+        root_opaque: The layer hides everything below it.
+        crosses: A path goes through a symbolic link or a file of a lower layer.
+        implied: The number of directories that have entries but none of their own.
+        entries: The number of entries.
+        size: Bytes of the files' content.
+        skipped: The number of devices and attributes that were left out.
+    """
 
     problem: str | None
+    code: int
     errno: int
     name: str
     root_opaque: bool
     crosses: bool
-    """A path leads through a link or file of a lower layer."""
     implied: int
     entries: int
     size: int
@@ -54,26 +73,25 @@ class Report:
 
 
 def widen(pipe: int) -> None:
-    """Let a pipe hold a megabyte: each switch of processes carries more."""
-    try:
-        fcntl.fcntl(pipe, _F_SETPIPE_SZ, _PIPE)
-    except OSError:
-        pass  # the user's share of pipes is used up: slower, not wrong
+    """Enlarge a pipe to a megabyte, if the user's limit of pipe pages allows it."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)
 
 
-def hear(launcher: Launcher) -> Report:
-    """The report of a launcher that unpacks or packs.  Raises ConnectionResetError when it died."""
+def receive_report(launcher: Launcher) -> Report:
+    """Receive the result of a process that unpacks or packs.  Raises ConnectionResetError if it died."""
     data = os.read(launcher.socket, _REPORT.size)
     if len(data) != _REPORT.size:
-        raise ConnectionResetError("the process at the layer is gone")
+        raise ConnectionResetError("the process that works on the archive has ended")
     problem, errno, flags, implied, entries, size, skipped, name = _REPORT.unpack(data)
     text = native.lib.pcx_unpack_problem(problem)
     return Report(
         native.ffi.string(text).decode() if problem and text else None,
+        problem,
         errno,
         name.partition(b"\0")[0].decode("utf-8", "backslashreplace"),
-        bool(flags & _ROOT_OPAQUE),
-        bool(flags & _CROSSES),
+        bool(flags & native.lib.PC_UNPACK_ROOT_OPAQUE),
+        bool(flags & native.lib.PC_UNPACK_CROSSES),
         implied,
         entries,
         size,
@@ -82,17 +100,31 @@ def hear(launcher: Launcher) -> Report:
 
 
 class Unpacker:
-    """One archive on its way into one directory.
+    """An archive that a process unpacks into a directory.
 
-    `feed` the archive and `end_stream`, ask for the `report`, then `finish`; `close` ends it at
-    any time.  owners: files get the owners that the archive names.  devices: nodes are made.
-    readable: whatever mode the archive names, the owner may read.  tree: add to a tree that is no layer.
-    no_special_files: no FIFOs, set-id bits and attributes but user.*.  merge: the
-    layer comes upon the one that stands in the directory.  no_set_id: files get no set-id bits and no
-    capabilities.  through: the lower layers' directories, the uppermost first; paths of the archive
-    lead through their links.  first_id: what
-    the archive's 0 becomes.  join: a pidfd of a
-    process whose user namespace to be root of.
+    Call `feed` with the archive's parts, then `end_stream`, `report` and `finish`, or `close` at any time.
+
+    Args:
+        make_launcher: Starts the process.
+        directory: The directory; the descriptor remains the caller's.
+        owners: Give files the owners that the archive names.
+        landlock: The Landlock ABI of the kernel.
+        size: Most bytes of content.
+        entries: Most entries.
+        devices: Make device nodes; they are left out otherwise.
+        readable: Make files readable by their owner, whatever their mode in the archive is.
+        tree: Add to a tree, which is no layer: whiteouts have no meaning.
+        no_special_files: Make no FIFOs, set-id bits and attributes but user.*.
+        merge: Apply the layer to the one in the directory.
+        no_set_id: Set no set-id bits and no capabilities.
+        through: The lower layers' directories, the uppermost first, whose links paths may go through.
+        first_id: The id that 0 of the archive becomes.
+        join: A pidfd of a process, in whose user namespace the process is root.
+        user: The user of that namespace who writes.
+
+    Raises:
+        StartError: The process could not be started.
+        OSError: It ended at once.
     """
 
     def __init__(
@@ -116,17 +148,18 @@ class Unpacker:
         user: User = (0, 0, ()),
     ) -> None:
         flags = (
-            owners * _OWNERS
-            | devices * _DEVICES
-            | (landlock >= _LANDLOCK_FROM) * _LANDLOCK
-            | readable * _READABLE
-            | tree * _TREE
-            | no_special_files * _NO_SPECIAL_FILES
-            | merge * _MERGE
-            | no_set_id * _NO_SET_ID
-            | bool(through) * _THROUGH
+            owners * UnpackFlag.OWNERS
+            | devices * UnpackFlag.DEVICES
+            | (landlock >= LANDLOCK_LEAST) * UnpackFlag.LANDLOCK
+            | readable * UnpackFlag.READABLE
+            | tree * UnpackFlag.INTO_TREE
+            | no_special_files * UnpackFlag.NO_SPECIAL_FILES
+            | merge * UnpackFlag.MERGE
+            | no_set_id * UnpackFlag.NO_SET_ID
+            | bool(through) * UnpackFlag.THROUGH
         )
-        bounds = _BOUNDS.pack(size, entries, flags, first_id) + encode_user(user)
+        uid, gid, groups = user
+        body = _REQUEST.pack(size, entries, flags, first_id, uid, gid, len(groups), *padded_groups(groups))
         self._launcher = make_launcher()
         self.stream = -1
         try:
@@ -134,9 +167,9 @@ class Unpacker:
             try:
                 widen(self.stream)
                 fds = [directory, theirs, *([join] if join >= 0 else [])]
-                native.send(self._launcher.socket, request(_UNPACK, bounds), fds)
+                native.send(self._launcher.socket, request(RequestKind.UNPACK, body), fds)
                 if through:
-                    native.send(self._launcher.socket, request(_FINISH), list(through))
+                    native.send(self._launcher.socket, request(RequestKind.FINISH), list(through))
             finally:
                 os.close(theirs)
         except BaseException:
@@ -144,32 +177,32 @@ class Unpacker:
             raise
 
     def feed(self, data: bytes) -> None:
-        """More of the archive.  Raises BrokenPipeError where it stopped reading: its report says why."""
+        """Write a part of the archive.  Raises BrokenPipeError after a failure, which `report` returns."""
         view = memoryview(data)
         while view:
             view = view[os.write(self.stream, view) :]
 
     def end_stream(self) -> None:
-        """Nothing more comes."""
+        """Close the stream after the last part."""
         if self.stream >= 0:
             os.close(self.stream)
             self.stream = -1
 
     def report(self) -> Report:
-        """Wait for what it has to say.  Raises ConnectionResetError when it died."""
-        return hear(self._launcher)
+        """Wait for the result.  Raises ConnectionResetError if the process died."""
+        return receive_report(self._launcher)
 
     def finish(self, lowers: Sequence[int]) -> Report:
-        """The lower layers' directories are there, the uppermost first: take from them what is needed."""
-        native.send(self._launcher.socket, request(_FINISH), list(lowers))
+        """Complete the layer from the directories of lower layers, the uppermost first."""
+        native.send(self._launcher.socket, request(RequestKind.FINISH), list(lowers))
         return self.report()
 
     def kill(self) -> None:
-        """End it whatever it does, and wait until it is gone."""
+        """Kill the process and wait for its end."""
         self._launcher.kill()
         self.close()
 
     def close(self) -> None:
-        """End it."""
+        """Close the stream and the socket, which ends the process."""
         self.end_stream()
         self._launcher.close()

@@ -11,6 +11,7 @@ from typing import Any
 from attrs import frozen
 
 from pycontain._kernel import native
+from pycontain._kernel.protocol import RecordKind
 from pycontain._model.limits import CgroupLimits
 from pycontain._model.process import ExecResult, Reason
 from pycontain._model.sizes import parse_cap, parse_duration, shown
@@ -144,7 +145,7 @@ class Exec:
         if ending == "timeout":
             assert self._seconds is not None
             raise CommandTimeout(self._args, self._seconds, out, err, usage=usage)
-        if record is not None and record.kind == native.FAILED:
+        if record is not None and record.kind == RecordKind.FAILED:
             from pycontain._runtime.exec_errors import start_failure
 
             raise start_failure(command, record)

@@ -17,6 +17,7 @@ from attrs import evolve
 
 from pycontain._cgroups.exec_cgroup import Counters
 from pycontain._kernel import native
+from pycontain._kernel.protocol import RecordKind
 from pycontain._kernel.waiting import IN, ready
 from pycontain._model.process import Reason, Usage
 from pycontain._model.user import is_number
@@ -116,7 +117,7 @@ class MainCommand:
             plumbing.give_to(running, command.identity)
             plumbing.close_guest()
             record = native.receive(running.control)
-            if record is not None and record.kind == native.FAILED:
+            if record is not None and record.kind == RecordKind.FAILED:
                 from pycontain._runtime.exec_errors import start_failure
 
                 raise start_failure(command, record)
@@ -185,7 +186,7 @@ class MainCommand:
     def _hear(self) -> bool:
         """The next record of the channel; True after the last."""
         record = native.receive(self._channel)
-        if record is not None and record.kind != native.EXITED:
+        if record is not None and record.kind != RecordKind.EXITED:
             return False
         self._drain()
         self._end(record)

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from pycontain._kernel import native
+from pycontain._kernel.protocol import RecordKind
 from pycontain._kernel.waiting import is_ready
 from pycontain._objects.buffered import BufferedOutput, Kept, empty_in_background
 from pycontain._objects.exchange import (
@@ -93,10 +94,10 @@ def hear_started(execution: Execution) -> tuple[int, int]:
     terminal = told = -1
     try:
         record = native.receive(execution.channel)
-        if record is not None and record.kind == native.OPENED:
+        if record is not None and record.kind == RecordKind.OPENED:
             terminal = record.fd
             record = native.receive(execution.channel)
-        if record is not None and record.kind == native.STARTED:
+        if record is not None and record.kind == RecordKind.STARTED:
             pid, told = record.value, record.fd
             if (record := native.receive(told)) is None:
                 return pid, terminal
@@ -104,7 +105,7 @@ def hear_started(execution: Execution) -> tuple[int, int]:
 
         failure = record and start_failure(execution.command, record)
         # Its exec_cgroup is empty, and as good as new for the next, when the agent has reaped it.
-        while failure and record is not None and record.kind != native.EXITED:
+        while failure and record is not None and record.kind != RecordKind.EXITED:
             record = native.receive(execution.channel)
         execution.finish()
         raise failure or StateError("the container ended before the command started")
@@ -234,7 +235,7 @@ class Process:
             raise StateError(f"process {self.pid} belongs to the parent of this forked process")
         channel, heard = self._execution.channel, self._heard
         # A record stands in C's memory at once: what a signal handler raises does not lose it.
-        if heard.record.kind != native.EXITED:
+        if heard.record.kind != RecordKind.EXITED:
             if not is_ready(channel, seconds):
                 return
             result = native.lib.pcx_receive(channel, heard, 0)
@@ -242,7 +243,7 @@ class Process:
                 self._end(-signal.SIGKILL, None)
             elif result not in (1, -errno.EAGAIN, -errno.EINTR):
                 native.checked(result)
-        if heard.record.kind == native.EXITED:
+        if heard.record.kind == RecordKind.EXITED:
             record = native.record_of(heard.record)
             self._end(returncode_of(record.value), record)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, field
 
 from pycontain._kernel import native
+from pycontain._kernel.protocol import RecordKind
 from pycontain._kernel.waiting import is_ready, now
 from pycontain._python import ship
 from pycontain._python.source import Source, printable
@@ -97,11 +98,11 @@ class Child:
             raise NotBorn("late") from None
         except OSError as error:  # the guest's end of it sent what is no record
             raise NotBorn("gone") from error
-        if record is None or record.kind == native.EXITED:
+        if record is None or record.kind == RecordKind.EXITED:
             raise NotBorn("gone")
         if record.fd >= 0:
             os.close(record.fd)
-        if record.kind == native.FAILED:
+        if record.kind == RecordKind.FAILED:
             hint = "a limit of processes is reached" if record.errno == 11 else None
             raise StartError("cannot fork for a call", step="clone", errno=record.errno, hint=hint)
         exec_cgroup, group = self.execution.exec_cgroup, self.execution.running.group
@@ -361,7 +362,7 @@ def _raise_end(prepared: Prepared, errors: int) -> None:
         record = native.receive(execution.channel, 5000)
     except TimeoutError:
         record = None
-    if record is not None and record.kind == native.FAILED:
+    if record is not None and record.kind == RecordKind.FAILED:
         from pycontain._runtime.exec_errors import start_failure
 
         raise start_failure(execution.command, record)

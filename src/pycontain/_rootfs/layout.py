@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from attrs import frozen
 
-from pycontain._kernel.plan import MountAttr, Op, OpFlag, OpKind, Source
+from pycontain._kernel.plan import Op, Source
+from pycontain._kernel.protocol import MountAttr, OpFlag, OpKind
 from pycontain._model.mounts import Tmpfs
 
 _NONE: Mapping[str, str] = {}

@@ -16,6 +16,7 @@ from attrs import define
 
 from pycontain._kernel import native
 from pycontain._kernel.plan import request
+from pycontain._kernel.protocol import AFTER, RequestKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +95,7 @@ class Cleanup:
                 # An interrupt may have lost an answer: the answer to this request comes last and implies all.
                 self._number += 1
                 self._pending[self._number] = CleanupJob("settle", None, -1, None, False)
-                native.send(self._helper.socket, request(native.REMOVE, number=self._number))
+                native.send(self._helper.socket, request(RequestKind.REMOVE, number=self._number))
             self._receive(0, wait=True)
 
     def close(self) -> None:
@@ -123,13 +124,13 @@ class Cleanup:
             names.append("k")
         flags = 0
         if job.pidfd >= 0:
-            flags = native.AFTER
+            flags = AFTER
             fds.insert(0, job.pidfd)
         if self._helper is None:
             self._helper = self._make_helper()
         self._number += 1
         payload = "".join(f"{name}\0" for name in names).encode()
-        message = request(native.REMOVE, payload, flags=flags, number=self._number)
+        message = request(RequestKind.REMOVE, payload, flags=flags, number=self._number)
         self._pending[self._number] = job
         _pass(self._helper.socket, message, fds)
 

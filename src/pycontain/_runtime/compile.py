@@ -12,15 +12,8 @@ import attrs
 from pycontain._cgroups import view
 from pycontain._images.sealed import first_id_of
 from pycontain._kernel.namespaces import Namespace
-from pycontain._kernel.native import SECURITY
-from pycontain._kernel.plan import (
-    MountAttr,
-    Op,
-    OpFlag,
-    PlanFlag,
-    Source,
-    request,
-)
+from pycontain._kernel.plan import Op, Source, request
+from pycontain._kernel.protocol import MountAttr, OpFlag, PlanFlag, RequestKind
 from pycontain._model.mounts import Bind, Tmpfs, VolumeMount
 from pycontain._model.names import search_domains
 from pycontain._rootfs import host, layout
@@ -135,7 +128,7 @@ def compile_root(session: Session, spec: ContainerSpec) -> RootPlan:
         ops=tuple(ops),
         sources=tuple(sources),
         security=security,
-        security_request=request(SECURITY, security),
+        security_request=request(RequestKind.SECURITY, security),
         flags=int(flags),
         layers=len(spec.image.directories),
         bulk=sum(96 + len(op.data) + len(op.target) for op in ops) + 80 * len(sources) + len(security),

@@ -14,7 +14,8 @@ from attrs import define, field, frozen
 
 from pycontain._cgroups.exec_cgroup import Counters, ExecCgroup
 from pycontain._kernel import native
-from pycontain._kernel.plan import ExecFlag, encode_exec, request
+from pycontain._kernel.plan import encode_exec, request
+from pycontain._kernel.protocol import IN_MEMFD, MAX_INLINE, ExecFlag, RequestKind
 from pycontain._model.process import Reason, Usage
 from pycontain._runtime.running import Cause
 from pycontain._runtime.users import ROOT, Identity, resolve, with_groups
@@ -259,7 +260,7 @@ class Execution:
         )
         ours, theirs = native.pair()
         try:
-            self._request(request(native.KILL_TREE, number=self.number), [theirs])
+            self._request(request(RequestKind.KILL_TREE, number=self.number), [theirs])
             os.close(theirs)
             theirs = -1
             record = native.receive(ours, int(patience * 1000))
@@ -282,7 +283,7 @@ class Execution:
 
     def signal(self, number: int) -> None:
         """Send a signal to the command's first process."""
-        self._request(request(native.SIGNAL, number=self.number, value=number), [])
+        self._request(request(RequestKind.SIGNAL, number=self.number, value=number), [])
 
     def finish(self) -> Counters:
         """Read the counters and give the exec cgroup back; the second call returns empty counters."""
@@ -395,11 +396,11 @@ def _send(
         control = running.acquire_control()
         if exec_cgroup is not None:
             opened = exec_cgroup.open()
-        if len(payload) > native.MAX_INLINE:
+        if len(payload) > MAX_INLINE:
             memory = [native.sealed("pycontain-exec", payload)]
-            message = request(native.EXEC, number=number, flags=native.IN_MEMFD, size=len(payload))
+            message = request(RequestKind.EXEC, number=number, flags=IN_MEMFD, size=len(payload))
         else:
-            message = request(native.EXEC, payload, number=number)
+            message = request(RequestKind.EXEC, payload, number=number)
         native.send(control, message, [*memory, theirs, *present, *opened])
     except BaseException as error:
         os.close(ours)

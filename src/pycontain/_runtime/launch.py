@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from pycontain._cgroups.exec_cgroup import ExecCgroup
 from pycontain._cgroups.group import Group
 from pycontain._kernel import files, hostpath, native
-from pycontain._kernel.plan import OpFlag, Source, request
+from pycontain._kernel.plan import Source, request
+from pycontain._kernel.protocol import IN_MEMFD, MAX_FDS, MAX_INLINE, OpFlag, RecordKind, RequestKind
 from pycontain._runtime.cleanup import CleanupJob
 from pycontain._runtime.compile import root_plan_of
 from pycontain._runtime.network import JOINED
@@ -181,14 +182,14 @@ class Launch:
             group=group.name if group is not None else "",
         )
         if by_launcher:
-            self._asked = request(native.SPAWN, plan + script, value=len(plan))
-        elif len(plan) > native.MAX_INLINE:
+            self._asked = request(RequestKind.SPAWN, plan + script, value=len(plan))
+        elif len(plan) > MAX_INLINE:
             memory = native.sealed("pycontain-plan", plan)
             self._fds.append(memory)
-            self._asked = request(native.SPAWN, flags=native.IN_MEMFD, size=len(plan))
+            self._asked = request(RequestKind.SPAWN, flags=IN_MEMFD, size=len(plan))
             self._outgoing.insert(0, memory)
         else:
-            self._asked = request(native.SPAWN, plan)
+            self._asked = request(RequestKind.SPAWN, plan)
         if group is not None and self.spec.init:
             self._exec_cgroup, self._exec_cgroup_script = group.first_exec_cgroup() or (None, b"")
 
@@ -201,10 +202,10 @@ class Launch:
         """
         self._launcher = launcher
         self._given, self._fds = native.ffi.new("int[]", self._fds), []
-        more, self._outgoing = self._outgoing[native.MAX_FDS :], self._outgoing[: native.MAX_FDS]
-        for at in range(0, len(more), native.MAX_FDS):
-            part = more[at : at + native.MAX_FDS]
-            native.send(launcher.socket, request(native.FDS, value=int(at == 0)), part)
+        more, self._outgoing = self._outgoing[MAX_FDS:], self._outgoing[:MAX_FDS]
+        for at in range(0, len(more), MAX_FDS):
+            part = more[at : at + MAX_FDS]
+            native.send(launcher.socket, request(RequestKind.FDS, value=int(at == 0)), part)
         launcher.owed.append(self)  # first, so that after an interrupt the next reader skips this answer
         native.checked(
             native.lib.pcx_ask(
@@ -259,7 +260,7 @@ class Launch:
             self._exec_cgroup = None
         ready = native.record_of(exchange.ready.record) if exchange.ready_result == 1 else None
         reply = native.record_of(exchange.reply.record, exchange.reply.fd)
-        if ready is None or ready.kind != native.READY or reply.kind != native.STARTED:
+        if ready is None or ready.kind != RecordKind.READY or reply.kind != RecordKind.STARTED:
             raise self._failure(ready, reply)
         if group is not None:
             group.started()
@@ -315,9 +316,9 @@ class Launch:
     def _failure(self, ready: native.Record | None, reply: native.Record) -> StartError:
         from pycontain._runtime.start_hints import hint_for
 
-        record = ready if ready is not None and ready.kind == native.FAILED else reply
+        record = ready if ready is not None and ready.kind == RecordKind.FAILED else reply
         name = self.spec.name
-        if record.kind != native.FAILED:
+        if record.kind != RecordKind.FAILED:
             step = "spare" if self._precloned is not None else "agent"
             return StartError(f"container {name} died while starting", step=step)
         step, path = record.step_name, None

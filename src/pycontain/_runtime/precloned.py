@@ -13,6 +13,7 @@ from pycontain._cgroups.group import Group
 from pycontain._kernel import native
 from pycontain._kernel.launcher import Launcher
 from pycontain._kernel.plan import request
+from pycontain._kernel.protocol import RequestKind
 from pycontain._model.limits import CgroupLimits
 from pycontain._runtime.cleanup import CleanupJob
 from pycontain._runtime.root_plan import CgroupEntry
@@ -74,7 +75,7 @@ class PreclonedChildren:
         plan = root_plan.precloned_plan(block, entry)
         # Recorded before it exists, so that all of it is removed when the launcher ends.
         launcher.precloned = PreclonedChild(group, block, root_plan.namespaces, root_plan.flags)
-        native.send(launcher.socket, request(native.PREPARE, plan + script, value=len(plan)), parents)
+        native.send(launcher.socket, request(RequestKind.PREPARE, plan + script, value=len(plan)), parents)
 
     def discard(self) -> None:
         """Remove the cgroups of the children, whose launchers are closed already."""

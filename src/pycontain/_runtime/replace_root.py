@@ -13,7 +13,8 @@ import attrs
 
 from pycontain._kernel import native
 from pycontain._kernel.namespaces import Namespace
-from pycontain._kernel.plan import Op, OpFlag, OpKind, Plan, Source, request
+from pycontain._kernel.plan import Op, Plan, Source, request
+from pycontain._kernel.protocol import OpFlag, OpKind, RecordKind, RequestKind
 from pycontain._runtime.compile import layer_sources
 from pycontain._runtime.launch import mount_of
 from pycontain._runtime.root_plan import described
@@ -62,7 +63,9 @@ def replace_root(running: Running, image: LocalImage) -> None:
             launcher.listening,
         ):
             launcher.hear_owed()
-            native.send(launcher.socket, request(native.RESTACK, plan, value=running.pid), [*fds, *opened])
+            native.send(
+                launcher.socket, request(RequestKind.RESTACK, plan, value=running.pid), [*fds, *opened]
+            )
             os.close(theirs)
             theirs = -1
             reply = native.receive_uninterrupted(launcher.socket)
@@ -105,13 +108,13 @@ def _plan(running: Running, places: list[Source]) -> bytes:
 def _check(
     running: Running, reply: native.Record | None, result: native.Record | None, layers: list[str]
 ) -> None:
-    if result is not None and result.kind == native.READY and reply is not None and not reply.errno:
+    if result is not None and result.kind == RecordKind.READY and reply is not None and not reply.errno:
         return
-    record = result if result is not None and result.kind == native.FAILED else reply
+    record = result if result is not None and result.kind == RecordKind.FAILED else reply
     name = running.spec.name
     if record is None:
         raise StartError(f"the root of {name} could not be replaced: its launcher died", step="launcher")
-    path = layers[record.op] if record.kind == native.FAILED and 0 <= record.op < len(layers) else None
+    path = layers[record.op] if record.kind == RecordKind.FAILED and 0 <= record.op < len(layers) else None
     raise StartError(
         f"the root of {name} could not be replaced",
         step=record.step_name,

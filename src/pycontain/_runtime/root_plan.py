@@ -10,7 +10,8 @@ from attrs import field, frozen
 
 from pycontain._kernel import hostpath
 from pycontain._kernel.namespaces import Namespace
-from pycontain._kernel.plan import NO_FD, Op, Plan, PlanFlag, Source
+from pycontain._kernel.plan import Op, Plan, Source
+from pycontain._kernel.protocol import NO_FD, PlanFlag
 from pycontain.errors import PathError
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from attrs import define, field, frozen
 from pycontain._kernel import native
 from pycontain._kernel.pidfd import exit_status, wait_dead
 from pycontain._kernel.plan import request
+from pycontain._kernel.protocol import RequestKind
 from pycontain._runtime.cleanup import CleanupJob
 from pycontain.errors import ContainerEnded, StateError
 
@@ -204,7 +205,7 @@ class Running:
         """Return whether the agent has finished: it answers requests in turn, so that a new one is last."""
         ours, theirs = native.pair()
         try:
-            native.send(self.control, request(native.KILL_TREE, number=0), [theirs])
+            native.send(self.control, request(RequestKind.KILL_TREE, number=0), [theirs])
             os.close(theirs)
             theirs = -1
             return native.receive(ours, _IDLE_WITHIN) is not None

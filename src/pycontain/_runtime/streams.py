@@ -16,6 +16,7 @@ from attrs import frozen
 
 from pycontain._kernel import native
 from pycontain._kernel.plan import request
+from pycontain._kernel.protocol import RequestKind
 from pycontain._kernel.waiting import IN, OUT, Wait, cooperative, now_ns
 from pycontain._model.sizes import shown
 from pycontain._runtime.cancel import TaskWatch
@@ -273,7 +274,7 @@ class Pump:
         with contextlib.suppress(OSError, StateError):  # the processes end with the container
             control = running.acquire_control()
             try:
-                native.send(control, request(native.DRAIN), fds)
+                native.send(control, request(RequestKind.DRAIN), fds)
             finally:
                 running.release_control()
 

@@ -12,6 +12,7 @@ from attrs import evolve, frozen
 
 from pycontain._kernel import native
 from pycontain._kernel.plan import request
+from pycontain._kernel.protocol import RequestKind
 from pycontain._model.user import LAST_ID, is_number, split_user
 from pycontain.errors import NotFound, PathError, StateError, UnsupportedError
 
@@ -49,7 +50,7 @@ def open_inside(running: Running, path: str, flags: int) -> int:
     ours, theirs = native.pair()
     try:
         try:
-            message = request(native.OPEN, path.encode("utf-8", "surrogateescape") + b"\0", value=flags)
+            message = request(RequestKind.OPEN, path.encode("utf-8", "surrogateescape") + b"\0", value=flags)
             native.send(control, message, [theirs])
         finally:
             os.close(theirs)

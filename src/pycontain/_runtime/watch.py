@@ -16,6 +16,7 @@ from attrs import define, field
 from pycontain._kernel import native
 from pycontain._kernel.pidfd import wait_dead
 from pycontain._kernel.plan import request
+from pycontain._kernel.protocol import RequestKind
 from pycontain._kernel.waiting import now
 from pycontain._runtime.running import kill_by
 from pycontain.errors import PycontainError, StateError
@@ -133,7 +134,7 @@ def stop(running: Running) -> None:
     except StateError:
         return
     try:
-        native.send(control, request(native.KILL_ALL))
+        native.send(control, request(RequestKind.KILL_ALL))
     except OSError:
         wait_dead(running.pidfd, 0)
     finally:

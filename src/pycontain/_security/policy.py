@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypedDict, Unpack
 import attrs
 from attrs import field, frozen
 
-from pycontain._kernel.plan import SecurityFlag, encode_security
+from pycontain._kernel.plan import encode_security
+from pycontain._kernel.protocol import SecurityFlag
 from pycontain._model.arguments import check_flag
 from pycontain._model.limits import CgroupLimits
 from pycontain._model.options import check_options

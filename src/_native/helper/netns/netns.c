@@ -40,7 +40,7 @@ pc_make_hub (struct pc_record *failure)
 
   if (error == 0)
     error = pc_raise_loopback ();
-  return error < 0 ? pc_failed (failure, PC_STEP_NETWORK, error, 10) : 0;
+  return error < 0 ? pc_failed (failure, PC_STEP_NETWORK, error, PC_STAGE_NETWORK_NAMESPACE) : 0;
 }
 
 /* Pairs of strings: a path below /proc/sys/net, and what is written there. */

@@ -30,11 +30,11 @@ enter_user_namespace (struct pc_launcher *launcher, struct pc_record *failure)
 
   word error = sys_unshare (CLONE_NEWUSER);
   if (error < 0)
-    return pc_failed (failure, PC_STEP_LAUNCHER, error, 1);
+    return pc_failed (failure, PC_STEP_LAUNCHER, error, PC_STAGE_USER_NAMESPACE);
   (void) pc_send_record (launcher->socket, &started, -1);
   if (pc_receive (launcher->socket, &answer, sizeof answer, &fds, 0) != (word) sizeof answer
       || answer.kind != PC_REQUEST_MAPS)
-    return pc_failed (failure, PC_STEP_LAUNCHER, -EPROTO, 2);
+    return pc_failed (failure, PC_STEP_LAUNCHER, -EPROTO, PC_STAGE_SUB_ID_MAPS);
   if (answer.value != 0)
     return 0;
   error = pc_write_file (AT_FDCWD_, "/proc/self/setgroups", "deny", 4);
@@ -42,7 +42,7 @@ enter_user_namespace (struct pc_launcher *launcher, struct pc_record *failure)
     error = write_own_map ("/proc/self/uid_map", uid);
   if (error >= 0)
     error = write_own_map ("/proc/self/gid_map", gid);
-  return error < 0 ? pc_failed (failure, PC_STEP_LAUNCHER, error, 3) : 0;
+  return error < 0 ? pc_failed (failure, PC_STEP_LAUNCHER, error, PC_STAGE_SINGLE_ID_MAP) : 0;
 }
 
 static int
@@ -223,24 +223,24 @@ pc_prepare_namespace (struct pc_launcher *launcher, int plain_user, struct pc_re
     return -1;
   word error = sys_unshare (CLONE_NEWNS);
   if (error < 0)
-    return pc_failed (failure, PC_STEP_LAUNCHER, error, 4);
+    return pc_failed (failure, PC_STEP_LAUNCHER, error, PC_STAGE_MOUNT_NAMESPACE);
   /* Slave, not private: what the host unmounts must not stay pinned here. */
   error = sys_mount ("", "/", 0, MS_REC | MS_SLAVE, 0);
   if (error < 0)
-    return pc_failed (failure, PC_STEP_LAUNCHER, error, 5);
+    return pc_failed (failure, PC_STEP_LAUNCHER, error, PC_STAGE_PROPAGATION);
   if (plain_user)
     {
       launcher->host_mounts = (int) sys_openat (AT_FDCWD_, "/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC, 0);
       if (launcher->host_mounts < 0)
-        return pc_failed (failure, PC_STEP_LAUNCHER, launcher->host_mounts, 6);
+        return pc_failed (failure, PC_STEP_LAUNCHER, launcher->host_mounts, PC_STAGE_HOST_MOUNTS);
       error = sys_unshare (CLONE_NEWNS);
       if (error < 0)
-        return pc_failed (failure, PC_STEP_LAUNCHER, error, 7);
+        return pc_failed (failure, PC_STEP_LAUNCHER, error, PC_STAGE_SECOND_MOUNT_NAMESPACE);
     }
   error = move_into_small_root (launcher);
   if (error < 0)
-    return pc_failed (failure, PC_STEP_LAUNCHER, error, 8);
+    return pc_failed (failure, PC_STEP_LAUNCHER, error, PC_STAGE_SMALL_ROOT);
   launcher->own_mounts = (int) sys_openat (AT_FDCWD_, "/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC, 0);
   launcher->old_layers = !takes_detached_layers ();
-  return launcher->own_mounts < 0 ? pc_failed (failure, PC_STEP_LAUNCHER, launcher->own_mounts, 9) : 0;
+  return launcher->own_mounts < 0 ? pc_failed (failure, PC_STEP_LAUNCHER, launcher->own_mounts, PC_STAGE_OWN_MOUNTS) : 0;
 }
