@@ -1,4 +1,4 @@
-"""What this host can do for containers, what it lacks, why, and the one command that would change it."""
+"""Examination of a host: features for containers, and for each missing one the command that adds it."""
 
 from __future__ import annotations
 
@@ -41,9 +41,13 @@ _SCOPES_FROM = 6
 
 @frozen
 class Check:
-    """One thing that containers want of a host.
+    """One examined feature of a host.
 
-    ok: it is there.  detail: what was seen, or what is missing.  command: what would change it.
+    Attributes:
+        name: Name of the feature.
+        ok: Whether this host has it.
+        detail: The state that was found.
+        command: The command that would add it, or None.
     """
 
     name: str
@@ -57,7 +61,7 @@ class Check:
 
 
 def examine(engine: Engine) -> list[Check]:
-    """Look at everything; starts a container to see that it works."""
+    """Examine every feature; starts a container to check that one starts."""
     session = engine._session
     checks = [*_switches(session), *_start(engine), *_cgroups(session), *_kernel(session)]
     checks += [*_ids(session), *_networks(session), *_store(session), *_bounds()]
@@ -91,9 +95,13 @@ def _networks(session: Session) -> Iterator[Check]:
         yield Check("networks that lead outside", not missing, missing or "pasta or slirp4netns is there")
         return
     foreign, docker = chains_that_drop(manager.netns.rules)
-    told = f"other rules drop what they do not know: {', '.join(foreign)}" if foreign else "nobody else drops"
+    detail = (
+        f"other rules drop forwarded packets: {', '.join(foreign)}"
+        if foreign
+        else "no other rules drop packets"
+    )
     command = "sudo iptables -I DOCKER-USER -i pyc-+ -j ACCEPT" if foreign and docker else None
-    yield Check("forwarding for networks", not foreign, told, command)
+    yield Check("forwarding for networks", not foreign, detail, command)
 
 
 def _start(engine: Engine) -> Iterator[Check]:
@@ -114,7 +122,7 @@ def _cgroups(session: Session) -> Iterator[Check]:
     layout = session.cgroups.layout
     command = None if session.features.privileged else DELEGATE
     if layout.name == "none":
-        detail = "none is delegated to this user: no limit can be set, nothing is counted"
+        detail = "none is delegated to this user, so no limit is enforced and no usage counted"
         yield Check("cgroups", False, detail, command)
         return
     yield Check("cgroups", True, f"the layout is {layout.name}")
@@ -124,34 +132,32 @@ def _cgroups(session: Session) -> Iterator[Check]:
         elif layout.has(controller):
             yield Check(f"cgroup {controller}", True, f"{old} (v1)")
         else:
-            yield Check(f"cgroup {controller}", False, f"not to be had here: no {new}", command)
+            yield Check(f"cgroup {controller}", False, f"not available: no {new}", command)
     kills = session.cgroups.kills
-    without = (
-        "no cgroup v2 tree that this user may write: no pausing, and trees of processes are found in /proc"
-    )
-    detail = "ends and freezes whole trees" if kills else without
+    without = "no cgroup v2 tree that this user may write, so containers cannot be paused"
+    detail = "kills and freezes process trees" if kills else without
     yield Check("cgroup v2", kills, detail, None if kills else command)
     if session.cgroups.keeps_out:
-        yield Check("cgroup namespace", False, "v2 is mounted with nsdelegate: containers share the host's")
+        yield Check("cgroup namespace", False, "shared with the host, because v2 is mounted with nsdelegate")
 
 
 def _kernel(session: Session) -> Iterator[Check]:
     found = session.features
     if not found.landlock:
-        yield Check("Landlock", False, "not in this kernel, or not in its lsm= list: one wall less")
+        yield Check("Landlock", False, "missing in this kernel or its lsm= list, so one wall is missing")
     else:
         scopes = found.landlock >= _SCOPES_FROM
-        detail = f"ABI {found.landlock}{'' if scopes else ', which scopes no signals and abstract sockets'}"
+        detail = (
+            f"ABI {found.landlock}{'' if scopes else ', without scopes for signals and abstract sockets'}"
+        )
         yield Check("Landlock", scopes, detail)
-    detail = (
-        "private" if found.time_namespace else "not in this kernel: boot time and uptime of the host show"
-    )
+    detail = "private" if found.time_namespace else "missing in this kernel, so guests see the host's uptime"
     yield Check("time namespace", found.time_namespace, detail)
 
 
 def _ids(session: Session) -> Iterator[Check]:
     if session.features.privileged:
-        yield Check("ids", True, "65536 of its own for each container")
+        yield Check("ids", True, "each container has a block of 65536 ids")
         return
     if session.sub_ids:
         detail = f"{session.sub_ids} inside; the sub-ids are shared by this user's containers"
@@ -164,7 +170,7 @@ def _ids(session: Session) -> Iterator[Check]:
         command = f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {name}"
         detail = "no ranges in /etc/subuid and /etc/subgid: containers have the one id 0"
         yield Check("ids", False, detail, command)
-    detail = "a plain user's mounts are not shown through another map: `Bind(idmap=True)` is refused"
+    detail = "rootless mounts cannot be idmapped: `Bind(idmap=True)` is refused"
     yield Check("idmapped mounts", False, detail)
 
 

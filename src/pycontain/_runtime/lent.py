@@ -1,8 +1,8 @@
-"""Streams that a caller lends to a command: carried through pipes, so that it never has the file itself.
+"""Streams that a caller lends to a command: copied through pipes, so that the guest never has the file
+itself.
 
-With a descriptor of a log that is open for appending a guest could truncate it; with one of a file that is
-open for reading it could open the file anew through /proc/self/fd, for writing too where it has the owner's
-id.
+With a descriptor that is open for appending, a guest could truncate the file.  With one that is open for
+reading, it could open the file again through /proc/self/fd, also for writing if it has the id of the owner.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def check(number: int, fd: int) -> None:
 
 @define(eq=False)
 class _Way:
-    """One stream: what is read from `source` is written to `sink`; both are ours."""
+    """One lent stream: data that is read from `source` is written to `sink`."""
 
     source: int
     sink: int
@@ -61,7 +61,7 @@ class _Way:
 
     @property
     def open(self) -> bool:
-        """Return whether more may come."""
+        """Return whether more data may come."""
         return self.source >= 0
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ class _Way:
         self.source = self.sink = -1
 
     def carry(self) -> None:
-        """Carry one chunk; close at the end of the input, and where nothing can be written any more."""
+        """Copy one chunk; close both ends at the end of the input and after an error of the output."""
         try:
             data = os.read(self.source, self.chunk)
             view = memoryview(data)
@@ -89,32 +89,29 @@ class _Way:
         while True:
             try:
                 return os.write(self.sink, view)
-            except BlockingIOError:  # the caller's descriptor is set not to block
+            except BlockingIOError:  # the descriptor of the caller is non-blocking
                 poll = select.poll()
                 poll.register(self.sink, select.POLLOUT)
                 poll.poll()
 
 
 class Carrier:
-    """The lent streams of one command.
-
-    `start` begins to carry; `settle` carries all output so far.
-    """
+    """The lent streams of one command, copied by a thread after `start`."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._ways: list[_Way] = []
 
     def output(self, fd: int) -> int:
-        """Lend a descriptor for writing; the end for the guest, which the caller closes."""
+        """Lend a descriptor for writing; return the guest's end, which the caller closes."""
         ours, guest = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(ours, False)
-        os.fchmod(guest, 0o200)  # opened by name it is for writing only, as it is here
+        os.fchmod(guest, 0o200)  # a guest that opens it by name can only write too
         self._add(ours, fd, guest, output=True)
         return guest
 
     def input(self, fd: int) -> int:
-        """Lend a descriptor for reading; the end for the guest, which the caller closes."""
+        """Lend a descriptor for reading; return the guest's end, which the caller closes."""
         guest, ours = os.pipe2(os.O_CLOEXEC)
         os.fchmod(guest, 0o400)
         self._add(fd, ours, guest, output=False)
@@ -133,18 +130,18 @@ class Carrier:
         self._ways.append(_Way(*pair, output, _CHUNK if file else _ATOMIC))
 
     def start(self) -> None:
-        """Carry from now on, in a thread that ends with the last stream."""
+        """Start the thread, which ends with the last stream."""
         threading.Thread(target=self._run, name="pycontain-lent", daemon=True).start()
 
     def settle(self) -> None:
-        """Carry what was written so far, unless its receiver does not take it."""
+        """Copy all output so far, except for a stream whose receiver does not read."""
         with self._lock:
             for way in self._ways:
                 while way.open and way.output and _pending(way.source) and _is_ready(way.sink):
                     way.carry()
 
     def close(self) -> None:
-        """Let go of everything, where the command did not start."""
+        """Close all descriptors of a command that did not start."""
         with self._lock:
             for way in self._ways:
                 way.close()
@@ -157,14 +154,14 @@ class Carrier:
             for way in ways:
                 if not way.readable:
                     poll.register(way.source, select.POLLIN)
-                # Without POLLOUT it still says when nobody reads any more.
+                # Without POLLOUT, poll(2) still reports that the last reader has closed.
                 poll.register(way.sink, select.POLLOUT if way.readable else 0)
             for fd, events in poll.poll():
                 self._serve(ways, fd, events)
 
     def _serve(self, ways: list[_Way], fd: int, events: int) -> None:
         for way in ways:
-            # Not for input: another reader of the caller's pipe may be faster, and this read waits then.
+            # Without the lock for input: the read blocks if another reader of the caller's pipe is faster.
             with self._lock if way.output else contextlib.nullcontext():
                 if fd == way.source:
                     way.readable = True

@@ -55,7 +55,7 @@ class Session:
 
     Attributes:
         roots: Directories of the store and of the run-time state.
-        features: What this kernel has.
+        features: Features of this kernel.
         sub_ids: The number of ids inside a rootless container with subordinate ids, or 0.
         owner: The claim of this session on everything that it creates.
         cgroups: The cgroups of this session.
