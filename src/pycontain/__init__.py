@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         UnsupportedError,
         WorkdirError,
     )
+    from pycontain.executor import SandboxExecutor, sandboxed
 
 __version__ = "0.1.0"
 
@@ -105,6 +106,7 @@ __all__ = [
     "PushError",
     "PycontainError",
     "Refused",
+    "SandboxExecutor",
     "Security",
     "Snapshot",
     "StartError",
@@ -118,9 +120,12 @@ __all__ = [
     "Zygote",
     "open_beneath",
     "run",
+    "sandboxed",
 ]
 
 _HOMES = {
+    "SandboxExecutor": "executor",
+    "sandboxed": "executor",
     "Engine": "_objects.engine",
     "LayerLimits": "_images.bounds",
     "Progress": "_images.progress",

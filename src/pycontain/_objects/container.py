@@ -399,20 +399,29 @@ class Container(RootFilesystem):
                 return one.port
         raise NotFound(f"container {self.name} does not publish port {inner}")
 
-    def zygote(self, imports: Sequence[str] = (), *, python: str | None = None) -> Zygote:
+    def zygote(
+        self,
+        imports: Sequence[str] = (),
+        *,
+        python: str | None = None,
+        initializer: Callable[[], object] | None = None,
+        timeout: float | timedelta | None = None,
+    ) -> Zygote:
         """Return a Python interpreter in the container that imports modules once and is forked for each call.
 
         Args:
             imports: Names of the modules.
             python: Path of the interpreter; 'python3' of the image, or the running one in `Image.host()`.
+            initializer: Called in the process of each call, before the function.
+            timeout: Seconds until the interpreter has imported; none by default.
 
         Raises:
-            CallError: An import failed.
+            CallError: An import failed, or took longer than `timeout`.
             StateError: The container is not running.
         """
         from pycontain._objects.zygote import make
 
-        made = make(self, imports, python)
+        made = make(self, imports, python, timeout=timeout, initializer=initializer)
         made.prepare()
         return made
 

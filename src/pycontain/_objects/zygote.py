@@ -79,8 +79,10 @@ class Zygote(ClosingContextManager):
         imports: Sequence[str],
         what: Invocation,
         seconds: float | None,
+        initializer: Callable[[], object] | None = None,
     ) -> None:
         self._awake = awake
+        self._initializer = initializer
         self._imports = tuple(imports)
         self._what = what
         self._seconds = seconds
@@ -161,7 +163,8 @@ class Zygote(ClosingContextManager):
     ) -> CallResult[T]:
         clock = _Clock(_name(function), options.seconds)
         known = classes.collect(function, (*args, *keywords.values()), options.types)
-        call = ship.payload(function, args, keywords, [one.name for one in known])
+        names = [one.name for one in known]
+        call = ship.payload(function, args, keywords, names, self._initializer)
         return _Run(self, clock, call, options.cap, known).go(options.limits)
 
     def close(self) -> None:
@@ -376,11 +379,12 @@ def make(
     user: str | int | None = None,
     workdir: str | None = None,
     timeout: float | timedelta | None = None,
+    initializer: Callable[[], object] | None = None,
 ) -> Zygote:
     """Return a zygote whose interpreter is started by its first call or by `Zygote.prepare`.
 
     Raises:
-        TypeError: `imports` is no sequence of names.
+        TypeError: `imports` is no sequence of names, or `initializer` is not callable.
         ValueError: A name is none of a module.
     """
     if isinstance(imports, str):
@@ -395,7 +399,9 @@ def make(
     argv = (python or own, "-I", "-S", "-c", ship.program())
     what = Invocation.of(argv, False, env, workdir, user, None)
     seconds = None if timeout is None else parse_duration(timeout)
-    return Zygote(container._awake, imports, what, seconds)
+    if initializer is not None and not callable(initializer):
+        raise TypeError(f"initializer must be callable, got {initializer!r}")
+    return Zygote(container._awake, imports, what, seconds, initializer)
 
 
 def default(container: Container) -> Zygote:

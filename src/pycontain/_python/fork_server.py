@@ -250,7 +250,9 @@ class Child:
         """Return the parts of the encoded result, of `most` bytes at most, and the exit status."""
         writer = sys.modules[f"{PARTS}.writer"]
         try:
-            function, arguments, keywords, names = pickle.loads(payload)
+            function, arguments, keywords, names, initializer = pickle.loads(payload)
+            if initializer is not None:
+                initializer()
             value = function(*arguments, **keywords)
         except BaseException as error:  # noqa: BLE001  the caller gets it
             return writer.encode_error(*told(error)), 1

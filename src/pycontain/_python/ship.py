@@ -69,34 +69,38 @@ def payload(
     arguments: tuple[Any, ...],
     keywords: Mapping[str, Any],
     names: Sequence[tuple[str, str]],
+    initializer: Callable[[], object] | None = None,
 ) -> bytes:
-    """Pickle a call; the function's module goes along unless it is an installed one.
+    """Pickle a call; modules of its functions are included unless they are installed.
 
     Args:
         function: What is called.
         arguments: Its positional arguments.
         keywords: Its keyword arguments.
         names: The classes that the result may have objects of, by module and qualified name.
+        initializer: Called before the function.
 
     Raises:
         TypeError: It cannot be pickled.
     """
     if not callable(function):
         raise TypeError(f"function must be callable, got {function!r}")
-    call = (function, arguments, dict(keywords), list(names))
+    call = (function, arguments, dict(keywords), list(names), initializer)
     cloudpickle = _cloudpickle()
-    module = _own_module(function)
+    sent = [_own_module(one) for one in (function, initializer) if one is not None]
+    modules = {module.__name__: module for module in sent if module is not None}
     try:
-        if module is None:
+        if not modules:
             return bytes(cloudpickle.dumps(call))
         with _REGISTRY:
-            known = module.__name__ in cloudpickle.list_registry_pickle_by_value()
-            if not known:
+            registered = cloudpickle.list_registry_pickle_by_value()
+            added = [module for name, module in modules.items() if name not in registered]
+            for module in added:
                 cloudpickle.register_pickle_by_value(module)
             try:
                 return bytes(cloudpickle.dumps(call))
             finally:
-                if not known:
+                for module in added:
                     cloudpickle.unregister_pickle_by_value(module)
     except Exception as error:
         raise TypeError(f"the call cannot be sent: {type(error).__name__}: {error}") from error
