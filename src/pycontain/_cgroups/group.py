@@ -12,7 +12,7 @@ from pycontain._cgroups.exec_cgroup import Counters, ExecCgroup, keyed
 from pycontain._cgroups.group_script import NAME, OWNER, GroupScript
 from pycontain._cgroups.hierarchies import PER_EXEC
 from pycontain._cgroups.layout import write
-from pycontain._cgroups.steps import Steps, make_legacy
+from pycontain._cgroups.steps import Steps, make_missing
 from pycontain._kernel import files
 from pycontain._kernel.waiting import PRIORITY, ready
 from pycontain.errors import UnsupportedError
@@ -290,7 +290,7 @@ class Group:
     def _late(self, controller: str) -> str:
         """Make the group of a v1 controller that only an exec needs; older processes stay outside it."""
         directory = f"{self._cgroups.legacy(controller)}/{self.name}"
-        make_legacy(controller, directory)
+        make_missing(controller, directory)
         self._legacy[controller] = directory
         return directory
 

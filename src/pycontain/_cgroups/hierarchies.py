@@ -11,7 +11,7 @@ from pycontain._cgroups.exec_cgroup import remove_groups, remove_subtree, wait_e
 from pycontain._cgroups.group_script import GroupScript
 from pycontain._cgroups.layout import BASE, CgroupLayout, detect, write
 from pycontain._cgroups.refusals import remedy
-from pycontain._cgroups.steps import make_legacy
+from pycontain._cgroups.steps import make_missing
 from pycontain._model.limits import CgroupLimits
 from pycontain.errors import UnsupportedError
 
@@ -46,8 +46,7 @@ class Cgroups:
         directory = self.layout.unified
         for part in (BASE, self.owner):
             directory = f"{directory}/{part}"
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(directory)
+            make_missing("unified", directory)
             for controller in self.layout.controllers:
                 write(f"{directory}/cgroup.subtree_control", f"+{controller}")
         self._made.add(directory)
@@ -60,7 +59,7 @@ class Cgroups:
         with self._lock:
             if directory not in self._made:
                 for path in (f"{base}/{BASE}", directory):
-                    make_legacy(controller, path)
+                    make_missing(controller, path)
                 if controller == "memory" and self.layout.counts_sockets:
                     # The first group that counts sockets makes the kernel patch its own code.
                     # Do it once per engine, not once per start.

@@ -92,8 +92,12 @@ class Steps:
                 at += 1
 
 
-def make_legacy(controller: str, path: str) -> None:
-    """Make a v1 group unless it exists.  Raises OSError."""
+def make_missing(controller: str, path: str) -> None:
+    """Make a group unless it exists, with mode 0755 under any umask: containers look up their own below it.
+
+    Raises:
+        OSError: The group cannot be made.
+    """
     steps = Steps()
     steps.make(controller, path)
     try:

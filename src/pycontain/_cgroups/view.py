@@ -9,7 +9,7 @@ from attrs import frozen
 
 from pycontain._cgroups import translate
 from pycontain._cgroups.layout import write
-from pycontain._cgroups.steps import make_legacy
+from pycontain._cgroups.steps import make_missing
 
 if TYPE_CHECKING:
     from pycontain._cgroups.hierarchies import Cgroups
@@ -59,7 +59,7 @@ def _common(cgroups: Cgroups, controller: str) -> str:
     above = cgroups.legacy(controller)
     directory = f"{above}/{_COMMON}"
     if cgroups.note(directory):
-        make_legacy(controller, directory)
+        make_missing(controller, directory)
         if controller == "cpu":
             for path in (os.path.dirname(above), above, directory):
                 write(f"{path}/cpu.shares", str(1024 * (os.cpu_count() or 1)))
