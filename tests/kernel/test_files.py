@@ -291,6 +291,24 @@ def test_a_tree_there_and_back(container: Container, tree: Path, tmp_path: Path)
     assert twin.stat().st_ino == (tmp_path / "back" / "plain").stat().st_ino
 
 
+def test_copy_in_where_no_directory_can_be_renamed(
+    container: Container, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on overlays whose upper directory is on a tmpfs without extended attributes."""
+    rename = ContainerPath.rename
+
+    def refused(self: ContainerPath, target: ContainerPath) -> ContainerPath:
+        if self.is_dir():
+            raise PathError("cannot rename", path=str(self), errno=errno.EXDEV)
+        return rename(self, target)
+
+    monkeypatch.setattr(ContainerPath, "rename", refused)
+    container.copy_in(tree, "/tmp/there")
+    container.copy_out("/tmp/there", tmp_path / "back")
+    assert _state(tmp_path / "back") == _state(tree)
+    assert container.exec(["ls", "-A", "/tmp"]).stdout.split() == ["there"]
+
+
 def test_the_places_that_cp_has(container: Container, tree: Path, tmp_path: Path) -> None:
     # The interpreter's prefix is shown at its own path, so a checkout may own any fixed name below /tmp.
     place = f"/tmp/pyc-{secrets.token_hex(4)}"
@@ -521,7 +539,6 @@ for _ in range(1100):
 """
 
 
-@pytest.mark.usefixtures("needs_idmap")
 def test_trees_deeper_than_python_recurses_are_walked(container: Container) -> None:
     container.exec([sys.executable, "-c", DEEP], check=True)
     top = container.path("/root/deep")

@@ -151,33 +151,52 @@ def _file_in(fd: int, there: ContainerPath, ids: tuple[int, int]) -> None:
 
 
 def _tree_in(container: Container, fd: int, there: ContainerPath, ids: tuple[int, int], user: User) -> None:
-    merges = there.is_dir()
-    work = there if merges else there.parent / hostpath.temporary_name()
-    if not merges:
-        work._ask(Verb.MKDIR, mode=0o700)
+    if there.is_dir():
+        _fill(container, fd, there, ids, user)
+        return
     try:
-        top = work._fd(os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            engine, pidfd = container._engine, container._awake().pidfd
-            spec = CopySpec(
-                source=fd,
-                target=top,
-                size=_HOST_BYTES,
-                entries=_HOST_ENTRIES,
-                content=merges,
-                landlock=engine._session.features.landlock,
-                no_set_id=not may_set_id(there, top),
-            )
-            report = carried(lambda: into(spec, engine._session.make_helper, pidfd, ids, user))
-            check_report("copy to", str(there), report)
-        finally:
-            os.close(top)
-        if not merges:
+        _make_tree(container, fd, there, there.parent / hostpath.temporary_name(), ids, user)
+    except PathError as error:
+        # An overlay whose upper directory takes no extended attributes (tmpfs before Linux 6.6).
+        if error.errno != errno.EXDEV:
+            raise
+        _make_tree(container, fd, there, there, ids, user)
+
+
+def _make_tree(
+    container: Container, fd: int, there: ContainerPath, work: ContainerPath, ids: tuple[int, int], user: User
+) -> None:
+    """Make a directory at `work`, copy the content of `fd` to it, and rename it to `there`."""
+    work._ask(Verb.MKDIR, mode=0o700)
+    try:
+        _fill(container, fd, work, ids, user, name=str(there))
+        if work is not there:
             work.rename(there)
     except BaseException:
-        if not merges:
-            _forget_inside(work)
+        _forget_inside(work)
         raise
+
+
+def _fill(
+    container: Container, fd: int, work: ContainerPath, ids: tuple[int, int], user: User, name: str = ""
+) -> None:
+    """Copy the content of `fd` to the directory `work`, a new one if errors call it by another name."""
+    top = work._fd(os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        engine, pidfd = container._engine, container._awake().pidfd
+        spec = CopySpec(
+            source=fd,
+            target=top,
+            size=_HOST_BYTES,
+            entries=_HOST_ENTRIES,
+            content=not name,
+            landlock=engine._session.features.landlock,
+            no_set_id=not may_set_id(work, top),
+        )
+        report = carried(lambda: into(spec, engine._session.make_helper, pidfd, ids, user))
+        check_report("copy to", name or str(work), report)
+    finally:
+        os.close(top)
 
 
 def _forget_inside(path: ContainerPath) -> None:
