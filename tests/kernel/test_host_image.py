@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pycontain import Container, Engine, Image
+from pycontain import Bind, Container, Engine, Image, StartError
+from pycontain._rootfs.host import OWN_DIRECTORIES
 
-pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("needs_idmap")]
+pytestmark = pytest.mark.kernel
 
 
 @pytest.mark.parametrize("user", ["root", "1000", "1234:5", "nobody"])
@@ -25,6 +28,50 @@ def test_home_and_start_directory_are_writable(user: str, engine: Engine) -> Non
         assert result.stdout.splitlines() == ["/workspace"]
     else:
         assert result.stdout.splitlines() == ["/workspace", homes.get(user, "/home")], result.stderr
+
+
+@pytest.fixture
+def unmapped(tmp_path: Path) -> Iterator[Engine]:
+    """An engine whose copy of the host's files is on a file system that the kernel cannot idmap."""
+    with Engine(tmp_path / "store") as engine:
+        if not engine._session.features.privileged:
+            pytest.skip("rootless, layers are not idmapped anyway")
+        (skeleton,) = Image.host(engine=engine).directories
+        (tmp_path / "empty").mkdir()
+        options = f"lowerdir={skeleton}:{tmp_path / 'empty'}"
+        subprocess.run(["mount", "-t", "overlay", "-o", options, "pyc-unmapped", skeleton], check=True)
+        try:
+            with pytest.raises(StartError, match="cannot be idmapped"):
+                Container(mounts={"/x": Bind(skeleton, idmap=True)}, engine=engine).start()
+            yield engine
+        finally:
+            subprocess.run(["umount", "-l", skeleton], check=True)
+
+
+@pytest.mark.parametrize("user", ["root", "1000"])
+def test_directories_are_writable_where_layers_cannot_be_idmapped(user: str, unmapped: Engine) -> None:
+    script = """
+    for each in /workspace /home /var/tmp /tmp; do touch $each/x && stat -c "%n %a %U" $each; done
+    test -f /etc/passwd && ls /etc | wc -l
+    """
+    with Container(user=user, engine=unmapped) as container:
+        shown = container.exec(script, shell=True)
+        places = "/root/x /srv/x /opt/x /mnt/x /run/x /var/lib/x /x"
+        container.exec(f"touch {places}", shell=True, user="root", check=True)
+    with Container(engine=unmapped) as container:
+        container.exec("rm -r /home && echo x > /workspace/x", shell=True, check=True)
+    assert shown.stderr == ""
+    *made, names = shown.stdout.splitlines()
+    assert made == ["/workspace 777 root", "/home 1777 root", "/var/tmp 1777 root", "/tmp 1777 root"]
+    assert int(names) > 3
+
+
+def test_own_directories_follow_their_parents() -> None:
+    """The launcher makes one component of each."""
+    made = {""}
+    for name, _ in OWN_DIRECTORIES:
+        assert name.rpartition("/")[0] in made
+        made.add(name)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,6 @@ import pytest
 
 from pycontain import Container, Image, PathError, Volume
 
-pytestmark = pytest.mark.usefixtures("needs_idmap")  # the host image has directories of the container's root
-
 GIB = 1 << 30
 LAYOUT = ((0, b"first"), (3 << 20, b"x" * 5000), (GIB // 2 + 7, b"middle"))
 
@@ -139,6 +137,7 @@ def test_exported_archives_are_read_by_others(sparse: Container, tmp_path: Path)
     _check(tmp_path / "gnu" / "root" / "t", _check(tmp_path / "ours"))
 
 
+@pytest.mark.usefixtures("needs_idmap")
 def test_volumes_keep_holes(tmp_path: Path, container: Container) -> None:
     engine = container._engine
     with Volume(engine=engine) as first, Volume(engine=engine) as second:

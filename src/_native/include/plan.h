@@ -40,6 +40,8 @@ enum pc_op_kind
                       cgroups of this container and their places below it */
   PC_OP_DIRECTORY, /* make target where nothing is; mode, and in attributes the user and, above 32 bits, the group */
   PC_OP_SYSCTL,    /* write data to target, a file of the root's /proc/sys */
+  PC_OP_OWN_DIRECTORY, /* make target with mode in the held upper directory where source 0, the uppermost layer,
+                          is shown without the container's id map */
   PC_OP_KIND_COUNT
 };
 

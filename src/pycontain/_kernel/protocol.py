@@ -67,6 +67,7 @@ class OpKind(IntEnum):
     SYS = lib.PC_OP_SYS
     DIRECTORY = lib.PC_OP_DIRECTORY
     SYSCTL = lib.PC_OP_SYSCTL
+    OWN_DIRECTORY = lib.PC_OP_OWN_DIRECTORY
 
 
 class OpFlag(IntFlag):

@@ -37,6 +37,11 @@ _DIRECTORIES = {
     "opt": 0o755,
     "srv": 0o755,
 }
+_MOUNTED = ("proc", "sys", "dev")
+OWN_DIRECTORIES = tuple(
+    (name, mode) for name, mode in {"var": 0o755, **_DIRECTORIES}.items() if name not in _MOUNTED
+)
+"""Directories of the skeleton that belong to the container's root, each after its parent, and their modes."""
 _WRITTEN = {
     "passwd": (
         "root:x:0:0:root:/root:/bin/sh\n"

@@ -86,6 +86,7 @@ def compose(
     masked: Sequence[str],
     readonly: Sequence[str],
     groups: Sequence[tuple[str, str]] = (),
+    owned: Sequence[tuple[str, int]] = (),
     directories: Sequence[DirectorySpec] = (),
     resolv: bytes = RESOLV_CONF,
     own_name: bool = True,
@@ -106,6 +107,8 @@ def compose(
         masked: Paths to mask.
         readonly: Paths to remount read-only.
         groups: Cgroups of the container below the launcher's root, and their paths below /sys.
+        owned: Directories and modes, each after its parent, that are created in the upper directory if the
+            uppermost layer has no id map.
         directories: Directories to create.
         resolv: Content of /etc/resolv.conf.
         own_name: Whether /etc/hosts has the host name; otherwise the name service resolves it.
@@ -113,7 +116,9 @@ def compose(
         shm_size: Bytes of /dev/shm, or None for the default.
         sysctls: Settings below /proc/sys.
     """
-    ops = [Op(OpKind.UPPER), *_files(hostname, hosts, resolv, own_name)]
+    ops = [Op(OpKind.UPPER)]
+    ops += [Op(OpKind.OWN_DIRECTORY, path, mode=mode) for path, mode in owned]
+    ops += _files(hostname, hosts, resolv, own_name)
     ops.append(Op(OpKind.OVERLAY, source=first_layer, count=layers, attributes=_GUARDED))
     guarded = int(OpFlag.NOFOLLOW)
     everything = _GUARDED | MountAttr.NOEXEC

@@ -203,6 +203,8 @@ def _operations(
         masked=spec.security.masked_paths,
         readonly=spec.security.readonly_paths,
         groups=view.groups(session.cgroups, held, GROUP) if session.cgroups.usable else (),
+        # Layers of snapshots say what became of these directories.
+        owned=host.OWN_DIRECTORIES if spec.image.trees and not spec.image.sealed else (),
         directories=made_directories(spec),
         resolv=_resolver(spec),
         own_name=spec.network_spec.kind in (NONE, HOST),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SEAL = "seal"
 """Step that makes the old root read-only; it fails with EBUSY while a writable descriptor of it is open."""
-_MADE = (OpKind.UPPER, OpKind.FILE, OpKind.OVERLAY, OpKind.SYSCTL)
+_MADE = (OpKind.UPPER, OpKind.FILE, OpKind.OWN_DIRECTORY, OpKind.OVERLAY, OpKind.SYSCTL)
 _GUARDED = 2 | 4  # nosuid, nodev
 
 

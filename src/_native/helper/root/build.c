@@ -124,6 +124,8 @@ do_op (struct builder *b, const struct pc_op *op)
       return pc_do_upper (b, op);
     case PC_OP_FILE:
       return pc_do_file (b, op);
+    case PC_OP_OWN_DIRECTORY:
+      return pc_do_own_directory (b, op);
     case PC_OP_OVERLAY:
       return pc_do_overlay (b, op);
     case PC_OP_MOUNT:
@@ -158,6 +160,7 @@ step_of (u16 kind)
   switch (kind)
     {
     case PC_OP_UPPER:
+    case PC_OP_OWN_DIRECTORY:
       return PC_STEP_UPPER;
     case PC_OP_FILE:
       return PC_STEP_FILE;

@@ -35,6 +35,7 @@ const char *pc_place_of_root (const struct builder *b);
 int pc_attach (struct builder *b, const struct pc_op *op, int mount);
 int pc_do_upper (struct builder *b, const struct pc_op *op);
 int pc_do_file (struct builder *b, const struct pc_op *op);
+int pc_do_own_directory (struct builder *b, const struct pc_op *op);
 int pc_do_sys (struct builder *b, const struct pc_op *op);
 int pc_do_overlay (struct builder *b, const struct pc_op *op);
 

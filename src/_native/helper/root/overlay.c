@@ -72,31 +72,56 @@ pc_do_upper (struct builder *b, const struct pc_op *op)
   return error;
 }
 
+/* The last component of path.  Its parent below the upper directory is made, and opened at *parent if it is another. */
+static int
+parent_in_upper (const struct builder *b, const char *path, const char **name, int *parent)
+{
+  char directory[256];
+
+  *name = path;
+  for (const char *at = path; *at != '\0'; at++)
+    if (*at == '/')
+      *name = at + 1;
+  usize size = (usize) (*name - path);
+  if (b->upper < 0)
+    return -EINVAL;
+  if (size == 0)
+    return 0;
+  if (size > sizeof directory)
+    return -ENAMETOOLONG;
+  memcpy (directory, path, size - 1);
+  directory[size - 1] = '\0';
+  *parent = pc_make_path (b->upper, directory, 1, 0);
+  return *parent < 0 ? *parent : 0;
+}
+
+/* Without an id map the container's users may not write to a layer's directory, nor the kernel copy it up with
+   an owner that the container has no id for.  One in the upper directory, made by the container's root, is merged
+   with it and gives owner and mode. */
+int
+pc_do_own_directory (struct builder *b, const struct pc_op *op)
+{
+  const char *name;
+  cleanup_fd int parent = -1;
+
+  if (!b->fds->foreign)
+    return 0;
+  word error = parent_in_upper (b, pc_at (b->plan, op->target), &name, &parent);
+  if (error == 0)
+    error = sys_mkdirat (parent >= 0 ? parent : b->upper, name, op->mode);
+  return error == -EEXIST ? 0 : (int) error;
+}
+
 int
 pc_do_file (struct builder *b, const struct pc_op *op)
 {
-  const char *path = pc_at (b->plan, op->target);
-  const char *name = path;
-
-  for (const char *at = path; *at != '\0'; at++)
-    if (*at == '/')
-      name = at + 1;
-  usize parent_size = (usize) (name - path);
-  if (parent_size >= sizeof scratch || b->upper < 0)
-    return -EINVAL;
+  const char *name;
   cleanup_fd int parent = -1;
-  if (parent_size > 0)
-    {
-      char directory[256];
-      if (parent_size > sizeof directory)
-        return -ENAMETOOLONG;
-      memcpy (directory, path, parent_size - 1);
-      directory[parent_size - 1] = '\0';
-      parent = pc_make_path (b->upper, directory, 1, 0);
-      if (parent < 0)
-        return parent;
-    }
-  cleanup_fd int fd = (int) sys_openat (parent_size > 0 ? parent : b->upper, name,
+  int error = parent_in_upper (b, pc_at (b->plan, op->target), &name, &parent);
+
+  if (error < 0)
+    return error;
+  cleanup_fd int fd = (int) sys_openat (parent >= 0 ? parent : b->upper, name,
                                         O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, op->mode);
   if (fd < 0)
     return fd;

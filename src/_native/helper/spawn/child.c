@@ -52,7 +52,7 @@ pc_receive_sources (int control, int sync, struct pc_child_fds *out)
   struct pc_sources_head head;
 
   out->store = out->dev = out->sys = -1;
-  out->source_count = 0;
+  out->source_count = out->foreign = 0;
   do
     {
       word got = pc_receive (sync, &head, sizeof head, &fds, 0);
@@ -61,6 +61,7 @@ pc_receive_sources (int control, int sync, struct pc_child_fds *out)
       if (fds.truncated)
         pc_die (control, PC_STEP_SYNC, -EMFILE, -1);
       u32 next = 0;
+      out->foreign |= head.foreign;
       if (head.store && next < fds.count)
         out->store = fds.fd[next++];
       if (head.dev && next < fds.count)

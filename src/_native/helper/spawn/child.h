@@ -12,6 +12,7 @@ struct pc_sources_head
   u32 dev;
   u32 sys;
   u32 more;
+  u32 foreign; /* the uppermost layer is shown without the container's id map */
 };
 
 /* Clone a child and write its id maps.  0, or -1 and the reply. */

@@ -51,7 +51,8 @@ open_source (const struct pc_launcher *launcher, const struct pc_plan *plan,
   return fd;
 }
 
-/* Never a peer of the host's mount, which would show it what the guest mounts. */
+/* Never a peer of the host's mount, which would show it what the guest mounts.
+   Return 1 where the source goes on without the id map that it should have. */
 static int
 set_attributes (const struct pc_plan *plan, int fd, const struct pc_source *source, int user_namespace)
 {
@@ -81,6 +82,8 @@ set_attributes (const struct pc_plan *plan, int fd, const struct pc_source *sour
       /* One mount below that has no id maps does not take them from the others. */
       if (error == 0 && source->flags & PC_OP_RECURSIVE)
         (void) sys_mount_setattr (fd, 0, &map);
+      if (error == 0)
+        return 1;
     }
   return (int) error;
 }
@@ -99,7 +102,7 @@ send_part (int sync, struct outgoing *out, u32 more)
 {
   out->head.more = more;
   int result = pc_send (sync, &out->head, sizeof out->head, out->fds.fd, out->fds.count, 0);
-  out->head = (struct pc_sources_head){ 0, 0, 0, 0 };
+  out->head = (struct pc_sources_head){ 0 };
   pc_close_fds (&out->fds);
   return result;
 }
@@ -159,6 +162,8 @@ send_sources (const struct pc_launcher *launcher, const struct pc_plan *plan, co
       error = set_attributes (plan, fd, &sources[i], user);
       if (error < 0)
         return pc_failed (reply, PC_STEP_MOUNT_IDMAP, error, (i32) i);
+      if (i == 0)
+        out->head.foreign = (u32) error;
     }
   error = send_part (sync, out, 0);
   return error < 0 ? pc_failed (reply, PC_STEP_SYNC, error, -1) : 0;

@@ -20,6 +20,7 @@ struct pc_child_fds
   int sys;
   int sources[COUNT (((struct pc_fds *) 0)->fd)];
   u32 source_count;
+  u32 foreign; /* directories of the uppermost layer have no owner inside */
 };
 
 /* Enter the launcher's own mount namespace (for an unprivileged caller, user namespace first) and make the templates
