@@ -1,4 +1,4 @@
-"""Files of a host directory that guests can write to, opened without being steered out of it."""
+"""Access to files in a directory of the host that containers can write to."""
 
 from __future__ import annotations
 
@@ -31,27 +31,30 @@ def open_beneath(
     *,
     special: bool = False,
 ) -> IO[Any]:
-    """Open a file below a directory of the host, whatever a guest has put there.
+    """Open a file below a directory of the host; links of a container cannot lead out of it.
 
-    Use it instead of `open` for what containers wrote to a `Bind`: a guest's link to `/etc/shadow` or to
-    another user's files is refused, and so is every other way out.  Links that stay below the directory
-    are followed.  The kernel checks it (openat2(2), RESOLVE_BENEATH), so it holds while the guest runs and
-    swaps names.
+    Use it instead of `open` for files that containers wrote to a `Bind`: a link to `/etc/shadow` or to files
+    of another user is refused.  Links that stay below the directory are followed.  The kernel enforces this
+    (openat2(2), RESOLVE_BENEATH), also while a container changes the directory.
 
     Args:
-        directory: The directory, or an open descriptor of it, which stays the caller's.
-        path: A path relative to it.
-        mode, buffering, encoding, errors, newline: As `open` has them.  A file is created with mode 0666 less
-            the umask.
-        special: Also open pipes and devices.  Without it they are refused, and opening never waits.
+        directory: The directory, or an open descriptor of it, which is not closed.
+        path: A path relative to the directory.
+        mode: As in `open`; a new file gets the permissions 0666, limited by the umask.
+        buffering: As in `open`.
+        encoding: As in `open`.
+        errors: As in `open`.
+        newline: As in `open`.
+        special: Also open pipes and devices.  Without it they are refused, and opening never blocks.
 
     Returns:
         A file object.
 
     Raises:
-        PathError: For a way out (EXDEV), for what is no regular file (EINVAL; EISDIR for a directory), and as
-            `open` fails; also a FileNotFoundError, PermissionError and so on where `open` raises these.
-        ValueError: For an absolute path, a NUL byte or a mode that `open` does not know.
+        PathError: The path leads out of the directory (EXDEV), is not a regular file (EINVAL, or EISDIR for a
+            directory), or `open` would fail; also a FileNotFoundError, PermissionError and so on.
+        ValueError: The path is absolute or has a NUL byte, or the mode is malformed.
+        TypeError: The path is neither text nor a pathlib path.
     """
     text = os.fspath(path)
     if not isinstance(text, str):
@@ -84,7 +87,7 @@ def _opened(directory: str) -> int:
 
 
 def _open(top: int, path: str, flags: int, *, special: bool) -> int:
-    """Open without O_TRUNC, which must not happen before the kind of the file is known."""
+    """Open a file without O_TRUNC, and truncate it once it is known to be a regular file."""
     wait = 0 if special else os.O_NONBLOCK
     mode = 0o666 if flags & os.O_CREAT else 0
     resolve = hostpath.BENEATH | hostpath.NO_MAGICLINKS

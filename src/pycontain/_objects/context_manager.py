@@ -1,4 +1,4 @@
-"""What is closed at the end of a `with`."""
+"""Base class of objects with a `close` method."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Self
 
 
 class ClosingContextManager:
-    """Used as a context manager it is closed at the end."""
+    """A context manager that calls `close` on exit."""
 
     def close(self) -> None:
-        """End it."""
+        """Release the object's resources."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:

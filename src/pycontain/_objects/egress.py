@@ -1,4 +1,4 @@
-"""Egress: a network on which only what is named can be reached."""
+"""Egress: a network that allows connections to given names and addresses only."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 
 
 MOST_TARGETS = 4096
-"""The kernel judges the first packet of a connection by one range after the other."""
+"""Maximum number of targets; the kernel compares the first packet of a connection with all ranges."""
 
 
 class Egress(ClosingContextManager):
-    """A network that reaches only certain names and ranges.
+    """A network that allows connections to given names and address ranges only.
 
     Use it as `network=Egress.allow('packages.example.org:443', '10.0.0.0/8')`.
 
-    Everything else is refused at once: other addresses, other names (the name service says REFUSED), IPv6,
-    services of this host and containers, also those with the same Egress.  A name is what the name service
-    says of it, from then on for at least five minutes; one that leads to an address that is not public is
-    held back, unless a range allows the address.  It may be changed while containers run, and `refused` has
-    what was not allowed.
+    Everything else is rejected at once: other addresses, other names (the name service answers REFUSED),
+    IPv6, services of this host, and containers, also those with the same Egress.  The addresses of a name are
+    those that the name service returns for it; they stay permitted for at least five minutes.  Answers with
+    addresses that are not public are withheld unless a range permits the address.  Targets can be changed
+    while containers run.
 
-    Bounds: 4096 targets; of one answer 256 addresses, the rest is left out of it; 8192 addresses by port and
-    protocol of a container and 16384 in all, beyond which the oldest is not reached any more until its name
-    is asked for again; 1024 refused names of a container and 4096 in all, and 512 refused addresses an hour
-    of a container and 16384 of an engine, beyond which later ones are not recorded.
+    Limits: 4096 targets; 256 addresses of one answer, the rest is removed from it; 8192 pairs of address and
+    port of a container and 16384 in total, above which the oldest one is rejected until its name is resolved
+    again; records of 1024 refused names of a container and 4096 in total, and of 512 refused addresses per
+    hour of a container and 16384 of an engine.
     """
 
     def __init__(self) -> None:
@@ -67,9 +67,13 @@ class Egress(ClosingContextManager):
         return new
 
     def permit(self, *targets: str) -> None:
-        """Allow more, at once.
+        """Permit further targets, effective at once.
 
-        Raises ValueError, TypeError, LimitError above 4096 targets, StateError: nothing more is allowed then.
+        Raises:
+            ValueError: A target is malformed.
+            TypeError: A target is not a string.
+            LimitError: There are more than 4096 targets.
+            StateError: The kernel refused the change; nothing further is permitted.
         """
         found = [target_of(one) for one in targets]
         with self._lock:
@@ -79,10 +83,12 @@ class Egress(ClosingContextManager):
             self._change(allowed)
 
     def revoke(self, *targets: str) -> None:
-        """Allow these no more, at once: connections that were made are cut off too.
+        """Remove targets and cut off their connections, effective at once.
 
-        Raises ValueError for one that is not allowed. Raises StateError where the kernel refuses the change:
-        containers reach nothing at all from then on, until `revoke` or `permit` succeeds.
+        Raises:
+            ValueError: A target is not permitted.
+            StateError: The kernel refused the change; containers reach nothing until `revoke` or `permit`
+                succeeds.
         """
         found = [target_of(one) for one in targets]
         with self._lock:
@@ -92,7 +98,7 @@ class Egress(ClosingContextManager):
             self._change({one: None for one in self._targets if one not in found})
 
     def _change(self, targets: dict[Target, None]) -> None:
-        """Change every engine's network, also after one failed; `_targets` is as before then."""
+        """Change the network of every engine, also after a failure, which leaves `_targets` unchanged."""
         failed: StateError | None = None
         for bridge, policy in list(self._policies.values()):
             if not bridge.gone:
@@ -106,19 +112,19 @@ class Egress(ClosingContextManager):
 
     @property
     def targets(self) -> list[str]:
-        """What is allowed."""
+        """Permitted targets."""
         with self._lock:
             return [one.text for one in self._targets]
 
     @property
     def refused(self) -> list[Refused]:
-        """What containers tried and was not allowed, in the last hour."""
+        """Names and addresses that containers tried to reach without permission during the last hour."""
         with self._lock:
             policies = [policy for bridge, policy in self._policies.values() if not bridge.gone]
         return [one for policy in policies for one in policy.attempts()]
 
     def bridge_of(self, engine: Engine) -> Bridge:
-        """The network of it in an engine, made on first use."""
+        """Return the network of an engine, created on first use."""
         from pycontain._networks.bridge import Options
         from pycontain._networks.egress import EgressPolicy
 
@@ -138,9 +144,11 @@ class Egress(ClosingContextManager):
             return bridge
 
     def close(self) -> None:
-        """Remove its network, which else stays for the next one.
+        """Remove the network; without this it is kept for later containers.
 
-        Raises Conflict while a container has it, StateError where the kernel keeps rules of it.
+        Raises:
+            Conflict: A container is on the network.
+            StateError: The kernel did not remove rules of the network.
         """
         with self._lock:
             for engine, (bridge, policy) in list(self._policies.items()):

@@ -1,4 +1,4 @@
-"""What `exec` and `popen` are asked for, checked, and one `exec` from its start to its result."""
+"""Implementation of `Container.exec`, and the checked arguments that it shares with `popen`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pycontain.errors import Args, CommandFailed, CommandTimeout
 
 @frozen
 class Invocation:
-    """What to run and under which limits, checked but not looked up in a container yet."""
+    """Checked arguments of a command, before names are looked up in a container."""
 
     argv: tuple[str, ...]
     env: dict[str, str] | None
@@ -44,7 +44,12 @@ class Invocation:
         user: str | int | None,
         limits: CgroupLimits | None,
     ) -> Invocation:
-        """Raises ValueError and TypeError for what no command can be started with."""
+        """Check the arguments of a command.
+
+        Raises:
+            ValueError: An argument is malformed.
+            TypeError: An argument has the wrong type.
+        """
         return cls(
             _argv(args, shell),
             specs.environment(env) if env is not None else None,
@@ -54,13 +59,17 @@ class Invocation:
         )
 
     def resolve(self, running: Running, terminal: tuple[int, int] | None = None) -> Command:
-        """Who and where it is in this container.  Raises NotFound for an unknown user."""
+        """Return the command with user, groups and working directory of a container.
+
+        Raises:
+            NotFound: The user does not exist.
+        """
         return command_of(running, self.argv, self.env, self.workdir, self.user, terminal)
 
     def launch(
         self, running: Running, streams: tuple[Stream, Stream, Stream], terminal: tuple[int, int] | None
     ) -> tuple[Execution, list[int]]:
-        """Start it and go on; the execution, and our ends of its streams."""
+        """Start the command and return its execution and our ends of its streams."""
         command = self.resolve(running, terminal)
         plumbing = Plumbing(*streams)
         plumbing.give_to(running, command.identity)
@@ -74,9 +83,12 @@ class Invocation:
 
 
 class Exec:
-    """One `exec`: its input, its streams, its bounds, and how its output is read.
+    """One `Container.exec`: input, streams, limits and decoding of output.
 
-    Raises ValueError, TypeError, LookupError for what cannot be meant.
+    Raises:
+        ValueError: An argument is malformed.
+        TypeError: An argument has the wrong type.
+        LookupError: The encoding does not exist.
     """
 
     def __init__(
@@ -112,7 +124,7 @@ class Exec:
         self._decode = decoder(text, encoding, errors)
 
     def run(self, running: Running, what: Invocation, *, check: bool) -> ExecResult[Any]:
-        """Start it, carry its streams, wait for its end and say what became of it."""
+        """Start the command, transfer its streams, wait for its end and return the result."""
         command = what.resolve(running)
         plumbing = Plumbing(self._stdin, *self._streams)
         try:
@@ -150,7 +162,8 @@ class Exec:
 
             raise start_failure(command, record)
         returncode = returncode_of(record.value) if record is not None else -signal.SIGKILL
-        # Killed by the engine, which says for what; an exit status of its own is not to be had any more.
+        # If the engine killed the command, its own exit status is unknown and the engine's reason counts.
+
         reason: Reason = execution.reason(returncode, counters, usage)
         if ending == "output" or ending == "cancelled":
             reason = ending

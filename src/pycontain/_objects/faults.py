@@ -1,4 +1,4 @@
-"""Faults of a network, made on purpose: partitions, delay, loss, narrowness."""
+"""Faults injected into a network: partitions, delay, loss and limited rates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LONGEST_DELAY = 600.0
 
 
 class Partition:
-    """Containers between which nothing passes; `heal` ends it, as the end of a `with` does."""
+    """Groups of containers between which no packets pass; as a context manager it is healed on exit."""
 
     def __init__(self, network: Network, pairs: list[tuple[NetworkEndpoint, NetworkEndpoint]]) -> None:
         self._network = network
@@ -32,7 +32,7 @@ class Partition:
         self._healed = False
 
     def heal(self) -> None:
-        """Let everything pass again.  Idempotent."""
+        """Remove the partition.  Idempotent."""
         if not self._healed:
             self._healed = True
             antispoof = self._network._session.network_manager.antispoof
@@ -62,7 +62,7 @@ def _endpoint(network: Network, container: Container) -> NetworkEndpoint:
 def partition(
     network: Network, one: Container | Iterable[Container], other: Container | Iterable[Container]
 ) -> Partition:
-    """See `Network.partition`."""
+    """Implement `Network.partition`."""
     ones, others = _group(one), _group(other)
     both = {container.id for container in ones} & {container.id for container in others}
     if both or not ones or not others:
@@ -98,7 +98,7 @@ def _seconds(value: float | str | timedelta) -> float:
 
 
 def _rate(value: int | str | None) -> int:
-    """Bytes per second."""
+    """Return a rate in bytes per second; 0 for None."""
     if value is None:
         return 0
     if isinstance(value, str):
@@ -121,7 +121,7 @@ def shape(
     loss: float,
     rate: int | str | None,
 ) -> None:
-    """See `Network.shape`."""
+    """Implement `Network.shape`."""
     from pycontain._networks.netem import NoNetem, Shape, apply
 
     if isinstance(loss, bool) or not isinstance(loss, int | float) or not 0 <= loss <= 1:

@@ -22,7 +22,7 @@ from pycontain._kernel.waiting import IN, ready
 from pycontain._model.process import Reason, Usage
 from pycontain._model.user import is_number
 from pycontain._objects.log import OutputLog
-from pycontain._objects.process import abandon, deliver, hear_started, signal_number
+from pycontain._objects.process import abandon, deliver, signal_number, wait_executed
 from pycontain._runtime.exec import (
     Command,
     Environment,
@@ -96,7 +96,7 @@ class MainCommand:
             plumbing.give_to(running, command.identity)
             execution = Execution.launch(running, command, plumbing.guest, None)
             plumbing.close_guest()
-            hear_started(execution)
+            wait_executed(execution)
         except BaseException:
             plumbing.close()
             if execution is not None:

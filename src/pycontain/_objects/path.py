@@ -1,4 +1,4 @@
-"""A path inside a running container, with pathlib's verbs."""
+"""ContainerPath: a path in a running container, with the methods of pathlib."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 _EISDIR, _ENOTDIR, _EFBIG, _ELOOP, _EINVAL = 21, 20, 27, 40, 22
 _NOREPLACE = 1
 _OWN = ("/", "/tmp")
-"""Where no file of the host is."""
+"""Container paths at which no file of the host can be mounted by default."""
 SET_ID = stat.S_ISUID | stat.S_ISGID
 _CHUNK = 1 << 20
 
 
 class ContainerPath(PureContainerPath):
-    """A path inside a container: pathlib's verbs and attributes, while the container runs.
+    """A path in a container, with the methods and attributes of pathlib.Path.
 
-    The files server of the container does what is asked, with the rights of the container's `user`, or
-    of the one that `Container.path` names, and with no rights outside; links, `..` and what the guest
-    does meanwhile lead nowhere but inside.  What is made belongs to that user, with permissions less
-    the umask 022.  Deliberately no
-    `os.PathLike`: `builtins.open` and its kin would take it for a path of the host.
+    Operations need a running container.  The file server of the container performs them with the rights of
+    the container's `user`, or of the user given to `Container.path`, and without rights on the host.  Links,
+    `..` and concurrent changes by the container cannot lead outside.  New files belong to that user, with
+    permissions limited by the umask 022.  The class is not an `os.PathLike`, because `builtins.open` would
+    then read it as a path of the host.
 
-    Verbs raise PathError, as those of pathlib raise OSError: `FileNotFoundError` and its kin
-    catch it too.  StateError when the container does not run.
+    Methods raise PathError where those of pathlib raise OSError; `except FileNotFoundError` and similar catch
+    it.  They raise StateError if the container is not running.
     """
 
     __slots__ = ()
@@ -54,10 +54,14 @@ class ContainerPath(PureContainerPath):
         errors: str | None = None,
         newline: str | None = None,
     ) -> IO[Any]:
-        """Open it as `pathlib.Path.open` does; the file stays good when the path leads elsewhere later.
+        """Open the file as `pathlib.Path.open` does; the file object stays valid when the path changes later.
 
-        Files alone: pipes, sockets, devices and what the kernel shows in /proc and /sys are refused.
-        Through a link that leads to nothing no file is made.
+        Only regular files can be opened: pipes, sockets, devices and files of /proc and /sys are refused.  No
+        file is created through a dangling link.
+
+        Raises:
+            PathError: The file cannot be opened.
+            StateError: The container is not running.
         """
         running = self._container._awake()
         with running.in_use():
@@ -83,7 +87,14 @@ class ContainerPath(PureContainerPath):
         return fd
 
     def read_bytes(self, *, max_bytes: int | str = "1G") -> bytes:
-        """All of it.  Raises PathError with EFBIG for more than `max_bytes`: a guest writes what it likes."""
+        """Return the content of the file.
+
+        Args:
+            max_bytes: Maximum size, in bytes or as text such as '1G'.
+
+        Raises:
+            PathError: The file cannot be read, or is larger (EFBIG).
+        """
         most = parse_size(max_bytes)
         with self.open("rb", buffering=0) as file:
             parts, left = [], most
@@ -99,25 +110,38 @@ class ContainerPath(PureContainerPath):
     def read_text(
         self, encoding: str = "utf-8", errors: str = "strict", *, max_bytes: int | str = "1G"
     ) -> str:
-        """All of it as text, newlines of any kind as '\\n'.  Raises as read_bytes, UnicodeDecodeError."""
+        r"""Return the content of the file as text; all kinds of newlines become '\n'.
+
+        Args:
+            encoding: Encoding of the file.
+            errors: Handling of encoding errors, as in `bytes.decode`.
+            max_bytes: Maximum size, in bytes or as text such as '1G'.
+
+        Raises:
+            PathError: The file cannot be read, or is larger (EFBIG).
+            UnicodeDecodeError: The content does not match the encoding.
+        """
         text = self.read_bytes(max_bytes=max_bytes).decode(encoding, errors)
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
     def iterdir(self) -> Iterator[ContainerPath]:
-        """What the directory holds, in no order."""
+        """Iterate over the entries of the directory, in arbitrary order."""
         for name, _ in self._entries():
             yield self / name
 
     def walk(
         self, top_down: bool = True, *, follow_symlinks: bool = False
     ) -> Iterator[tuple[ContainerPath, list[str], list[str]]]:
-        """Directories and what they hold, as `pathlib.Path.walk`; what cannot be read is passed over.
+        """Iterate over a tree as `pathlib.Path.walk` does; directories that cannot be read are skipped.
 
-        Top down, the list of directories may be changed.  Links are not followed: ValueError for that.
+        With `top_down`, the caller may change the list of directories.
+
+        Raises:
+            ValueError: `follow_symlinks` is True; links are never followed.
         """
         if follow_symlinks:
             raise ValueError("follow_symlinks must be False, got True: links of a guest may form a loop")
-        # Without recursion: a guest's tree is as deep as a path is long.
+        # No recursion: a guest can nest directories deeper than the recursion limit.
         left: list[tuple[ContainerPath, list[str], list[str]] | ContainerPath] = [self]
         while left:
             path = left.pop()
@@ -137,15 +161,25 @@ class ContainerPath(PureContainerPath):
             left.extend(path / name for name in reversed(directories))
 
     def glob(self, pattern: str) -> Iterator[ContainerPath]:
-        """What fits a relative pattern, as `pathlib.Path.glob`; '**' does not follow links.  ValueError."""
+        """Iterate over the paths that match a relative pattern, as `pathlib.Path.glob` does.
+
+        '**' does not follow links.
+
+        Raises:
+            ValueError: The pattern is malformed.
+        """
         return matching(self, pattern)
 
     def rglob(self, pattern: str) -> Iterator[ContainerPath]:
-        """What fits below it, at any depth."""
+        """Iterate over the paths that match a relative pattern at any depth.
+
+        Raises:
+            ValueError: The pattern is malformed.
+        """
         return matching(self, f"**/{pattern}")
 
     def _entries(self) -> Iterator[tuple[str, bool]]:
-        """Names, and whether each is a directory itself."""
+        """Iterate over names, each with True for a directory that is not a link."""
         fd = self._fd(os.O_RDONLY | os.O_DIRECTORY)
         try:
             with os.scandir(fd) as entries:
@@ -153,12 +187,12 @@ class ContainerPath(PureContainerPath):
                     try:
                         yield decoded(entry.name), entry.is_dir(follow_symlinks=False)
                     except OSError:
-                        continue  # gone by now
+                        continue  # deleted meanwhile
         finally:
             os.close(fd)
 
     def readlink(self) -> ContainerPath | PurePosixPath:
-        """What the link says: a path inside where it is absolute, else what is relative to the link."""
+        """Return the target of the link: a ContainerPath if it is absolute, else a PurePosixPath."""
         fd = self._fd(os.O_PATH | os.O_NOFOLLOW)
         try:
             if not stat.S_ISLNK(os.fstat(fd).st_mode):
@@ -169,7 +203,7 @@ class ContainerPath(PureContainerPath):
         return self._with(text) if text.is_absolute() else text
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        """What stat(2) says, with the ids that the guest sees, 65534 for those of nobody inside."""
+        """Return the result of stat(2), with ids as the container has them; unmapped ids are 65534."""
         fd = self._fd(os.O_PATH | (0 if follow_symlinks else os.O_NOFOLLOW))
         try:
             return seen_inside(self._container._awake(), os.fstat(fd))
@@ -177,23 +211,23 @@ class ContainerPath(PureContainerPath):
             os.close(fd)
 
     def lstat(self) -> os.stat_result:
-        """The same of a link itself."""
+        """Return the result of lstat(2), with ids as the container has them."""
         return self.stat(follow_symlinks=False)
 
     def exists(self, *, follow_symlinks: bool = True) -> bool:
-        """Is there anything?"""
+        """Return whether the path exists."""
         return self._mode(follow_symlinks) is not None
 
     def is_file(self) -> bool:
-        """Is it a regular file, or a link to one?"""
+        """Return whether the path is a regular file or a link to one."""
         return stat.S_ISREG(self._mode(True) or 0)
 
     def is_dir(self) -> bool:
-        """Is it a directory, or a link to one?"""
+        """Return whether the path is a directory or a link to one."""
         return stat.S_ISDIR(self._mode(True) or 0)
 
     def is_symlink(self) -> bool:
-        """Is it a link?"""
+        """Return whether the path is a symbolic link."""
         return stat.S_ISLNK(self._mode(False) or 0)
 
     def _mode(self, follow: bool) -> int | None:
@@ -207,7 +241,7 @@ class ContainerPath(PureContainerPath):
     # ---- writing ------------------------------------------------------------------------------------------
 
     def write_bytes(self, data: bytes) -> int:
-        """Make or empty the file, and write; the number of bytes."""
+        """Write the file, creating or truncating it, and return the number of bytes."""
         view = memoryview(data)
         with self.open("wb") as file:
             return int(file.write(view))
@@ -215,14 +249,20 @@ class ContainerPath(PureContainerPath):
     def write_text(
         self, data: str, encoding: str = "utf-8", errors: str = "strict", newline: str | None = None
     ) -> int:
-        """Make or empty the file, and write; the number of characters."""
+        """Write the file, creating or truncating it, and return the number of characters."""
         if not isinstance(data, str):
             raise TypeError(f"data must be text, got {type(data).__name__}")
         with self.open("w", encoding=encoding, errors=errors, newline=newline) as file:
             return int(file.write(data))
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
-        """Make a directory; with `parents` those above it too.  mode: less the umask 022."""
+        """Create the directory.
+
+        Args:
+            mode: Permissions, limited by the umask 022.
+            parents: Create missing parents too.
+            exist_ok: Accept an existing directory.
+        """
         try:
             self._ask(Verb.MKDIR, mode=mode & 0o7777)
         except PathNotFound:
@@ -235,16 +275,16 @@ class ContainerPath(PureContainerPath):
                 raise
 
     def symlink_to(self, target: Other, target_is_directory: bool = False) -> None:
-        """Make a link here that says `target`, which need not exist."""
+        """Create a symbolic link to `target`, which need not exist."""
         del target_is_directory  # of other systems
         self._ask(Verb.SYMLINK, str(target))
 
     def hardlink_to(self, target: Other) -> None:
-        """Make this another name of the file `target`; where that is a link, of the link."""
+        """Create a hard link to `target`; if that is a symbolic link, to the link itself."""
         self._ask(Verb.LINK, str(self._with(pure_path(target))))
 
     def touch(self, mode: int = 0o666, exist_ok: bool = True) -> None:
-        """Make the file, or set its times to now."""
+        """Create the file, or set its times to the current time."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         try:
             os.close(self._fd(flags, mode=mode & ~SET_ID))
@@ -257,8 +297,8 @@ class ContainerPath(PureContainerPath):
         """Set the permissions of a file or directory.
 
         Raises:
-            PathError: With EPERM, for a set-id bit of a file in a bind, a volume or a tmpfs that the caller
-                mounts, where the container's `Security` keeps its processes from setting these bits.
+            PathError: With EPERM, for a set-user-ID or set-group-ID bit of a file in a bind, volume or tmpfs,
+                if the container's `Security` forbids its processes to set these bits.
         """
         flags = 0 if follow_symlinks else os.O_NOFOLLOW
         if mode & SET_ID:
@@ -267,7 +307,7 @@ class ContainerPath(PureContainerPath):
         self._ask(Verb.SET, change=SET_MODE, mode=mode & 0o7777, flags=flags)
 
     def unlink(self, missing_ok: bool = False) -> None:
-        """Remove the file or link."""
+        """Delete the file or link."""
         try:
             self._ask(Verb.UNLINK)
         except PathNotFound:
@@ -275,17 +315,21 @@ class ContainerPath(PureContainerPath):
                 raise
 
     def rmdir(self) -> None:
-        """Remove the empty directory."""
+        """Delete the empty directory."""
         self._ask(Verb.RMDIR)
 
     def rename(self, target: Other) -> ContainerPath:
-        """Give it another path of this container; what is there is replaced, as rename(2) does."""
+        """Move to another path of the container, replacing a file there, as rename(2) does.
+
+        Returns:
+            The new path.
+        """
         there = self._with(pure_path(target))
         self._ask(Verb.RENAME, str(there))
         return there
 
     def replace(self, target: Other) -> ContainerPath:
-        """The same as `rename`."""
+        """Move to another path of the container; the same as `rename`."""
         return self.rename(target)
 
     def _set_id(self, mode: int, flags: int) -> None:
@@ -302,7 +346,7 @@ class ContainerPath(PureContainerPath):
         finally:
             os.close(fd)
 
-    # ---- asking -------------------------------------------------------------------------------------------
+    # ---- requests -----------------------------------------------------------------------------------------
 
     def _ask(self, verb: Verb, second: str = "", **options: Any) -> int:
         running = self._container._awake()
@@ -322,7 +366,7 @@ def may_set_id(path: ContainerPath, fd: int) -> bool:
     if not container.spec.security.restrict_suid_sgid:
         return True
     mount = _mount_of(fd)
-    # A mount point right below the root cannot be renamed: these are not where a guest says.
+    # A guest cannot rename mount points right below the root, so these paths are what they seem.
     return any(mount == _mount_at(container, place) for place in _OWN if place not in container.spec.mounts)
 
 

@@ -1,4 +1,4 @@
-"""Patterns over the paths of a container: what glob finds."""
+"""Glob patterns for container paths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ _MAGIC = re.compile(r"[*?\[]")
 
 
 def matching(top: ContainerPath, pattern: str) -> Iterator[ContainerPath]:
-    """What fits a relative pattern below `top`, each once.  Raises ValueError for a malformed one."""
+    """Iterate over the paths below `top` that match a relative pattern, each once.
+
+    Raises:
+        ValueError: The pattern is malformed.
+    """
     pure = pure_path(pattern)
     if not pattern or pure.is_absolute():
         raise ValueError(f"pattern must be relative and not empty, got {pattern!r}")
@@ -35,7 +39,7 @@ def _once(top: ContainerPath, parts: tuple[str, ...]) -> Iterator[ContainerPath]
 
 
 def _below(top: ContainerPath, parts: tuple[str, ...]) -> Iterator[ContainerPath]:
-    # Without recursion: a guest's tree is as deep as a path is long.
+    # No recursion: a guest can nest directories deeper than the recursion limit.
     left = [(top, parts)]
     while left:
         path, parts = left.pop()
@@ -59,7 +63,7 @@ def _step(
 
 
 def _is_there(path: ContainerPath, *, directory: bool = False) -> bool:
-    """Return whether the path exists; False for one that is too long to be asked for."""
+    """Return whether the path exists; False if it cannot be checked, as for one that is too long."""
     try:
         return path.is_dir() if directory else path.exists()
     except PathError:
@@ -67,7 +71,7 @@ def _is_there(path: ContainerPath, *, directory: bool = False) -> bool:
 
 
 def _read(top: ContainerPath) -> list[tuple[str, bool]]:
-    """What a directory holds; nothing where it is none, or gone."""
+    """Return the entries of a directory, or none if it cannot be read."""
     try:
         return list(top._entries())
     except PathError:

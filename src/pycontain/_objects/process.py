@@ -1,4 +1,4 @@
-"""A command that runs beside its caller: Popen's verbs for a container."""
+"""Process: a running command of a container, similar to subprocess.Popen."""
 
 from __future__ import annotations
 
@@ -45,40 +45,52 @@ if TYPE_CHECKING:
     from pycontain._model.process import Reason, Usage
 
 _EMPTIED_WITHIN = 5.0
-"""Seconds for the thread of buffered streams to see that they are at their end."""
+"""Seconds to wait for the thread of buffered streams after the command has ended."""
 
 _forgotten: collections.deque[Execution] = collections.deque()
-"""Of processes that were dropped: a finalizer runs while any lock may be held, so it takes none."""
+"""Executions of garbage-collected processes; a finalizer must not take locks, so they are freed later."""
 
 
 def check_text(encoding: str, errors: str) -> None:
-    """Raise LookupError for what io.TextIOWrapper does not take, some of it late."""
+    """Check an encoding and an error handler, which io.TextIOWrapper does partly on first use.
+
+    Raises:
+        LookupError: One of them does not exist.
+    """
     io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors).close()
     codecs.lookup_error(errors)
 
 
 def check_terminal(rows: int, columns: int) -> None:
-    """Raise ValueError for a size that no terminal can have."""
+    """Check the size of a terminal.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
     for number in (rows, columns):
         if not 1 <= operator.index(number) <= 0xFFFF:
             raise ValueError(f"rows and columns must be between 1 and 65535, got {number}")
 
 
 def signal_number(number: int) -> int:
-    """The number as kill(2) takes it.  Raises ValueError where there is no such signal."""
+    """Return a signal as an int.
+
+    Raises:
+        ValueError: The signal does not exist.
+    """
     if not 0 <= operator.index(number) < signal.NSIG:
         raise ValueError(f"signal must be a signal number, got {number}")
     return int(number)
 
 
 def deliver(execution: Execution, number: int) -> None:
-    """Send a signal to a command; nothing where its container ended."""
+    """Send a signal to a command, or do nothing if its container has ended."""
     with contextlib.suppress(StateError, BrokenPipeError, ConnectionResetError):
         execution.signal(number)
 
 
 def abandon(execution: Execution) -> None:
-    """End a command that an exception came between, and let go of it."""
+    """Kill a command and release its resources, after an exception during its start."""
     if not execution.ended:
         try:
             execution.kill()
@@ -86,25 +98,29 @@ def abandon(execution: Execution) -> None:
             execution.finish()
 
 
-def hear_started(execution: Execution) -> tuple[int, int]:
-    """Wait until the command is executed; its pid, and its terminal or -1.
+def wait_executed(execution: Execution) -> tuple[int, int]:
+    """Wait until the command is executed, and return its pid and its terminal or -1.
 
-    Raises what its start failed with, StateError when the container ended before; it is over then.
+    The execution is finished if this raises.
+
+    Raises:
+        StartError: The command cannot be executed.
+        StateError: The container ended before.
     """
-    terminal = told = -1
+    terminal = exec_pipe = -1
     try:
         record = native.receive(execution.channel)
         if record is not None and record.kind == RecordKind.OPENED:
             terminal = record.fd
             record = native.receive(execution.channel)
         if record is not None and record.kind == RecordKind.STARTED:
-            pid, told = record.value, record.fd
-            if (record := native.receive(told)) is None:
+            pid, exec_pipe = record.value, record.fd
+            if (record := native.receive(exec_pipe)) is None:
                 return pid, terminal
         from pycontain._runtime.exec_errors import start_failure
 
         failure = record and start_failure(execution.command, record)
-        # Its exec_cgroup is empty, and as good as new for the next, when the agent has reaped it.
+        # The exec cgroup can be reused once the agent has reaped the command.
         while failure and record is not None and record.kind != RecordKind.EXITED:
             record = native.receive(execution.channel)
         execution.finish()
@@ -115,8 +131,8 @@ def hear_started(execution: Execution) -> tuple[int, int]:
         abandon(execution)
         raise
     finally:
-        if told >= 0:
-            os.close(told)
+        if exec_pipe >= 0:
+            os.close(exec_pipe)
 
 
 def _release_exec_cgroups() -> None:
@@ -124,16 +140,22 @@ def _release_exec_cgroups() -> None:
         while _forgotten:
             one = _forgotten.popleft()
             if one.exec_cgroup is not None and one.running.group is not None and not one.running.ended:
-                # Not to be used again: nobody knows whether the command ended.
+                # It is unknown whether the command has ended, so the cgroup must not be reused.
                 one.running.group.release(one.exec_cgroup, reusable=False)
 
 
 class Process:
-    """A running command, with the verbs and streams of subprocess.Popen.
+    """A running command, with the methods and streams of subprocess.Popen.
 
-    stdin, stdout, stderr are file objects where PIPE or BUFFER was asked for; with `pty=True` stdin and
-    stdout are both the terminal, and closing stdin sends its end-of-file character.  pid is the number
-    inside the container.  After `wait`, `reason` and `usage` explain the end as on ExecResult.
+    With `pty=True`, `stdin` and `stdout` are both the terminal, and closing `stdin` sends its end-of-file
+    character.
+
+    Attributes:
+        args: The command.
+        pid: Process id in the container.
+        stdin: Binary or text file for PIPE or a terminal, else None.
+        stdout: Binary or text file for PIPE, BUFFER or a terminal, else None.
+        stderr: Binary or text file for PIPE or BUFFER, else None.
     """
 
     _whole = False
@@ -171,14 +193,14 @@ class Process:
         self._killed_for: Reason | None = None
         self._terminal = -1
         self._exchange: Exchange | None = None
-        self._heard = native.ffi.new("struct pc_record_fd *")
-        self._listening = threading.Lock()
-        # Held by who kills and by who gives the exec cgroup back: the next command in it is not to be hit.
+        self._end_record = native.ffi.new("struct pc_record_fd *")
+        self._receiving = threading.Lock()
+        # Serializes kill() with the reuse of the exec cgroup, so a late kill cannot hit the next command.
         self._ending = threading.RLock()
         _release_exec_cgroups()
         try:
-            # First: a supervisor that has no child yet has nothing that could be killed below.
-            self.pid, self._terminal = hear_started(execution)
+            # Wait first: before its fork, the supervisor has no child that an error below could kill.
+            self.pid, self._terminal = wait_executed(execution)
             if text:
                 check_text(encoding, errors)
             if execution.command.terminal is not None:
@@ -208,7 +230,7 @@ class Process:
                 opened[number] = self._open_stream(fd, number)
                 ours[number] = -1
         if self._kept:
-            # Of its own: the container's is closed when others find it dead.
+            # A duplicate: the container's pidfd is closed as soon as another thread finds it dead.
             self._emptier = empty_in_background(self._kept, self._execution.running.share_pidfd())
         self.stdin, self.stdout, self.stderr = opened
 
@@ -224,27 +246,27 @@ class Process:
 
     @property
     def dropped(self) -> int:
-        """Bytes of buffered streams that were dropped, because they were not read in time."""
+        """Bytes of buffered streams that were discarded because they were not read in time."""
         return sum(one.dropped for one in self._kept)
 
-    def _listen(self, seconds: float | None) -> None:
-        """Hear the end if it comes within `seconds`."""
+    def _receive(self, seconds: float | None) -> None:
+        """Wait up to `seconds` for the record of the command's end, and process it."""
         if self.returncode is not None:
             return
         if self._execution.running.forgotten:  # the record of its end is for the parent
             raise StateError(f"process {self.pid} belongs to the parent of this forked process")
-        channel, heard = self._execution.channel, self._heard
-        # A record stands in C's memory at once: what a signal handler raises does not lose it.
-        if heard.record.kind != RecordKind.EXITED:
+        channel, found = self._execution.channel, self._end_record
+        # The record is written to C memory, so an exception of a signal handler does not lose it.
+        if found.record.kind != RecordKind.EXITED:
             if not is_ready(channel, seconds):
                 return
-            result = native.lib.pcx_receive(channel, heard, 0)
+            result = native.lib.pcx_receive(channel, found, 0)
             if result == 0:
                 self._end(-signal.SIGKILL, None)
             elif result not in (1, -errno.EAGAIN, -errno.EINTR):
                 native.checked(result)
-        if heard.record.kind == RecordKind.EXITED:
-            record = native.record_of(heard.record)
+        if found.record.kind == RecordKind.EXITED:
+            record = native.record_of(found.record)
             self._end(returncode_of(record.value), record)
 
     def _end(self, returncode: int, record: native.Record | None) -> None:
@@ -254,7 +276,7 @@ class Process:
             self.usage = execution.usage(record, counters)
             try:
                 self.reason = execution.reason(returncode, counters, self.usage)
-            except (OSError, StateError):  # the container ended, and tells nothing more
+            except (OSError, StateError):  # the container ended, and its counters with it
                 self.reason = "signal" if returncode < 0 else "exit"
             if record is None and not execution.cancelled:
                 self.reason = execution.running.why_ended().reason
@@ -266,29 +288,36 @@ class Process:
             self.returncode = returncode
 
     def _join(self, deadline: float | None) -> bool:
-        """Wait for the end; False at the deadline."""
+        """Wait for the end of the command; return False at the deadline."""
         while self.returncode is None:
             patience = left(deadline)
-            if self._listening.acquire(timeout=-1 if patience is None else patience):
+            if self._receiving.acquire(timeout=-1 if patience is None else patience):
                 try:
-                    self._listen(left(deadline))
+                    self._receive(left(deadline))
                 finally:
-                    self._listening.release()
+                    self._receiving.release()
             if self.returncode is None and left(deadline) == 0:
                 return False
         return True
 
     def poll(self) -> int | None:
-        """The return code, or None while it runs, or while another thread is about to hear of its end."""
-        if self.returncode is None and self._listening.acquire(blocking=False):
+        """Return the return code, or None while the command runs or another thread is reading its end."""
+        if self.returncode is None and self._receiving.acquire(blocking=False):
             try:
-                self._listen(0)
+                self._receive(0)
             finally:
-                self._listening.release()
+                self._receiving.release()
         return self.returncode
 
     def wait(self, timeout: float | timedelta | None = None) -> int:
-        """Wait for the end; the return code.  Raises subprocess.TimeoutExpired."""
+        """Wait until the command has ended and return the return code.
+
+        Args:
+            timeout: Maximum number of seconds, or None.
+
+        Raises:
+            subprocess.TimeoutExpired: The timeout passed.
+        """
         seconds, deadline = deadline_of(timeout)
         if not self._join(deadline):
             raise subprocess.TimeoutExpired(self.args, seconds)
@@ -298,11 +327,21 @@ class Process:
     def communicate(
         self, input: str | bytes | None = None, timeout: float | timedelta | None = None
     ) -> tuple[Any, Any]:
-        """Send input, read both streams to their end, wait, and close the streams.
+        """Send input, read both streams to the end, wait for the command, and close the streams.
 
-        Where a stream exceeds `max_output`, the command is killed with reason 'output', and its first bytes
-        are returned.  Raises subprocess.TimeoutExpired with the bytes that came so far; called again it goes
-        on from there, and nothing is lost.  Raises TypeError for input that is not what the streams carry.
+        Args:
+            input: Text or bytes for standard input.
+            timeout: Maximum number of seconds, or None.
+
+        Returns:
+            Standard output and standard error, None for each stream that is not captured.  If a stream
+            exceeds `max_output`, the command is killed with reason 'output', and the first bytes are
+            returned.
+
+        Raises:
+            subprocess.TimeoutExpired: The timeout passed; the error has the output so far, and a further call
+                continues without a loss.
+            TypeError: The input is text for binary streams, or bytes for text streams.
         """
         seconds, deadline = deadline_of(timeout)
         data = self._encoded(input)
@@ -321,7 +360,7 @@ class Process:
             raise subprocess.TimeoutExpired(self.args, seconds, out or None, err or None)
         self.close()
         if self._emptier is not None:
-            self._emptier.join(_EMPTIED_WITHIN)  # every writer is gone, and so is its work
+            self._emptier.join(_EMPTIED_WITHIN)  # ends soon: every writer is gone
         decode = decoder(self._codec is not None, *(self._codec or ("", "")))
         return decode(out), decode(err)
 
@@ -332,24 +371,28 @@ class Process:
         return data.encode(*(self._codec or ())) if isinstance(data, str) else data or b""
 
     def send_signal(self, number: int) -> None:
-        """Send a signal to the command itself; nothing happens once it ended.  Raises ValueError."""
+        """Send a signal to the command, or do nothing if it has ended.
+
+        Raises:
+            ValueError: The signal does not exist.
+        """
         checked = signal_number(number)
         if self.poll() is None:
             deliver(self._execution, checked)
 
     def terminate(self) -> None:
-        """SIGTERM."""
+        """Send SIGTERM to the command."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL for the command and for every process that it started."""
+        """Send SIGKILL to the command and to all processes that it started."""
         if self.poll() is None:
             with self._ending:
                 if not self._execution.ended:
                     self._execution.kill()
 
     def cancel(self) -> None:
-        """SIGKILL for the command and every process that it started, with reason 'cancelled'."""
+        """Kill the command and all processes that it started, with reason 'cancelled'."""
         self._kill_for("cancelled")
 
     def _kill_for(self, reason: Reason) -> None:
@@ -359,14 +402,19 @@ class Process:
                 self._execution.kill()
 
     def resize(self, rows: int, columns: int) -> None:
-        """Tell the terminal its size (TIOCSWINSZ).  Raises StateError without a terminal, ValueError."""
+        """Set the size of the terminal (TIOCSWINSZ).
+
+        Raises:
+            StateError: The command has no terminal.
+            ValueError: The size is out of range.
+        """
         check_terminal(rows, columns)
         if self._terminal < 0:
             raise StateError("the command has no open terminal", hint="start it with pty=True")
         fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def close(self) -> None:
-        """Close our ends of the streams, which hangs a terminal up.  Idempotent."""
+        """Close the streams, which hangs up a terminal.  Idempotent."""
         if self._input is not None:
             self._input.hangs_up = True
         for stream in (self.stdin, self.stdout, self.stderr):
@@ -388,7 +436,7 @@ class Process:
         try:
             if kind is not None and not self._execution.running.forgotten:
                 self.kill()
-            # As Popen: a command that writes what nobody reads would not end.  A terminal's would get SIGHUP.
+            # As Popen does: a command with a full pipe would not end.  Closing a terminal would send SIGHUP.
             if self._terminal < 0:
                 self.close()
             if not self._execution.running.forgotten:
@@ -397,7 +445,7 @@ class Process:
             self.close()
 
     def __del__(self) -> None:
-        # The streams may be in use without this object, and close themselves.
+        # Leave the streams open: they may be in use without this object and close themselves.
         if not self._whole:
             return
         execution = self._execution
@@ -405,7 +453,7 @@ class Process:
         if not execution.ended:
             execution.ended = True
             os.close(execution.channel)
-            if not execution.running.ended:  # nor forgotten, as in a forked child
+            if not execution.running.ended:  # in a forked child, it belongs to the parent
                 _forgotten.append(execution)
                 text = f"process {self.pid} is still running"
                 warnings.warn(text, ResourceWarning, stacklevel=2, source=self)

@@ -1,4 +1,4 @@
-"""What a path inside a container is called: pathlib's attributes, which ask nobody."""
+"""PureContainerPath: the attributes of a container path that need no file system access."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ Other: TypeAlias = "PureContainerPath | PurePosixPath | str"
 
 
 class PureContainerPath:
-    """An absolute path and its container.  Raises ValueError for a relative one."""
+    """An absolute path of a container, with the attributes of pathlib.PurePosixPath.
+
+    Raises:
+        ValueError: The path is relative.
+    """
 
     __slots__ = ("_container", "_pure", "_user")
 
@@ -26,47 +30,47 @@ class PureContainerPath:
 
     @property
     def container(self) -> Container:
-        """Whose path it is."""
+        """Container of the path."""
         return self._container
 
     @property
     def pure(self) -> PurePosixPath:
-        """The path alone."""
+        """The path as a PurePosixPath."""
         return self._pure
 
     @property
     def name(self) -> str:
-        """The last part."""
+        """Last part of the path."""
         return self._pure.name
 
     @property
     def stem(self) -> str:
-        """The last part without its suffix."""
+        """Last part of the path without its suffix."""
         return self._pure.stem
 
     @property
     def suffix(self) -> str:
-        """The last part's ending, with its dot."""
+        """Suffix of the last part, with its dot."""
         return self._pure.suffix
 
     @property
     def suffixes(self) -> list[str]:
-        """All endings of the last part."""
+        """All suffixes of the last part."""
         return self._pure.suffixes
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts, the root first."""
+        """Parts of the path, the root first."""
         return self._pure.parts
 
     @property
     def root(self) -> str:
-        """'/'."""
+        """Always '/'."""
         return self._pure.root
 
     @property
     def anchor(self) -> str:
-        """'/'."""
+        """Always '/'."""
         return self._pure.anchor
 
     @property
@@ -76,46 +80,62 @@ class PureContainerPath:
 
     @property
     def parents(self) -> tuple[Self, ...]:
-        """The paths above it, the nearest first."""
+        """All parents, the nearest first."""
         return tuple(self._with(one) for one in self._pure.parents)
 
     def __truediv__(self, other: Other) -> Self:
         return self._with(self._pure / pure_path(other))
 
     def joinpath(self, *others: Other) -> Self:
-        """The path with more parts; an absolute one among them starts anew."""
+        """Return the path with further parts; an absolute one discards those before it."""
         return self._with(self._pure.joinpath(*(pure_path(one) for one in others)))
 
     def with_name(self, name: str) -> Self:
-        """Another last part.  Raises ValueError."""
+        """Return the path with another last part.
+
+        Raises:
+            ValueError: The name is malformed.
+        """
         return self._with(self._pure.with_name(name))
 
     def with_stem(self, stem: str) -> Self:
-        """Another last part with the same suffix.  Raises ValueError."""
+        """Return the path with another last part that has the same suffix.
+
+        Raises:
+            ValueError: The stem is malformed.
+        """
         return self._with(self._pure.with_stem(stem))
 
     def with_suffix(self, suffix: str) -> Self:
-        """Another suffix.  Raises ValueError."""
+        """Return the path with another suffix.
+
+        Raises:
+            ValueError: The suffix is malformed.
+        """
         return self._with(self._pure.with_suffix(suffix))
 
     def relative_to(self, other: Other) -> PurePosixPath:
-        """The rest of it below another.  Raises ValueError when it is not below."""
+        """Return the path relative to one of its parents.
+
+        Raises:
+            ValueError: The path is not below `other`.
+        """
         return self._pure.relative_to(pure_path(other))
 
     def is_relative_to(self, other: Other) -> bool:
-        """Is it below the other, or the same?"""
+        """Return whether the path is `other` or below it."""
         return self._pure.is_relative_to(pure_path(other))
 
     def is_absolute(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def match(self, pattern: str) -> bool:
-        """Does the pattern fit, as PurePath.match has it?"""
+        """Return whether the path matches a pattern, as `pathlib.PurePath.match` does."""
         return self._pure.match(pattern)
 
     def as_posix(self) -> str:
-        """The path as text."""
+        """Return the path as text."""
         return str(self._pure)
 
     def __str__(self) -> str:
@@ -142,8 +162,12 @@ class PureContainerPath:
 
 
 def pure_path(path: Other) -> PurePosixPath:
-    """The path alone.  Raises TypeError for what is none."""
-    # Not before a path is made: pathlib brings urllib along.
+    """Return a path as a PurePosixPath.
+
+    Raises:
+        TypeError: The value is not a path.
+    """
+    # Imported on first use, since pathlib imports urllib.
     from pathlib import PurePosixPath
 
     if isinstance(path, PureContainerPath):

@@ -1,4 +1,4 @@
-"""One command in a container of its own."""
+"""Function `run`: a command in a container of its own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class ContainerOptions(TypedDict, total=False):
-    """The options of `Container` that `run` passes on."""
+    """Options of `Container` that `run` accepts."""
 
     name: str | None
     env: Mapping[str, str] | None
@@ -57,7 +57,7 @@ class ContainerOptions(TypedDict, total=False):
 
 
 class RunOptions(ContainerOptions, CommandOptions, total=False):
-    """The options of `run` without `text`."""
+    """Options of `run` except `text`."""
 
 
 @overload
@@ -96,14 +96,30 @@ def run(
     cancel: CancelToken | None = None,
     **options: Unpack[ContainerOptions],
 ) -> ExecResult[Any]:
-    """Start a container, run one command in it and remove the container.
+    """Start a container, run a command in it, and remove the container.
+
+    Arguments before `options` have the meaning that they have in `Container.exec`.
 
     Args:
-        image: the image, its name, or None for `Image.host()`.
-        args: the command, and the options up to `cancel`: as `Container.exec` has them.
-        options: as `Container` has them.
+        image: The image, its name, or None for `Image.host()`.
+        args: The command as a sequence, or one string with `shell=True`.
+        timeout: Seconds after which the command is killed.
+        check: Raise CommandFailed for a status other than 0.
+        input: Text or bytes for standard input.
+        stdin: Standard input instead of `input`: a file, a descriptor, or DEVNULL.
+        stdout: PIPE to capture, a file, a descriptor, or DEVNULL.
+        stderr: As `stdout`, or STDOUT to combine both.
+        text: Return output as text instead of bytes.
+        encoding: Encoding of text.
+        errors: Handling of encoding errors, as in `bytes.decode`.
+        max_output: Bytes per stream above which the command is killed; None for no maximum.
+        shell: Run the string `args` by /bin/sh.
+        cancel: A token by which another thread ends the command.
+        **options: Options of `Container`.
 
-    Raises what `Container`, its `start` and its `exec` raise.
+    Raises:
+        StartError: The container cannot be started.
+        CommandTimeout: The timeout passed; further errors are those of `Container` and `Container.exec`.
     """
     check_options("run", options, ContainerOptions)
     with Container(image, **options) as container:

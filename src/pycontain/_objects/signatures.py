@@ -1,4 +1,4 @@
-"""Options of commands, for the overloads by which a type checker knows text from bytes."""
+"""Options of commands as TypedDicts, for overloads that distinguish text from bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pycontain._runtime.streams import Stream
 
 
 class CommandOptions(TypedDict, total=False):
-    """The options that `Container.exec` and `run` share, without `text`."""
+    """Options that `Container.exec` and `run` share, except `text`."""
 
     input: str | bytes | None
     stdin: Stream
@@ -28,7 +28,7 @@ class CommandOptions(TypedDict, total=False):
 
 
 class ExecOptions(CommandOptions, total=False):
-    """The options of `Container.exec` without `text`."""
+    """Options of `Container.exec`, except `text`."""
 
     env: Mapping[str, str] | None
     workdir: str | None

@@ -1,4 +1,4 @@
-"""Functions of the caller, run in forks of an interpreter that a container has prepared."""
+"""Zygote: function calls in forks of a prepared interpreter in a container."""
 
 from __future__ import annotations
 
@@ -36,12 +36,19 @@ T = TypeVar("T")
 
 
 _TRIES = 3
-"""Children for one call, where one is gone before it took it; a call that was taken is never repeated."""
+"""Attempts to find a child for a call; a call that a child accepted is never repeated."""
 
 
 @frozen
 class CallOptions:
-    """The options of a call, checked: seconds, limits, bytes and classes."""
+    """Checked options of a call.
+
+    Attributes:
+        seconds: Timeout in seconds, or None.
+        limits: Resource limits, or None.
+        cap: Maximum number of bytes of each output, or None.
+        types: Further classes that a result may contain.
+    """
 
     seconds: float | None
     limits: CgroupLimits | None
@@ -56,7 +63,12 @@ class CallOptions:
         max_output: int | str | None,
         types: Sequence[type],
     ) -> CallOptions:
-        """Check the options of a call.  Raises ValueError, TypeError, LimitError."""
+        """Check the options of a call.
+
+        Raises:
+            ValueError: An option is malformed.
+            TypeError: An option has the wrong type.
+        """
         return cls(
             None if timeout is None else parse_duration(timeout),
             specs.checked_limits(limits),
@@ -66,11 +78,11 @@ class CallOptions:
 
 
 class Zygote(ClosingContextManager):
-    """A Python interpreter in a container that imported `imports` once, and is forked for each call.
+    """A Python interpreter in a container that imports modules once and is forked for each call.
 
-    Every call runs in a fresh fork: nothing of one is seen by the next but what it wrote to the container's
-    files.  Threads may call at the same time.  A zygote that something inside ended is prepared anew for the
-    next call.  Made by `Container.zygote`; a context manager; the end of the container ends it too.
+    `Container.zygote` returns one.  Each call runs in a new fork, so calls share no state except files of the
+    container.  Threads may call at the same time.  If the interpreter was killed, the next call starts it
+    again.  It ends with the container, with `close`, or at the end of its `with` block.
     """
 
     def __init__(
@@ -89,7 +101,7 @@ class Zygote(ClosingContextManager):
         self._prepared: Prepared | None = None
         self._closed = False
         self._lock = threading.RLock()
-        # Where no cgroup tells two calls apart, ending one ends what runs beside it: nothing does.
+        # Without cgroups, killing the processes of one call would kill those of another, so calls take turns.
         self._alone = threading.RLock()
 
     def call(
@@ -103,7 +115,7 @@ class Zygote(ClosingContextManager):
         types: Sequence[type] = (),
         **keywords: Any,
     ) -> T:
-        """Return what the function returns; see `run`."""
+        """Call a function and return its result; see `run` for arguments and errors."""
         options = CallOptions.of(timeout, limits, max_output, types)
         return self._run(function, args, keywords, options).value
 
@@ -118,39 +130,44 @@ class Zygote(ClosingContextManager):
         types: Sequence[type] = (),
         **keywords: Any,
     ) -> CallResult[T]:
-        """Call the function inside, and return its result with what it wrote and used.
+        """Call a function and return its result with output and resource usage.
 
-        The result is data, never unpickled: numbers, texts, bytes, containers, dates and times, Decimal,
-        Fraction, UUID, paths, exceptions, arrays and scalars of numpy, Series, DataFrame and Index of pandas,
-        and namedtuples, dataclasses, attrs classes and enumerations of this process (see `types`).
+        Results are decoded as data and never unpickled.  They may consist of numbers, text, bytes, built-in
+        containers, dates and times, Decimal, Fraction, UUID, paths, exceptions, arrays and scalars of numpy,
+        Series, DataFrame and Index of pandas, and of namedtuples, dataclasses, attrs classes and enumerations
+        of this process (see `types`).
 
         Args:
-            function: Anything that cloudpickle takes; its module is sent with it unless that is installed.
+            function: Any function that cloudpickle can pickle; its module is sent too unless it is installed
+                in the container.
             *args: Positional arguments of the function.
-            timeout: Seconds until every process of the call is killed; starting the interpreter counts.
-            limits: Limits of this call only.
-            max_output: Bytes of stdout, of stderr and of the encoded result.  In memory the result takes ten
-                times as many at most.
-            types: Further classes that the result may have objects of.  Those of the function's module and
-                those of the arguments and their modules are known without.
-            **keywords: Keyword arguments of the function.  One that has the name of an option is passed by
-                functools.partial.
+            timeout: Seconds until all processes of the call are killed, including the start of the
+                interpreter.
+            limits: Resource limits of this call.
+            max_output: Maximum number of bytes of standard output, of standard error and of the encoded
+                result, whose decoded form may take ten times as much memory; None for no maximum of the
+                outputs.
+            types: Further classes of which the result may have instances, besides those of the function's
+                module and those of the arguments and their modules.
+            **keywords: Keyword arguments of the function; use functools.partial for one with the name of an
+                option.
 
         Raises:
-            CallError: The function raised, or its result is no data.
-            CommandTimeout: The time is over.
+            CallError: The function raised, or its result is not data.
+            CommandTimeout: The timeout passed.
             CommandFailed: The process died; `reason` says why.
-            TypeError: The call cannot be sent.
+            TypeError: The call cannot be pickled.
             StateError: The container or the zygote has ended.
         """
         options = CallOptions.of(timeout, limits, max_output, types)
         return self._run(function, args, keywords, options)
 
     def prepare(self) -> None:
-        """Start the interpreter and wait until it has imported.  Idempotent.
+        """Start the interpreter and wait for its imports.  Idempotent.
 
         Raises:
-            CallError: An import raised, or the interpreter was not ready within the zygote's timeout.
+            CallError: An import failed, or the interpreter was not ready within its timeout.
+            StateError: The container or the zygote has ended.
         """
         self._get(_Clock("zygote", None))
 
@@ -168,7 +185,7 @@ class Zygote(ClosingContextManager):
         return _Run(self, clock, call, options.cap, known).go(options.limits)
 
     def close(self) -> None:
-        """End the interpreter; calls under way end with it.  Idempotent."""
+        """End the interpreter and its running calls.  Idempotent."""
         with self._lock:
             self._closed = True
             prepared, self._prepared = self._prepared, None
@@ -176,7 +193,12 @@ class Zygote(ClosingContextManager):
             prepared.discard()
 
     def _get(self, clock: _Clock) -> Prepared:
-        """Return the interpreter, prepared anew where it is gone.  Raises StateError, CommandTimeout."""
+        """Return the interpreter, started again if it has ended.
+
+        Raises:
+            StateError: The zygote is closed.
+            CommandTimeout: The timeout of the call passed.
+        """
         with clock.holding(self._lock):
             running = self._awake()
             if self._closed:
@@ -190,7 +212,7 @@ class Zygote(ClosingContextManager):
             return prepared
 
     def _start(self, running: Running, clock: _Clock) -> Prepared:
-        """Start the interpreter, before the end of the call and of the zygote's own time for it."""
+        """Start the interpreter within the timeouts of the call and of the zygote."""
         command = self._what.resolve(running)
         own = None if self._seconds is None else now() + self._seconds
         ends = [one for one in (own, clock.deadline) if one is not None]
@@ -212,7 +234,7 @@ class Zygote(ClosingContextManager):
 
 
 class _Clock:
-    """The time of one call, from before its interpreter is there."""
+    """Deadline of a call, which includes the start of its interpreter."""
 
     def __init__(self, name: str, seconds: float | None) -> None:
         self.name = name
@@ -221,24 +243,28 @@ class _Clock:
         self.deadline = None if seconds is None else now() + seconds
 
     def left(self) -> float | None:
-        """Seconds that are left, 0.001 at least; None without a timeout."""
+        """Return the remaining seconds, at least 0.001, or None without a timeout."""
         return None if self.deadline is None else max(0.001, self.deadline - now())
 
     def is_over(self) -> bool:
-        """Tell whether the time has passed."""
+        """Return whether the deadline has passed."""
         return self.deadline is not None and now() >= self.deadline
 
     def timed_out(self) -> CommandTimeout:
-        """The error of a call that never ran."""
+        """Return the error of a call that never ran."""
         assert self.seconds is not None
         usage = Usage(wall=time.perf_counter() - self.begun, cpu_user=0.0, cpu_system=0.0)
         return CommandTimeout(self.name, self.seconds, "", "", usage=usage)
 
     @contextlib.contextmanager
     def holding(self, lock: threading.RLock) -> Iterator[None]:
-        """Hold a lock that another call may hold for longer than this one has.  Raises CommandTimeout."""
+        """Hold a lock, and wait for it until the deadline at most.
+
+        Raises:
+            CommandTimeout: The deadline passed.
+        """
         left = self.left()
-        # A wait of a lock is bounded: longer ones are no timeout that any test of a caller can meet.
+        # threading.TIMEOUT_MAX bounds the wait for a lock; it is about 292 years on 64 bits.
         if not lock.acquire(timeout=-1 if left is None else min(left, threading.TIMEOUT_MAX)):
             raise self.timed_out()
         try:
@@ -248,7 +274,7 @@ class _Clock:
 
 
 class _Run:
-    """One call, from a child that takes it to its result."""
+    """One call, from its acceptance by a child to its result."""
 
     def __init__(
         self, zygote: Zygote, clock: _Clock, call: bytes, cap: int | None, known: tuple[classes.Known, ...]
@@ -274,7 +300,7 @@ class _Run:
                     if str(error) == "late":
                         prepared.discard()
                 except BrokenPipeError:
-                    pass  # the zygote is gone, as the next look tells
+                    pass  # the zygote has ended, so the next attempt starts it again
                 except OSError as error:
                     raise StartError(
                         f"cannot call {self._name}", step="call", errno=error.errno or 0
@@ -347,7 +373,7 @@ class _Run:
         )
 
     def _read(self, answer: Source) -> list[Any]:
-        """Return the answer's parts, the guest's words made fit for a terminal."""
+        """Return the parts of an answer, with text of the guest made printable."""
         if not answer.size:
             return ["!", "EOFError", "the process ended before its function returned", ""]
         from pycontain._python import codec  # with a dozen modules of the standard library, on first use
@@ -384,8 +410,8 @@ def make(
     """Return a zygote whose interpreter is started by its first call or by `Zygote.prepare`.
 
     Raises:
-        TypeError: `imports` is no sequence of names, or `initializer` is not callable.
-        ValueError: A name is none of a module.
+        TypeError: `imports` is not a sequence of text, or `initializer` is not callable.
+        ValueError: A name is not that of a module.
     """
     if isinstance(imports, str):
         raise TypeError(f"imports must be a sequence of module names, got {imports!r}")
@@ -395,7 +421,7 @@ def make(
         ):
             raise ValueError(f"imports must have module names, got {name!r}")
     own = sys.executable if container.spec.image.name == "host" else "python3"
-    # Isolated: nothing that a guest writes to is a module before the program adds the packages to its path.
+    # -I and -S keep files that a guest can write off the module path until the program adds the packages.
     argv = (python or own, "-I", "-S", "-c", ship.program())
     what = Invocation.of(argv, False, env, workdir, user, None)
     seconds = None if timeout is None else parse_duration(timeout)
@@ -405,7 +431,7 @@ def make(
 
 
 def default(container: Container) -> Zygote:
-    """The zygote of `Container.call`: no imports, made on first use, the same until the container ends."""
+    """Return the zygote of `Container.call`, which is created on first use and ends with the container."""
     running = container._awake()
     if running.zygote is None:
         made = make(container, (), None)
