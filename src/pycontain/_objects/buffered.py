@@ -1,4 +1,4 @@
-"""Output of a command that a thread keeps in bounded memory, so that the command never waits for a reader."""
+"""Buffered output of a command: a thread reads it into bounded memory, so the command never blocks."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pycontain._kernel.waiting import IN, ready
 
 _CHUNK = 65536
 _SMALL = 4096
-"""Bytes of a chunk below which the next one is added to it."""
+"""Size in bytes below which the next chunk is appended to a chunk."""
 _PAUSE = 0.002
-"""Seconds between two chunks that are only dropped, so that a chatty command gets little processor time."""
+"""Seconds between two discarded chunks, to limit the processor time for commands with much output."""
 
 
 class Kept:
-    """The bytes of one stream that were not read yet, at most `limit`; the oldest are dropped first.
+    """Unread bytes of one stream, at most `limit`; the oldest are dropped first.
 
     Args:
-        fd: our end of the pipe; closed by the reader's thread.
-        limit: bytes, or None for no limit.
+        fd: Our end of the pipe, which the reader thread closes.
+        limit: Maximum number of bytes, or None.
     """
 
     def __init__(self, fd: int, limit: int | None) -> None:
@@ -46,11 +46,11 @@ class Kept:
 
     @property
     def wanted(self) -> bool:
-        """False once the reader's thread must not read any more."""
+        """Whether the reader thread should continue to read."""
         return not (self.claimed or self.closed)
 
     def fetch(self) -> bool:
-        """Read what is there; False at the end.  By the reader's thread only."""
+        """Read available bytes; return False at the end.  Called by the reader thread only."""
         with self._mutex:
             if not self.wanted:
                 return False
@@ -65,7 +65,7 @@ class Kept:
     def _keep(self, chunk: bytes) -> None:
         if not self.discarding:
             if self._chunks and len(self._chunks[-1]) < _SMALL:
-                self._chunks[-1] += chunk  # an object for each byte takes fifty
+                self._chunks[-1] += chunk  # a bytes object of a single byte takes fifty
             else:
                 self._chunks.append(chunk)
             self._size += len(chunk)
@@ -83,11 +83,11 @@ class Kept:
 
     @property
     def full(self) -> bool:
-        """True when the next chunk is dropped, or an older one for it."""
+        """Whether the next chunk causes bytes to be dropped."""
         return self.discarding or (self._limit is not None and self._size >= self._limit)
 
     def finish(self) -> None:
-        """Close the descriptor: the last writer is gone, or the bytes have another reader."""
+        """Close the descriptor, at the end of the stream or when another reader has taken over."""
         with self._mutex:
             fd, self.fd = self.fd, -1
             self.over = True
@@ -96,7 +96,7 @@ class Kept:
             os.close(fd)
 
     def take(self, most: int, *, wait: bool) -> bytes:
-        """Return up to `most` bytes; b'' at the end, or where nothing is there and `wait` is False."""
+        """Return up to `most` bytes; b'' at the end, or if there are none and `wait` is False."""
         with self._mutex:
             while wait and not self._chunks and not self.over and not self.closed:
                 self._changed.wait()
@@ -110,24 +110,24 @@ class Kept:
             return first
 
     def claim(self) -> int:
-        """Take the pipe over from the thread; a descriptor of the caller's own, or -1 at the end."""
+        """Take the pipe from the reader thread; return a descriptor for the caller, or -1 at the end."""
         with self._mutex:
             self.claimed = True
-            # The thread may be waiting on the other, and its number must not be reused under it.
+            # The thread may be waiting for self.fd, so its number must not be reused yet.
             return os.dup(self.fd) if self.fd >= 0 else -1
 
     def close(self) -> None:
-        """Let the command get SIGPIPE at its next write but one; the thread closes the descriptor then."""
+        """Stop reading, so that a later write of the command raises SIGPIPE."""
         self.closed = True
         with self._mutex:
             self._changed.notify_all()
 
 
 class BufferedOutput(io.RawIOBase):
-    """A stream over what is kept.
+    """Raw stream over the kept bytes.
 
-    It has no descriptor to wait for: pass PIPE to `popen` for one.  While `idle` it is at its end when
-    nothing is kept.
+    It has no descriptor to wait for; pass PIPE to `popen` for one.  While `idle` is True it behaves as at its
+    end when no bytes are kept.
     """
 
     def __init__(self, kept: Kept) -> None:
@@ -146,7 +146,11 @@ class BufferedOutput(io.RawIOBase):
             self._claimed = self.kept.claim()
 
     def fileno(self) -> int:
-        """Return the descriptor of a claimed stream.  Raises io.UnsupportedOperation before."""
+        """Return the descriptor of a claimed stream.
+
+        Raises:
+            io.UnsupportedOperation: The stream is not claimed.
+        """
         if self._claimed is None:
             raise io.UnsupportedOperation(
                 "a buffered stream has no descriptor (hint: pass stdout=PIPE to popen)"
@@ -154,7 +158,7 @@ class BufferedOutput(io.RawIOBase):
         return self._claimed
 
     def readinto(self, buffer: Any) -> int:
-        """Copy what is kept, and wait for it where nothing is."""
+        """Copy kept bytes, waiting for some if there are none."""
         claimed = self._claimed
         data = self.kept.take(len(buffer), wait=not self.idle and claimed is None)
         if not data and claimed is not None and claimed >= 0 and not self.idle:
@@ -163,14 +167,14 @@ class BufferedOutput(io.RawIOBase):
         return len(data)
 
     def close(self) -> None:
-        """Give the stream up.  Idempotent.
+        """Close the stream.  Idempotent.
 
-        Closed by the caller, the command gets SIGPIPE at a later write.  Dropped by the caller, its output
-        is discarded from then on: a server whose handle is not kept goes on.
+        If the caller closed it, a later write of the command raises SIGPIPE.  If it was garbage collected,
+        further output is discarded, so that a server without a handle continues.
         """
         if not self.closed:
             if self._dropped:
-                self.kept.discarding = True  # takes no lock: a finalizer may run while any is held
+                self.kept.discarding = True  # no lock, since finalizers run while locks are held
             else:
                 self.kept.close()
             claimed, self._claimed = self._claimed, -1
@@ -183,10 +187,11 @@ class BufferedOutput(io.RawIOBase):
 
 
 def empty_in_background(kept: list[Kept], ended: int) -> threading.Thread:
-    """Start the thread that empties these streams until their last writer is gone or the container ended.
+    """Start the thread that reads streams until their last writer is gone or the container has ended.
 
     Args:
-        ended: a pidfd of PID 1, closed by the thread.
+        kept: The streams.
+        ended: A pidfd of PID 1, which the thread closes.
     """
     target = threading.Thread(target=_empty, args=(tuple(kept), ended), name="pycontain-output", daemon=True)
     try:
@@ -205,7 +210,7 @@ def _empty(kept: tuple[Kept, ...], ended: int) -> None:
             over = ended in found
             for fd in list(left) if over else found:
                 one = left[fd]
-                # A forked child of the caller may hold a pipe open: PID 1's end is the end of all of them.
+                # A forked child of the caller may hold a pipe open, so the end of PID 1 ends all streams.
                 while (alive := one.fetch()) and over and _has_data(fd):
                     continue
                 if over or not alive:

@@ -1,4 +1,4 @@
-"""What a container has made of its image: told, kept, or written out."""
+"""Changes of a container: diff, commit and export."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 
 
 def _upper(container: Container) -> str:
-    """The directory that the guest writes to."""
+    """Return the upper directory of a running container."""
     running = container._live()
     return running.upper_path
 
 
 def _left_out(container: Container) -> list[str]:
-    """What is the engine's own, and the places where something is mounted."""
+    """Return the paths that belong to the engine, and those of mounts."""
     trees = [place for _, place in container.spec.image.trees]
     return [*_ENGINES, *(place.strip("/") for place in (*container.spec.mounts, *trees))]
 
 
 @contextlib.contextmanager
 def still(container: Container) -> Iterator[None]:
-    """No process of the container runs meanwhile, where this host can stop them.
+    """Freeze all processes of a container during the block, if the host supports it.
 
-    Whoever asks for a command waits: that is no pause of the container's user.
+    Commands that are started meanwhile wait; `Container.status` stays 'running'.
     """
     group = container._live().group
     if container.status == "paused" or group is None or not group.freezable:
@@ -66,7 +66,7 @@ def still(container: Container) -> Iterator[None]:
 
 
 class _Reader:
-    """Chunks as a file that tarfile reads from."""
+    """File object over an iterator of chunks, for tarfile."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks, self._held = chunks, b""
@@ -79,7 +79,7 @@ class _Reader:
 
 
 def diff(container: Container) -> list[Change]:
-    """See `Container.diff`."""
+    """Implement `Container.diff`."""
     store, running = container._session.store, container._live()
     image, left_out = container.spec.image, _left_out(container)
     found: dict[str, Change] = {}
@@ -95,7 +95,7 @@ def diff(container: Container) -> list[Change]:
 
 
 def sealed_layers(image: LocalImage) -> list[tuple[str, int]]:
-    """What snapshots have added, the lowest first: directory, and what a guest's 0 is there."""
+    """Return the sealed layers, the lowest first: directory, and host id of id 0 in the container."""
     paths = image.directories[: len(image.sealed)]
     return [(path, first_id_of(layer)) for path, layer in zip(paths, image.sealed, strict=True)][::-1]
 
@@ -103,11 +103,11 @@ def sealed_layers(image: LocalImage) -> list[tuple[str, int]]:
 def _take(
     found: dict[str, Change], before: Sequence[str], chunks: Iterator[bytes], lowers: Sequence[int]
 ) -> None:
-    """What one more layer, above those before, has changed."""
-    # Our own packer's archive: what is read here was written by C of ours, not by the guest.
+    """Apply the changes of one more layer to `found`."""
+    # The archive comes from our packer, so tarfile reads no bytes that a guest chose freely.
     with tarfile.open(fileobj=_Reader(chunks), mode="r|") as entries:  # type: ignore[call-overload]
         for entry in entries:
-            entries.members.clear()  # each takes a kilobyte, and the guest chooses how many there are
+            entries.members.clear()  # bounds memory: a member takes a kilobyte, and a guest makes many
             path = entry.name.strip("/")
             directory, _, name = path.rpartition("/")
             if path in ("", "."):
@@ -127,7 +127,7 @@ def _take(
 
 
 def _forget_below(found: dict[str, Change], before: Sequence[str], directory: str) -> None:
-    """Drop what earlier layers (`before`, sorted) have below a directory; a guest may hide many of them."""
+    """Remove the paths of earlier layers (`before`, sorted) below a directory; there may be many of them."""
     prefix = directory + "/"
     at = bisect.bisect_left(before, prefix)
     while at < len(before) and before[at].startswith(prefix):
@@ -145,7 +145,7 @@ def _is_there(lower: int, path: str) -> bool:
 
 
 def _base(image: LocalImage, store: Store, lease: Lease) -> tuple[Manifest, ImageConfig]:
-    """The image below, brought into the store where it is a directory."""
+    """Return the manifest and configuration of the image below, importing a directory into the store."""
     image = image.base
     if image.manifest is not None:
         return image.manifest, image.config
@@ -162,7 +162,14 @@ def _base(image: LocalImage, store: Store, lease: Lease) -> tuple[Manifest, Imag
 
 @frozen
 class Made:
-    """What is said of a new image.  reference, config: None for no name, and for what the image below has."""
+    """Metadata of a new image.
+
+    Attributes:
+        reference: Name, or None for no name.
+        config: Configuration, or None for that of the image below.
+        author: Author, for the history.
+        message: Comment, for the history.
+    """
 
     reference: str | None
     config: ContainerConfig | None
@@ -171,7 +178,7 @@ class Made:
 
 
 def commit(container: Container, made: Made) -> Image:
-    """See `Container.commit`."""
+    """Implement `Container.commit`."""
     upper = _upper(container)
     with still(container):
         return commit_layers(
@@ -190,7 +197,15 @@ def commit_layers(
     made: Made,
     left_out: Sequence[str] = _ENGINES,
 ) -> Image:
-    """An image of the one below, of its sealed layers, and of further directories with their first ids."""
+    """Add an image to the store from an image, its sealed layers, and further directories.
+
+    Args:
+        engine: The engine of the store.
+        image: The image below.
+        uppers: Directories, each with the host id of id 0 in the container.
+        made: Metadata of the new image.
+        left_out: Relative paths to leave out.
+    """
     names = [] if made.reference is None else [tag_name(made.reference)]
     store = engine._session.store
     layers = [*sealed_layers(image), *uppers]
@@ -221,9 +236,9 @@ def commit_layers(
 
 
 def export(container: Container, target: str | os.PathLike[str] | IO[bytes]) -> None:
-    """See `Container.export`."""
+    """Implement `Container.export`."""
     store = container._session.store
-    first_id = container._live().block or 0  # as this process sees it through the guest's mount
+    first_id = container._live().block or 0  # id 0 of the container in this process's view of the mount
     root = open_inside(container._live(), "/", os.O_RDONLY | os.O_DIRECTORY)
     try:
         with replacing(target) as file:

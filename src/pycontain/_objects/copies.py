@@ -1,4 +1,4 @@
-"""Files and trees copied into a container, and what both directions share."""
+"""Copies into a container, and helpers for both directions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 20
 _HOST_BYTES, _HOST_ENTRIES = 1 << 62, 1 << 40
-"""The host's own trees are as large as they are."""
+"""No limits for trees of the host, which the caller chose."""
 
 
 def _last_name(path: str) -> str:
@@ -30,13 +30,13 @@ def _last_name(path: str) -> str:
 
 
 def is_content(path: str) -> bool:
-    """Return whether the path ends with "/.", for the content of a directory without itself."""
+    """Return whether a path ends with "/.", which means the content of a directory."""
     return path == "." or path.endswith("/.")
 
 
 @contextlib.contextmanager
 def translate_errors(what: str, path: str = "") -> Iterator[None]:
-    """Raise OSErrors of the host's paths and of open files as PathError."""
+    """Raise OSError of host paths and open files as PathError."""
     try:
         yield
     except PycontainError:
@@ -46,7 +46,7 @@ def translate_errors(what: str, path: str = "") -> Iterator[None]:
 
 
 def check_report(what: str, path: str, report: Report) -> None:
-    """Raise the problem of a report as PathError."""
+    """Raise PathError if the report of a copy has a problem."""
     if report.problem is None:
         return
     text = f"cannot {what} {path!r}: {report.problem}"
@@ -61,7 +61,11 @@ def check_report(what: str, path: str, report: Report) -> None:
 
 
 def carried(carry: Callable[[], Report]) -> Report:
-    """Return the report of a copy.  Raises PathError where one of its two processes died."""
+    """Return the report of a copy.
+
+    Raises:
+        PathError: A helper process of the copy died.
+    """
     try:
         return carry()
     except ConnectionError as error:
@@ -78,7 +82,7 @@ def copy_in(
     owner: str | int | None,
     user: str | int | None,
 ) -> None:
-    """See `Container.copy_in`."""
+    """Implement `Container.copy_in`."""
     text = os.fspath(source)
     there = target if isinstance(target, ContainerPath) else ContainerPath(container, target, user)
     if user is not None and isinstance(target, ContainerPath):
@@ -109,7 +113,11 @@ def copy_in(
 def _place_inside(
     container: Container, source: str, there: ContainerPath, slash: bool, *, is_directory: bool
 ) -> ContainerPath:
-    """Where it goes, whose directory is there.  Raises PathError."""
+    """Return the path of the copy; its parent exists.
+
+    Raises:
+        PathError: The path cannot be used.
+    """
     if there.container is not container:
         raise ValueError(
             f"the destination must be a path of container {container.name}, got one of {there.container.name}"
@@ -200,7 +208,7 @@ def _fill(
 
 
 def _forget_inside(path: ContainerPath) -> None:
-    """Remove what a copy left half-way; the first error is the one to tell."""
+    """Remove a partial copy, ignoring errors in favour of the one that ended the copy."""
     with contextlib.suppress(PycontainError):
         if not path.is_dir() or path.is_symlink():
             path.unlink(missing_ok=True)
@@ -214,9 +222,11 @@ def _forget_inside(path: ContainerPath) -> None:
 
 
 def copy_bytes(fd: int, out: int, most: int, shown: str) -> None:
-    """Copy as many bytes as the file has now, and no more: a guest's may grow for ever.  Holes stay holes.
+    """Copy as many bytes as the file has now, keeping holes; a guest may extend the file meanwhile.
 
-    Raises PathError with EFBIG for more than `most` bytes, holes counted; OSError.
+    Raises:
+        PathError: The file has more than `most` bytes, holes included (EFBIG).
+        OSError: A read or write failed.
     """
     found = os.fstat(fd)
     if found.st_size > most:
@@ -234,7 +244,7 @@ def copy_bytes(fd: int, out: int, most: int, shown: str) -> None:
 
 
 def _next_data(fd: int, at: int, size: int) -> tuple[int, int] | None:
-    """Return the next range that is no hole; None after the last."""
+    """Return the next range that is not a hole, or None after the last one."""
     if at >= size:
         return None
     try:
@@ -243,7 +253,7 @@ def _next_data(fd: int, at: int, size: int) -> tuple[int, int] | None:
     except OSError as error:
         if error.errno == errno.ENXIO:
             return None
-        if error.errno == errno.EINVAL:  # a file system that does not know its holes
+        if error.errno == errno.EINVAL:  # the file system does not support SEEK_DATA
             return at, size
         raise
     return (start, min(end, size)) if start < size else None

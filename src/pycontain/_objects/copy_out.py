@@ -1,8 +1,8 @@
-"""Files and trees copied out of a container, also to where a guest can write.
+"""Copies out of a container, also to directories that containers can write to.
 
-The destination's directory is opened once.  Everything is created, moved and removed below that
-descriptor and never through a link, so a guest that swaps names meanwhile only reaches what it can
-write to anyway.
+The destination directory is opened once.  All operations are relative to this descriptor and follow no
+links, so a guest that renames or replaces entries meanwhile can only affect files that it can write
+anyway.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Bounds:
 
 @frozen
 class _Destination:
-    """A place on the host: an open directory and a name in it, or '' for the directory's own content."""
+    """A destination on the host: an open directory and a name in it, or '' for the directory itself."""
 
     directory: int
     name: str
@@ -49,7 +49,7 @@ def copy_out(
     max_bytes: int | str,
     max_entries: int,
 ) -> None:
-    """See `Container.copy_out`."""
+    """Implement `Container.copy_out`."""
     if isinstance(max_entries, bool) or not isinstance(max_entries, int) or max_entries < 1:
         raise LimitError(f"max_entries must be an int of at least 1, got {max_entries!r}")
     bounds = _Bounds(parse_size(max_bytes), max_entries)
@@ -57,7 +57,7 @@ def copy_out(
         raise ValueError(
             f"the source must be a path of container {container.name}, got one of {source.container.name}"
         )
-    # The caller reads, and may read all of the container.
+    # Read as root of the container, since the caller may read all of its files.
     here = ContainerPath(container, source, "root")
     fd = here._fd(os.O_RDONLY)
     try:
@@ -78,7 +78,12 @@ def copy_out(
 
 
 def _destination(here: ContainerPath, target: str, *, content: bool, is_directory: bool) -> _Destination:
-    """Open the directory that the copy goes to.  Raises PathError, OSError."""
+    """Open the directory that receives the copy.
+
+    Raises:
+        PathError: The path cannot be used.
+        OSError: The directory cannot be opened.
+    """
     found = _directory_at(target)
     if found is not None and content:
         return _Destination(found, "", os.path.abspath(target))
@@ -98,14 +103,14 @@ def _directory_at(target: str) -> int | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except PathError as error:
-        # A link that a guest may have made is replaced by a file, and refused for a tree further down.
+        # A link of a guest is replaced if a file is copied; if a tree is copied, it is refused later.
         if error.errno == errno.ELOOP:
             return None
         raise
 
 
 def _named(directory: int, name: str, path: str, is_directory: bool) -> _Destination:
-    """Return the destination `name`, which may exist; takes over the descriptor."""
+    """Return the destination `name` in a directory; takes ownership of the descriptor."""
     inner = -1
     try:
         found = _mode_of(directory, name)
@@ -140,7 +145,7 @@ def _file_out(fd: int, there: _Destination, bounds: _Bounds, shown: str) -> None
 
 
 def _tree_out(container: Container, fd: int, there: _Destination, bounds: _Bounds) -> None:
-    # Unpacked beside its place and then moved: a tree appears as a whole, or not at all.
+    # Unpack under a temporary name and rename, so that the tree appears completely or not at all.
     name, top = hostpath.temporary_name(), -1
     os.mkdir(name, 0o700, dir_fd=there.directory)
     try:
@@ -214,7 +219,7 @@ def _move(name: str, fresh: int, there: int, is_directory: bool) -> None:
 
 
 def _forget(container: Container, directory: int, name: str) -> None:
-    """Remove with a launcher's rights: a guest's directories may have modes that keep their owner out."""
+    """Remove a partial copy by a helper process, because its modes may deny access to its owner."""
     with contextlib.suppress(OSError, PycontainError):
         launcher = container._session.make_helper()
         try:

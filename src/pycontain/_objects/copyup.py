@@ -1,4 +1,4 @@
-"""A new volume begins with what the image of its first container has at the place, as docker's do."""
+"""Initial content of volumes, copied from the image of the first container, as docker does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 
 def copy_up(container: Container) -> None:
-    """Fill the volumes of a container that no container has had before.  Raises ImageError."""
+    """Fill the new volumes of a container.
+
+    Raises:
+        ImageError: The content cannot be copied.
+    """
     store = container._session.store
     for place, what in container.spec.mounts.items():
         if not isinstance(what, VolumeMount) or not records.is_fresh(store, what.name):
@@ -31,7 +35,7 @@ def copy_up(container: Container) -> None:
         home = records.home_of(store, what.name)
         lock = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            lock_within(lock, fcntl.LOCK_EX, home, PATIENCE)  # of two that start at once, one fills it
+            lock_within(lock, fcntl.LOCK_EX, home, PATIENCE)  # only one of two concurrent starts fills it
             if records.is_fresh(store, what.name):
                 if not is_empty_place(container.spec.image.directories, place):
                     _fill(container, place, what)
@@ -41,7 +45,7 @@ def copy_up(container: Container) -> None:
 
 
 def _fill(container: Container, place: str, what: VolumeMount) -> None:
-    """From a container without the volume: what the layers come to is what is seen inside."""
+    """Copy the image's content at a path from a temporary container that lacks the volume."""
     engine, new = container._engine, new_id()
     spec = evolve(
         container.spec.renamed(new),
@@ -50,7 +54,7 @@ def _fill(container: Container, place: str, what: VolumeMount) -> None:
         init=True,
         mounts={},
         network=NONE,
-        network_spec=NetworkSpec(),  # its addresses and ports are those of the container that is to come
+        network_spec=NetworkSpec(),  # addresses and ports belong to the actual container
     )
     with type(container)._of(spec, engine) as source:
         flags = os.O_RDONLY | os.O_DIRECTORY

@@ -1,4 +1,4 @@
-"""Examination of a host: features for containers, and for each missing one the command that adds it."""
+"""Checks of this host: supported features, missing ones, and the commands that enable them."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ _SCOPES_FROM = 6
 
 @frozen
 class Check:
-    """One examined feature of a host.
+    """Result of one check.
 
     Attributes:
         name: Name of the feature.
-        ok: Whether this host has it.
-        detail: The state that was found.
-        command: The command that would add it, or None.
+        ok: Whether the host supports it.
+        detail: Observed state, or the missing part.
+        command: A command that enables the feature, or ''.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Check:
 
 
 def examine(engine: Engine) -> list[Check]:
-    """Examine every feature; starts a container to check that one starts."""
+    """Run all checks; starts a container."""
     session = engine._session
     checks = [*_switches(session), *_start(engine), *_cgroups(session), *_kernel(session)]
     checks += [*_ids(session), *_networks(session), *_store(session), *_bounds()]
@@ -144,7 +144,11 @@ def _cgroups(session: Session) -> Iterator[Check]:
 def _kernel(session: Session) -> Iterator[Check]:
     found = session.features
     if not found.landlock:
-        yield Check("Landlock", False, "missing in this kernel or its lsm= list, so one wall is missing")
+        yield Check(
+            "Landlock",
+            False,
+            "missing in this kernel or its lsm= list, so file access is restricted by mounts only",
+        )
     else:
         scopes = found.landlock >= _SCOPES_FROM
         detail = (

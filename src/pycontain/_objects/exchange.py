@@ -1,4 +1,4 @@
-"""The streams of a running command as file objects, and `communicate` over them."""
+"""Streams of a running command as file objects, and `communicate` over them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pycontain._objects.buffered import BufferedOutput
 
 _CHUNK = 65536
 _MANY = 1000
-"""Parts of an output that are joined to one."""
+"""Number of parts of an output at which they are joined."""
 _LONGEST = 86400.0
-"""Seconds of one wait: what poll(2) and locks take is bounded, so that a longer one is several."""
+"""Maximum seconds of a single wait, since poll(2) and locks limit them; longer waits are repeated."""
 
 LONGEST_LINE = 1 << 24
-"""Bytes or characters of a line without a given size; a longer one comes in several pieces."""
+"""Maximum bytes or characters of a line if no size is given; longer lines are split."""
 
 
 def deadline_of(timeout: float | timedelta | None) -> tuple[float, float | None]:
-    """Seconds, and the moment of CLOCK_MONOTONIC that they end at; None without."""
+    """Return a timeout in seconds and its deadline on CLOCK_MONOTONIC, None without a timeout."""
     if timeout is None:
         return 0.0, None
     seconds = parse_duration(timeout)
@@ -36,14 +36,15 @@ def deadline_of(timeout: float | timedelta | None) -> tuple[float, float | None]
 
 
 def left(deadline: float | None) -> float | None:
-    """Seconds until the deadline, of one wait at most; None without."""
+    """Return the seconds until a deadline, limited to a single wait; None without one."""
     return None if deadline is None else min(max(0.0, deadline - now()), _LONGEST)
 
 
 class Output(io.RawIOBase):
-    """What a command writes, as it comes from a pipe or a terminal.
+    """Unbuffered output of a command, from a pipe or a terminal.
 
-    While `idle` it says that it is at its end: what is in the buffers above it comes without a wait.
+    While `idle` is True it behaves as at its end, so that the buffers above it can be drained without
+    blocking.
     """
 
     def __init__(self, fd: int) -> None:
@@ -51,15 +52,15 @@ class Output(io.RawIOBase):
         self.idle = False
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def fileno(self) -> int:
-        """The descriptor."""
+        """Return the descriptor."""
         return self._fd
 
     def readinto(self, buffer: Any) -> int:
-        """As io.RawIOBase has it; EIO says that nobody holds the other side of a terminal."""
+        """Read as io.RawIOBase does; EIO of a terminal without another side counts as the end."""
         try:
             if not self.idle and (wait := cooperative()) is not None:
                 wait({self._fd: IN}, None)
@@ -80,16 +81,16 @@ class Output(io.RawIOBase):
 
 
 class OutputExceeded(Exception):
-    """A stream carried more than the cap."""
+    """A stream exceeded the maximum output."""
 
 
 class TerminalInput(io.FileIO):
-    """The input side of a terminal, whose end cannot be said by closing it: the output is the same device."""
+    """Input side of a terminal; its end needs a character, since its descriptor also carries the output."""
 
     hangs_up = False
 
     def close(self) -> None:
-        """Send the end-of-file character where the terminal takes lines, and close.  Idempotent."""
+        """Send the end-of-file character if the terminal is in canonical mode, and close.  Idempotent."""
         if not self.closed and not self.hangs_up:
             with contextlib.suppress(OSError, termios.error):  # the other side is gone
                 self._end_input()
@@ -98,47 +99,47 @@ class TerminalInput(io.FileIO):
     def _end_input(self) -> None:
         settings = termios.tcgetattr(self.fileno())
         if settings[3] & termios.ICANON and ready({self.fileno(): OUT}, 0):
-            # Behind an unfinished line the first one only hands that line over.
+            # Two: after an unfinished line, the first character only submits that line.
             os.write(self.fileno(), settings[6][termios.VEOF] * 2)
 
 
 class ByteLines(io.BufferedReader):
-    """A stream of bytes whose lines take bounded memory: a guest may never end one."""
+    """Buffered binary stream with a maximum line length, because a guest may never end a line."""
 
     def readline(self, size: int | None = -1, /) -> bytes:
-        """Return the next line, of `LONGEST_LINE` bytes at most where no size is given."""
+        """Return the next line, of at most `LONGEST_LINE` bytes if no size is given."""
         return super().readline(LONGEST_LINE if size is None or size < 0 else size)
 
 
 class TextLines(io.TextIOWrapper):
-    """The same for text."""
+    """Text stream with a maximum line length."""
 
     def readline(self, size: int = -1, /) -> str:  # type: ignore[override]
-        """Return the next line, of `LONGEST_LINE` characters at most where no size is given."""
+        """Return the next line, of at most `LONGEST_LINE` characters if no size is given."""
         return super().readline(LONGEST_LINE if size < 0 else size)
 
 
 def open_stream(fd: int, reading: bool, codec: tuple[str, str] | None) -> IO[Any]:
-    """A file object over our end of a stream; text with (encoding, errors), else bytes."""
-    # Unbuffered or written through: a line sent to a prompt must not wait in a buffer of ours.
+    """Return a file object over our end of a stream: text with (encoding, errors), else binary."""
+    # Unbuffered or write-through, so that input for a prompt does not stay in a buffer.
     buffering = 0 if codec is None else -1
     binary: Any = ByteLines(Output(fd)) if reading else open(fd, "wb", buffering)  # noqa: SIM115
     return text_or_bytes(binary, codec)
 
 
 def text_or_bytes(binary: Any, codec: tuple[str, str] | None) -> IO[Any]:
-    """Return the binary stream, or one of text over it with (encoding, errors)."""
+    """Return the binary stream, or a text stream over it with (encoding, errors)."""
     return binary if codec is None else TextLines(binary, *codec, None, True, True)
 
 
 def shut(stream: IO[Any]) -> None:
-    """Close, whatever the other side does."""
-    with contextlib.suppress(OSError):  # what is still to be written has no reader any more
+    """Close a stream and ignore errors of its other side."""
+    with contextlib.suppress(OSError):  # buffered input has no reader any more
         stream.close()
 
 
 def read_ahead(stream: IO[Any]) -> list[bytes]:
-    """What the buffers of a stream hold; reading its descriptor would pass over that."""
+    """Return the bytes in the buffers of a stream, which reads of its descriptor would miss."""
     if stream.closed:
         return []
     buffered: Any = getattr(stream, "buffer", stream)
@@ -156,9 +157,9 @@ def read_ahead(stream: IO[Any]) -> list[bytes]:
 
 
 class Exchange:
-    """A `communicate` under way: it outlives timeouts and interrupts, and loses nothing by them.
+    """State of a `communicate`, which can be resumed without a loss after timeouts and interrupts.
 
-    A read or a write and the note of it are one call of C: no signal handler comes in between.
+    Each read or write and its bookkeeping happen in one C call, so no signal handler runs between them.
     """
 
     def __init__(
@@ -179,11 +180,11 @@ class Exchange:
         self._whole = dict.fromkeys(self._parts, 0)  # how many parts are joined ones
 
     def read(self, stream: IO[Any] | None) -> bytes | None:
-        """What came from a stream so far, None without one."""
+        """Return the output of a stream so far, or None without a stream."""
         return None if stream is None else b"".join(self._parts[stream])[: self._cap]
 
     def run(self, deadline: float | None) -> bool:
-        """Carry both ways until every stream is at its end; False at the deadline."""
+        """Transfer data until all streams are at their end; return False at the deadline."""
         with self._open_streams() as work:
             waiting = {stream.fileno(): stream for stream in work}
             while waiting:
@@ -197,7 +198,7 @@ class Exchange:
 
     @contextlib.contextmanager
     def _open_streams(self) -> Iterator[dict[IO[Any], Callable[[], bool]]]:
-        """Those that are not at their end, not blocking, and how each is carried on."""
+        """Yield the open streams, set to non-blocking, each with the function that transfers its data."""
         work: dict[IO[Any], Callable[[], bool]] = {}
         if self._stdin is not None and not self._stdin.closed:
             work[self._stdin] = self._feed
@@ -214,7 +215,7 @@ class Exchange:
                     os.set_blocking(stream.fileno(), True)
 
     def _feed(self) -> bool:
-        """Write what goes in; True when all is written, or nobody reads it any more."""
+        """Write input; return True when all is written or the reader is gone."""
         assert self._stdin is not None
         self._sent = [sum(self._sent)]
         chunk = self._data[self._sent[0] : self._sent[0] + _CHUNK]
@@ -223,7 +224,7 @@ class Exchange:
             if chunk:
                 self._sent.extend(map(os.write, (self._stdin.fileno(),), (chunk,)))
         except BlockingIOError:
-            # A terminal that nobody holds hangs up, and takes no more all the same.
+            # A terminal without another side accepts no input and reports no error.
             return self._terminal and all(stream.closed for stream in self._parts)
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.EIO):
@@ -232,7 +233,7 @@ class Exchange:
         return sum(self._sent) == len(self._data)
 
     def _fetch(self, stream: IO[Any]) -> bool:
-        """Read what is there; True at the end."""
+        """Read available output; return True at the end."""
         parts = self._parts[stream]
         try:
             parts.extend(map(os.read, (stream.fileno(),), (_CHUNK,)))
@@ -249,7 +250,7 @@ class Exchange:
             return True
         whole = self._whole[stream]
         if len(parts) - whole >= _MANY:
-            # Commands that write byte by byte: an object for each takes fifty bytes.
+            # A command may write single bytes, and a bytes object takes fifty.
             parts[whole:] = [b"".join(parts[whole:])]
             self._whole[stream] = whole + 1
         return False

@@ -1,4 +1,4 @@
-"""The last of what a container's own command wrote: when, on which stream, and the bytes."""
+"""Log of a container's command: the last 16 MiB of output with time and stream."""
 
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ Since: TypeAlias = float | datetime | timedelta | None
 
 _KEPT = 16 << 20
 _ENTRY = 128
-"""The least number of bytes that an entry counts for: single bytes take many times their size."""
+"""Minimum size of an entry in bytes, since single bytes take much more memory than their size."""
 
 
 @frozen
 class Entry:
-    """One read of a stream: seconds since the epoch, 1 or 2, and the bytes."""
+    """Result of one read.
+
+    Attributes:
+        at: Seconds since the epoch.
+        stream: 1 for standard output, 2 for standard error.
+        data: The bytes.
+    """
 
     at: float
     stream: int
@@ -31,7 +37,7 @@ class Entry:
 
 @frozen
 class Selection:
-    """Which part of a log is wanted, and how it is given."""
+    """Arguments of `Container.logs`, checked."""
 
     streams: frozenset[int]
     since: float
@@ -40,7 +46,12 @@ class Selection:
 
     @classmethod
     def of(cls, stdout: bool, stderr: bool, since: Since, tail: int | None, timestamps: bool) -> Selection:
-        """Raises ValueError and TypeError for malformed values."""
+        """Check the arguments.
+
+        Raises:
+            ValueError: An argument is malformed.
+            TypeError: An argument has the wrong type.
+        """
         if not (stdout or stderr):
             raise ValueError("stdout and stderr must not both be False")
         if tail is not None and (isinstance(tail, bool) or not isinstance(tail, int) or tail < 0):
@@ -49,7 +60,7 @@ class Selection:
         return cls(streams, _moment(since), tail, timestamps)
 
     def first_of(self, entries: Iterable[Entry]) -> list[Entry]:
-        """The entries that were kept already, as far as they are wanted."""
+        """Return the selected part of the entries that are in the log already."""
         wanted = [one for one in entries if one.stream in self.streams and one.at >= self.since]
         return wanted if self.tail is None else _last_lines(wanted, self.tail)
 
@@ -67,10 +78,10 @@ def _moment(since: Since) -> float:
 
 
 def _last_lines(entries: list[Entry], lines: int) -> list[Entry]:
-    """The end of the entries with this many lines; one without a newline at the end counts."""
+    """Return the last lines of entries; an unfinished last line counts."""
     found: list[Entry] = []
     missing = lines
-    # The newline at the very end ends the last line and begins none.
+    # A newline at the very end finishes the last line and does not begin another one.
     ends_whole = bool(entries) and entries[-1].data.endswith(b"\n")
     missing += 1 if ends_whole else 0
     for one in reversed(entries):
@@ -89,13 +100,13 @@ def _last_lines(entries: list[Entry], lines: int) -> list[Entry]:
 
 
 class Stamper:
-    """Puts the time before each line, as RFC 3339 in UTC."""
+    """Adds the time to lines, in UTC as in RFC 3339."""
 
     def __init__(self) -> None:
         self._inside: dict[int, bool] = {}
 
     def stamp(self, entry: Entry) -> bytes:
-        """Return the entry's bytes with a time before every line that begins in them."""
+        """Return the bytes of an entry with the time before each line that begins in them."""
         moment = datetime.fromtimestamp(entry.at, UTC).isoformat(timespec="microseconds")
         prefix = f"{moment.removesuffix('+00:00')}Z ".encode()
         lines = _lines(entry.data)
@@ -105,13 +116,13 @@ class Stamper:
 
 
 def _lines(data: bytes) -> list[bytes]:
-    """Lines that end with a newline only."""
+    """Split bytes after newlines only."""
     parts = data.split(b"\n")
     return [part + b"\n" for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
 
 
 class OutputLog:
-    """Entries in the order of their arrival; the oldest are dropped beyond 16 MiB."""
+    """Entries in order of arrival; above 16 MiB the oldest are dropped."""
 
     def __init__(self) -> None:
         self.dropped = 0
@@ -119,12 +130,12 @@ class OutputLog:
         self._kept = 0
         self._first = 0
         self._over = False
-        # Taken by itself: a handler's exception in the condition's own __enter__ would leave it locked.
+        # Acquired directly: an exception of a signal handler in Condition.__enter__ would leave it locked.
         self._mutex = threading.Lock()
         self._changed = threading.Condition(self._mutex)
 
     def add(self, stream: int, data: bytes) -> None:
-        """Keep what was read now."""
+        """Append bytes that were just read."""
         with self._mutex:
             self._entries.append(Entry(time.time(), stream, data))
             self._kept += max(len(data), _ENTRY)
@@ -136,13 +147,13 @@ class OutputLog:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """Mark the log as complete."""
         with self._mutex:
             self._over = True
             self._changed.notify_all()
 
     def read(self, selection: Selection, follow: bool) -> Iterator[bytes]:
-        """The bytes of what is kept; with follow, of what comes until the end too."""
+        """Iterate over selected bytes, with `follow` until the log is complete."""
         stamper = Stamper() if selection.timestamps else None
         at, first = 0, True
         while True:

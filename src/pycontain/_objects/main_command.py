@@ -1,4 +1,4 @@
-"""A container's own command: its end, its usage, and the last of what it wrote."""
+"""Main command of a container: output, end and resource usage."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ if TYPE_CHECKING:
 _CHUNK = 65536
 _LAST_ID = (1 << 32) - 2
 _LAST_WORDS = 10.0
-"""Seconds within which the record of the command's end must come once PID 1 is dead."""
+"""Seconds to wait for the record of the command's end after PID 1 has died."""
 _COUNTED_WITHIN = 1.0
-"""Seconds in which the thread that ends the container has read its counters."""
+"""Seconds to wait for the thread that ends the container to read its counters."""
 
 
 class MainCommand:
-    """The command that a container was made for, followed by a thread until its output ends too."""
+    """Command that a container was created for, followed by a thread until its output has ended too."""
 
     def __init__(
         self, running: Running, channel: int, outputs: tuple[int, int], execution: Execution | None
     ) -> None:
-        """Takes over `channel`, `outputs` and the execution, even where it raises."""
+        """Take ownership of `channel`, `outputs` and the execution, even if this raises."""
         self.running = running
         self.returncode: int | None = None
         self.reason: Reason | None = None
@@ -72,12 +72,12 @@ class MainCommand:
         self._alive = -1
         self._last: Counters | None = None
         self._counted = threading.Event()
-        # Taken by itself: a handler's exception in the condition's own __enter__ would leave it locked.
+        # Acquired directly: an exception of a signal handler in Condition.__enter__ would leave it locked.
         self._mutex = threading.Lock()
         self._changed = threading.Condition(self._mutex)
         self._thread = threading.Thread(target=self._follow, name="pycontain-main", daemon=True)
         try:
-            # Of our own: the container's is closed when others find it dead.
+            # A duplicate: the container's pidfd is closed as soon as another thread finds it dead.
             self._alive = os.dup(running.pidfd)
             running.before_cleanup = self._count
             self._thread.start()
@@ -88,7 +88,11 @@ class MainCommand:
 
     @classmethod
     def beside_agent(cls, running: Running, argv: Sequence[str]) -> MainCommand:
-        """Start the command by the agent.  Raises StartError and its kind when it cannot be executed."""
+        """Start the command by the agent.
+
+        Raises:
+            StartError: The command cannot be executed.
+        """
         command = command_of(running, tuple(argv), None, None, None)
         plumbing = Plumbing(DEVNULL, PIPE, PIPE)
         execution: Execution | None = None
@@ -106,7 +110,7 @@ class MainCommand:
 
     @classmethod
     def as_init(cls, session: Session, spec: ContainerSpec) -> MainCommand:
-        """Start a container whose PID 1 the command is.  Users are numbers then: no agent reads passwd."""
+        """Start a container with the command as PID 1; users must be numeric, since no agent reads passwd."""
         command = _init_command(spec)
         plumbing = Plumbing(DEVNULL, PIPE, PIPE)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -134,10 +138,10 @@ class MainCommand:
             os.close(null)
 
     def _follow(self) -> None:
-        """Until the command ended and nobody can write any more, whichever comes first.
+        """Read output until the command has ended and all writers are gone, or PID 1 has died.
 
-        A command may close its output before it ends, and leave processes that go on to write; a
-        child that the caller forked may hold the output open, so that it ends with PID 1 at the latest.
+        A command may close its output before it ends, or leave processes that write on.  A forked child of
+        the caller may hold the output open, so the end of PID 1 counts too.
         """
         waiting = {self._channel, *self._outputs, self._alive}
         try:
@@ -154,10 +158,10 @@ class MainCommand:
             self._close()
 
     def _serve(self, found: set[int]) -> set[int]:
-        """Take what is there; the descriptors that nothing more comes from."""
-        # First what poll saw in the pipes: the others take what is there.
+        """Process ready descriptors, and return those at their end."""
+        # Read the ready pipes first, since the steps below drain them without a check for the end.
         done = {fd for fd in self._outputs if fd in found and not self._read(fd, _CHUNK)}
-        if self._channel in found and self._hear():
+        if self._channel in found and self._receive():
             done.add(self._channel)
         if self._alive in found:
             self._drain()
@@ -165,17 +169,17 @@ class MainCommand:
         return done
 
     def _read(self, fd: int, most: int) -> int:
-        """Keep what is there; 0 at the end of the output, -1 where nothing is there."""
+        """Store available output; return 0 at the end and -1 if there is none."""
         try:
             chunk = os.read(fd, most)
-        except BlockingIOError:  # the command read from its own pipe what poll saw
+        except BlockingIOError:  # the command has read from its own pipe after poll(2)
             return -1
         if chunk:
             self.log.add(self._outputs[fd], chunk)
         return len(chunk)
 
     def _drain(self) -> None:
-        """Keep what is in the pipes by now, and no more: who writes on must not hold the end back."""
+        """Store the bytes that are in the pipes now; later ones must not delay the end."""
         for fd in self._outputs:
             there = array.array("i", [0])
             fcntl.ioctl(fd, termios.FIONREAD, there)
@@ -183,8 +187,8 @@ class MainCommand:
             while left > 0 and (got := self._read(fd, min(left, _CHUNK))) > 0:
                 left -= got
 
-    def _hear(self) -> bool:
-        """The next record of the channel; True after the last."""
+    def _receive(self) -> bool:
+        """Process the next record of the channel; return True after the last one."""
         record = native.receive(self._channel)
         if record is not None and record.kind != RecordKind.EXITED:
             return False
@@ -193,7 +197,7 @@ class MainCommand:
         return True
 
     def _count(self) -> None:
-        """Read the counters before the container's cgroups are removed.  By the thread that ends it."""
+        """Read the counters before the cgroups are removed; called by the thread that ends the container."""
         try:
             self._last = self._counters()
         except OSError:  # removed already
@@ -208,7 +212,7 @@ class MainCommand:
         if self._execution is None or self._execution.exec_cgroup is None:
             return whole
         own = self._execution.exec_cgroup.counters()
-        # cgroup v1 counts processes for the container as a whole: the agent is one of them.
+        # cgroup v1 counts the processes of the whole container, including the agent.
         if (
             own.processes is None
             and whole.processes is not None
@@ -218,7 +222,7 @@ class MainCommand:
         return own
 
     def _end(self, record: native.Record | None) -> None:
-        """The command ended; the first to say so is right."""
+        """Record the end of the command; only the first call has an effect."""
         if self.returncode is not None:
             return
         if self.running.ended:
@@ -230,7 +234,7 @@ class MainCommand:
         returncode = -signal.SIGKILL if record is None else returncode_of(record.value)
         usage = usage_of(self._begun, record, counters)
         reason = self._reason(record, returncode, counters, usage)
-        with contextlib.suppress(OSError):  # the container ends meanwhile, and its exec cgroup with it
+        with contextlib.suppress(OSError):  # a concurrent end of the container removes the exec cgroup
             if self._execution is not None:
                 self._execution.finish()
             else:
@@ -244,7 +248,8 @@ class MainCommand:
     ) -> Reason:
         if counters.oom_kills and returncode:
             return "oom"
-        # Who ends a container kills its PID 1, and with it the command.
+        # Ending a container kills PID 1 and thereby the command, so its reason is the container's.
+
         if record is None or (
             self._execution is None and self.running.ended and returncode == -signal.SIGKILL
         ):
@@ -261,22 +266,26 @@ class MainCommand:
         self.log.close()
 
     def poll(self) -> int | None:
-        """The return code, or None while it runs."""
+        """Return the return code, or None while the command runs."""
         return self.returncode
 
     def join(self, timeout: float | None) -> bool:
-        """Wait for the command's end; False at the timeout (seconds)."""
+        """Wait for the end of the command; return False after `timeout` seconds."""
         seconds = None if timeout is None else min(timeout, threading.TIMEOUT_MAX)
         with self._mutex:
             return self._changed.wait_for(lambda: self.returncode is not None, seconds)
 
     def close(self) -> int | None:
-        """Wait for the thread, once the container ended."""
+        """Wait for the thread, after the container has ended."""
         self._thread.join()
         return self.returncode
 
     def signal(self, number: int) -> None:
-        """Send a signal to the command; nothing happens once it ended.  Raises ValueError."""
+        """Send a signal to the command, or do nothing if it has ended.
+
+        Raises:
+            ValueError: The signal does not exist.
+        """
         checked = signal_number(number)
         if self.returncode is not None:
             return

@@ -1,4 +1,4 @@
-"""What a container's network option means."""
+"""Resolution of a container's network options."""
 
 from __future__ import annotations
 
@@ -22,23 +22,32 @@ if TYPE_CHECKING:
 
 One: TypeAlias = "str | Network | Endpoint | Egress"
 Networks: TypeAlias = "One | Container | Iterable[One]"
-"""What `network` may be."""
+"""Type of the `network` option."""
 _SHARED = "container:"
 
 
 def network_spec_of(
     engine: Engine, network: Networks, ports: Sequence[Published], names: NameOptions
 ) -> tuple[NetworkSpec, str]:
-    """Return what a container's network options come to, and the network's name for people.
+    """Return the network spec of a container, and the text of its `network` option.
 
-    Raises ValueError for options that do not go together, TypeError, NotFound, StateError, UnsupportedError.
+    Raises:
+        ValueError: Options contradict each other.
+        TypeError: A value has the wrong type.
+        NotFound: A network or container does not exist.
+        StateError: A network is removed, or a container has no network to share.
+        UnsupportedError: The kernel lacks a feature.
     """
     network_spec, shown_network = _network_spec_of(engine, network, ports)
     return evolve(network_spec, names=_checked(engine, network_spec, names)), shown_network
 
 
 def _checked(engine: Engine, network_spec: NetworkSpec, names: NameOptions) -> NameOptions:
-    """Return the names with the host's address filled in.  Raises ValueError for one without an effect."""
+    """Return the name options with the address of the host filled in.
+
+    Raises:
+        ValueError: An option would have no effect.
+    """
     if network_spec.kind == NONE and (names.servers or names.search):
         raise ValueError("dns and dns_search must come with a network, got network='none'")
     if names.servers and not network_spec.of_host:
@@ -77,11 +86,7 @@ def _host_address(engine: Engine, network_spec: NetworkSpec) -> str:
 def _network_spec_of(
     engine: Engine, network: Networks, ports: Sequence[Published]
 ) -> tuple[NetworkSpec, str]:
-    """What it comes to, and its name for people.
-
-    Raises ValueError for networks that do not go together, or ports without one that leads outside,
-    TypeError, NotFound, StateError, UnsupportedError.
-    """
+    """Return the network spec and the text of the `network` option; raise as `network_spec_of`."""
     from pycontain._objects.container import Container
 
     if network is None or network == "":

@@ -1,4 +1,4 @@
-"""What a container's options come to, for the image that it is of."""
+"""Resolution of container options: image, command, mounts and volumes."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from pycontain._objects.engine import Engine
 
 Mounts: TypeAlias = "Mapping[str, Volume | specs.Mount | str | os.PathLike[str]]"
-"""Place inside to what stands there; a path alone is `Bind(path)`."""
+"""Container path to its source; a path stands for `Bind(path)`."""
 
 
 _RLIMITS = "{'nofile': (1024, 4096)}"
 
 
 def check_values(**options: object) -> None:
-    """Check options of `Container` of which nothing is made: empty text and wrong types.
+    """Check options of `Container` that are stored as they are.
 
     Raises:
-        ValueError: For empty text.
-        TypeError: For a flag that is not a bool, and for values of other types.
+        ValueError: A value is empty text.
+        TypeError: A flag is not a bool, or another value has the wrong type.
     """
     for name, value in options.items():
         if name in ("read_only", "init"):
@@ -46,7 +46,12 @@ def check_values(**options: object) -> None:
 
 
 def image_of(engine: Engine, image: Image | Snapshot | str | None) -> Image:
-    """The image that is meant: pulled where the store has none of the name.  Raises TypeError, PullError."""
+    """Return the image of a container, pulling it if the store does not have it.
+
+    Raises:
+        TypeError: The value is not an image, a snapshot or a name.
+        PullError: The image cannot be pulled.
+    """
     if image is None:
         return engine._host_image()
     if isinstance(image, Snapshot):
@@ -62,9 +67,11 @@ def image_of(engine: Engine, image: Image | Snapshot | str | None) -> Image:
 
 
 def mounts_of(engine: Engine, volumes: Mounts | None, mounts: Mounts | None) -> specs.Mounts:
-    """Both together, with volumes as they are mounted.
+    """Return the mounts of `volumes` and `mounts`.
 
-    Raises ValueError for one place named in both, or a volume of another store.
+    Raises:
+        ValueError: Both have the same path, or a volume belongs to another store.
+        TypeError: An option or a source has the wrong type.
     """
     for name, option in (("volumes", volumes), ("mounts", mounts)):
         if option is not None and not isinstance(option, Mapping):
@@ -91,7 +98,7 @@ def _mounted(engine: Engine, place: str, what: object) -> specs.Mount | str:
 
 
 def _ours(given: object, place: str = "") -> str:
-    """Return docker-py's forms of mounts as this package writes them, as a hint."""
+    """Return a hint that shows mounts in the syntax of docker-py in that of this package."""
     first = next(iter(given), None) if isinstance(given, list | tuple | set) else None
     if isinstance(first, str) and first.count(":") in (1, 2):
         source, target, *mode = first.split(":")
@@ -106,19 +113,22 @@ def _ours(given: object, place: str = "") -> str:
 
 
 def volume_names(points: Mapping[str, specs.Mount]) -> list[str]:
-    """The volumes among what is mounted."""
+    """Return the names of the volumes among mounts."""
     return [what.name for what in points.values() if isinstance(what, VolumeMount)]
 
 
 def whole_command(
     image: Image, command: Args | Default | None, entrypoint: Args | None = None
 ) -> tuple[str, ...] | None:
-    """Return the command line: the entrypoint before the command, as docker has it.
+    """Return the command line, which is the entrypoint followed by the command, as in docker.
 
     Args:
-        image: Its entrypoint and command are the defaults.
-        command: None for none, which leaves a container without an entrypoint of its own idle.
-        entrypoint: In place of the image's, whose command goes with it; an empty sequence for none.
+        image: The image, with its default entrypoint and command.
+        command: The command, or None; a container without command and entrypoint idles.
+        entrypoint: Entrypoint in place of the image's entrypoint and command; an empty sequence for none.
+
+    Raises:
+        ValueError: The image has no command, but it is asked for.
     """
     if entrypoint is None:
         first, default = image.entrypoint, image.command
@@ -135,7 +145,7 @@ def whole_command(
 
 
 def empty_volumes(image: Image, taken: Mapping[str, object]) -> list[str]:
-    """Places that the image declares as volumes and has nothing at: what it has there is not covered."""
+    """Return the declared volumes of an image for paths at which it has no content."""
     from pycontain._images.defaults import is_empty_place
 
     return [
@@ -148,7 +158,7 @@ def empty_volumes(image: Image, taken: Mapping[str, object]) -> list[str]:
 def declared_volumes(
     engine: Engine, image: Image, taken: Mapping[str, specs.Mount]
 ) -> tuple[dict[str, specs.Mount], list[Volume]]:
-    """Return mounts that make the image's volumes writable below a read-only root, and the volumes made."""
+    """Return mounts for declared volumes under a read-only root, and the volumes created for them."""
     mounts: dict[str, specs.Mount] = {}
     made: list[Volume] = []
     empty = empty_volumes(image, taken)
@@ -162,6 +172,10 @@ def declared_volumes(
 
 
 def check_layer(path: str) -> None:
-    """Raise NotFound for a directory that is none any more."""
+    """Check that the directory of a layer exists.
+
+    Raises:
+        NotFound: It does not.
+    """
     if not os.path.isdir(path):
         raise NotFound(f"layer directory {path} of the image does not exist")

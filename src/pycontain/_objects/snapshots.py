@@ -1,4 +1,4 @@
-"""Snapshot, fork and rollback of a container."""
+"""Implementation of snapshot, fork and rollback of containers."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from pycontain._runtime.running import Running
 
 MOST_LAYERS = 48
-"""Layers of a root, all together, from which on a snapshot merges the sealed ones first."""
+"""Number of layers of a root at which a snapshot first merges the sealed layers."""
 _SYS_ADMIN = "SYS_ADMIN"
 
 
 def snapshot(container: Container) -> Snapshot:
-    """See `Container.snapshot`."""
+    """Implement `Container.snapshot`."""
     engine, running = container._engine, container._live()
     store = engine._session.store
     with translate_store_errors(store.roots.data), container._lock, store.leasing() as lease:
@@ -63,7 +63,7 @@ def snapshot(container: Container) -> Snapshot:
 
 
 def _merge(store: Store, image: LocalImage, layer: str) -> None:
-    """All that snapshots have added, as one layer: each root takes as many mounts as it has layers."""
+    """Merge all sealed layers of an image into one, because every layer is a mount of every root."""
     place = sealed.make_place(store, layer)
     os.mkdir(place, 0o755)
     os.chmod(place, 0o755)
@@ -80,14 +80,14 @@ def _merge(store: Store, image: LocalImage, layer: str) -> None:
 
 
 def _seal(container: Container, running: Running, chain: tuple[str, ...]) -> bool:
-    """Make the guest's upper directory a layer, and let it go on above.
+    """Make the container's upper directory a layer, and continue the container above it.
 
     Returns:
-        False where something could still write to that directory: a process of the container, a file that
-        this process has open, or a descriptor that was passed out of the container.  Nothing is changed then.
+        False if something can still write to the directory: a process of the container, a file that this
+        process has open, or a descriptor that was passed out of the container.  Nothing is changed then.
     """
     if _SYS_ADMIN in container.spec.security.capabilities or container.status == "paused":
-        return False  # it may have mounted things that nobody else knows how to take along
+        return False  # its own mounts could not be moved to the new root
     engine = container._engine
     with running.quiesced() as quiet:
         if not quiet:
@@ -99,7 +99,7 @@ def _seal(container: Container, running: Running, chain: tuple[str, ...]) -> boo
             os.rename(upper, place)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM, errno.EXDEV):
-                return False  # its root was given away inside
+                return False  # a process inside changed the owner of the directory
             raise PathError(
                 f"cannot seal {upper}: {error.strerror}", path=upper, errno=error.errno or 0
             ) from error
@@ -108,7 +108,7 @@ def _seal(container: Container, running: Running, chain: tuple[str, ...]) -> boo
         except BaseException as error:
             os.rename(place, upper)
             if isinstance(error, StartError) and error.step == SEAL:
-                return False  # a descriptor that can still write is open somewhere, or the kernel cannot say
+                return False  # a descriptor that can write may be open outside of the container
             raise
         container.spec = evolve(container.spec, image=image)
         engine._session.leases.lease_image(image, container)
@@ -116,7 +116,7 @@ def _seal(container: Container, running: Running, chain: tuple[str, ...]) -> boo
 
 
 def _copy(container: Container, running: Running, layer: str) -> None:
-    """The guest goes on where it writes: the layer is what it had, with everything stopped meanwhile."""
+    """Copy the container's upper directory to a layer while all processes are paused."""
     store = container._session.store
     build = LayerBuild(store, None, owners=store.owners, first_id=running.first_id)
     try:
@@ -131,7 +131,7 @@ def _copy(container: Container, running: Running, layer: str) -> None:
 
 
 def fork(container: Container, count: int) -> list[Container]:
-    """See `Container.fork`."""
+    """Implement `Container.fork`."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 0:
         raise ValueError(f"n must be a non-negative int, got {count!r}")
     made: list[Container] = []
@@ -159,7 +159,7 @@ def fork(container: Container, count: int) -> list[Container]:
 
 
 def rollback(container: Container, to: Snapshot) -> None:
-    """See `Container.rollback`."""
+    """Implement `Container.rollback`."""
     image = to.image
     own = container.spec.image.base
     if (image.base.directories, image.base.trees) != (own.directories, own.trees):
@@ -187,7 +187,7 @@ def rollback(container: Container, to: Snapshot) -> None:
 
 
 def _put_aside(container: Container) -> str | None:
-    """What it wrote is removed when it runs again: its place is free for what comes."""
+    """Rename the container's directory, so that the next start can use its name before it is deleted."""
     running = container._running
     if running is None or running.cleanup_job is not None:
         return None
