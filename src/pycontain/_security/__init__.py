@@ -1,1 +1,1 @@
-"""Walls inside the container: filters, capabilities, Landlock."""
+"""Controls inside a container: system call filters, capabilities, Landlock, counters."""

@@ -11,7 +11,7 @@ NAMES = (
     "AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ "
     "PERFMON BPF CHECKPOINT_RESTORE"
 ).split()
-"""In the order of their numbers."""
+"""Names in the order of their numbers."""
 
 _NUMBERS = {name: number for number, name in enumerate(NAMES)}
 
@@ -19,11 +19,11 @@ DOCKER = frozenset(
     "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE "
     "SYS_CHROOT KILL AUDIT_WRITE".split()
 )
-"""What Docker leaves to a container."""
+"""Docker's default capabilities."""
 
 
 def capability_name(name: str) -> str:
-    """The bare upper-case name of 'CAP_CHOWN' or 'chown'.  Raises ValueError for an unknown one."""
+    """Return the bare upper-case name of 'CAP_CHOWN' or 'chown'.  Raises ValueError for an unknown one."""
     bare = name.upper().removeprefix("CAP_")
     if bare not in _NUMBERS:
         raise ValueError(f"unknown capability {name!r}")
@@ -31,12 +31,12 @@ def capability_name(name: str) -> str:
 
 
 def capability_set(names: Iterable[str]) -> frozenset[str]:
-    """Names as users write them, as bare names."""
+    """Return the bare names.  Raises ValueError for an unknown one."""
     return frozenset(capability_name(name) for name in names)
 
 
 def mask_of(names: Iterable[str]) -> int:
-    """The bit mask that the kernel reads."""
+    """Return the bit mask for the kernel."""
     mask = 0
     for name in names:
         mask |= 1 << _NUMBERS[name]

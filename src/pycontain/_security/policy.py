@@ -1,4 +1,4 @@
-"""What every process of a container may do: `Security`, with the presets SANDBOX and DOCKER."""
+"""Security settings of the processes of a container: `Security`, with the presets SANDBOX and DOCKER."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MASKED = (
 )
 READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
 DOCKER_READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", *READ_ONLY)
-"""With MASKED what Docker covers."""
+"""Paths that Docker makes read-only; it hides those of MASKED."""
 HOST_FACTS = (
     "/proc/bus",
     "/proc/cmdline",
@@ -54,14 +54,14 @@ HOST_FACTS = (
     "/proc/partitions",
     "/proc/softirqs",
 )
-"""What tells of the host's devices, disks and boot, and nothing of the container."""
+"""Files about devices, disks and boot of the host, which say nothing about the container."""
 
 SECUREBITS_LOCKED = 0xFF
 """noroot, no_setuid_fixup, keep_caps off, no_cap_ambient_raise, each locked (capabilities(7))."""
 _KEEP_CAPS = 1 << 4
 
 _NO_CORE = {"core": (1, 1)}
-"""0 keeps files away; only 1 keeps a handler behind a pipe from being started (core(5))."""
+"""A limit of 0 prevents core files; only 1 prevents a handler behind a pipe from being started (core(5))."""
 _RLIMITS = {
     **_NO_CORE,
     "memlock": (65536, 65536),
@@ -86,7 +86,7 @@ _AGENT_CALLS: tuple[tuple[str, *tuple[int, ...]], ...] = (
     *(("fcntl", 0, command) for command in (_F_SETFD, _F_DUPFD_CLOEXEC)),
     *(("ioctl", 0, command) for command in (_TIOCSWINSZ, _TIOCSCTTY, _TIOCSPTLCK, _TIOCGPTPEER)),
 )
-"""What the agent, and what it starts up to their execve, call."""
+"""System calls of the agent, and of the processes that it starts up to their execve."""
 
 _FEATURES = frozenset({"landlock", "time", "idmap", *(one.name for one in attrs.fields(CgroupLimits))})
 
@@ -99,7 +99,7 @@ Rlimits: TypeAlias = Mapping[str, int | str | Sequence[int | str]]
 
 
 class SecurityOptions(TypedDict, total=False):
-    """What `Security.evolve` may change."""
+    """Options of `Security.evolve`."""
 
     name: str
     capabilities: Iterable[str]
@@ -138,7 +138,7 @@ def _sandbox_filter() -> Filter:
 def _each(names: Iterable[str] | os.PathLike[str]) -> Iterable[str | os.PathLike[str]]:
     """Return `names`; a single name is one name, not its characters."""
     if names is None:
-        raise TypeError("a set of names or paths is wanted, got None; write () for none")
+        raise TypeError("names and paths must be a sequence of text, got None (hint: use () for none)")
     return (names,) if isinstance(names, str | os.PathLike) else names
 
 
@@ -149,7 +149,7 @@ def _capabilities(names: Iterable[str]) -> frozenset[str]:
 def _features(names: Iterable[str]) -> frozenset[str]:
     given = frozenset(map(str, _each(names)))
     if unknown := given - _FEATURES:
-        raise ValueError(f"unknown features {sorted(unknown)}; known: {', '.join(sorted(_FEATURES))}")
+        raise ValueError(f"optional must be of {', '.join(sorted(_FEATURES))}, got unknown {sorted(unknown)}")
     return given
 
 
@@ -160,10 +160,12 @@ def _paths(paths: Iterable[str]) -> tuple[str, ...]:
 def _path(path: str | os.PathLike[str]) -> str:
     text: object = os.fspath(path)
     if not isinstance(text, str):
-        raise TypeError(f"a path to cover is text or a path of pathlib, not {shown(text)}")
+        raise TypeError(f"a masked or read-only path must be text or a Path, got {shown(text)}")
     clean = "/" + posixpath.normpath(text).lstrip("/")
     if not text.startswith("/") or "\0" in text or clean == "/":
-        raise ValueError(f"a path to cover is absolute, without NUL, and not the root: {shown(text)}")
+        raise ValueError(
+            f"a masked or read-only path must be absolute, without NUL and not the root, got {shown(text)}"
+        )
     text.encode("utf-8", "surrogateescape")
     return clean
 
@@ -174,18 +176,22 @@ _NO_LIMIT = 0xFFFFFFFFFFFFFFFF
 
 
 def rlimit_pairs(rlimits: Rlimits) -> dict[str, tuple[int, int]]:
-    """`{'nofile': (soft, hard)}` of what users write: a number for both, or a pair; -1 lifts a limit.
+    """Return checked rlimits as `{'nofile': (soft, hard)}`.
 
-    Names are those of setrlimit(2), with or without RLIMIT_.  Raises LimitError, a ValueError, for
-    unknown names and for values that the kernel cannot hold or that have soft above hard, TypeError
-    for what is no number and no pair.
+    Args:
+        rlimits: A number for both limits, or a pair, by name; -1 lifts a limit. Names are those of
+            setrlimit(2), with or without RLIMIT_.
+
+    Raises:
+        LimitError: Unknown name, a value out of range, or a soft limit above the hard one.
+        TypeError: A value that is neither a number nor a pair.
     """
     if not isinstance(rlimits, Mapping):
-        raise TypeError(f"rlimits is a mapping such as {{'nofile': (1024, 4096)}}, not {shown(rlimits)}")
+        raise TypeError(f"rlimits must be a mapping such as {{'nofile': (1024, 4096)}}, got {shown(rlimits)}")
     pairs: dict[str, tuple[int, int]] = {}
     for given, value in rlimits.items():
         if not isinstance(given, str):
-            raise TypeError(f"the name of an rlimit is text, not {shown(given)}")
+            raise TypeError(f"the name of an rlimit must be text, got {shown(given)}")
         name = given.lower().removeprefix("rlimit_")
         if not hasattr(resource, f"RLIMIT_{name.upper()}"):
             raise LimitError(f"unknown rlimit {shown(given)}")
@@ -199,34 +205,44 @@ def _pair(name: str, value: object) -> tuple[int, int]:
     both: list[Any] = list(value) if isinstance(value, tuple | list) else [value, value]
     both = [_LIFTED if is_unlimited(one) else one for one in both]
     if len(both) != 2 or not all(isinstance(one, int) and not isinstance(one, bool) for one in both):
-        raise TypeError(f"rlimit {name} is a number or a pair (soft, hard), -1 for none: {shown(value)}")
+        raise TypeError(
+            f"rlimit {name} must be a number or a pair (soft, hard), -1 for none, got {shown(value)}"
+        )
     soft, hard = map(int, both)
     if not (-1 <= soft <= _NO_LIMIT and -1 <= hard <= _NO_LIMIT):
-        raise LimitError(f"rlimit {name} is between 0 and 2**64 - 1, or -1 for none: {shown(value)}")
+        raise LimitError(f"rlimit {name} must be between 0 and 2**64 - 1, or -1 for none, got {shown(value)}")
     if soft & _NO_LIMIT > hard & _NO_LIMIT:
-        raise LimitError(f"rlimit {name} has its soft limit above the hard one: {shown(value)}")
+        raise LimitError(f"rlimit {name} must not have its soft limit above the hard one, got {shown(value)}")
     return soft, hard
 
 
 @frozen(kw_only=True, repr=False)
 class Security:
-    """What every process of a container may do.
+    """Security settings of every process of a container.
 
-    capabilities: bounding, permitted and effective set; inheritable and ambient are always empty.
-    no_new_privs: set-user-id files and file capabilities give nothing (prctl(2)).
-    seccomp: the filter of system calls, or None.  landlock: a ruleset beneath the mounts (landlock(7)).
-    masked_paths, readonly_paths: below /proc and /sys, as in the OCI runtime specification.
-    rlimits: name to (soft, hard), or to one number for both, -1 for none; lowered where the host's
-    hard limit is lower.
-    restrict_suid_sgid: setting the set-user-ID or set-group-ID bit of a file fails with EPERM, so that no
-    program left in a bind, a volume or a lent file gives its rights to other users of the host.  openat2
-    and io_uring, whose modes no filter can read, fail with ENOSYS.  It is a part of the filter: without
-    `seccomp` it is off.
-    optional: features without which the container may still start: 'landlock', 'time', 'idmap', and the
-    fields of CgroupLimits; `Container.isolation` shows which are missing.
+    A single name or path is accepted in place of a set.
 
-    A single name or path stands for a set of one.  Raises ValueError for unknown names, paths that
-    are not absolute and rlimits that cannot be meant (LimitError), TypeError for other types.
+    Attributes:
+        name: Name of the profile.
+        capabilities: Bounding, permitted and effective set; inheritable and ambient are always empty.
+        no_new_privs: Set-user-id files and file capabilities grant nothing (prctl(2)).
+        seccomp: Filter of system calls, or None.
+        landlock: Add a Landlock ruleset (landlock(7)).
+        masked_paths: Hidden paths below /proc and /sys, as in the OCI runtime specification.
+        readonly_paths: Read-only paths below /proc and /sys.
+        rlimits: (soft, hard) by name, or one number for both, -1 for no limit; lowered to the hard limit
+            of the host.
+        restrict_suid_sgid: Setting the set-user-ID or set-group-ID bit of a file fails with EPERM, so that
+            a program left in a bind, a volume or an inherited file gives no rights to other users of the
+            host. openat2 and io_uring, whose modes a filter cannot read, fail with ENOSYS. It is part of
+            the filter, so it needs `seccomp`.
+        optional: Features without which the container may start: 'landlock', 'time', 'idmap', and fields
+            of CgroupLimits; `Container.isolation` lists missing ones.
+
+    Raises:
+        ValueError: Unknown name or a path that is not absolute.
+        LimitError: Invalid rlimit.
+        TypeError: A value of another type.
     """
 
     SANDBOX: ClassVar[Security]
@@ -246,7 +262,7 @@ class Security:
     optional: frozenset[str] = field(default=frozenset({"landlock", "time"}), converter=_features)
 
     def __repr__(self) -> str:
-        """The preset by its name, or the fields in which this differs from the sandbox."""
+        """Return the preset by its name, or the differences from the sandbox."""
         for name in ("SANDBOX", "DOCKER"):
             if self == getattr(Security, name, None):
                 return f"Security.{name}"
@@ -264,14 +280,14 @@ class Security:
                 yield f"{one.name}={sorted(value) if isinstance(value, frozenset) else value!r}"
 
     def evolve(self, **changes: Unpack[SecurityOptions]) -> Security:
-        """A copy with some fields changed; its name becomes 'custom' unless one is given."""
+        """Return a copy with some fields changed; its name is 'custom' by default."""
         check_options("Security.evolve", changes, SecurityOptions)
         changes.setdefault("name", "custom")
         return attrs.evolve(self, **changes)
 
 
 def rlimit_numbers(rlimits: Rlimits) -> dict[int, tuple[int, int]]:
-    """The pairs of `rlimit_pairs` by the kernel's numbers, as it has them.  Raises what that raises."""
+    """Return the pairs of `rlimit_pairs` by the kernel's numbers.  Raises the same errors."""
     return {
         getattr(resource, f"RLIMIT_{name.upper()}"): (soft & _NO_LIMIT, hard & _NO_LIMIT)
         for name, (soft, hard) in rlimit_pairs(rlimits).items()
@@ -279,7 +295,7 @@ def rlimit_numbers(rlimits: Rlimits) -> dict[int, tuple[int, int]]:
 
 
 def landlock_rights(abi: int) -> tuple[int, int, int, int, int]:
-    """ABI, handled rights, scopes, rights below `/`, rights below `/dev`: all but making devices."""
+    """Return (ABI, handled rights, scopes, rights below `/`, rights below `/dev`), without making devices."""
     if abi <= 0:
         return (0, 0, 0, 0, 0)
     handled = (1 << _ABI_RIGHTS[min(abi, len(_ABI_RIGHTS) - 1)]) - 1
@@ -313,9 +329,17 @@ def encode(
     supervise: bool,
     by_agent: bool,
 ) -> bytes:
-    """The security buffer of a container.  Raises UnsupportedError for a control that the host lacks.
+    """Return the security buffer of a container.
 
-    by_agent: processes are started by an agent, which bears most of the filter for them.
+    Args:
+        security: The settings.
+        rlimits: Rlimits of the container, which override those of the settings.
+        landlock_abi: Landlock ABI of the kernel, 0 for none.
+        supervise: Commands have a supervisor, because their cgroup cannot be killed.
+        by_agent: Processes are started by an agent, which loads most of the filter for them.
+
+    Raises:
+        UnsupportedError: The host lacks a control that is not optional.
     """
     flags = SecurityFlag.KEYRING
     if security.no_new_privs:
@@ -323,8 +347,8 @@ def encode(
     if supervise:
         flags |= SecurityFlag.SUPERVISE
     if security.landlock and landlock_abi <= 0 and "landlock" not in security.optional:
-        raise UnsupportedError("Landlock", hint="name 'landlock' in Security.optional to go without")
-    # A core handler behind a pipe runs on the host, as root: rlimits={} is no reason to start it (core(5)).
+        raise UnsupportedError("Landlock", hint="name 'landlock' in Security.optional to start without it")
+    # A core handler behind a pipe runs on the host as root (core(5)), so rlimits={} must not enable it.
     merged = {**rlimit_numbers(_NO_CORE), **rlimit_numbers(security.rlimits), **rlimit_numbers(rlimits)}
     inherited, last = _assembled(security.seccomp, by_agent, security.restrict_suid_sgid)
     return encode_security(

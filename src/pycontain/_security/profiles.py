@@ -1,14 +1,14 @@
-"""The two filters that pycontain ships: SANDBOX_FILTER for code that nobody trusts, and Docker's shape.
+"""Filters of the two profiles: SANDBOX_FILTER for untrusted code, and Docker's.
 
-Both are lists of what may pass.  What is refused on purpose fails with EPERM; a call that no list names,
-above all one that is newer than the lists, fails with ENOSYS, so that a libc takes its older way.
-io_uring fails with ENOSYS as well: its users then fall back to epoll.
+Both are allow-lists.  Calls that are refused on purpose fail with EPERM.  Calls in no list, mainly newer
+ones, fail with ENOSYS, so that a libc falls back to an older call.  io_uring fails with ENOSYS as well:
+its users then fall back to epoll.
 
-SANDBOX_FILTER passes what language runtimes, compilers, package managers and databases use every day and
-refuses what opens more of the kernel: namespaces, mounts, keyrings, raw handles, and every socket but
-AF_UNIX, AF_INET, AF_INET6 and AF_NETLINK's NETLINK_ROUTE.  Whatever it passes, the filter in Docker's shape
-passes too.  Calls that the filters of Docker and Podman have learned only
-lately (fchmodat2, mseal, pkey_alloc and its like) are left to the older way as well.
+SANDBOX_FILTER allows the calls of language runtimes, compilers, package managers and databases.  It refuses
+calls that expose more of the kernel: namespaces, mounts, keyrings, raw handles, and every socket but
+AF_UNIX, AF_INET, AF_INET6 and AF_NETLINK's NETLINK_ROUTE.  Docker's filter allows everything that it allows.
+Calls that the filters of Docker and Podman allow only since recently (fchmodat2, mseal, pkey_alloc and
+similar ones) fail with ENOSYS too.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ _BY_CAPABILITY = {
     "SYS_TIME": "clock_settime settimeofday",
     "SYS_TTY_CONFIG": "vhangup",
 }
-"""What Docker's filter passes for a capability."""
+"""Calls that Docker's filter allows with a capability."""
 
 _FORBIDDEN = Rule(
     names="""
@@ -115,30 +115,30 @@ _FORBIDDEN = Rule(
     """,
     action=refuse(errno.EPERM),
 )
-"""Refused whenever nothing before has let them pass."""
+"""Calls that are refused unless an earlier rule allows them."""
 
 _UNREADABLE = Rule(
     names="clone3 io_uring_setup io_uring_enter io_uring_register", action=refuse(errno.ENOSYS)
 )
-"""What they ask for lies in memory, where no filter can read it."""
+"""Calls whose arguments are in memory, where a filter cannot read them."""
 
 _INT = 0xFFFFFFFF
 
 _NAMESPACES = 0x7E020000
-"""CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET; NEWTIME is not clone's to take."""
+"""CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET; clone does not accept NEWTIME."""
 
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
-"""PER_LINUX and PER_LINUX32, each with and without UNAME26, and the question which one it is."""
+"""PER_LINUX and PER_LINUX32, each with and without UNAME26, and the query."""
 
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK, _AF_ALG, _AF_VSOCK = 1, 2, 10, 16, 38, 40
 _NETLINK_ROUTE = 0
 _INTERNET_PROTOCOLS = (0, 1, 6, 17, 58)
-"""The type's own, ICMP, TCP, UDP and ICMPv6; not SCTP, DCCP, L2TP and others that load modules."""
+"""The default protocol, ICMP, TCP, UDP and ICMPv6; not SCTP, DCCP, L2TP and others that load modules."""
 
 _SET_ID = 0o6000
 """S_ISUID and S_ISGID."""
 _CREATES = 0o20000100
-"""O_CREAT and the bit of O_TMPFILE that is its own: without either, open(2) ignores its mode."""
+"""O_CREAT and the distinct bit of O_TMPFILE: without either, open(2) ignores its mode."""
 
 _SOL_SOCKET, _IPPROTO_IPV6 = 1, 41
 _SO_ATTACH_FILTER, _SO_ATTACH_BPF, _SO_ATTACH_REUSEPORT_CBPF, _SO_ATTACH_REUSEPORT_EBPF = 26, 50, 51, 52
@@ -147,7 +147,7 @@ _UNCOUNTED_OPTIONS = {
     _SOL_SOCKET: (_SO_ATTACH_FILTER, _SO_ATTACH_BPF, _SO_ATTACH_REUSEPORT_CBPF, _SO_ATTACH_REUSEPORT_EBPF),
     _IPPROTO_IPV6: (_IPV6_FLOWLABEL_MGR,),
 }
-"""Options by level that take kernel memory which no cgroup counts, and tables that the whole host shares.
+"""Options by level that use kernel memory without a cgroup charge, or tables of the whole host.
 
 A filter of a socket keeps up to 64 KiB beside the JIT's pages (net.core.bpf_jit_limit is one bound for all
 users), and all network namespaces together have 4096 flow labels.
@@ -164,7 +164,7 @@ def _argument(arg: int, value: int, mask: int = _INT) -> Condition:
 
 
 def _argument_in(name: str, arg: int, values: tuple[int, ...], mask: int = _INT) -> tuple[Rule, ...]:
-    """The call passes where the argument is one of the values."""
+    """Return rules that allow the call if the argument is one of the values."""
     return tuple(Rule(names=name, action=ALLOW, conditions=[_argument(arg, value, mask)]) for value in values)
 
 
@@ -176,7 +176,7 @@ _NO_LEASES = tuple(
     Rule(names="fcntl", action=refuse(errno.EACCES), conditions=[_argument(1, command)])
     for command in (_F_SETLEASE, _F_SETDELEG)
 )
-"""A lease on a file of the host, also through a read-only bind, holds up the open(2) of other processes."""
+"""A lease on a file of the host, also through a read-only bind, blocks the open(2) of other processes."""
 
 
 _CLONE = (
@@ -205,7 +205,7 @@ _SANDBOX_SOCKET = (
 )
 
 _SANDBOX_IOCTL = (
-    # The kernel reads only the lower half of the command: CVE-2019-10063 was a filter that compared both.
+    # The kernel reads only the lower half of the command (CVE-2019-10063 was a filter that compared both).
     *(
         Rule(names="ioctl", action=refuse(errno.EPERM), conditions=[_argument(1, command)])
         for command in (_TIOCSTI, _TIOCLINUX, _TIOCSETD)
@@ -233,12 +233,12 @@ _SANDBOX_MKNOD = (
 )
 
 _PTRACE_REQUESTS = ((0, 33), (0x4200, 0x420B), (0x420E, 0x420E))
-"""TRACEME to SINGLEBLOCK, SETOPTIONS to SETSIGMASK and GET_SYSCALL_INFO: all that debuggers and sanitizers
-use, without SECCOMP_GET_FILTER."""
+"""Requests of debuggers and sanitizers: TRACEME to SINGLEBLOCK, SETOPTIONS to SETSIGMASK, GET_SYSCALL_INFO;
+not SECCOMP_GET_FILTER."""
 
 _SANDBOX_PTRACE = (
-    # The kernel asks the filter after the tracer (since 4.8), and /proc/PID/mem gives the same rights over
-    # the same processes: those of the user that can be dumped, which the agent and its children cannot.
+    # The kernel runs the filter after the tracer (since 4.8), so a tracer cannot evade it.  /proc/PID/mem
+    # gives the same rights over the same processes, the dumpable ones of the user, without the agent.
     *(
         Rule(
             names="ptrace",
@@ -265,7 +265,7 @@ SANDBOX_FILTER = Filter(
         _FORBIDDEN,
     )
 )
-"""What `Security.SANDBOX` lets pass."""
+"""The filter of `Security.SANDBOX`."""
 
 _DOCKER_SOCKET = (
     *(
@@ -277,10 +277,13 @@ _DOCKER_SOCKET = (
 
 
 def docker_filter(capabilities: frozenset[str]) -> Filter:
-    """Docker's default filter for a process with these capabilities, named as in `capabilities.NAMES`.
+    """Return Docker's default filter for a process with these capabilities.
 
-    Stricter in two things: calls of 32-bit and x32 programs end the process, which Docker judges by name;
-    and leases on files are refused.
+    It is stricter in two points: calls of 32-bit and x32 programs kill the process, and leases on files are
+    refused.
+
+    Args:
+        capabilities: Names as in `capabilities.NAMES`.
     """
     granted = " ".join(_BY_CAPABILITY[name] for name in sorted(capabilities) if name in _BY_CAPABILITY)
     return Filter(
@@ -299,7 +302,7 @@ def docker_filter(capabilities: frozenset[str]) -> Filter:
 
 
 DOCKER_FILTER = docker_filter(frozenset({"SYS_CHROOT"}))
-"""What `Security.DOCKER` lets pass: of Docker's capabilities, only SYS_CHROOT opens a call."""
+"""The filter of `Security.DOCKER`: of Docker's capabilities, only SYS_CHROOT adds a call."""
 
 
 def _some_of(arg: int, bits: int) -> Condition:
@@ -317,7 +320,7 @@ _RESTRICTED = (
     _no_set_id("openat", 3, _some_of(2, _CREATES)),
     _refused("openat2 io_uring_setup", errno.ENOSYS),
 )
-"""Every call that can set the bits.  mkdir(2) is not among them: the kernel drops them from its mode.
+"""Rules for every call that can set the bits, except mkdir(2), from whose mode the kernel drops them.
 
 openat2 and io_uring have the mode in memory, where a filter cannot read it.
 """

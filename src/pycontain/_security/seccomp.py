@@ -1,13 +1,13 @@
-"""Filters of system calls as values, and as the programs that the kernel runs.
+"""System call filters as values, and their assembly to BPF programs.
 
-A `Filter` is a list of rules: the first rule that names the call and whose conditions all hold decides;
-a call that no rule decides gets the default.  So `allowing` and `denying`, which put a rule in front,
-always win.  `assemble` turns a filter into classic BPF over `struct seccomp_data` (seccomp(2)).
+A `Filter` is a list of rules: the first rule that names the call and whose conditions all hold decides,
+else the default.  So `allowing` and `denying`, which put a rule in front, always win.  `assemble` turns a
+filter into classic BPF over `struct seccomp_data` (seccomp(2)).
 
 The program loads the machine, then searches the call's number in ranges of equal outcome: about seven
-comparisons whatever the length of the lists.  It is written from its end to its beginning, so that the
-distance of every jump is known when the jump is written; where one reaches further than the 255
-instructions that a conditional jump can, a copy of the return or a long jump is put in between.
+comparisons whatever the length of the lists.  It is written from its end to its beginning, so that
+the distance of every jump is known when the jump is written.  If a target is further away than the 255
+instructions of a conditional jump, a copy of the return or a long jump is inserted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 Action = NewType("Action", int)
-"""What becomes of a call: a value that a filter program returns (seccomp(2))."""
+"""The action for a call: a value that a filter program returns (seccomp(2))."""
 
 ALLOW = Action(0x7FFF0000)
 LOG = Action(0x7FFC0000)
@@ -36,7 +36,7 @@ KILL_PROCESS = Action(0x80000000)
 _ERRNO, _ERRNO_MAX = 0x00050000, 4095
 
 INSTRUCTIONS_MAX = 4096
-"""BPF_MAXINSNS: the kernel takes no longer program."""
+"""BPF_MAXINSNS: longest program that the kernel accepts."""
 
 _WORD = 0xFFFFFFFF
 _FULL = 0xFFFFFFFFFFFFFFFF
@@ -59,25 +59,25 @@ _NR_OFFSET, _ARCH_OFFSET, _ARGS_OFFSET = 0, 4, 16
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32_BIT = 0x40000000
 _NOTHING = 0xFFFFFFFF
-"""The number -1: what a tracer writes to skip a call; it is none of x32's."""
+"""The number -1, which a tracer writes to skip a call; it is not an x32 call."""
 
 
 def refuse(errno: int) -> Action:
-    """The call fails with this errno.  Raises ValueError outside 1 to 4095."""
+    """Return the action that fails with this errno.  Raises ValueError outside 1 to 4095."""
     if not 1 <= errno <= _ERRNO_MAX:
-        raise ValueError(f"an errno is between 1 and {_ERRNO_MAX}, not {errno}")
+        raise ValueError(f"errno must be between 1 and {_ERRNO_MAX}, got {errno}")
     return Action(_ERRNO | errno)
 
 
 def _action(instance: object, attribute: attrs.Attribute[Action], value: Action) -> None:
     if value not in (ALLOW, LOG, TRAP, KILL_PROCESS) and not 1 <= value - _ERRNO <= _ERRNO_MAX:
-        raise ValueError(f"{attribute.name} is no action: {value!r}")
+        raise ValueError(f"{attribute.name} must be an action, got {value!r}")
 
 
 def _refusal(instance: object, attribute: attrs.Attribute[Action], value: Action) -> None:
     _action(instance, attribute, value)
     if value in (ALLOW, LOG):
-        raise ValueError(f"{attribute.name} would let calls pass that no rule has seen")
+        raise ValueError(f"{attribute.name} must be a refusal, got {value!r}")
 
 
 def _names(value: str | Iterable[str]) -> tuple[str, ...]:
@@ -94,12 +94,17 @@ def _rules(value: Iterable[Rule]) -> tuple[Rule, ...]:
 
 @frozen(kw_only=True)
 class Condition:
-    """`argument & mask OP value`, unsigned, where OP is ==, !=, <, <=, > or >=.
+    """A comparison `argument & mask OP value`, unsigned.
 
-    arg: 0 to 5.  mask: 64 bits by default; where the kernel reads only an int, give 0xFFFFFFFF, or a guest
-    evades the comparison by setting higher bits.
+    Attributes:
+        arg: Number of the argument, 0 to 5.
+        op: One of ==, !=, <, <=, > and >=.
+        value: The number to compare with.
+        mask: Bits to compare, all 64 by default. Use 0xFFFFFFFF if the kernel reads only an int, or a guest
+            can evade the comparison by setting higher bits.
 
-    Raises ValueError for other operators and for numbers that do not fit.
+    Raises:
+        ValueError: Unknown operator, or a number out of range.
     """
 
     arg: int = field(validator=validators.in_(range(6)))
@@ -115,9 +120,12 @@ class Condition:
 
 @frozen(kw_only=True)
 class Rule:
-    """What becomes of the named calls where every condition holds.
+    """An action for the named calls if every condition holds.
 
-    names: an iterable, or a string with blanks between.
+    Attributes:
+        names: Names of calls; also accepted as a string with blanks.
+        action: The action.
+        conditions: Comparisons of arguments.
     """
 
     names: tuple[str, ...] = field(converter=_names)
@@ -127,11 +135,13 @@ class Rule:
 
 @frozen(kw_only=True, cache_hash=True)
 class Filter:
-    """What becomes of every system call: the first rule that holds decides, else the default.
+    """A filter of system calls: the first rule that holds decides, else the default.
 
-    default: for calls without a rule, those newer than the filter among them.
-    foreign: for calls of another architecture than the machine's own (i386 and x32 on x86_64), whose numbers
-    the rules cannot judge; not ALLOW or LOG.
+    Attributes:
+        rules: Rules in order.
+        default: Action for calls without a rule, such as newer ones.
+        foreign: Action for calls of another architecture (i386 and x32 on x86_64), to whose numbers the rules
+            do not apply; not ALLOW or LOG.
     """
 
     rules: tuple[Rule, ...] = field(default=(), converter=_rules)
@@ -139,11 +149,11 @@ class Filter:
     foreign: Action = field(default=KILL_PROCESS, validator=_refusal)
 
     def allowing(self, *names: str) -> Filter:
-        """A copy in which these calls pass whatever their arguments."""
+        """Return a copy that allows these calls with any arguments."""
         return self._first(Rule(names=names, action=ALLOW))
 
     def denying(self, *names: str, errno: int = errnos.EPERM) -> Filter:
-        """A copy in which these calls fail whatever their arguments."""
+        """Return a copy that refuses these calls with any arguments."""
         return self._first(Rule(names=names, action=refuse(errno)))
 
     def _first(self, rule: Rule) -> Filter:
@@ -151,7 +161,7 @@ class Filter:
 
 
 def judge(filter_: Filter, name: str, *args: int) -> Action:
-    """What a filter says of a call by name; missing arguments are 0."""
+    """Return the action for a call by name; missing arguments are 0."""
     given = (*args, *(6 - len(args)) * (0,))
     for rule in filter_.rules:
         if name in rule.names and all(
@@ -166,11 +176,14 @@ def _holds(condition: Condition, argument: int) -> bool:
 
 
 def split(filter_: Filter, calls: Iterable[tuple[str, *tuple[int, ...]]]) -> tuple[Filter, Filter]:
-    """Two filters that, one on top of the other, judge as this one does; the first lets `calls` pass.
+    """Return two filters that together equal this one; the first allows `calls`.
 
-    calls: a name, and arguments where it is not made with any.  Of several filters the kernel obeys the
-    strictest (seccomp(2)).  A process that makes these calls itself can so take on nearly all of a filter
-    for its children, each of which adds only the short second part.
+    Of several filters the kernel obeys the strictest (seccomp(2)).  So a process that makes these calls can
+    load nearly all of a filter for its children, and each child adds only the short second part.
+
+    Args:
+        filter_: The whole filter.
+        calls: Names of calls, with arguments if only certain ones are used.
     """
     conditional = {name for rule in filter_.rules if rule.conditions for name in rule.names}
     chosen = frozenset(
@@ -185,10 +198,13 @@ def split(filter_: Filter, calls: Iterable[tuple[str, *tuple[int, ...]]]) -> tup
 
 
 def assemble(filter_: Filter, machine: str) -> bytes:
-    """The filter as an array of `struct sock_filter`.
+    """Return the filter as an array of `struct sock_filter`.
 
-    Calls that exist on another machine only are passed over.  Raises ValueError for a name that no machine
-    has and for a filter of more than 4096 instructions, UnsupportedError for a machine without a table.
+    Calls that exist only on another machine are skipped.
+
+    Raises:
+        ValueError: A name that no machine has, or a filter of more than 4096 instructions.
+        UnsupportedError: A machine without a table of system calls.
     """
     from pycontain._security.syscalls import TABLE
 
@@ -207,7 +223,7 @@ _Outcome = tuple[tuple[tuple[Condition, ...], Action], ...]
 """Alternatives in order; the last one has no conditions."""
 
 _Range = tuple[int, _Outcome]
-"""The first number of a range, and what becomes of it up to the next range."""
+"""The first number of a range, and the outcome up to the next range."""
 
 
 def _outcomes(filter_: Filter, tables: Mapping[str, Mapping[str, int]], machine: str) -> dict[int, _Outcome]:
@@ -248,7 +264,7 @@ def _ranges(filter_: Filter, outcomes: dict[int, _Outcome], machine: str) -> lis
 
 
 class _Program:
-    """Instructions from the last to the first; a place is an index into them."""
+    """A program under construction, from its last instruction to its first; a place is an index into it."""
 
     def __init__(self) -> None:
         self._code: list[tuple[int, int, int, int]] = []
@@ -256,7 +272,7 @@ class _Program:
         self._decisions: dict[_Outcome, int] = {}
 
     def finish(self) -> bytes:
-        """The program in the order in which the kernel runs it.  Raises ValueError where it is too long."""
+        """Return the program in the kernel's order.  Raises ValueError if it is too long."""
         if len(self._code) > INSTRUCTIONS_MAX:
             raise ValueError(
                 f"the filter takes {len(self._code)} instructions; the kernel takes {INSTRUCTIONS_MAX}"
@@ -264,20 +280,20 @@ class _Program:
         return b"".join(struct.pack("<HBBI", *instruction) for instruction in reversed(self._code))
 
     def result(self, action: Action) -> int:
-        """A place that returns the action, near enough to jump to."""
+        """Return a place that returns the action and is near enough to jump to."""
         place = self._results.get(action)
         if place is None or len(self._code) - place >= _REACH:
             place = self._results[action] = self._put(_RETURN, action)
         return place
 
     def load(self, offset: int, *, then: int) -> int:
-        """Load a word of the call's data, then go on at a place."""
+        """Load a word of the call's data, then continue at a place."""
         if self._distance(then) > 0:
             self._nearer(then)
         return self._put(_LD_WORD, offset)
 
     def jump(self, test: int, value: int, yes: int, no: int) -> int:
-        """Go on at one of two places, by a test of what was loaded last."""
+        """Continue at one of two places, by a test of the loaded word."""
         while True:
             if self._distance(yes) > _REACH:
                 yes = self._nearer(yes)
@@ -328,7 +344,7 @@ class _Program:
         return self._half(_JEQ, arg, half, value, mask, yes, no)
 
     def _half(self, test: int, arg: int, half: int, value: int, mask: int, yes: int, no: int) -> int:
-        """Compare one 32-bit half of an argument, unless the outcome is plain without."""
+        """Compare one 32-bit half of an argument, unless the outcome is known."""
         if mask == 0:
             return yes if test != _JGT and value == 0 else no
         if yes == no:
@@ -339,11 +355,11 @@ class _Program:
         return self.load(_ARGS_OFFSET + 8 * arg + half, then=start)
 
     def _distance(self, place: int) -> int:
-        """Instructions that a jump written now would pass over."""
+        """Return the number of instructions that a jump from here would skip."""
         return len(self._code) - 1 - place
 
     def _nearer(self, place: int) -> int:
-        """A place at hand that does the same."""
+        """Return a nearby place with the same effect."""
         code, _, _, value = self._code[place]
         if code == _RETURN:
             return self._put(_RETURN, value)
