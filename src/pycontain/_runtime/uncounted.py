@@ -27,9 +27,12 @@ _SOCKET_MOST = 1 << 20
 def measure(running: Running, most: int, others: Sequence[Running]) -> int:
     """Return the bytes of sockets and file locks of a container that no cgroup counts.
 
+    Sockets that are too few to exceed the limit count as 0, and locks of the host that are too few count
+    as this container's.
+
     Args:
         running: the container.
-        most: its limit.  Kinds that cannot make it exceed the limit are not measured and count as 0.
+        most: its limit.
         others: containers that may share its network namespace, whose sockets are measured as one.
     """
     used = _held_by_sockets(running, most, others)
@@ -38,7 +41,7 @@ def measure(running: Running, most: int, others: Sequence[Running]) -> int:
         return used
     host = record_locks.count_host() if running.session.features.privileged else None
     if host is not None and host <= enough:
-        return used
+        return used + host * record_locks.SIZE
     pids = (running.pid, *descendants(running.pid))
     locks = record_locks.count(pids, enough)
     if locks <= enough:
