@@ -6,7 +6,7 @@ Run as root or as an unprivileged user::
 
 For each kind, a guest with default security takes as many objects as it can within `SECONDS`.  The script
 prints how many there were, what the cgroup counted, by how much the host's free memory fell at most, and how
-much the host got back when the guest was killed.  What exceeds the counted memory was counted by no limit.
+much the host got back when the guest was killed.  Memory beyond the counted one was counted by no limit.
 Other work adds noise.  `--unwatched` switches the engine's own limit of such memory off.
 """
 
@@ -252,10 +252,10 @@ def available() -> int:
     return int(text.split("MemAvailable:")[1].split()[0]) >> 10
 
 
-def program(kind: str, children: int) -> str:
+def program(kind: str, children: int, seconds: float = SECONDS) -> str:
     """Return the source of a guest that takes objects of this kind in `children` processes."""
     body = "".join(f"                {line}\n" for line in KINDS[kind].strip().splitlines())
-    return PRELUDE.format(seconds=SECONDS) + LOOP.format(children=children, body=body)
+    return PRELUDE.format(seconds=seconds) + LOOP.format(children=children, body=body)
 
 
 def measure(kind: str, memory: str, children: int, security: Security) -> dict[str, object]:

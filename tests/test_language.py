@@ -39,7 +39,6 @@ QUOTED = re.compile(r"([\"'`])nobody\1|=nobody\b|\bnobody:")
 """The user `nobody` of the host is a name."""
 
 EXCEPTIONS: dict[str, int] = {
-    "benchmarks/kernel_resources.py": 1,
     "src/_native/agent/agent.h": 2,
     "src/_native/agent/exec.c": 12,
     "src/_native/agent/processes.c": 1,

@@ -81,7 +81,7 @@ def _measure(container: Container, most: int, *others: Container) -> int:
 
 def _run(container: Container, kind: str) -> tuple[str | None, str]:
     """Run a guest that takes objects; its reason, or None if it still ran after its time, and its answer."""
-    guest = container.popen([sys.executable, "-c", program(kind, 4)])
+    guest = container.popen([sys.executable, "-c", program(kind, 4, seconds=30)])
     assert guest.stdout is not None
     said = guest.stdout.readline()
     reason = guest.reason if not said and guest.wait() else None
@@ -110,7 +110,7 @@ def test_without_the_watch_a_guest_holds_more(
         guest = container.popen([sys.executable, "-c", program(kind, 4)])
         assert guest.stdout is not None
         assert guest.stdout.readline().strip()
-        assert _measure(container, 64 << 20) > 32 << 20
+        assert _measure(container, 12 << 20) > 12 << 20
         guest.kill()
         guest.communicate()
 
@@ -137,7 +137,7 @@ def test_ordinary_programs_are_measured_and_left_alone(
             time.sleep(0.05)
     assert (done.reason, done.stdout) == ("exit", "done\n"), done.stderr
     assert measured
-    assert max(measured) < 8 << 20
+    assert max(measured) <= 16 << 20  # its limit
 
 
 @pytest.mark.case("A10")
