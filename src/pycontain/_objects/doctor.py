@@ -92,7 +92,7 @@ def _networks(session: Session) -> Iterator[Check]:
     yield Check("networks", True, f"rules are in the table {manager.firewall.table}")
     if not session.features.privileged:
         missing = problems()
-        yield Check("networks that lead outside", not missing, missing or "pasta or slirp4netns is there")
+        yield Check("outbound networks", not missing, missing or "pasta or slirp4netns is installed")
         return
     foreign, docker = chains_that_drop(manager.netns.rules)
     detail = (
@@ -147,7 +147,7 @@ def _kernel(session: Session) -> Iterator[Check]:
         yield Check(
             "Landlock",
             False,
-            "missing in this kernel or its lsm= list, so file access is restricted by mounts only",
+            "missing in this kernel or its lsm= list, so containers lack this layer of isolation",
         )
     else:
         scopes = found.landlock >= _SCOPES_FROM

@@ -50,8 +50,7 @@ def engine_of(engine: Engine | None) -> Engine:
 class Image(LocalImage):
     """Read-only layers of a root file system, defaults for containers, and operations of the store.
 
-    Images come from the class methods, such as `Image.pull` and `Image.get`; the fields are those of the
-    OCI image configuration.
+    Images come from the class methods, such as `Image.pull` and `Image.get`.
 
     Attributes:
         name: Name, for messages and listings.
@@ -71,7 +70,7 @@ class Image(LocalImage):
     """
 
     DEFAULT: ClassVar[Default] = Default()
-    """Command of a container: use the command of the image."""
+    """Placeholder for the image's own command, as the `command` of a container."""
 
     _engine: Engine | None = field(default=None, repr=False, eq=False)
 

@@ -85,7 +85,7 @@ class Lifecycle:
 
     @property
     def status(self) -> Status:
-        """State of the container: 'created', 'running', 'paused', 'exited' or 'removed'."""
+        """State of the container, one of 'created', 'running', 'paused', 'exited' and 'removed'."""
         if self._removed:
             return "removed"
         if self._main is not None and self._main.poll() is not None:
