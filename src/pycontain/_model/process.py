@@ -21,7 +21,7 @@ Output: TypeAlias = str | bytes | None
 Reason: TypeAlias = Literal[
     "exit", "signal", "timeout", "oom", "pids", "disk", "output", "seccomp", "cpu", "cancelled"
 ]
-"""Why a command ended, from counters of the kernel and actions of the engine."""
+"""Reasons for the end of a command, from counters of the kernel and actions of the engine."""
 
 
 @frozen(kw_only=True)

@@ -295,7 +295,7 @@ class Lifecycle:
 
     @property
     def reason(self) -> Reason | None:
-        """Why the container's command ended, as in ExecResult; None while it runs.
+        """Reason for the end of the container's command, as in ExecResult; None while it runs.
 
         'timeout' when its lifetime passed, 'cancelled' when it was stopped by force or removed or its engine
         was closed.  Without a command: why the container ended.

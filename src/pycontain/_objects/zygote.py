@@ -20,7 +20,7 @@ from pycontain._model.sizes import parse_cap, parse_duration
 from pycontain._objects.context_manager import ClosingContextManager
 from pycontain._objects.exec import Invocation
 from pycontain._python import classes, ship
-from pycontain._python.host import ANSWER_ROOM, HEADER, Child, Late, NotBorn, Prepared
+from pycontain._python.host import ANSWER_ROOM, HEADER, Child, ChildLost, PreparationTimeout, Prepared
 from pycontain._python.source import Malformed, Source, TooLarge, printable
 from pycontain._runtime import spec as specs
 from pycontain._runtime.exec import returncode_of
@@ -218,7 +218,7 @@ class Zygote(ClosingContextManager):
         ends = [one for one in (own, clock.deadline) if one is not None]
         try:
             return Prepared.start(running, command, self._imports, min(ends, default=None))
-        except Late as error:
+        except PreparationTimeout as error:
             if clock.is_over():
                 raise clock.timed_out() from None
             raise CallError(
@@ -296,7 +296,7 @@ class _Run:
             with guard:
                 try:
                     return self._in(prepared, prepared.take(limits))
-                except NotBorn as error:
+                except ChildLost as error:
                     if str(error) == "late":
                         prepared.discard()
                 except BrokenPipeError:
@@ -327,9 +327,9 @@ class _Run:
                     raise StateError(f"the zygote ended while it ran {self._name}") from None
                 if prepared.running.dead:
                     raise
-                raise NotBorn("gone") from None
+                raise ChildLost("gone") from None
             if ending == "exit" and not child.is_taken():
-                raise NotBorn("gone")
+                raise ChildLost("gone")
             if record is None and ending != "exit":
                 prepared.discard()  # nothing reported the end of what was killed
             return self._result(child, ending, record, outputs)
@@ -340,7 +340,7 @@ class _Run:
     def _wait(self, child: Child) -> None:
         try:
             child.wait_started(self._clock.left())
-        except NotBorn as error:
+        except ChildLost as error:
             if self._clock.is_over() and str(error) == "late":
                 raise self._clock.timed_out() from None
             raise

@@ -1,4 +1,4 @@
-"""A prepared interpreter in a running container, and the children that it forks for calls."""
+"""Caller's side of function calls: a prepared interpreter in a container, and its forks."""
 
 from __future__ import annotations
 
@@ -29,52 +29,54 @@ if TYPE_CHECKING:
     from pycontain._runtime.running import Running
 
 HEADER = struct.Struct("<QQ")
-"""Before the call: the most bytes of an answer, bytes of the call.  Before the answer: taken, its bytes."""
+"""Two numbers before a call: maximum size of its answer, size of the call.
+The same before an answer: whether a child accepted the call, size of the answer.
+"""
 
 ANSWER_ROOM = 1 << 28
-"""Bytes of an answer, whatever `max_output` allows."""
+"""Maximum size of an answer in bytes, whatever `max_output` is."""
 
 _START_PATIENCE = 30.0
-"""Seconds in which a fork has to be there: a zygote that is stopped is replaced."""
+"""Seconds to wait for a fork; an interpreter that does not answer in time is replaced."""
 
 _HELLO_PATIENCE = 10.0
-"""Seconds in which an interpreter without a deadline has to say its version.  Imports may take any time."""
+"""Seconds to wait for the version of an interpreter if there is no deadline; imports have no maximum."""
 
 _LONGEST_MESSAGE = 1 << 20
 _SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
-class Late(Exception):
-    """An interpreter that was not prepared in time; its message is what it wrote meanwhile."""
+class PreparationTimeout(Exception):
+    """An interpreter was not prepared in time; the message is its output so far."""
 
 
-class NotBorn(Exception):
-    """A child that was gone, or did not come, before it took its call."""
+class ChildLost(Exception):
+    """A child has ended, or was not forked in time, before it accepted its call."""
 
 
 @define(eq=False)
 class Forked(Execution):
-    """A call under way.  What it leaves running ends with it, where a cgroup tells its processes apart."""
+    """A running call; its processes end with it if a cgroup separates them from those of other calls."""
 
     zygote: Execution | None = None
 
     def _kill_by_agent(self) -> bool:
         if self.exec_cgroup is not None and self.exec_cgroup.killable:
             return False
-        # No cgroup tells the calls apart: the prepared interpreter goes with all that came of it.
+        # Without a cgroup for each call, the interpreter and all of its forks have to be killed.
         assert self.zygote is not None
         self.zygote.kill()
         return True
 
     def finish(self) -> Counters:
-        """Kill what is left, read the counters and give the exec cgroup back.  Idempotent."""
+        """Kill remaining processes, read the counters and release the exec cgroup.  Idempotent."""
         if (
             not self.ended
             and self.exec_cgroup is not None
             and self.exec_cgroup.killable
             and not self.running.ended
         ):
-            with contextlib.suppress(OSError):  # removed by the end of the container
+            with contextlib.suppress(OSError):  # the end of the container removes the cgroup
                 if self.exec_cgroup.occupied:
                     self.exec_cgroup.kill()
         return super().finish()
@@ -82,7 +84,14 @@ class Forked(Execution):
 
 @define(eq=False)
 class Child:
-    """A fork that waits for its call, or runs it: the execution, its streams, and where its answer comes."""
+    """A fork that waits for a call or runs one.
+
+    Attributes:
+        execution: The execution in the container.
+        plumbing: Its streams.
+        answer: Descriptor of the memory that receives the answer.
+        started: Whether the child is in its cgroups.
+    """
 
     execution: Forked
     plumbing: Plumbing
@@ -90,47 +99,52 @@ class Child:
     started: bool = False
 
     def wait_started(self, seconds: float | None) -> None:
-        """Until it stands in its groups.  Raises NotBorn, StartError."""
+        """Wait until the child is in its cgroups.
+
+        Raises:
+            ChildLost: The child has ended or is late.
+            StartError: The fork failed.
+        """
         patience = _START_PATIENCE if seconds is None else min(seconds, _START_PATIENCE)
         try:
             record = native.receive(self.execution.channel, int(patience * 1000))
         except TimeoutError:
-            raise NotBorn("late") from None
-        except OSError as error:  # the guest's end of it sent what is no record
-            raise NotBorn("gone") from error
+            raise ChildLost("late") from None
+        except OSError as error:  # the guest sent a malformed record
+            raise ChildLost("gone") from error
         if record is None or record.kind == RecordKind.EXITED:
-            raise NotBorn("gone")
+            raise ChildLost("gone")
         if record.fd >= 0:
             os.close(record.fd)
         if record.kind == RecordKind.FAILED:
-            hint = "a limit of processes is reached" if record.errno == 11 else None
+            hint = "raise the limit of processes (pids)" if record.errno == 11 else None
             raise StartError("cannot fork for a call", step="clone", errno=record.errno, hint=hint)
         exec_cgroup, group = self.execution.exec_cgroup, self.execution.running.group
         if exec_cgroup is not None and group is not None:
             group.activate(exec_cgroup)
-            # The guest's word alone is not taken for it.
+            # Read the cgroup as well, since a guest can claim anything in its record.
             if not exec_cgroup.begin_anew() and exec_cgroup.killable:
-                raise NotBorn("not in its cgroup")
+                raise ChildLost("not in its cgroup")
         self.started = True
 
     def is_taken(self) -> bool:
-        """Tell whether it took its call."""
+        """Return whether the child accepted its call."""
         return bool(HEADER.unpack(os.pread(self.answer, HEADER.size, 0))[0])
 
     def read_answer(self, most: int) -> Source:
-        """Return its answer; nothing where it has none, or one of more than `most` bytes."""
+        """Return the answer; an empty one if there is none, or if it has more than `most` bytes."""
         _, size = HEADER.unpack(os.pread(self.answer, HEADER.size, 0))
         return Source(self.answer, HEADER.size, size if size <= most else 0)
 
     def close(self) -> None:
-        """Our ends; a child that waits ends by that.  Idempotent."""
+        """Close our ends of the streams, which ends a waiting child.  Idempotent."""
         self.plumbing.close()
         if self.answer >= 0:
             os.close(self.answer)
             self.answer = -1
 
     def abandon(self) -> None:
-        """Kill it, and give back what it had."""
+        """Kill the child and release its resources."""
         try:
             if not self.execution.ended:
                 self.execution.kill()
@@ -139,7 +153,7 @@ class Child:
             self.close()
 
     def forget(self) -> None:
-        """Close the fds alone."""
+        """Close the descriptors only, after a fork of the caller."""
         self.close()
         if not self.execution.ended:
             self.execution.ended = True
@@ -148,7 +162,7 @@ class Child:
 
 @define(eq=False)
 class Prepared:
-    """An interpreter that has imported, and waits inside to be forked."""
+    """An interpreter that has imported its modules and waits to be forked."""
 
     running: Running
     execution: Execution
@@ -161,19 +175,19 @@ class Prepared:
     def start(
         cls, running: Running, command: Command, imports: Sequence[str], deadline: float | None
     ) -> Prepared:
-        """Start it and wait until it has imported.
+        """Start the interpreter and wait for its imports.
 
         Args:
             running: The container.
             command: The interpreter and its arguments.
             imports: Modules to import.
-            deadline: The moment of `waiting.now` by which it is ready, None without one.
+            deadline: Deadline on the clock of `waiting.now`, or None.
 
         Raises:
-            CallError: An import raised, or the interpreter ended.
-            Late: The deadline has passed, or nothing was said for 10 seconds without one.
-            UnsupportedError: The interpreter is of another version.
-            StartError: It cannot be started.
+            CallError: An import failed, or the interpreter ended.
+            PreparationTimeout: The deadline passed, or without one, no version arrived for 10 seconds.
+            UnsupportedError: The interpreter has another version.
+            StartError: The interpreter cannot be started.
             StateError: The container has ended.
         """
         code = ship.reader()
@@ -206,7 +220,7 @@ class Prepared:
 
     @property
     def alive(self) -> bool:
-        """Is it there?  It says nothing once it is ready: what comes on its socket is its end."""
+        """Whether the interpreter is running; its socket gets readable only at its end."""
         with self.lock:
             if self.closed:
                 return False
@@ -214,11 +228,17 @@ class Prepared:
 
     @property
     def apart(self) -> bool:
-        """Does a cgroup tell the processes of one call from those of another?"""
+        """Whether a cgroup separates the processes of one call from those of another."""
         return self.execution.exec_cgroup is not None and self.execution.exec_cgroup.killable
 
     def take(self, limits: CgroupLimits | None) -> Child:
-        """The child that waits, or one forked now.  Raises StateError, LimitError, UnsupportedError."""
+        """Return the waiting child, or fork one.
+
+        Raises:
+            StateError: The container has ended.
+            LimitError: A limit cannot be applied.
+            UnsupportedError: The host does not support a limit.
+        """
         with self.lock:
             if limits is None and self.standby is not None:
                 child, self.standby = self.standby, None
@@ -226,7 +246,7 @@ class Prepared:
             return self._fork(limits)
 
     def fork_ahead(self) -> None:
-        """Have a child wait for the next call; nothing where that is not possible now."""
+        """Fork a child for the next call, or do nothing if that fails."""
         with self.lock:
             if self.standby is None and self.alive:
                 with contextlib.suppress(OSError, StateError):
@@ -271,7 +291,7 @@ class Prepared:
         return Child(call, plumbing, answer)
 
     def discard(self) -> None:
-        """End it and the child that waits.  Idempotent."""
+        """End the interpreter and the waiting child.  Idempotent."""
         with self.lock:
             if self.closed:
                 return
@@ -294,7 +314,7 @@ class Prepared:
                 self.forget()
 
     def forget(self) -> None:
-        """Close the fds alone."""
+        """Close the descriptors only, after a fork of the caller."""
         control, self.control, self.closed = self.control, -1, True
         if control >= 0:
             os.close(control)
@@ -307,7 +327,7 @@ class Prepared:
 
 
 def _answer_file() -> int:
-    """Memory of a fixed size: no guest makes it grow, or shrinks it while it is read."""
+    """Return a memfd of a fixed size; seals keep a guest from growing it or shrinking it during a read."""
     fd = os.memfd_create("pycontain-answer", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, HEADER.size + ANSWER_ROOM)
@@ -321,7 +341,7 @@ def _answer_file() -> int:
 def _converse(
     prepared: Prepared, imports: Sequence[str], code: bytes, errors: int, deadline: float | None
 ) -> None:
-    """Receive its version, send it what to import, and wait until it did."""
+    """Receive the version of the interpreter, send the imports, and wait for them."""
     soon = now() + _HELLO_PATIENCE if deadline is None else deadline
     hello = _receive(prepared, errors, soon)
     _check_version(hello)
@@ -336,13 +356,19 @@ def _converse(
         kind, message, trace = map(printable, error)
         raise CallError(kind, message, trace)
     if answer != {"ready": True}:
-        raise CallError("ProtocolError", "the interpreter inside said something unexpected")
+        raise CallError("ProtocolError", "the interpreter sent an unexpected message")
 
 
 def _receive(prepared: Prepared, errors: int, deadline: float | None) -> dict[str, Any]:
-    """Return the next message of a guest.  Raises Late, CallError, and what the start failed with."""
+    """Return the next message of the interpreter.
+
+    Raises:
+        PreparationTimeout: The deadline passed.
+        CallError: The interpreter ended.
+        StartError: The interpreter cannot be started.
+    """
     if not is_ready(prepared.control, None if deadline is None else max(0.0, deadline - now())):
-        raise Late(_words(errors))
+        raise PreparationTimeout(_words(errors))
     try:
         text = os.read(prepared.control, _LONGEST_MESSAGE)
     except ConnectionResetError:
@@ -389,5 +415,5 @@ def _check_version(hello: dict[str, Any]) -> None:
         mine = f"{sys.implementation.name} {sys.version_info.major}.{sys.version_info.minor}"
         raise UnsupportedError(
             f"calls from {mine} into {name} {version}",
-            hint="functions travel as code: name an interpreter of the same minor version by `python`",
+            hint="pass `python` of the same minor version, since functions are sent as code",
         )
