@@ -41,7 +41,7 @@ def unmapped(tmp_path: Path) -> Iterator[Engine]:
         options = f"lowerdir={skeleton}:{tmp_path / 'empty'}"
         subprocess.run(["mount", "-t", "overlay", "-o", options, "pyc-unmapped", skeleton], check=True)
         try:
-            with pytest.raises(StartError, match="cannot be idmapped"):
+            with pytest.raises(StartError, match="mount id map"):
                 Container(mounts={"/x": Bind(skeleton, idmap=True)}, engine=engine).start()
             yield engine
         finally:
