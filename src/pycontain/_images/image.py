@@ -50,6 +50,14 @@ class LocalImage:
     size: int = field(default=0, eq=False)
     _config: ImageConfig | None = field(default=None, repr=False, eq=False)
 
+    def _repr_html_(self) -> str:
+        from pycontain._model.html import table
+
+        rows = [("name", self.name), ("size", f"{self.size:,} bytes" if self.size else "")]
+        command = [*self.entrypoint, *self.command]
+        rows += [("command", str(command) if command else ""), ("user", self.user), ("workdir", self.workdir)]
+        return table([row for row in rows if row[1]])
+
     @property
     def digest(self) -> Digest | None:
         """Digest of the manifest; None for a directory that is used in place."""

@@ -101,6 +101,15 @@ class ExecResult(subprocess.CompletedProcess[S]):
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, reason={self.reason!r})"
 
+    def _repr_html_(self) -> str:
+        from pycontain._model.html import table
+
+        rows = [("args", str(self.args)), ("returncode", str(self.returncode)), ("reason", self.reason)]
+        for name, output in (("stdout", self.stdout), ("stderr", self.stderr)):
+            if output:
+                rows.append((name, output if isinstance(output, str) else repr(output)))
+        return table([*rows, ("wall time", f"{self.usage.wall:.3f} s")])
+
 
 class ExitStatus(int):
     """Return code of a container's own command: an int, negative for a signal.

@@ -19,6 +19,7 @@ from pycontain._model.user import asked_user
 from pycontain._runtime import spec as specs
 from pycontain._runtime.cancel import CancelToken
 from pycontain._runtime.exec import Command, Execution, command_of, returncode_of
+from pycontain._runtime.log import debug_end
 from pycontain._runtime.running import Running
 from pycontain._runtime.streams import BUFFER, DEVNULL, PIPE, Ending, Plumbing, Pump, Stream, decoder
 from pycontain.errors import Args, CommandFailed, CommandTimeout
@@ -156,6 +157,7 @@ class Exec:
         out, err = map(self._decode, outputs)
         if ending == "timeout":
             assert self._seconds is not None
+            debug_end(execution, -signal.SIGKILL, "timeout")
             raise CommandTimeout(self._args, self._seconds, out, err, usage=usage)
         if record is not None and record.kind == RecordKind.FAILED:
             from pycontain._runtime.exec_errors import start_failure
@@ -167,6 +169,7 @@ class Exec:
         reason: Reason = execution.reason(returncode, counters, usage)
         if ending == "output" or ending == "cancelled":
             reason = ending
+        debug_end(execution, returncode, reason)
         execution.timings["total"] = usage.wall
         if check and (returncode != 0 or ending != "exit"):
             raise CommandFailed(self._args, returncode, out, err, reason=reason, usage=usage)

@@ -37,6 +37,7 @@ from pycontain._objects.exchange import (
     text_or_bytes,
 )
 from pycontain._runtime.exec import Execution, returncode_of
+from pycontain._runtime.log import debug_end
 from pycontain._runtime.streams import decoder
 from pycontain.errors import Args, StateError
 
@@ -285,6 +286,7 @@ class Process:
             if self._timer is not None:
                 self._timer.cancel()
             execution.running.processes.discard(self)
+            debug_end(execution, returncode, self.reason)
             self.returncode = returncode
 
     def _join(self, deadline: float | None) -> bool:

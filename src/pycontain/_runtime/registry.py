@@ -54,12 +54,14 @@ class Registry:
                 raise StateError("the engine is closed")
             self._running[running.spec.id] = running
 
-    def remove(self, running: Running) -> None:
-        """Remove a container that has ended.  Idempotent."""
+    def remove(self, running: Running) -> bool:
+        """Remove a container that has ended, and return whether it was there."""
         with self._lock:
-            if self._running.get(running.spec.id) is running:
-                del self._running[running.spec.id]
-                running.handle = None
+            if self._running.get(running.spec.id) is not running:
+                return False
+            del self._running[running.spec.id]
+            running.handle = None
+            return True
 
     def get(self, name: str) -> Running | None:
         """Return the live container of this id, or None."""

@@ -19,6 +19,7 @@ from pycontain._kernel.pidfd import exit_status, wait_dead
 from pycontain._kernel.plan import request
 from pycontain._kernel.protocol import RequestKind
 from pycontain._runtime.cleanup import CleanupJob
+from pycontain._runtime.log import debug
 from pycontain.errors import ContainerEnded, StateError
 
 if TYPE_CHECKING:
@@ -330,7 +331,8 @@ class Running:
             one.container_ended()
         self.session.disk.drop(self)
         self.session.kernel_memory.drop(self)
-        self.session.registry.remove(self)
+        if self.session.registry.remove(self) and self.cause is not None:
+            debug("container %s ended: %s (%s)", self.spec.name, self.cause.reason, self.cause.text)
 
     def _kill_and_clean(self, job: CleanupJob) -> None:
         if not job.taken:

@@ -324,9 +324,19 @@ class Session:
 
 
 def close_all() -> None:
-    """Close every session of this process; called at its exit."""
+    """Close every session of this process."""
     for session in list(_sessions):
         session.close()
+
+
+def _close_at_exit() -> None:
+    """Close every session, and warn of containers that the program left running."""
+    left = [running.spec.name for session in _sessions for running in session.registry.live()]
+    close_all()
+    for name in left:
+        import warnings
+
+        warnings.warn(f"container {name} was still running at exit", ResourceWarning, stacklevel=1)
 
 
 def _after_fork() -> None:
@@ -335,5 +345,5 @@ def _after_fork() -> None:
     _sessions.clear()
 
 
-atexit.register(close_all)
+atexit.register(_close_at_exit)
 os.register_at_fork(after_in_child=_after_fork)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pycontain._runtime.launch import Launch
+from pycontain._runtime.log import debug
 from pycontain._runtime.network import JOINED
 from pycontain._runtime.running import Running
 from pycontain._runtime.signals import shielded
@@ -33,6 +34,7 @@ def start(
         PathError: A path to mount cannot be used.
     """
     if command is None and (running := session.warm.take(spec)) is not None:
+        debug("container %s started in %.1f ms", spec.name, running.timings["total"] * 1000)
         return running
     try:
         return _make(session, spec, command, precloned=True)
@@ -69,6 +71,7 @@ def _make(
         session.registry.add(running)
         session.disk.add(running)
         session.kernel_memory.add(running)
+        debug("container %s started in %.1f ms", spec.name, running.timings["total"] * 1000)
         return running
     except BaseException:
         shielded(lambda: _undo(session, launch))
