@@ -280,7 +280,7 @@ class LauncherTarget(Target):
             if message.kind in (
                 RequestKind.SPAWN,
                 RequestKind.REMOVE,
-                RequestKind.RESTACK,
+                RequestKind.REPLACE_ROOT,
                 RequestKind.RELAY,
             ):
                 self._end(_hear(launcher.socket))

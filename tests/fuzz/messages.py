@@ -245,7 +245,7 @@ class Maker:
                 self._spare,
                 self._spare,
                 self._remove,
-                self._restack,
+                self._replace_root,
                 self._relay,
                 self._network,
                 self._control,
@@ -358,7 +358,7 @@ class Maker:
         body = request(
             # Those above are for a launcher of their own, which ends with them and answers in other words.
             self.random.choice(
-                [*range(11), RequestKind.RESTACK, RequestKind.NETWORK, RequestKind.RELAY, self._word()]
+                [*range(11), RequestKind.REPLACE_ROOT, RequestKind.NETWORK, RequestKind.RELAY, self._word()]
             ),
             self._payload(payload),
             number=self._word(),
@@ -490,11 +490,11 @@ class Maker:
         data, fds = self._plan()
         return self._in_memory(RequestKind.SPAWN, self._payload(data), fds)
 
-    def _restack(self) -> Message:
+    def _replace_root(self) -> Message:
         """Return a request whose pidfd is the harness itself: its namespaces cannot be joined."""
         data, fds = self._plan()
         value = self.random.choice([0, -1, 1, os.getpid()])
-        return Message(request(RequestKind.RESTACK, self._payload(data), value=value), fds)
+        return Message(request(RequestKind.REPLACE_ROOT, self._payload(data), value=value), fds)
 
     def _relay(self) -> Message:
         """Return a relay request whose relay ends with the message's fds, or an invalid one."""

@@ -57,7 +57,7 @@ _MAGIC_LINKS = (
 WEAKNESSES: Mapping[str, tuple[Edit, ...]] = {
     "none": (),
     "writable-layers": (
-        Edit("helper/spawn/restack.c", "CHECK (PC_STEP_SEAL, set_access (security, &root, 1));", ""),
+        Edit("helper/spawn/replace_root.c", "CHECK (PC_STEP_SEAL, set_access (security, &root, 1));", ""),
     ),
     "open-fds": _OPEN_FDS,
     "dumpable": _DUMPABLE,

@@ -1,4 +1,4 @@
-/* Start one process of the guest: its leaf, its streams, its controls, its execve. */
+/* Start of one process of the guest: its cgroup, its streams, its controls, its execve. */
 #include "agent.h"
 
 #include <linux/errno.h>
@@ -137,7 +137,8 @@ clone_into (int cgroup)
   return sys_clone3 (&args, sizeof args);
 }
 
-/* What was killed is counted until it is reaped, and its signal may come after this request. */
+/* pids.max counts a killed process until it is reaped, and SIGCHLD for it may arrive after this request.  So reap and
+   try again for up to 10 ms. */
 static word
 clone_when_reaped (struct pc_agent *agent, int cgroup)
 {
@@ -153,30 +154,30 @@ clone_when_reaped (struct pc_agent *agent, int cgroup)
     }
 }
 
-/* Each message wakes the caller: who waits for the end alone asks for that alone. */
+/* Report the start.  Each message wakes the caller, so a caller that waits for the exit only sets PC_EXEC_QUIET. */
 static void
-tell_started (const struct streams *streams, int channel, word pid, int told)
+report_started (const struct streams *streams, int channel, word pid, int outcome)
 {
   struct pc_record opened = { .kind = PC_RECORD_OPENED };
   struct pc_record started = { .kind = PC_RECORD_STARTED, .value = (i32) pid };
 
   if (streams->terminal >= 0)
     (void) pc_send_record (channel, &opened, streams->terminal);
-  (void) pc_send_record (channel, &started, told);
+  (void) pc_send_record (channel, &started, outcome);
 }
 
-/* Clone the command and tell of it; its pid, or a negative errno that the caller knows by then.
+/* Clone the command and report it.  Returns its pid, or a negative errno that has been reported already.
 
-   Unless the end alone is asked for, the child holds a socket of its own instead of the channel, to tell of
-   a failure; it closes on execve.  So the caller, who holds the other end, learns that the command runs,
-   and nobody here waits for it. */
+   Unless only the exit is reported, the child gets a socket of its own for failures in place of the channel.  The
+   caller holds the other end.  execve(2) closes the socket, by which the caller learns that the command runs, without
+   a wait in the agent. */
 static word
 start_command (struct pc_agent *agent, const struct pc_exec *exec, struct streams *streams,
                int channel, i32 *command)
 {
   int quiet = exec->flags & PC_EXEC_QUIET ? 1 : 0;
-  int told[2] = { -1, -1 };
-  word error = quiet ? 0 : sys_socketpair (AF_UNIX_, SOCK_SEQPACKET_ | SOCK_CLOEXEC_, 0, told);
+  int outcome[2] = { -1, -1 };
+  word error = quiet ? 0 : sys_socketpair (AF_UNIX_, SOCK_SEQPACKET_ | SOCK_CLOEXEC_, 0, outcome);
 
   if (error < 0)
     {
@@ -187,8 +188,8 @@ start_command (struct pc_agent *agent, const struct pc_exec *exec, struct stream
     }
   word pid = command != NULL ? clone_into (streams->cgroup) : clone_when_reaped (agent, streams->cgroup);
   if (pid == 0)
-    run_child (agent, exec, streams, quiet ? channel : told[1]);
-  pc_close_fd (&told[1]);
+    run_child (agent, exec, streams, quiet ? channel : outcome[1]);
+  pc_close_fd (&outcome[1]);
   if (pid < 0)
     {
       answer_failure (channel, PC_STEP_CLONE, pid);
@@ -197,13 +198,13 @@ start_command (struct pc_agent *agent, const struct pc_exec *exec, struct stream
     }
   else
     {
-      /* Before it is told: a signal that the caller sends next must find its target. */
+      /* Before the report: a signal that the caller sends next must find its target. */
       if (command != NULL)
         __atomic_store_n (command, (i32) pid, __ATOMIC_RELEASE);
       if (!quiet)
-        tell_started (streams, channel, pid, told[0]);
+        report_started (streams, channel, pid, outcome[0]);
     }
-  pc_close_fd (&told[0]);
+  pc_close_fd (&outcome[0]);
   return pid;
 }
 
@@ -211,11 +212,11 @@ _Noreturn static void
 run_supervisor (struct pc_agent *agent, const struct pc_exec *exec, struct streams *streams,
                 int channel, i32 *command)
 {
-  /* Set before the command exists: its first orphan must come here. */
+  /* Before the clone, so that the first orphan is already reparented to this process. */
   word error = sys_prctl (PR_SET_CHILD_SUBREAPER, 1, 0);
   if (error < 0)
     fail_child (channel, PC_STEP_SESSION, error);
-  pc_close_fd (&streams->cgroup); /* the command is born where this is */
+  pc_close_fd (&streams->cgroup); /* the clone inherits the cgroup of this process */
   if (start_command (agent, exec, streams, channel, command) < 0)
     sys_exit (127);
   pc_supervise (command, channel);

@@ -1,7 +1,7 @@
-/* The agent: PID 1 of a container.  It reaps, starts processes on request, and ends with its caller.
+/* The agent: PID 1 of a container.  It reaps, starts processes on request, and exits when its caller does.
  *
- * It is not dumpable, holds no directory of the host, and trusts nothing that
- * comes from the guest: its only input is the control socket, which no guest holds.
+ * It is not dumpable, holds no directory of the host, and reads no input of the guest: its only input is the control
+ * socket, which no guest process holds.
  */
 #include "agent.h"
 #include "mountapi.h"
@@ -82,7 +82,8 @@ confine_agent (const struct pc_security *security, struct pc_failure *failure)
       if (error < 0)
         return pc_control_failed (failure, PC_STEP_NO_NEW_PRIVS, error);
     }
-  error = security->inherited.size > 0 ? pc_install_filter (pc_at (security, security->inherited), security->inherited.size / 8) : 0;
+  const void *filter = pc_at (security, security->inherited);
+  error = security->inherited.size > 0 ? pc_install_filter (filter, security->inherited.size / 8) : 0;
   return error < 0 ? pc_control_failed (failure, PC_STEP_SECCOMP, error) : 0;
 }
 
@@ -111,7 +112,7 @@ serve_security (const struct pc_request *request, usize received)
           answer = (struct pc_record){ .kind = PC_RECORD_READY };
         }
     }
-  /* The caller waits for this: where it cannot be said, the end of the stream has to say it. */
+  /* The caller waits for this answer.  If it cannot be sent, closing the socket is the only answer left. */
   if (pc_send_record (PC_AGENT_CONTROL_FD, &answer, -1) < 0)
     sys_exit (1);
 }
@@ -133,7 +134,7 @@ static void
 serve_kill_all (struct pc_fds *fds)
 {
   sys_kill (-1, SIGKILL_);
-  /* All but PID 1 are dying and belong to us by now or soon: wait for the last. */
+  /* Every process but PID 1 is dying, and is or will be reparented to this one: wait for the last. */
   while (pc_reap (&agent, 0) >= 0)
     continue;
   answer_gone (fds, 0);
@@ -150,19 +151,20 @@ serve_signal (const struct pc_request *request)
     sys_kill (pid, request->value);
 }
 
-/* Further pipes are closed instead, so the table stays bounded: their writers get SIGPIPE. */
+/* Read and discard further output of a finished exec.  Pipes beyond the bound of the table are closed, so that their
+   writers get SIGPIPE. */
 static void
 serve_drain (struct pc_fds *fds)
 {
   for (u32 i = 0; i < fds->count && agent.drained_count < PC_MAX_DRAINED; i++)
     {
-      /* A guest may open its own end of the pipe for reading and take what poll saw. */
+      /* Non-blocking: a guest may open the pipe through /proc and read first what poll(2) reported. */
       if (sys_fcntl (fds->fd[i], F_SETFL, O_NONBLOCK) == 0)
         agent.drained[agent.drained_count++] = pc_steal_fd (&fds->fd[i]);
     }
 }
 
-/* One read per turn, so that a chatty process delays no request. */
+/* Read once from each pipe per turn, so that a process that writes much delays no request. */
 static void
 drain (const struct pollfd *ready, u32 count)
 {
@@ -186,7 +188,7 @@ serve (void)
   word received = pc_receive (PC_AGENT_CONTROL_FD, buffer, sizeof buffer - 1, &fds, 0);
 
   if (received <= 0)
-    sys_exit (0); /* the caller is gone, and with PID 1 goes everything */
+    sys_exit (0); /* the caller is gone; the kernel kills all other processes with PID 1 */
   buffer[received] = '\0';
   if ((usize) received >= sizeof *request)
     switch (request->kind)

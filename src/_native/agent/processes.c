@@ -11,12 +11,13 @@ process_ended (struct pc_agent *agent, i32 pid, i32 status, const struct pc_kern
       struct pc_process *process = &agent->processes[i];
       if (process->pid != pid)
         continue;
-      /* A supervisor that was killed leaves its tree to us, unknown among others: end them all. */
+      /* The processes of a killed supervisor are reparented to the agent, where they cannot be distinguished
+         from those of other execs: kill all. */
       if (process->command != NULL && SIGNALED (status))
         sys_kill (-1, SIGKILL_);
       if (process->command == NULL || SIGNALED (status))
         {
-          /* Of a killed supervisor's command it is what has just been done to it. */
+          /* For a killed supervisor this reports its own SIGKILL, which its command has just received as well. */
           struct pc_record record;
           pc_exited_record (&record, status, usage);
           (void) pc_send_record (process->channel, &record, -1);
@@ -39,7 +40,7 @@ pc_reap (struct pc_agent *agent, int flags)
       if (pid == -EINTR)
         continue;
       if (pid < 0 && pid != -ECHILD)
-        sys_exit (1); /* nobody's end would be told any more */
+        sys_exit (1); /* no exit could be reported any more */
       if (pid <= 0)
         return pid;
       process_ended (agent, (i32) pid, status, &usage);

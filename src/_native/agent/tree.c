@@ -1,4 +1,4 @@
-/* Where no cgroup tells the processes of one exec apart: a subreaper above each, and a walk of /proc. */
+/* Execs without a cgroup of their own: each has a subreaper, and its processes are found in /proc. */
 #include "agent.h"
 
 #include <linux/errno.h>
@@ -97,8 +97,8 @@ mark_descendants (u32 count, i32 root)
 int
 pc_kill_tree (int proc, i32 root, const i32 *command)
 {
-  /* Each pass kills what it saw; what was born meanwhile is seen by the next.  A fork bomb loses,
-     since the killed never fork again and its births only come from the not yet seen. */
+  /* Each pass kills the processes that it has listed, and the next pass finds those that were forked meanwhile.
+     A fork bomb loses: a killed process forks no more, so only processes that were not listed yet can. */
   for (u32 pass = 0; pass < 1000; pass++)
     {
       cleanup_fd int listed = (int) sys_openat (proc, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
@@ -106,8 +106,8 @@ pc_kill_tree (int proc, i32 root, const i32 *command)
         return listed;
       u32 count = list_processes (listed);
       if (count == 0)
-        return -ENOENT; /* PID 1 at least is there: this is no /proc */
-      /* A supervisor that has not cloned yet has no descendants, and would after we had gone. */
+        return -ENOENT; /* not even PID 1: this is no procfs of the container */
+      /* A supervisor that has not cloned its command yet has no descendants now, but will have some. */
       if (mark_descendants (count, root) == 0 && __atomic_load_n (command, __ATOMIC_ACQUIRE) != -1)
         return 0;
       for (u32 i = 0; i < count; i++)
@@ -129,7 +129,7 @@ pc_supervise (i32 *command, int channel)
   sys_rt_sigprocmask (SIG_SETMASK_, &blocked, 0, 8);
   for (int fd = 0; fd < 3; fd++)
     sys_close (fd);
-  /* Streams and control would stay open as long as the last orphan: keep the channel alone. */
+  /* Keep only the channel: streams would stay open until the last orphan exits. */
   if (channel > 3)
     sys_close_range (3, channel - 1, 0);
   sys_close_range (channel + 1, ~0u, 0);

@@ -1,5 +1,5 @@
-/* One start: the plan goes out in one call, both answers come in in another, and no signal handler of the
-   caller's comes in between what is done and the note of it. */
+/* The messages of one start: one call sends the plan, another receives both answers.  No signal handler of the caller
+   can run between a system call and the note of its result in the struct. */
 #define _GNU_SOURCE
 #include "extension.h"
 
@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 static int
-hear (int socket, struct pc_record_fd *record)
+receive (int socket, struct pc_record_fd *record)
 {
   int result;
   do
@@ -19,8 +19,8 @@ hear (int socket, struct pc_record_fd *record)
 }
 
 int
-pcx_ask (int launcher, const char *plan, size_t size, const int *fds, unsigned int count, int *ours,
-         unsigned int ours_count, struct pcx_exchange *out)
+pcx_send_plan (int launcher, const char *plan, size_t size, const int *fds, unsigned int count, int *ours,
+               unsigned int ours_count, struct pcx_exchange *out)
 {
   struct timespec now;
 
@@ -29,7 +29,7 @@ pcx_ask (int launcher, const char *plan, size_t size, const int *fds, unsigned i
     return error;
   clock_gettime (CLOCK_MONOTONIC, &now);
   out->sent = (int64_t) now.tv_sec * 1000000000 + now.tv_nsec;
-  /* Ours alone would hold the guest's ends open and hide the end of its stream. */
+  /* If the caller kept the guest's ends open, it would never read the end of the streams. */
   for (unsigned int i = 0; i < ours_count; i++)
     {
       close (ours[i]);
@@ -39,15 +39,15 @@ pcx_ask (int launcher, const char *plan, size_t size, const int *fds, unsigned i
 }
 
 void
-pcx_hear (int launcher, int control, const char *script, size_t script_size, struct pcx_files *files,
-          struct pcx_exchange *out)
+pcx_receive_answers (int launcher, int control, const char *script, size_t script_size, struct pcx_files *files,
+                     struct pcx_exchange *out)
 {
-  if (out->sent == 0 || out->heard)
+  if (out->sent == 0 || out->received)
     return;
   out->files_result = script_size > 0 ? pcx_run_files (script, script_size, files) : 0;
-  out->ready_result = hear (control, &out->ready);
-  out->reply_result = hear (launcher, &out->reply);
-  out->heard = 1;
+  out->ready_result = receive (control, &out->ready);
+  out->reply_result = receive (launcher, &out->reply);
+  out->received = 1;
 }
 
 int

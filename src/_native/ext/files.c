@@ -1,4 +1,4 @@
-/* Small operations on small files, many in one call: each alone costs Python more than the kernel. */
+/* Batches of operations on small files: in Python each would take longer than its system call. */
 #define _GNU_SOURCE
 #include "extension.h"
 
@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* The strings of one operation: a path, and behind it a text that some kinds want. */
+/* Return the next string of the script, or NULL. */
 static const char *
 next_string (const char **at, const char *end)
 {
@@ -46,7 +46,7 @@ keep_open (struct pcx_files *files, const char *path, int flags)
   return 0;
 }
 
-/* A file that is not there reads as nothing: what it would have counted is unknown, not zero. */
+/* Append a file's text.  A missing file gives an empty text: its counter is unknown, not zero. */
 static int
 read_text (struct pcx_files *files, const char *path)
 {
@@ -69,8 +69,8 @@ enum umask_state
   UMASK_STRICT
 };
 
-/* The umask is the process's, and other threads may need it as it is: the first directory of a script shows
-   whether it takes bits away, and only then is each mode set. */
+/* Make a directory with exactly this mode.  The umask belongs to the process and must not be changed for other
+   threads, so the first directory of a script shows whether it removes bits, and only then is each mode set. */
 static int
 make_directory (const char *path, mode_t mode, enum umask_state *mask)
 {

@@ -1,4 +1,4 @@
-/* Thin calls that Python's standard library lacks. */
+/* System calls that Python's standard library lacks. */
 #define _GNU_SOURCE
 #include "extension.h"
 #include "plan.h"
@@ -63,7 +63,7 @@ pcx_compare_files (int pid, int fd, int other_pid, int other_fd)
   return result_of (syscall (SYS_kcmp, pid, other_pid, KCMP_FILE, (unsigned long) fd, (unsigned long) other_fd));
 }
 
-/* Everything that was written to the file system of this fd is on its disk. */
+/* Write everything to disk that was written to the file system of this fd. */
 int
 pcx_syncfs (int fd)
 {
@@ -91,7 +91,7 @@ pcx_clone_mount (const char *type)
   return result;
 }
 
-/* A detached mount of what is on a block device. */
+/* Make a detached mount of the file system on a block device. */
 int
 pcx_mount_device (const char *type, const char *device)
 {
@@ -177,7 +177,8 @@ pcx_security_check (const char *buffer, size_t size)
   return pc_security_check (buffer, size);
 }
 
-/* Growth in a process with threads waits for a grace period: pay once, while there are none. */
+/* Grow the descriptor table.  In a process with threads each growth waits for an RCU grace period, so it is
+   grown once, before there are threads. */
 int
 pcx_grow_descriptor_table (int fd)
 {

@@ -53,13 +53,13 @@ take_fd (struct msghdr *message)
           if (taken < 0)
             taken = fd;
           else
-            close (fd); /* no message carries two: do not let one in */
+            close (fd); /* no message has two: do not leak an extra one */
         }
     }
   return taken;
 }
 
-/* 1 with a record, 0 at the end of the stream; -EAGAIN when timeout_ms passed, -EINTR on a signal. */
+/* Receive a record: 1, 0 at the end of the stream, -EAGAIN after timeout_ms, -EINTR on a signal. */
 int
 pcx_receive (int socket, struct pc_record_fd *out, int timeout_ms)
 {
@@ -81,7 +81,7 @@ pcx_receive (int socket, struct pc_record_fd *out, int timeout_ms)
         return ready == 0 ? -EAGAIN : -errno;
     }
   ssize_t got = recvmsg (socket, &message, MSG_CMSG_CLOEXEC);
-  /* The other side closed with messages of ours unread.  The error comes once, before its last words. */
+  /* The peer closed its end with unread messages of ours.  The error comes once, before its last messages. */
   if (got < 0 && errno == ECONNRESET)
     {
       message.msg_controllen = sizeof control;

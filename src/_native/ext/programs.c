@@ -1,4 +1,4 @@
-/* The launcher and the agent, carried inside the extension: no file is looked up at run time. */
+/* The launcher and the agent, embedded in the extension: no file is looked up at run time. */
 #include "programs.h"
 
 #define EMBED(symbol, path)                                                                        \

@@ -1,4 +1,4 @@
-/* Carry a command's streams without a turn of the interpreter per chunk. */
+/* Pumping of a command's streams, without the interpreter for each chunk. */
 #define _GNU_SOURCE
 #include "extension.h"
 
@@ -71,7 +71,7 @@ read_stream (struct pcx_pump *pump, int stream, size_t most)
         return 0;
       if (errno != EIO)
         return -errno;
-      got = 0; /* a terminal whose other side is closed */
+      got = 0; /* a pty whose slave is closed */
     }
   if (got == 0)
     close_stream (pump, stream);
@@ -92,13 +92,13 @@ feed (struct pcx_pump *pump)
                                            left < CHUNK ? left : CHUNK);
   if (written > 0)
     pump->input_done += (size_t) written;
-  /* A command may close its input early: as in subprocess, that is no error of the caller's. */
+  /* A command may close its input early.  As in subprocess, that is no error. */
   if (pump->input_done == pump->input_size || (written < 0 && errno != EAGAIN && errno != EINTR))
     close_stream (pump, 0);
 }
 
 static int
-hear_channel (struct pcx_pump *pump)
+receive_record (struct pcx_pump *pump)
 {
   struct pc_record_fd got;
   int result = pcx_receive (pump->channel, &got, -1);
@@ -122,7 +122,7 @@ hear_channel (struct pcx_pump *pump)
   return 0;
 }
 
-/* Close the outputs that have no writer any more; whether one is still open. */
+/* Close the outputs without a writer.  Returns 1 if one is still open. */
 static int
 has_writers (struct pcx_pump *pump)
 {
@@ -166,7 +166,7 @@ drain (struct pcx_pump *pump)
   return 0;
 }
 
-/* Nanoseconds of CLOCK_MONOTONIC: tests that freeze Python's clock do not freeze this one. */
+/* Return CLOCK_MONOTONIC in nanoseconds.  Tests that freeze Python's clock do not freeze this one. */
 int64_t
 pcx_clock (void)
 {
@@ -197,7 +197,7 @@ turn (struct pcx_pump *pump, const struct pollfd polled[4])
       }
   if (polled[0].revents != 0)
     feed (pump);
-  return polled[3].revents != 0 ? hear_channel (pump) : 0;
+  return polled[3].revents != 0 ? receive_record (pump) : 0;
 }
 
 int
@@ -243,7 +243,7 @@ pcx_pump_free (struct pcx_pump *pump)
     }
 }
 
-/* The removal of a group tells nobody who polls: look again now and then. */
+/* The kernel does not wake pollers when a cgroup is removed, so look again after a while. */
 #define LOOK_AGAIN_MS 20
 
 int

@@ -34,8 +34,8 @@ write_all (int fd, const char *data, size_t size)
   return 0;
 }
 
-/* Memory counts against RLIMIT_FSIZE, which is the caller's for its own files: a child lifts its own limit, up to
-   the hard one, and writes. */
+/* Write in a child that raises its own RLIMIT_FSIZE to the hard limit: the limit applies to a memfd too, and the
+   caller's must not change. */
 static int
 write_by_child (int fd, const char *data, size_t size)
 {
@@ -87,8 +87,8 @@ sealed (const char *name, const char *data, size_t size, unsigned int exec_flag,
       close (fd);
       return error;
     }
-  /* What root alone may read belongs to the host's user namespace once it runs, not to the container's
-     (execve(2), "would_dump" in the kernel): a guest's root does not own its PID 1's files in /proc then. */
+  /* A process whose program only root may read belongs to the host's user namespace, not to the container's
+     (would_dump in the kernel).  So root in a guest does not own the files of its PID 1 in /proc. */
   if ((mode != 0 && fchmod (fd, mode) < 0) || fcntl (fd, F_ADD_SEALS, SEALS) < 0)
     {
       error = -errno;
@@ -121,7 +121,7 @@ close_start_fds (struct start_fds *fds)
       close (all[i]);
 }
 
-/* Above the numbers that the child assigns, so that no dup3 overwrites one still needed. */
+/* Move an fd above the numbers that the child assigns, so that no dup3(2) overwrites one that is still needed. */
 static int
 lift (int fd)
 {
@@ -146,15 +146,15 @@ _Noreturn static void
 become_launcher (const struct start_fds *fds, int kind)
 {
   char name[] = "pycontain-launcher";
-  char plain[] = "plain";
+  char rootless[] = "rootless";
   char files[] = "files";
-  char hub[] = "hub";
+  char rootless_netns[] = "rootless-netns";
   char sentinel[] = "sentinel";
-  char *kinds[] = { NULL, plain, files, hub, sentinel };
+  char *kinds[] = { NULL, rootless, files, rootless_netns, sentinel };
   char *argv[] = { name, kind >= 0 && kind <= SENTINEL ? kinds[kind] : NULL, NULL };
   char *env[] = { NULL };
 
-  /* A sentinel stays in the caller's process group, for that is what a terminal's Ctrl-C signals. */
+  /* A sentinel stays in the caller's process group, which a terminal signals on Ctrl-C. */
   if (kind != SENTINEL)
     syscall (SYS_setsid);
   for (int i = 0; i < 3; i++)
@@ -167,7 +167,7 @@ become_launcher (const struct start_fds *fds, int kind)
   _exit (127);
 }
 
-/* The grandchild becomes the launcher, so that the caller's SIGCHLD and waitpid(-1) never see it. */
+/* Start the launcher as a grandchild, so that the caller gets no SIGCHLD for it and waitpid(-1) never returns it. */
 static pid_t
 fork_twice (const struct start_fds *fds, int kind)
 {
@@ -211,7 +211,7 @@ pcx_start_launcher (int kind, int *socket_out, int *pidfd_out)
       close (pair[0]);
       return worst;
     }
-  /* A handler of the caller's must not run in the child, whose memory is the caller's own. */
+  /* After vfork(2) the child shares the caller's memory, so no signal handler of the caller may run in it. */
   sigfillset (&all);
   pthread_sigmask (SIG_SETMASK, &all, &before);
   pid_t pid = fork_twice (&fds, kind);

@@ -1,7 +1,7 @@
-/* The launcher: one thread, no libc, a tiny address space from which containers are born.
+/* The launcher: clones containers, from one thread and a small address space without libc.
  *
- * It is started by the extension from a sealed memfd, speaks one socket pair,
- * and is gone when that closes; the containers' PID 1 die with it.
+ * The extension starts it from a sealed memfd. It exits when the caller closes its socket, and PID 1 of each of its
+ * containers with it.
  */
 #include "helper/netns.h"
 #include "helper/root.h"
@@ -30,7 +30,8 @@ prepare_signals (void)
   u64 mask = SIG_BLOCK_ALL;
   u64 child = SIGNAL_BIT (SIGCHLD_);
 
-  /* A caller may ignore SIGPIPE or SIGCHLD; neither may reach a guest or hide an exit. */
+  /* The caller may ignore SIGPIPE or SIGCHLD.  A guest must not inherit the first, and with the second ignored the
+     kernel would reap children without a report. */
   for (word number = 1; number <= 64; number++)
     {
       word error = raw4 (__NR_rt_sigaction, number, &defaults, 0, 8);
@@ -43,15 +44,16 @@ prepare_signals (void)
   return (int) sys_signalfd4 (-1, &child, 8, SFD_CLOEXEC_ | SFD_NONBLOCK_);
 }
 
-/* So that capabilities stay while a container is cloned under another id.  A new user namespace starts without. */
+/* Keep capabilities while the effective uid is that of a container (spawn/owner.c).  A new user namespace starts with
+   all securebits cleared, so its processes do not inherit this. */
 static int
 keep_capabilities (void)
 {
   return (int) sys_prctl (PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0);
 }
 
-/* Live in the caller's process group until the caller is gone or SIGINT ends this: either closes the socket,
-   by which the caller learns of a Ctrl-C without a handler of its own.  Other signals stay blocked. */
+/* Wait in the caller's process group for SIGINT, or for the caller's end.  Either closes the socket, so that the
+   caller learns of a Ctrl-C without a signal handler of its own.  Other signals stay blocked. */
 _Noreturn static void
 wait_for_interrupt (void)
 {
@@ -89,13 +91,14 @@ pc_main (word *stack)
   sys_fcntl (PC_AGENT_IMAGE_FD, F_SETFD, FD_CLOEXEC);
   if (signals < 0)
     (void) pc_failed (&ready, PC_STEP_LAUNCHER, signals, -1);
-  /* Who joins a container's user namespace needs none of its own; a plain user's own would bar the way. */
-  int bare = stack[0] > 1 && pc_streq (argv[1], "files");
-  int hub = stack[0] > 1 && pc_streq (argv[1], "hub");
-  int plain_user = hub || (stack[0] > 1 && pc_streq (argv[1], "plain"));
-  launcher.privileged = !bare && !plain_user && keep_capabilities () == 0;
-  if (signals < 0 || (!bare && pc_prepare_namespace (&launcher, plain_user, &ready) < 0)
-      || (hub && pc_make_hub (&ready) < 0))
+  /* A file server joins the user namespace of a container.  A rootless launcher's own user namespace would forbid it:
+     setns(2) needs CAP_SYS_ADMIN in the namespace that is joined. */
+  int joins = stack[0] > 1 && pc_streq (argv[1], "files");
+  int has_netns = stack[0] > 1 && pc_streq (argv[1], "rootless-netns");
+  int rootless = has_netns || (stack[0] > 1 && pc_streq (argv[1], "rootless"));
+  launcher.privileged = !joins && !rootless && keep_capabilities () == 0;
+  if (signals < 0 || (!joins && pc_prepare_namespace (&launcher, rootless, &ready) < 0)
+      || (has_netns && pc_enter_rootless_netns (&ready) < 0))
     {
       (void) pc_send_record (launcher.socket, &ready, -1);
       sys_exit (1);

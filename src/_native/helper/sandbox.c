@@ -1,4 +1,5 @@
-/* Sandbox for processes that read untrusted archives: one directory, its fds, and a filter of system calls. */
+/* Sandbox of helper processes: one directory as the root, few fds, few capabilities, Landlock, a filter of system
+   calls. */
 #include "helper/sandbox.h"
 #include "controls.h"
 
@@ -24,17 +25,17 @@
 #endif
 
 static const u16 layer_calls[] = {
-  __NR_read,     __NR_write,     __NR_close,     __NR_openat,   __NR_openat2,  __NR_mknodat,   __NR_mkdirat,
-  __NR_symlinkat, __NR_linkat,   __NR_unlinkat,  __NR_renameat2, __NR_fchmod,  __NR_fchmodat,  __NR_fchownat,
-  __NR_utimensat, __NR_fsetxattr, __NR_lsetxattr, __NR_fgetxattr, __NR_flistxattr, __NR_fremovexattr, __NR_statx,
-  __NR_getdents64, __NR_lseek,    __NR_ftruncate, __NR_mmap,      __NR_mremap,   __NR_munmap,   __NR_sendmsg,   __NR_recvmsg,
-  __NR_fchdir,   __NR_exit_group, __NR_readlinkat, __NR_fstatfs,
+  __NR_close, __NR_exit_group, __NR_fchdir, __NR_fchmod, __NR_fchmodat, __NR_fchownat, __NR_fgetxattr,
+  __NR_flistxattr, __NR_fremovexattr, __NR_fsetxattr, __NR_fstatfs, __NR_ftruncate, __NR_getdents64,
+  __NR_linkat, __NR_lseek, __NR_lsetxattr, __NR_mkdirat, __NR_mknodat, __NR_mmap, __NR_mremap, __NR_munmap,
+  __NR_openat, __NR_openat2, __NR_read, __NR_readlinkat, __NR_recvmsg, __NR_renameat2, __NR_sendmsg,
+  __NR_statx, __NR_symlinkat, __NR_unlinkat, __NR_utimensat, __NR_write,
 };
 
 static const u16 server_calls[] = {
-  __NR_recvmsg,  __NR_sendmsg,   __NR_close,     __NR_openat,    __NR_openat2,   __NR_mkdirat,   __NR_unlinkat,
-  __NR_renameat2, __NR_symlinkat, __NR_linkat,   __NR_fchmod,    __NR_fchownat,  __NR_utimensat, __NR_statx,
-  __NR_fstatfs,  __NR_ftruncate, __NR_exit_group, __NR_setgroups, __NR_setfsgid,  __NR_setfsuid, 452 /* fchmodat2 */,
+  NR_FCHMODAT2, __NR_close, __NR_exit_group, __NR_fchmod, __NR_fchownat, __NR_fstatfs, __NR_ftruncate,
+  __NR_linkat, __NR_mkdirat, __NR_openat, __NR_openat2, __NR_recvmsg, __NR_renameat2, __NR_sendmsg,
+  __NR_setfsgid, __NR_setfsuid, __NR_setgroups, __NR_statx, __NR_symlinkat, __NR_unlinkat, __NR_utimensat,
 };
 
 #define CALLS_MOST COUNT (layer_calls)
@@ -101,7 +102,8 @@ pc_confine_to (int top, int socket, int stream, int writes, int landlock)
   /* The fds of the lower layers arrive later, so a writer keeps the right to read. */
   u64 handled = writes ? LANDLOCK_RIGHTS & ~LANDLOCK_READ : LANDLOCK_RIGHTS;
   u64 allowed = writes ? handled & ~(u64) LANDLOCK_EXECUTE : LANDLOCK_READ;
-  word error = enclose (top, kept, COUNT (kept), writes == PC_WRITE_AS_USER ? 0 : writes ? TO_WRITE : BIT (CAP_DAC_READ_SEARCH));
+  u64 capabilities = writes == PC_WRITE_AS_USER ? 0 : writes ? TO_WRITE : BIT (CAP_DAC_READ_SEARCH);
+  word error = enclose (top, kept, COUNT (kept), capabilities);
 
   if (error == 0 && landlock)
     error = lock_to_root (handled, allowed);
@@ -160,7 +162,8 @@ pc_is_of_kernel (int fd)
   return 0;
 }
 
-/* Only for the file system: setfsuid(2) takes the capabilities of root over files away, and gives them back. */
+/* Change the ids of file access only: setfsuid(2) also drops the capabilities of root over files, and restores
+   them. */
 word
 pc_act_as (u32 uid, u32 gid, u32 count, const u32 *groups)
 {
@@ -171,6 +174,6 @@ pc_act_as (u32 uid, u32 gid, u32 count, const u32 *groups)
     return error;
   sys_setfsgid (gid);
   sys_setfsuid (uid);
-  /* They report no failure: that of another number is the id in force. */
+  /* Neither call reports a failure, but both return the id in force, also for an id that is invalid. */
   return (u32) sys_setfsgid (0xffffffffu) == gid && (u32) sys_setfsuid (0xffffffffu) == uid ? 0 : -EINVAL;
 }

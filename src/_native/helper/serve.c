@@ -14,7 +14,6 @@
 
 static u8 buffer[PC_MAX_MESSAGE] __attribute__ ((aligned (16)));
 
-/* Who asked waits for this: where it cannot be said, the end of the stream has to say it. */
 void
 pc_answer (struct pc_launcher *launcher, struct pc_record *reply, int pidfd)
 {
@@ -42,7 +41,7 @@ payload (const struct pc_request *request, struct pc_fds *fds, usize received, u
   return received == sizeof *request + request->size ? buffer + sizeof *request : NULL;
 }
 
-/* A plan for a spare is followed by a script: what the group, made for nobody, lacks for this container. */
+/* Find the plan for a spare and run the script after it, which completes the spare's cgroups for this container. */
 static const void *
 spare_plan (const struct pc_request *request, usize received, struct pc_fds *fds, usize *size)
 {
@@ -80,7 +79,8 @@ serve_spawn (struct pc_launcher *launcher, const struct pc_request *request, usi
 }
 
 static void
-serve_restack (struct pc_launcher *launcher, const struct pc_request *request, usize received, struct pc_fds *fds)
+serve_replace_root (struct pc_launcher *launcher, const struct pc_request *request, usize received,
+                    struct pc_fds *fds)
 {
   struct pc_record reply = { .kind = PC_RECORD_FAILED, .step = PC_STEP_PLAN, .error = EINVAL };
   usize size;
@@ -89,7 +89,7 @@ serve_restack (struct pc_launcher *launcher, const struct pc_request *request, u
   if (fds->truncated)
     reply.error = EMFILE;
   else if (plan != NULL && pc_plan_check (plan, size) == 0)
-    pc_restack (launcher, plan, fds, request->value, &reply);
+    pc_replace_root (launcher, plan, fds, request->value, &reply);
   pc_answer (launcher, &reply, -1);
   if (plan != NULL && (request->flags & PC_REQUEST_IN_MEMFD))
     sys_munmap (plan, size);
@@ -138,7 +138,7 @@ wait_for_end (int pidfd)
   return ready < 0 ? (int) ready : ready == 0 ? -ETIMEDOUT : 0;
 }
 
-/* Everything is tried; the first error is told. */
+/* Remove everything that was sent, and return the first error. */
 static int
 remove_all (const struct pc_request *request, usize received, const struct pc_fds *fds)
 {
@@ -199,8 +199,7 @@ serve_measure (struct pc_launcher *launcher, usize received, const struct pc_fds
   pc_answer (launcher, &reply, -1);
 }
 
-/* A launcher that unpacks or packs does nothing else and ends with it: what it has read by then is not to be
-   trusted. */
+/* Unpack or pack, and exit: after it has read untrusted input, the process must not serve another request. */
 static void
 serve_layer (struct pc_launcher *launcher, const struct pc_request *request, usize received, struct pc_fds *fds)
 {
@@ -208,7 +207,7 @@ serve_layer (struct pc_launcher *launcher, const struct pc_request *request, usi
   int joins = fds->count == 3;
   int alone = (fds->count == 2 || joins) && !pc_has_children ();
 
-  /* Unjoined it would have rights over all of the host: it does nothing then. */
+  /* Without the join this process would have rights over files of the host, so it exits. */
   if (joins && (!alone || pc_join_user (fds->fd[2]) < 0))
     sys_exit (1);
   if (alone && request->kind == PC_REQUEST_UNPACK && received == sizeof (struct pc_unpack_request))
@@ -219,7 +218,7 @@ serve_layer (struct pc_launcher *launcher, const struct pc_request *request, usi
       buffer[received] = buffer[received + 1] = '\0';
       pc_pack (launcher->socket, whole, fds->fd[0], fds->fd[1]);
     }
-  /* Whoever asked waits for a report, or for the end. */
+  /* The caller waits for a report or for the end of the stream. */
   if (fds->truncated)
     sys_exit (1);
 }
@@ -237,7 +236,7 @@ serve_network (struct pc_launcher *launcher, usize received, const struct pc_fds
 /* Fds that precede a plan because one message cannot take all of them. */
 static struct pc_fds held;
 
-/* Fds of an asker that never came to its plan are dropped by the next one. */
+/* Hold fds until the plan arrives.  Those of a request that was broken off are dropped by the next one. */
 static void
 hold_fds (const struct pc_request *request, struct pc_fds *fds)
 {
@@ -286,8 +285,8 @@ pc_serve (struct pc_launcher *launcher)
         hold_fds (request, &fds);
       else if (request->kind == PC_REQUEST_PREPARE)
         serve_prepare (launcher, request, (usize) received, &fds);
-      else if (request->kind == PC_REQUEST_RESTACK)
-        serve_restack (launcher, request, (usize) received, &fds);
+      else if (request->kind == PC_REQUEST_REPLACE_ROOT)
+        serve_replace_root (launcher, request, (usize) received, &fds);
       else if (request->kind == PC_REQUEST_SYS)
         serve_sys (launcher, request, (usize) received, &fds);
       else if (request->kind == PC_REQUEST_RELAY)

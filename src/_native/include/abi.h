@@ -10,6 +10,7 @@
 #define AT_RECURSIVE_ 0x8000
 
 #define CLOSE_RANGE_CLOEXEC_ 4
+#define NR_FCHMODAT2 452 /* of Linux 6.6 */
 #define DT_DIR_ 4
 #define MNT_DETACH_ 2
 #define F_SETPIPE_SZ_ 1031

@@ -38,8 +38,8 @@ struct pc_ruleset
   u64 scoped;
 };
 
-/* Restrict this process to these rights below each of these directories.  `size` is that of the ruleset in the kernel's
-   ABI.  0 or a negative errno. */
+/* Restrict this process to these rights below each of these directories.  `size` is that of the ruleset in the
+   kernel's ABI.  0 or a negative errno. */
 int pc_restrict_to (const struct pc_ruleset *ruleset, usize size, const int *below, const u64 *rights, u32 count);
 /* Apply the Landlock rules of a container whose root is attached to the mount `base`.  0 or a negative errno. */
 int pc_apply_landlock (const struct pc_security *security, int base);

@@ -1,4 +1,4 @@
-/* Files of a running container: what caller and files server say to each other. */
+/* Messages between a caller and the file server of a running container. */
 #ifndef PC_FILES_H
 #define PC_FILES_H
 
@@ -6,8 +6,8 @@
 
 #define PC_FILES_LANDLOCK 1u /* this kernel has Landlock: it must hold */
 
-/* PC_REQUEST_FILES, to a launcher that serves files from then on; fds: the container's root directory, a pidfd of
-   a process whose user namespace to join.  Answered by a record. */
+/* PC_REQUEST_FILES turns a launcher into a file server.  fds: the container's root directory, and a pidfd of a
+   process whose user namespace the server joins.  Answered by a record. */
 
 enum pc_file_verb
 {
@@ -16,9 +16,9 @@ enum pc_file_verb
   PC_FILE_UNLINK,
   PC_FILE_RMDIR,
   PC_FILE_RENAME,  /* to `second`; flags: RENAME_NOREPLACE or 0 */
-  PC_FILE_SYMLINK, /* that says `second` */
-  PC_FILE_LINK,    /* to the file `second` */
-  PC_FILE_SET,     /* of the path, or of the fd that comes along */
+  PC_FILE_SYMLINK, /* to `second` */
+  PC_FILE_LINK,    /* hard link to the file `second` */
+  PC_FILE_SET,     /* attributes of the path, or of the fd that is sent */
 };
 
 #define PC_FILE_SET_OWNER 1u
@@ -27,9 +27,9 @@ enum pc_file_verb
 
 #define PC_FILE_GROUPS_MOST 64u
 
-/* PC_REQUEST_FILE, followed by the path and a second text, each NUL-terminated.  It is done with the rights of the
-   user `uid`, `gid`, `groups` of the container, to which a new file belongs.  owner_uid, owner_gid: for
-   PC_FILE_SET_OWNER.  Answered by a record with the errno, and in `op` the request's id. */
+/* PC_REQUEST_FILE, followed by the path and a second text, each NUL-terminated.  The operation has the rights of
+   the container's user `uid`, `gid`, `groups`, who owns new files.  owner_uid, owner_gid: for
+   PC_FILE_SET_OWNER.  Answered by a record with the errno, and the request's id in `op`. */
 struct pc_file_request
 {
   struct pc_request request;
@@ -44,7 +44,7 @@ struct pc_file_request
   u32 group_count;
   u32 pad;
   u32 groups[PC_FILE_GROUPS_MOST];
-  i64 times[4]; /* of access and change, as utimensat(2) has them */
+  i64 times[4]; /* access and modification, as utimensat(2) takes them */
 };
 
 #endif

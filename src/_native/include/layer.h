@@ -1,10 +1,10 @@
-/* Layers: what caller and unpacker say to each other, and why an archive is refused. */
+/* Messages between a caller and an unpacker or packer of layers, and the reasons to refuse an archive. */
 #ifndef PC_LAYER_H
 #define PC_LAYER_H
 
 #include "protocol.h"
 
-/* What can be wrong, declared once; Python reads the texts through the extension. */
+/* Reasons to refuse, declared once; Python reads the texts through the extension. */
 #define PC_UNPACK_PROBLEMS(X)                                                                     \
   X (NONE, "nothing")                                                                             \
   X (REQUEST, "the request is malformed")                                                         \
@@ -50,24 +50,24 @@ enum pc_unpack_problem
 #define PC_UNPACK_OWNERS 1u   /* files get the owners that the archive names */
 #define PC_UNPACK_DEVICES 2u  /* device nodes are made, else left out */
 #define PC_UNPACK_LANDLOCK 4u /* this kernel has Landlock: it must hold */
-#define PC_UNPACK_READABLE 8u /* whatever mode the archive names, its owner may read */
+#define PC_UNPACK_READABLE 8u /* add read permission for the owner to every mode */
 #define PC_UNPACK_INTO_TREE 16u    /* add to an existing tree that is no layer: whiteout names have no meaning */
 #define PC_UNPACK_NO_SPECIAL_FILES 32u /* no FIFOs, no set-id bits, no attributes but user.* */
 #define PC_UNPACK_NO_SET_ID 128u /* files get no set-id bits and no capabilities */
-#define PC_UNPACK_THROUGH 256u /* a PC_REQUEST_FINISH before the stream brings the lower layers, and paths lead through their links */
-#define PC_UNPACK_MERGE 64u   /* a layer upon the one that stands there: its whiteouts take away what that has */
+#define PC_UNPACK_THROUGH 256u /* PC_REQUEST_FINISH precedes the stream: paths follow links of the lower layers */
+#define PC_UNPACK_MERGE 64u   /* apply to the layer in the directory: whiteouts remove its entries */
 
-/* PC_REQUEST_UNPACK, to a launcher that ends with it; fds: the layer's directory, the stream of its archive, and
-   where it is a container's a pidfd of a process whose user namespace to join first.
-   Answered by one report when the stream ended; then PC_REQUEST_FINISH brings the lower layers, the uppermost
-   first, and another report ends it. */
+/* PC_REQUEST_UNPACK turns a launcher into an unpacker.  fds: the layer's directory, the stream of its archive,
+   and for a running container a pidfd of a process whose user namespace is joined first.  Answered by one report
+   at the end of the stream.  A PC_REQUEST_FINISH with the lower layers, the uppermost first, is answered by a
+   second report. */
 struct pc_unpack_request
 {
   struct pc_request request;
   u64 max_bytes;
   u64 max_entries;
   u32 flags;
-  u32 first_id; /* what the archive's 0 becomes, and the 65535 after it likewise */
+  u32 first_id; /* id on disk of the archive's id 0; 65536 ids follow each other */
   /* The user of the joined namespace that writes; root with its capabilities if all are 0. */
   u32 uid;
   u32 gid;
@@ -76,22 +76,21 @@ struct pc_unpack_request
   u32 groups[64];
 };
 
-#define PC_PACK_WHITEOUTS 1u /* overlayfs's marks become those of layers, else they are left out */
+#define PC_PACK_WHITEOUTS 1u /* write overlayfs's marks as those of layers, else leave them out */
 #define PC_PACK_CLAMP 2u     /* no time is later than `clamp` */
 #define PC_PACK_LANDLOCK 4u
-#define PC_PACK_ONE_MOUNT 8u /* what is mounted below the tree is left out, but for the directory it stands on */
-#define PC_PACK_HEADERS 16u  /* no content: files are of size 0 */
-#define PC_PACK_CONTENT 32u  /* what the tree holds, without an entry for the tree itself */
+#define PC_PACK_ONE_MOUNT 8u /* leave out mounts below the tree, but not their mount points */
+#define PC_PACK_HEADERS 16u  /* write files without content, of size 0 */
+#define PC_PACK_CONTENT 32u  /* write no entry for the tree itself */
 #define PC_PACK_OWNER 64u    /* everything belongs to `uid` and `gid` */
-#define PC_PACK_NO_KERNEL 128u /* what is mounted below and has no files but the kernel's (/proc, /sys) is left out */
+#define PC_PACK_NO_KERNEL 128u /* leave out mounts of kernel interfaces (/proc, /sys) below the tree */
 
-/* PC_REQUEST_PACK, to a launcher that ends with it; fds: the tree's directory, where to write the archive, and a
-   pidfd as above.
-   Behind it stand paths to leave out, each with its NUL.  Answered by one report. */
+/* PC_REQUEST_PACK turns a launcher into a packer.  fds: the tree's directory, the stream to write to, and a pidfd as
+   above.  Paths to leave out follow, each with its NUL.  Answered by one report. */
 struct pc_pack_request
 {
   struct pc_request request;
-  u64 first_id; /* this id is the archive's 0, the 65535 after it likewise; all others stay */
+  u64 first_id; /* id on disk of the archive's id 0; 65536 ids follow each other, others are kept */
   i64 clamp;    /* seconds */
   u32 flags;
   u32 uid;
@@ -99,7 +98,7 @@ struct pc_pack_request
   u32 pad;
 };
 
-#define PC_UNPACK_ROOT_OPAQUE 1u /* nothing of the lower layers shows */
+#define PC_UNPACK_ROOT_OPAQUE 1u /* the whole layer is opaque */
 #define PC_UNPACK_CROSSES 2u     /* refused, but PC_UNPACK_THROUGH may help */
 
 struct pc_unpack_report

@@ -1,5 +1,5 @@
-/* PC_REQUEST_NETWORK, caller to launcher: sockets of a network namespace, and values of its /proc/sys/net.  With
-   a pidfd it is that process's namespace, else the launcher's own. */
+/* PC_REQUEST_NETWORK, caller to launcher: open sockets in a network namespace and set sysctls below /proc/sys/net.
+   With a pidfd it is that process's namespace, else the launcher's own. */
 #ifndef PC_NETWORK_H
 #define PC_NETWORK_H
 
@@ -16,8 +16,8 @@ struct pc_socket
   u32 address;  /* in network order */
 };
 
-/* The sockets follow, then `values` bytes of pairs of strings and one NUL.  The answer: a record
-   PC_RECORD_OPENED for each socket, then PC_RECORD_STARTED, or PC_RECORD_FAILED alone. */
+/* The sockets follow, then `values` bytes of pairs of strings (path, value) and one NUL.  The answer is a record
+   PC_RECORD_OPENED for each socket and PC_RECORD_STARTED, or only PC_RECORD_FAILED. */
 struct pc_network_request
 {
   struct pc_request request;

@@ -1,8 +1,7 @@
-/* The plan: what Python decided, as one flat buffer that C walks.
+/* The plan of a container: one flat buffer, compiled by Python and carried out by C.
  *
- * Offsets count from the start of the buffer.  A reference always points at
- * bytes that are followed by a NUL inside the buffer, so that the receiver can
- * use it as a path without copying; pc_plan_check() proves that once.
+ * Offsets count from the start of the buffer.  The bytes of a reference are followed by a NUL inside the buffer, so
+ * that the receiver can use them as a path without a copy.  pc_plan_check () checks that once.
  */
 #ifndef PC_PLAN_H
 #define PC_PLAN_H
@@ -25,8 +24,8 @@ struct pc_ref
 
 enum pc_op_kind
 {
-  PC_OP_UPPER = 1, /* make and hold the upper and work directories; data: tmpfs options or empty for disk;
-                      mode: how many the container's directory has had already */
+  PC_OP_UPPER = 1, /* make and hold the upper and work directories; data: tmpfs options, or empty for disk; mode:
+                      number of upper directories that the container's directory has already */
   PC_OP_FILE,      /* write a file into the held upper directory; target, data, mode */
   PC_OP_OVERLAY,   /* mount an overlay of the next `count` sources over the held upper at target */
   PC_OP_MOUNT,     /* attach source at target */
@@ -35,10 +34,10 @@ enum pc_op_kind
   PC_OP_MASK,      /* hide target behind an empty file or directory, if it exists */
   PC_OP_READONLY,  /* make target read-only, if it exists */
   PC_OP_SEAL,      /* make the root mount read-only */
-  PC_OP_MOVE,      /* PC_REQUEST_RESTACK: take along what is mounted at target, if anything is */
+  PC_OP_MOVE,      /* PC_REQUEST_REPLACE_ROOT: move the mount at target, if there is one, to the new root */
   PC_OP_SYS,       /* attach the launcher's copy of /sys at target; data: pairs "c/CONTROLLER/GROUP\0place\0" of
                       cgroups of this container and their places below it */
-  PC_OP_DIRECTORY, /* make target where nothing is; mode, and in attributes the user and, above 32 bits, the group */
+  PC_OP_DIRECTORY, /* make target if it is missing; mode; attributes: the user, above 32 bits the group */
   PC_OP_SYSCTL,    /* write data to target, a file of the root's /proc/sys */
   PC_OP_OWN_DIRECTORY, /* make target with mode in the held upper directory where source 0, the uppermost layer,
                           is shown without the container's id map */
@@ -47,12 +46,12 @@ enum pc_op_kind
 
 enum
 {
-  PC_OP_NOFOLLOW = 1 << 0, /* no symbolic link may stand on the target's path */
+  PC_OP_NOFOLLOW = 1 << 0, /* refuse symbolic links in the target's path */
   PC_OP_IS_FILE = 1 << 1,  /* the target is a file */
-  PC_OP_IDMAP = 1 << 2,    /* source is shown through the container's id map */
-  PC_OP_IDMAP_OPTIONAL = 1 << 3, /* go on without where the file system cannot */
+  PC_OP_IDMAP = 1 << 2,    /* mount source with the container's id map */
+  PC_OP_IDMAP_OPTIONAL = 1 << 3, /* mount without it if the file system has no id maps */
   PC_OP_RECURSIVE = 1 << 4,
-  PC_OP_SLAVE = 1 << 5, /* what is mounted below source on the host later shows, and nothing the other way */
+  PC_OP_SLAVE = 1 << 5, /* later mounts of the host below source propagate to the container, not the reverse */
 };
 
 struct pc_source
@@ -60,10 +59,10 @@ struct pc_source
   u32 fd;           /* index into the fds sent with the plan, or PC_NO_FD: open path */
   u32 flags;        /* PC_OP_IDMAP, PC_OP_IDMAP_OPTIONAL, PC_OP_RECURSIVE, PC_OP_SLAVE */
   struct pc_ref path;
-  u64 device;       /* what path must be, as the caller saw it */
+  u64 device;       /* device and inode that path must have, as the caller saw them */
   u64 inode;
   u64 attributes;   /* MOUNT_ATTR_* to set */
-  u64 first_id;     /* with PC_OP_IDMAP: what the container's 0 is on the disk, the 65535 after it likewise */
+  u64 first_id;     /* with PC_OP_IDMAP: id on disk of the container's id 0; 65536 ids follow each other */
 };
 
 struct pc_op
@@ -92,8 +91,8 @@ struct pc_plan
   u32 flags;
   u64 namespaces;   /* CLONE_NEW* to create */
   u32 control_fd;   /* fd indexes */
-  u32 exit_fd;      /* told of the end of PID 1, or PC_NO_FD; of PC_REQUEST_RESTACK, the pidfd of PID 1 */
-  u32 cgroup_fd;    /* v2 directory to be born in, or PC_NO_FD */
+  u32 exit_fd;      /* receives the exit of PID 1, or PC_NO_FD; in PC_REQUEST_REPLACE_ROOT, the pidfd of PID 1 */
+  u32 cgroup_fd;    /* v2 directory to clone into, or PC_NO_FD */
   u32 store_fd;     /* detached mount of this container's directory, or PC_NO_FD */
   u32 tasks_fd;     /* first v1 tasks file */
   u32 tasks_count;
@@ -114,7 +113,7 @@ enum
   PC_PLAN_DENY_SETGROUPS = 1 << 0,
   PC_PLAN_LOOPBACK = 1 << 1,
   PC_PLAN_COMMAND_IS_INIT = 1 << 2,
-  PC_PLAN_SPARE = 1 << 3, /* the child that waits takes this plan; its namespaces, ids and groups stand */
+  PC_PLAN_SPARE = 1 << 3, /* hand this plan to the spare, which has its namespaces, ids and cgroups already */
 };
 
 struct pc_rlimit
@@ -129,7 +128,7 @@ enum
 {
   PC_SECURITY_NO_NEW_PRIVS = 1 << 0,
   PC_SECURITY_KEYRING = 1 << 1,
-  PC_SECURITY_SUPERVISE = 1 << 2, /* no cgroup tells the trees of execs apart: supervise each */
+  PC_SECURITY_SUPERVISE = 1 << 2, /* execs have no cgroups of their own: supervise the processes of each */
 };
 
 /* Offsets inside count from the start of this structure. */
@@ -147,8 +146,8 @@ struct pc_security
   u64 landlock_root;    /* rights below / */
   u64 landlock_dev;     /* rights below /dev */
   struct pc_ref rlimits; /* array of struct pc_rlimit */
-  struct pc_ref seccomp; /* struct sock_filter array: what a process gets last */
-  struct pc_ref inherited; /* the same: what the agent takes on, and all that it starts with it */
+  struct pc_ref seccomp; /* struct sock_filter array, installed as the last control */
+  struct pc_ref inherited; /* struct sock_filter array that the agent installs for itself and its children */
 };
 
 enum
@@ -158,7 +157,7 @@ enum
   PC_EXEC_STDERR = 1 << 2,
   PC_EXEC_CGROUP = 1 << 3,
   PC_EXEC_PTY = 1 << 4,
-  PC_EXEC_QUIET = 1 << 5, /* the end alone is told, not the start */
+  PC_EXEC_QUIET = 1 << 5, /* report the exit only, not the start */
 };
 
 /* Offsets inside count from the start of this structure. */

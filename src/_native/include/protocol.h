@@ -29,12 +29,12 @@ enum pc_request_kind
   PC_REQUEST_PACK,
   PC_REQUEST_FILES, /* files.h */
   PC_REQUEST_FILE,
-  PC_REQUEST_RESTACK, /* to the launcher: a plan whose operations give the container of PID 1 `value` another root.
+  PC_REQUEST_REPLACE_ROOT, /* to the launcher: a plan whose operations give the container of PID 1 `value` another root.
                          The result comes on the plan's control socket, unless the reply has failed already. */
   PC_REQUEST_NETWORK, /* network.h */
   PC_REQUEST_RELAY,   /* to the launcher: one fd, the SEQPACKET socket of a child that relays connections (relay.h).
                          Answered by PC_RECORD_STARTED with its pid, or PC_RECORD_FAILED. */
-  PC_REQUEST_SYS,     /* to the launcher, once: the entries of its containers' /sys (sysview.c) */
+  PC_REQUEST_SYS,     /* to the launcher, once: the entries of its containers' /sys (helper/root/sys.c) */
   PC_REQUEST_DRAIN,   /* to the agent: read ends of pipes that processes left by an exec may still write to.  It
                          discards what comes until the last writer has closed.  Without an answer. */
   PC_REQUEST_MEASURE, /* to the launcher: struct pc_measure_request, then the name of a tree below the directory sent.
@@ -47,7 +47,7 @@ enum pc_request_kind
 struct pc_request
 {
   u32 kind;
-  u32 size;  /* bytes that follow; when PC_REQUEST_IN_MEMFD they stand in the first fd */
+  u32 size;  /* bytes that follow; with PC_REQUEST_IN_MEMFD they are in the first fd */
   u32 flags;
   u32 id;
   i32 value;
@@ -55,15 +55,15 @@ struct pc_request
 };
 
 #define PC_REQUEST_IN_MEMFD 1u
-#define PC_REQUEST_AFTER 2u /* PC_REQUEST_REMOVE: the first fd is a pidfd whose end to wait for */
+#define PC_REQUEST_AFTER 2u /* PC_REQUEST_REMOVE: wait for the exit of the first fd, a pidfd */
 
 enum pc_record_kind
 {
   PC_RECORD_READY = 1,
   PC_RECORD_FAILED,  /* step, error, op */
-  PC_RECORD_STARTED, /* value: pid inside; of an exec, with a socket that ends when its command is executed,
-                        or brings PC_RECORD_FAILED */
-  PC_RECORD_EXITED,  /* value: wait status, and the usage of the waited-for tree */
+  PC_RECORD_STARTED, /* value: pid inside; of an exec, with a socket that closes when the command is executed,
+                        or carries PC_RECORD_FAILED */
+  PC_RECORD_EXITED,  /* value: wait status; and the resource usage of the process and its waited-for children */
   PC_RECORD_GONE,    /* PC_REQUEST_KILL_*: every process is dead */
   PC_RECORD_OPENED,  /* with the fd of PC_REQUEST_OPEN, or with the terminal of an exec before it started */
 };

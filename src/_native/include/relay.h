@@ -1,4 +1,4 @@
-/* The relay of published ports: what its caller says to it, over one SOCK_SEQPACKET socket. */
+/* Commands to the relay of published ports, over one SOCK_SEQPACKET socket. */
 #ifndef PC_RELAY_H
 #define PC_RELAY_H
 
@@ -6,23 +6,22 @@
 
 enum pc_relay_kind
 {
-  PC_RELAY_ADD = 1, /* with one fd: a TCP socket that listens, or a UDP socket that is bound */
-  PC_RELAY_DROP,    /* every listener of the id, and every connection that came by them */
+  PC_RELAY_ADD = 1, /* with one fd: a listening TCP socket, or a bound UDP socket */
+  PC_RELAY_DROP,    /* every listener of the id, and its connections */
 };
 
-/* Each command is answered before the next is read: what was added is served by then, what was dropped is
-   closed. */
+/* Each command is answered before the next is read.  By then an added listener is served and a dropped one closed. */
 struct pc_relay_command
 {
   u32 kind;
-  u32 id;       /* the caller's own; many listeners may have one */
+  u32 id;       /* chosen by the caller; several listeners may share it */
   u32 protocol; /* IPPROTO_TCP or IPPROTO_UDP */
-  u32 family;   /* of the address behind: AF_INET, of which the first four bytes are taken, or AF_INET6 */
+  u32 family;   /* of the upstream address: AF_INET (its first four bytes) or AF_INET6 */
   u8 address[16];
   u16 port;     /* in network order */
-  u16 patience; /* seconds after which a silent UDP session ends; 0: the common 90 */
+  u16 patience; /* idle timeout of a UDP session in seconds; 0: 90 */
   u32 scope;    /* of a link-local address */
-  u32 serial;   /* comes back in the answer */
+  u32 serial;   /* repeated in the answer */
 };
 
 struct pc_relay_answer

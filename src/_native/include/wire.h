@@ -17,7 +17,7 @@ int pc_streq (const char *a, const char *b);
 /* Decimal digits of value at out, which holds at least 21 bytes; the length. */
 usize pc_decimal (char *out, u64 value);
 
-/* What getdents64 fills in. */
+/* struct linux_dirent64, which getdents64(2) fills in. */
 struct pc_entry
 {
   u64 inode;
@@ -27,7 +27,7 @@ struct pc_entry
   char name[];
 };
 
-/* What wait4 fills in: struct rusage, as far as it is read. */
+/* struct rusage, which wait4(2) fills in. */
 struct pc_kernel_usage
 {
   i64 user_seconds;
@@ -57,7 +57,7 @@ pc_steal_fd (int *fd)
   return taken;
 }
 
-/* What sendmsg and recvmsg take, and what precedes each of the control data. */
+/* struct cmsghdr and struct msghdr. */
 struct pc_control_header
 {
   usize length;
@@ -80,25 +80,26 @@ struct pc_fds
 {
   int fd[1024];
   u32 count;
-  u32 truncated; /* some were lost: this process may open no more */
+  u32 truncated; /* the kernel dropped some, at this process's RLIMIT_NOFILE */
 };
 
 /* Bytes received, 0 at the end of the stream, or a negative errno; fds are close-on-exec. */
 word pc_receive (int socket, void *buffer, usize size, struct pc_fds *fds, int flags);
 int pc_send (int socket, const void *buffer, usize size, const int *fds, u32 count, int flags);
 int pc_send_record (int socket, const struct pc_record *record, int fd);
-/* Make the record report that a step failed with a negative errno, at operation `op` of the plan or -1.  Returns -1. */
+/* Make the record report that a step failed with a negative errno, at operation `op` of the plan or -1.  Returns
+   -1. */
 int pc_failed (struct pc_record *record, u32 step, word error, i32 op);
 /* Make the record report the wait status and the resource usage of a process that ended. */
 void pc_exited_record (struct pc_record *record, i32 status, const struct pc_kernel_usage *usage);
 void pc_close_fds (struct pc_fds *fds);
-/* Map what the first fd holds, and close it: memory that nobody can change or shorten any more, of at least
-   `size` bytes; NULL when it is anything else. */
+/* Map the first fd, a memfd sealed against writing and shrinking with at least `size` bytes, and close it.  NULL
+   if it is anything else. */
 const void *pc_map_sealed (struct pc_fds *fds, usize size);
 /* Write a whole small file; the path is relative to dir. */
 int pc_write_file (int dir, const char *path, const void *data, usize size);
 
-/* Where start.c hands the initial stack; argc stands first. */
+/* Entry point of a program: start.c passes the initial stack, which begins with argc. */
 _Noreturn void pc_main (word *stack);
 
 /* Give fd the number `to`, with the flags of dup3(2).  The new number or a negative errno. */

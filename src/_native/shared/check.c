@@ -1,9 +1,9 @@
-/* Prove once that a received buffer holds what its references say. */
+/* Validation of received buffers: every reference of a plan, a command or security settings stays inside. */
 #include "plan.h"
 
 #include <linux/errno.h>
 
-/* Together they bound the time that a check takes. */
+/* Bounds of the time that a check takes. */
 #define MOST_OPS 4096
 #define LONGEST_TARGET 4096
 
@@ -14,7 +14,7 @@ ref_ok (const u8 *base, usize size, struct pc_ref ref, usize unit)
     return 0;
   if (unit > 0)
     return ref.size % unit == 0 && ref.offset % 8 == 0;
-  /* A string: its NUL stands inside the buffer, and none before it. */
+  /* A string: its NUL is inside the buffer, and there is none before it. */
   if (ref.size == size - ref.offset || base[ref.offset + ref.size] != 0)
     return 0;
   for (u32 i = 0; i < ref.size; i++)
@@ -93,7 +93,7 @@ ops_ok (const struct pc_plan *plan, const u8 *base, usize size)
         return 0;
       if (op->target.size > LONGEST_TARGET || !ref_ok (base, size, op->target, 0))
         return 0;
-      /* Data may be any bytes (file content), but always inside and followed by a NUL. */
+      /* Data may be any bytes (file content), but is inside the buffer and followed by a NUL. */
       if (op->data.offset >= size || op->data.size >= size - op->data.offset
           || base[op->data.offset + op->data.size] != 0)
         return 0;

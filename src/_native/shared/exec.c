@@ -74,7 +74,7 @@ unpack_strings (const struct pc_exec *exec, struct pc_ref ref, u32 count, u32 *n
   return list;
 }
 
-/* execvp: a command without a slash is looked up along PATH, EACCES remembered. */
+/* Look the command up along PATH, as execvp(3): EACCES is returned if no other directory has it. */
 static word
 search_and_execute (const char *search, char **argv, char **env)
 {
@@ -120,7 +120,8 @@ execute (const struct pc_exec *exec)
   return search_and_execute (pc_at (exec, exec->search), argv, env);
 }
 
-/* No magic link leads out: what this process or another holds open is no place to work in (CVE-2024-21626). */
+/* Enter the working directory.  Magic links are refused: through /proc/self/fd the path could lead to a
+   directory of the host that a process holds open (CVE-2024-21626). */
 static word
 enter_workdir (const char *path)
 {
@@ -135,8 +136,8 @@ enter_workdir (const char *path)
   return fd < 0 ? fd : sys_fchdir (fd);
 }
 
-/* The filter may refuse the calls by which the working directory is entered, so that comes first, with the
-   capabilities that the guest will have. */
+/* Install the filter while CAP_SYS_ADMIN is left.  It may refuse the calls that enter the working directory, so that
+   comes first, with the capabilities that the guest will have. */
 static int
 filter_with_capabilities (const struct pc_security *security, const struct pc_exec *exec,
                           struct pc_failure *failure)

@@ -1,4 +1,4 @@
-/* Steps of the mount API that the launcher and its children share. */
+/* Operations of the mount API. */
 #include "mountapi.h"
 
 #include "wire.h"

@@ -31,7 +31,7 @@ class RequestKind(IntEnum):
     PACK = lib.PC_REQUEST_PACK
     FILES = lib.PC_REQUEST_FILES
     FILE = lib.PC_REQUEST_FILE
-    RESTACK = lib.PC_REQUEST_RESTACK
+    REPLACE_ROOT = lib.PC_REQUEST_REPLACE_ROOT
     NETWORK = lib.PC_REQUEST_NETWORK
     RELAY = lib.PC_REQUEST_RELAY
     SYS = lib.PC_REQUEST_SYS
@@ -138,9 +138,9 @@ class LauncherKind:
     """The kinds of launchers (extension.h)."""
 
     ROOT = 0
-    PLAIN: int = lib.PCX_LAUNCHER_PLAIN
+    PLAIN: int = lib.PCX_LAUNCHER_ROOTLESS
     FILES: int = lib.PCX_LAUNCHER_FILES
-    ROOTLESS_NETNS: int = lib.PCX_LAUNCHER_HUB
+    ROOTLESS_NETNS: int = lib.PCX_LAUNCHER_ROOTLESS_NETNS
 
 
 class UnpackFlag:

@@ -208,7 +208,7 @@ class Launch:
             native.send(launcher.socket, request(RequestKind.FDS, value=int(at == 0)), part)
         launcher.owed.append(self)  # first, so that after an interrupt the next reader skips this answer
         native.checked(
-            native.lib.pcx_ask(
+            native.lib.pcx_send_plan(
                 launcher.socket,
                 self._asked,
                 len(self._asked),
@@ -235,7 +235,7 @@ class Launch:
         """Read the next answer of a launcher, which is the one to this request."""
         made = native.ffi.new("struct pcx_files *")
         script = self._exec_cgroup_script
-        native.lib.pcx_hear(socket, self._control, script, len(script), made, self._exchange)
+        native.lib.pcx_receive_answers(socket, self._control, script, len(script), made, self._exchange)
 
     def conclude(self, spec: ContainerSpec | None = None) -> Running:
         """Wait for the answers and return the live container.

@@ -64,7 +64,7 @@ def replace_root(running: Running, image: LocalImage) -> None:
         ):
             launcher.hear_owed()
             native.send(
-                launcher.socket, request(RequestKind.RESTACK, plan, value=running.pid), [*fds, *opened]
+                launcher.socket, request(RequestKind.REPLACE_ROOT, plan, value=running.pid), [*fds, *opened]
             )
             os.close(theirs)
             theirs = -1

@@ -37,8 +37,8 @@ set_attributes (struct pc_unpack *unpack, const struct pc_tar *tar, int fd, cons
           error = fd >= 0 ? sys_fsetxattr (fd, key, value, size, 0)
                           : raw5 (__NR_lsetxattr, name, key, value, size, 0);
         }
-      /* The file system or kind of file has no such attribute, or this user may not set it; EINVAL stands for
-         ids that the user namespace does not map. */
+      /* The file system or kind of file has no such attribute, or this user may not set it.  EINVAL: the value
+         has ids that the user namespace does not map. */
       if (error == -EOPNOTSUPP || error == -EPERM || (error == -EINVAL && !pc_starts_with (key, "user.")))
         unpack->report.skipped++;
       else if (error < 0)
@@ -275,7 +275,7 @@ make_other (struct pc_unpack *unpack, const struct pc_tar *tar, const struct pc_
   return set_metadata (unpack, tar, entry, -1, name, set_mode);
 }
 
-/* Open a directory of this layer, where the lower layers' links lead once they are known. */
+/* Open a directory of this layer, through links of the lower layers once they are known. */
 static int
 open_through (struct pc_unpack *unpack, const char *path)
 {

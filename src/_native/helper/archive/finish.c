@@ -121,7 +121,7 @@ settle_whiteout (const struct pc_unpack *unpack, const int *lowers, u32 count, c
   int hidden = own->hidden;
   int error = own->dir < 0 ? -ENOENT : pc_tree_stat (own->dir, path + cut, &found);
   if (error < 0 || !found.is_whiteout)
-    return 0; /* replaced by a later entry, or where a link of this layer leads */
+    return 0; /* replaced by a later entry, or behind a link of this layer */
   for (u32 i = 1; i <= count && !hidden; i++)
     {
       if (pc_cursor.walks[i].dir >= 0)
@@ -150,7 +150,8 @@ settle (struct pc_unpack *unpack, const int *lowers, u32 count, struct pc_noted 
     return gone ? 0 : spell_out (unpack, lowers, count, dir, path);
   if (gone || (found.mode & 07777 & ~(u32) S_ISGID) != PC_IMPLIED_MODE)
     {
-      /* A later entry replaced or named the directory; its content may have been meant for a lower link's target. */
+      /* A later entry replaced or named the directory.  Below a lower layer's link its content is in the wrong
+         place. */
       int strays = pc_find_below (unpack, lowers, count, path) == -ELOOP;
       return strays ? pc_unpack_crosses (unpack, PC_UNPACK_BELOW, 0) : 0;
     }

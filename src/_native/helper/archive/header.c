@@ -181,8 +181,8 @@ put_extended (struct pc_writer *writer)
 
 #define SPARSE_PREFIX "GNUSparseFile.0/"
 
-/* What a reader is to know of a sparse file (GNU tar, "PAX Format, Version 1.0"), whose map heads its data; and the
-   name that one sees which knows nothing of these files. */
+/* Add the PAX records of a sparse file (GNU tar, "PAX Format, Version 1.0"), whose map precedes its data, and the name
+   under which other readers extract it. */
 static int
 add_sparse (struct pc_writer *writer, const struct pc_tar_entry *entry, char *name, usize room)
 {

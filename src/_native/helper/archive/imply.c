@@ -3,7 +3,7 @@
 
 #include <linux/errno.h>
 
-/* Copy the link that the lower layers have at a path, so that the path leads where theirs does: 1, or 0 without one. */
+/* Copy the link that the lower layers have at a path, so that both resolve alike: 1, or 0 if they have none. */
 static word
 copy_link (struct pc_unpack *unpack, int above, const char *path, const char *name)
 {

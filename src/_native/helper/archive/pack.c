@@ -123,7 +123,8 @@ read_attributes (int fd)
     {
       const char *key = pack.attribute_names + at;
       /* The ids in an ACL are host ids. */
-      if (!pc_attribute_is_content (key) || pc_starts_with (key, "system.") || pack.attribute_count == ATTRIBUTES_MOST)
+      if (!pc_attribute_is_content (key) || pc_starts_with (key, "system.")
+          || pack.attribute_count == ATTRIBUTES_MOST)
         continue;
       int error = read_attribute (fd, key, &used);
       if (error < 0)

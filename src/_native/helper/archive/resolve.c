@@ -59,7 +59,7 @@ follow (struct resolving *at, const char *part)
   static char target[2 * PC_TAR_NAME_MOST];
   usize before = at->size;
   int error = append (at, part, pc_strlen (part));
-  /* A link has to lead to a directory, of this layer unless the lower ones are known. */
+  /* The link has to resolve to a directory, of this layer unless the lower ones are known. */
   cleanup_fd int leads = error < 0 ? error : pc_tree_open (at->top, at->done);
 
   at->size = before;

@@ -44,8 +44,8 @@ struct pc_unpack
   u8 *notes;
   usize notes_size;
   usize notes_room;
-  /* The layers below, the uppermost first, where they are known before the first entry: then a path leads through
-     their links. */
+  /* The layers below, the uppermost first, if they are known before the first entry: then paths follow their
+     links. */
   struct pc_fds lowers;
 };
 

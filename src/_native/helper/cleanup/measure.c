@@ -1,6 +1,6 @@
-/* What a tree that a guest writes to takes of its file system: allocated blocks and inodes.
+/* Measurement of a tree that a guest writes to: allocated blocks and inodes.
  *
- * The guest may rename directories meanwhile: each level is held by its fd, so that no ".." is followed.
+ * The guest may rename directories meanwhile, so each level is held by its fd, and ".." is never followed.
  */
 #include "helper/cleanup.h"
 #include "wire.h"
@@ -28,7 +28,7 @@ is_dots (const char *name)
   return pc_streq (name, ".") || pc_streq (name, "..");
 }
 
-/* Count one name; 1 where it is a directory to go into. */
+/* Count one name.  Returns 1 for a directory. */
 static int
 count_entry (int dir, const char *name, struct pc_measured *out)
 {
@@ -45,7 +45,7 @@ count_entry (int dir, const char *name, struct pc_measured *out)
   return is_directory;
 }
 
-/* The next directory below the innermost level; its fd, 0 at the end, or a negative errno. */
+/* Open the next directory below the innermost level.  Its fd, 0 at the end, or a negative errno. */
 static int
 next_directory (struct level *level, struct pc_measured *out)
 {
@@ -64,7 +64,7 @@ next_directory (struct level *level, struct pc_measured *out)
       if (is_dots (entry->name) || !count_entry (level->fd, entry->name, out))
         continue;
       int fd = (int) sys_openat (level->fd, entry->name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
-      /* Renamed or replaced by now; anything else would leave a part of the tree out. */
+      /* These say that it was renamed or replaced.  After any other error a part of the tree would not be counted. */
       if (fd != -ENOENT && fd != -ENOTDIR && fd != -ELOOP)
         return fd;
     }
@@ -100,7 +100,7 @@ pc_measure_tree (int dir, const char *name, u64 most_bytes, u64 most_inodes, str
         }
       if (depth + 1 == DEPTH)
         {
-          /* Deeper than any tree of use: what is there could not be counted. */
+          /* Deeper directories are not counted, so the tree is reported as larger than the bound. */
           pc_close_fd (&fd);
           out->bytes = most_bytes + 1;
           break;

@@ -1,4 +1,4 @@
-/* Remove a tree that a guest wrote: any depth, any mode, a bounded number of fds; and cgroups. */
+/* Removal of trees that a guest wrote, of any depth and mode, with a bounded number of fds; and of cgroups. */
 #include "helper/cleanup.h"
 #include "wire.h"
 #include "mountapi.h"
@@ -8,7 +8,8 @@
 static char listing[32768] __attribute__ ((aligned (8)));
 static u64 moved;
 
-/* By way of /proc, for the name may be a link by now.  A confined process has no /proc, and no link leads out. */
+/* Make a directory accessible to its owner.  chmod through /proc/self/fd, because the name may be a link by now.  A
+   confined process has no /proc, but its root is the tree, so that a link cannot point outside. */
 static void
 make_writable (int from, const char *name)
 {
@@ -27,7 +28,7 @@ open_directory (int dir, const char *name)
   int fd = (int) sys_openat (dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
   if (fd != -EACCES)
     return fd;
-  /* A guest may take its owner's rights away. */
+  /* The guest may have removed the owner's permissions. */
   make_writable (dir, name);
   return (int) sys_openat (dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
 }
@@ -38,7 +39,7 @@ is_dots (const char *name)
   return pc_streq (name, ".") || pc_streq (name, "..");
 }
 
-/* Hang the directory child of `from` below the top under a name of ours: depth becomes width. */
+/* Move a directory of `from` to the top under a fresh name, so that depth becomes width. */
 static int
 flatten (int from, const char *name, int top)
 {
@@ -149,7 +150,7 @@ pc_remove_tree (int dir, const char *name)
 static int
 remove_groups_in (int group, u32 depth)
 {
-  /* On the stack: each level reads its own. */
+  /* On the stack: the function is recursive. */
   char names[4096] __attribute__ ((aligned (8)));
   word got;
 

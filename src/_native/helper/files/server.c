@@ -1,4 +1,5 @@
-/* The files server: root of one container's files and of nothing else, for a caller who never walks them itself. */
+/* The file server: it opens and changes files of one container, as root of that only, for a caller on the host
+   that must not walk paths which the guest controls. */
 #include "files.h"
 #include "helper/files.h"
 #include "helper/sandbox.h"
@@ -10,7 +11,6 @@
 
 #define OPEN_FLAGS (O_ACCMODE | O_CREAT | O_EXCL | O_TRUNC | O_APPEND | O_DIRECTORY | O_NOFOLLOW | O_PATH)
 #define TRIES 100
-#define NR_FCHMODAT2 452 /* of Linux 6.6 */
 
 static struct
 {
@@ -18,7 +18,7 @@ static struct
   u8 message[16384] __attribute__ ((aligned (16)));
 } filer;
 
-/* Every path goes by here: beneath the root, whatever links say, and never through a process's own links. */
+/* Open a path beneath the root.  Links stay inside, and magic links of /proc are refused. */
 static int
 open_at (const char *path, u64 flags, u32 mode)
 {
@@ -29,14 +29,14 @@ open_at (const char *path, u64 flags, u32 mode)
   };
   word fd;
   u32 tries = 0;
-  /* EAGAIN: something on this machine was renamed while ".." was resolved. */
+  /* EAGAIN: a concurrent rename made the kernel's resolution of ".." unsafe (openat2(2)). */
   do
     fd = sys_openat2 (filer.root, path, &how);
   while (fd == -EAGAIN && ++tries < TRIES);
   return (int) fd;
 }
 
-/* The directory of a path, and its last part, which the path is cut before. */
+/* Open the directory of a path, and cut the last part off the path. */
 static int
 open_parent (char *path, const char **last)
 {
@@ -51,7 +51,8 @@ open_parent (char *path, const char **last)
   return open_at (path[0] == '\0' || cut == 0 ? "/" : path, O_PATH | O_DIRECTORY, 0);
 }
 
-/* 0 for a file or directory that holds bytes of the guest; all else may block, or act on what is read or written. */
+/* Return 0 for a regular file or a directory of the guest.  Others may block, or act on the host when they are
+   read or written. */
 static int
 check_kind (int fd)
 {
@@ -65,8 +66,8 @@ check_kind (int fd)
   return (found.stx_mode & S_IFMT) != S_IFREG || pc_is_of_kernel (fd) ? -EOPNOTSUPP : 0;
 }
 
-/* Open, or make and say so: a file that is there keeps its owner.  Through a link that leads to nothing none is
-   made. */
+/* Open a file, or create it and set *made: an existing file keeps its owner.  A dangling link is not created
+   through. */
 static int
 open_or_make (const struct pc_file_request *request, const char *path, u64 flags, int *made)
 {
@@ -99,7 +100,7 @@ open_file (const struct pc_file_request *request, char *path)
   if (fd < 0)
     return fd;
   int error = made ? 0 : check_kind (fd);
-  /* Not before it is known what it is. */
+  /* Not by O_TRUNC, before the kind of the file is known. */
   if (error == 0 && !made && (request->flags & O_TRUNC))
     error = (int) sys_ftruncate (fd, 0);
   return error < 0 ? error : pc_steal_fd (&fd);
@@ -129,7 +130,7 @@ take_away (char *path, int flags)
   return parent < 0 ? parent : (int) sys_unlinkat (parent, last, flags);
 }
 
-/* Both names below directories that are opened before: rename and link. */
+/* Rename or link, with both names relative to directories that are opened before. */
 static int
 name_again (const struct pc_file_request *request, char *from, char *to)
 {

@@ -1,5 +1,5 @@
-/* What has to be done from inside a network namespace: values of /proc/sys/net, and sockets to be had.  A socket
-   stays in the namespace that it was made in, whoever has it. */
+/* Operations inside a network namespace: sysctls, and sockets, which stay in the namespace that they are created
+   in. */
 #include "helper/netns.h"
 #include "mountapi.h"
 
@@ -34,7 +34,7 @@ pc_raise_loopback (void)
 }
 
 int
-pc_make_hub (struct pc_record *failure)
+pc_enter_rootless_netns (struct pc_record *failure)
 {
   word error = sys_unshare (CLONE_NEWNET);
 
@@ -58,7 +58,7 @@ set_values (const char *text, usize size)
       if (value >= end)
         return -EINVAL;
       int error = pc_write_file (dir, text, value, pc_strlen (value));
-      /* A kernel without a protocol has no values of it, nor the protocol. */
+      /* ENOENT: the kernel lacks the protocol, so there is nothing to set. */
       if (error < 0 && error != -ENOENT)
         return error;
       text = value + pc_strlen (value) + 1;
@@ -101,7 +101,8 @@ open_all (const struct pc_network_request *request, const struct pc_socket *want
   return error;
 }
 
-/* Joined by pidfd where one came; a launcher that cannot come back is none any more. */
+/* Open everything in the network namespace of the pidfd, if one was sent, and return to the launcher's own.  A
+   launcher that cannot return exits: it would clone later containers into the wrong namespace. */
 static int
 within (const struct pc_network_request *request, const struct pc_fds *fds, struct pc_fds *opened)
 {
@@ -113,7 +114,7 @@ within (const struct pc_network_request *request, const struct pc_fds *fds, stru
   own = (int) sys_openat (AT_FDCWD_, "/proc/self/ns/net", O_RDONLY | O_CLOEXEC, 0);
   if (own < 0)
     return own;
-  /* Into its own first: where it could not come back, it must not go. */
+  /* Join the own namespace first: if setns(2) fails here, returning would fail as well. */
   word error = sys_setns (own, CLONE_NEWNET);
   if (error == 0)
     error = sys_setns (fds->fd[0], CLONE_NEWNET);

@@ -1,20 +1,20 @@
-/* One direction of a TCP flow: bytes go from socket to socket by a pipe, and do not come by here. */
+/* One direction of a TCP flow: splice(2) moves bytes from socket to socket through a pipe, without a copy. */
 #include "parts.h"
 
 #include <linux/errno.h>
 #include <linux/fcntl.h>
 #include <linux/uio.h>
 
-#define ROUNDS 8 /* that a direction has before it is another flow's turn */
+#define ROUNDS 8 /* for each direction, before the next flow has its turn */
 #define PIPE_SIZE (1 << 18)
 #define SPARE_PIPES 32
 #define SPLICE_FLAGS (SPLICE_F_MOVE_ | SPLICE_F_NONBLOCK_)
 
-/* A flow at rest has no pipe, which would be most of its fds. */
+/* Unused pipes.  An idle flow has none: with two pipes it would have six fds instead of two. */
 static int spare_pipes[SPARE_PIPES][2];
 static u32 spare_pipe_count;
 
-/* Where no pipe is to be had. */
+/* Buffer for flows that get no pipe. */
 static u8 copied[65536];
 
 static int
@@ -27,7 +27,7 @@ take_pipe (int ends[2])
     }
   int error = (int) raw2 (__NR_pipe2, ends, O_NONBLOCK | O_CLOEXEC);
   if (error == 0)
-    sys_fcntl (ends[1], F_SETPIPE_SZ_, PIPE_SIZE); /* a user's share may be used up */
+    sys_fcntl (ends[1], F_SETPIPE_SZ_, PIPE_SIZE); /* best effort: the user's share may be used up */
   return error;
 }
 
@@ -46,7 +46,7 @@ pc_leave_pipe (struct pc_half *half)
   half->waiting = 0;
 }
 
-/* What came of reading; an error is an end as well. */
+/* Note the result of a read.  An error ends the direction as well. */
 static void
 note_read (struct pc_half *in, word got)
 {
@@ -71,13 +71,13 @@ note_written (struct pc_half *in, struct pc_half *out, word put)
       out->writable = 0;
       return;
     }
-  /* Who takes no more may still have said something, which is carried until it is reset. */
+  /* A peer that takes no more data may still have sent some, which is forwarded until it is reset. */
   out->broken = out->readable = 1;
   in->ended = in->passed = 1;
   pc_leave_pipe (in);
 }
 
-/* From socket to socket, taking no more from one than the other takes. */
+/* Copy from socket to socket: peek, send, then consume as much as was sent. */
 static void
 copy (struct pc_half *in, struct pc_half *out)
 {
@@ -100,7 +100,7 @@ copy (struct pc_half *in, struct pc_half *out)
 static void
 fill (struct pc_half *in)
 {
-  /* The pipe is empty: EAGAIN is the socket's. */
+  /* The pipe is empty, so EAGAIN comes from the socket. */
   word got = sys_splice (in->fd, 0, in->pipe[1], 0, PIPE_SIZE, SPLICE_FLAGS);
   note_read (in, got);
   if (got > 0)

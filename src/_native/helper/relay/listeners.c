@@ -122,7 +122,7 @@ pc_stall_is_over (void)
 void
 pc_close_listener (struct pc_listener *listener)
 {
-  /* Its caller may hold it as well, and then epoll would go on to tell of it. */
+  /* The caller may hold the socket too, and then closing it here would not remove it from epoll. */
   sys_epoll_ctl (epoll, EPOLL_CTL_DEL, listener->fd, 0);
   pc_close_fd (&listener->fd);
   listener->used = 0;

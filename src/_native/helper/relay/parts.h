@@ -15,7 +15,7 @@
 
 #define SOCK_FLAGS_ (SOCK_NONBLOCK_ | SOCK_CLOEXEC_)
 
-/* Whose an event is. */
+/* The kind of socket that an event belongs to. */
 enum pc_end
 {
   PC_END_COMMANDS,
@@ -25,7 +25,7 @@ enum pc_end
   PC_END_SESSION,  /* of UDP */
 };
 
-/* As sockaddr_in, whose address stands first, or sockaddr_in6. */
+/* struct sockaddr_in, whose address is `first`, or struct sockaddr_in6. */
 struct pc_address
 {
   u16 family;
@@ -39,39 +39,39 @@ struct pc_listener
 {
   int fd;
   u32 id;
-  u32 generation; /* of its place in the table: an event may be about who stood there before */
+  u32 generation; /* of its place in the table: an event may be for an earlier listener in the same place */
   u32 used;
   u16 protocol;
   u16 family;
   u16 patience;
-  u16 stalled; /* nobody can be accepted, or sent away, for a while */
+  u16 stalled; /* ignored for a while, because no fd is free to accept with */
   struct pc_address upstream;
 };
 
-/* A socket, and the way from it to the other one. */
+/* A socket, and the direction from it to the other socket of the flow. */
 struct pc_half
 {
   int fd;
-  int pipe[2]; /* -1 unless something is under way */
+  int pipe[2]; /* -1 while no bytes are in transit */
   u32 waiting; /* bytes in the pipe */
-  u8 readable; /* until it is tried and says no */
+  u8 readable; /* until a read returns EAGAIN */
   u8 writable;
-  u8 ended;    /* nothing more is read from it */
-  u8 passed;   /* and the other one knows */
-  u8 broken;   /* reset: the other one shall be as well */
+  u8 ended;    /* end of the stream, or an error */
+  u8 passed;   /* and the end was passed on to the other socket */
+  u8 broken;   /* reset, which is passed on as well */
 };
 
-/* Carry from one socket to the other, for a while. */
+/* Move bytes from one socket to the other, for a bounded number of rounds. */
 void pc_carry (struct pc_half *in, struct pc_half *out);
 int pc_can_move (const struct pc_half *in, const struct pc_half *out);
-/* It is another's until it is needed again; what is still in it is lost. */
+/* Give the pipe back to the pool; bytes that are still in it are lost. */
 void pc_leave_pipe (struct pc_half *half);
 
-/* A client, and where it thinks the service is. */
+/* A client, and the address to which it sent. */
 struct pc_session_key
 {
   struct pc_address client;
-  u8 local[16]; /* nulls when that is not known */
+  u8 local[16]; /* zeros if unknown */
   u32 listener;
 };
 
@@ -81,19 +81,19 @@ struct pc_session
   int fd;
   u32 generation;
   u32 used;
-  u32 chain; /* the next of its bucket, or the next that is free */
+  u32 chain; /* next session in the bucket, or next free place */
   u32 older;
   u32 newer;
-  i64 heard; /* in which second */
+  i64 last_seen; /* in seconds */
 };
 
-/* The session of this client, which may be a new one, or NULL. */
+/* Return the session of a client, a new one if there is none, or NULL. */
 struct pc_session *pc_find_session (const struct pc_listener *listener, const struct pc_session_key *key);
 struct pc_session *pc_session_at (u32 place, u32 generation);
-/* It has been heard of just now. */
+/* Note that the session was used just now. */
 void pc_refresh_session (struct pc_session *session);
 
-/* Serve the commands of this socket until it ends. */
+/* Serve the commands of this socket until it closes. */
 _Noreturn void pc_relay (int socket);
 /* Register with epoll, until the fd is closed; 0 or a negative errno. */
 int pc_watch (int fd, enum pc_end end, u32 place, u32 generation, u32 events);
@@ -105,7 +105,7 @@ struct pc_listener *pc_next_listener (const struct pc_listener *after);
 /* An unused place, or NULL when all are in use. */
 struct pc_listener *pc_free_listener (void);
 u32 pc_place_of (const struct pc_listener *listener);
-/* A nonblocking socket on its way to where a listener's clients want to go, or a negative errno. */
+/* Start to connect a non-blocking socket to the upstream of a listener.  Its fd or a negative errno. */
 int pc_dial (const struct pc_listener *listener, int type);
 int pc_socket_option (int fd, int name);
 /* Ignore a listener for a while: it has a client, but no fd is free to accept it, so epoll would report it again at
@@ -120,17 +120,17 @@ i64 pc_seconds (void);
 
 void pc_tcp_accept (struct pc_listener *listener);
 void pc_tcp_event (enum pc_end end, u32 place, u32 generation, u32 events);
-/* Give each flow that has something to do its turn; is there more to do at once? */
+/* Give each ready flow one turn.  Returns 1 if some are ready again. */
 int pc_tcp_turns (void);
 void pc_tcp_drop (u32 id);
 
-/* Have datagrams tell to which address they came: their answers come from there. */
+/* Receive the destination address with each datagram: the answer is sent from that address. */
 void pc_udp_prepare (const struct pc_listener *listener);
 void pc_udp_take (struct pc_listener *listener);
 void pc_udp_event (u32 place, u32 generation);
 void pc_udp_drop (u32 listener);
 int pc_udp_busy (void);
-/* End the sessions in which nothing has been heard for long. */
+/* End the sessions that were idle for longer than their timeout. */
 void pc_udp_sweep (void);
 
 #endif

@@ -1,4 +1,4 @@
-/* The relay: one process that carries the connections of every published port, without a right of its own. */
+/* The relay: one process without privileges that forwards the connections of all published ports. */
 #include "helper/sandbox.h"
 #include "parts.h"
 
@@ -17,7 +17,7 @@ static const u16 relay_calls[] = {
 
 static int commands; /* the socket that commands come from */
 
-/* The family of a socket that is what the command says, or a negative errno. */
+/* Check that a socket is of the kind that the command names.  Returns its family or a negative errno. */
 static int
 check_socket (int fd, u32 protocol)
 {
@@ -119,7 +119,7 @@ serve_command (void)
         }
     }
   pc_close_fds (&fds);
-  /* Who sends on without reading misses answers. */
+  /* Never block on the caller: one that does not read its answers loses them. */
   (void) pc_send (commands, &answer, sizeof answer, NULL, 0, MSG_DONTWAIT_);
 }
 

@@ -1,11 +1,11 @@
-/* The sessions of UDP clients: whom a datagram is from, and who has been silent for how long. */
+/* Sessions of UDP clients, and their ages. */
 #include "parts.h"
 
 #include <linux/errno.h>
 
 #define BUCKETS 1024u
 #define COMMON_PATIENCE 90
-#define NOBODY 0u /* places are counted from 1 */
+#define NO_SESSION 0u /* places are counted from 1 */
 
 static struct pc_session sessions[PC_SESSIONS_MOST + 1];
 static u32 buckets[BUCKETS];
@@ -39,11 +39,11 @@ unlink_age (struct pc_session *session)
 {
   struct ages *of = &ages[session->key.listener];
 
-  if (session->older != NOBODY)
+  if (session->older != NO_SESSION)
     sessions[session->older].newer = session->newer;
   else
     of->oldest = session->newer;
-  if (session->newer != NOBODY)
+  if (session->newer != NO_SESSION)
     sessions[session->newer].older = session->older;
   else
     of->newest = session->older;
@@ -57,8 +57,8 @@ link_newest (struct pc_session *session)
   u32 place = (u32) (session - sessions);
 
   session->older = of->newest;
-  session->newer = NOBODY;
-  if (of->newest != NOBODY)
+  session->newer = NO_SESSION;
+  if (of->newest != NO_SESSION)
     sessions[of->newest].newer = place;
   else
     of->oldest = place;
@@ -71,7 +71,7 @@ link_newest (struct pc_session *session)
 void
 pc_refresh_session (struct pc_session *session)
 {
-  session->heard = pc_seconds ();
+  session->last_seen = pc_seconds ();
   if (ages[session->key.listener].newest == (u32) (session - sessions))
     return;
   unlink_age (session);
@@ -107,7 +107,7 @@ make_room (const struct pc_listener *listener)
     {
       const struct ages *one = &ages[i];
       int as_many = one->count == most->count && one->count > 0 && most != &ages[pc_place_of (listener)];
-      if (one->count > most->count || (as_many && sessions[one->oldest].heard < sessions[most->oldest].heard))
+      if (one->count > most->count || (as_many && sessions[one->oldest].last_seen < sessions[most->oldest].last_seen))
         most = one;
     }
   if (most->count > 0)
@@ -129,9 +129,9 @@ dial (const struct pc_listener *listener)
 static struct pc_session *
 take_place (const struct pc_listener *listener)
 {
-  if (first_free == NOBODY && sessions_end > PC_SESSIONS_MOST)
+  if (first_free == NO_SESSION && sessions_end > PC_SESSIONS_MOST)
     make_room (listener);
-  u32 place = first_free != NOBODY ? first_free : sessions_end++;
+  u32 place = first_free != NO_SESSION ? first_free : sessions_end++;
   if (place == first_free)
     first_free = sessions[place].chain;
   return &sessions[place];
@@ -149,7 +149,7 @@ start_session (const struct pc_listener *listener, const struct pc_session_key *
 
   session->key = *key;
   session->used = 1;
-  session->heard = pc_seconds ();
+  session->last_seen = pc_seconds ();
   session->fd = fd;
   session->chain = *bucket;
   *bucket = place;
@@ -165,7 +165,7 @@ start_session (const struct pc_listener *listener, const struct pc_session_key *
 struct pc_session *
 pc_find_session (const struct pc_listener *listener, const struct pc_session_key *key)
 {
-  for (u32 place = *bucket_of (key); place != NOBODY; place = sessions[place].chain)
+  for (u32 place = *bucket_of (key); place != NO_SESSION; place = sessions[place].chain)
     if (memcmp (&sessions[place].key, key, sizeof *key) == 0)
       return &sessions[place];
   return start_session (listener, key);
@@ -201,7 +201,7 @@ pc_udp_sweep (void)
       if (!sessions[i].used)
         continue;
       u32 patience = pc_listener_at (sessions[i].key.listener)->patience;
-      if (now - sessions[i].heard > (patience > 0 ? patience : COMMON_PATIENCE))
+      if (now - sessions[i].last_seen > (patience > 0 ? patience : COMMON_PATIENCE))
         end_session (&sessions[i]);
     }
 }

@@ -1,4 +1,4 @@
-/* How a relay is born of its launcher, and what it gives up before it meets anybody. */
+/* Start of a relay process, and the privileges that it drops before it serves a connection. */
 #include "controls.h"
 #include "helper/relay.h"
 #include "parts.h"
@@ -8,9 +8,9 @@
 #include <linux/sched.h>
 #include <linux/securebits.h>
 
-#define NOBODY 65534
+#define OVERFLOW_ID 65534
 
-/* Nobody, with no capability in any set; a plain user's namespace may know no nobody. */
+/* Become the overflow user, without capabilities.  EINVAL: a rootless user namespace may not map that id. */
 static word
 drop_rights (int socket)
 {
@@ -18,14 +18,14 @@ drop_rights (int socket)
   u64 none[2] = { 0, 0 };
   word error = pc_close_all_but (&socket, 1);
 
-  /* What is left to be dropped is dropped as somebody else. */
+  /* Keep capabilities across the change of uid: they are dropped after it, as pc_limit_capabilities needs them. */
   if (error == 0)
     error = sys_prctl (PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0);
   if (error == 0 && (error = sys_setgroups (0, 0)) == -EPERM)
     error = 0; /* denied for good where the id map was written without privilege */
-  if (error == 0 && (error = sys_setresgid (NOBODY, NOBODY, NOBODY)) == -EINVAL)
+  if (error == 0 && (error = sys_setresgid (OVERFLOW_ID, OVERFLOW_ID, OVERFLOW_ID)) == -EINVAL)
     error = 0;
-  if (error == 0 && (error = sys_setresuid (NOBODY, NOBODY, NOBODY)) == -EINVAL)
+  if (error == 0 && (error = sys_setresuid (OVERFLOW_ID, OVERFLOW_ID, OVERFLOW_ID)) == -EINVAL)
     error = 0;
   if (error == 0 && pc_limit_capabilities (0, 0, &failure) < 0)
     error = -failure.error;

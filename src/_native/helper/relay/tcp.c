@@ -1,4 +1,4 @@
-/* TCP through the relay: flows from their clients' coming to their end. */
+/* TCP flows of the relay. */
 #include "parts.h"
 
 #include <linux/errno.h>
@@ -28,7 +28,7 @@ static u32 first_free = NOWHERE;
 static u32 first_turn = NOWHERE;
 static u32 last_turn = NOWHERE;
 
-/* Given up for a moment when no fd is left to accept with: who waits could not even be sent away. */
+/* An fd in reserve.  Without a free fd a client cannot even be accepted to be reset, so this one is closed for it. */
 static int reserve = -1;
 
 static void
@@ -67,7 +67,7 @@ take_place (void)
   return flow;
 }
 
-/* What is closed next says so with a reset, and forgets what it had still to send. */
+/* Let the next close send a reset and discard unsent data. */
 static void
 prefer_reset (int fd)
 {
@@ -113,7 +113,7 @@ has_share (u32 place)
   return held[place] < PC_FLOWS_MOST - flows_used;
 }
 
-/* The client is this function's to close, whatever comes of it. */
+/* Start a flow for an accepted client, which is closed on failure. */
 static void
 start_flow (const struct pc_listener *listener, int client)
 {
@@ -175,10 +175,10 @@ pc_tcp_accept (struct pc_listener *listener)
       if (full && (fd = turn_away (listener)) >= 0)
         continue;
       if (fd == -EINVAL || fd == -EBADF || fd == -ENOTSOCK || fd == -EOPNOTSUPP)
-        pc_close_listener (listener); /* somebody has shut it down: it would be ready for ever */
+        pc_close_listener (listener); /* it was shut down, and epoll would report it for ever */
       else if (fd == -EMFILE || fd == -ENFILE || fd == -ENOBUFS || fd == -ENOMEM)
         pc_stall (listener);
-      /* Any other error is of one connection that is no more. */
+      /* Any other error belongs to one connection that has ended. */
       if (fd == -EAGAIN || !listener->used || listener->stalled)
         return;
     }
@@ -201,7 +201,7 @@ pc_tcp_event (enum pc_end end, u32 place, u32 generation, u32 events)
   give_turn (flow);
 }
 
-/* Hand on the ends of what has been carried; 0 when the flow goes on. */
+/* Pass the end of each direction on when its bytes are delivered.  Returns 0 if the flow goes on. */
 static int
 settle (struct flow *flow)
 {
@@ -225,7 +225,7 @@ settle (struct flow *flow)
   return 1;
 }
 
-/* 1 while the connection behind is not made. */
+/* Return 1 while the upstream connection is not established. */
 static int
 await_connection (struct flow *flow)
 {
@@ -259,7 +259,7 @@ pc_tcp_turns (void)
 {
   u32 place = first_turn;
 
-  /* Who gets another turn meanwhile has it after the events that came. */
+  /* A flow that becomes ready again meanwhile has its turn after the next events. */
   first_turn = last_turn = NOWHERE;
   while (place != NOWHERE)
     {
@@ -274,8 +274,8 @@ pc_tcp_turns (void)
   return first_turn != NOWHERE;
 }
 
-/* A container may have ended with its last words said: what has come with its end still goes on its way.  A
-   stream without an end must not look like a whole one. */
+/* Return 1 if the upstream has closed its stream and all of it is delivered.  A container that has exited may
+   have sent its last bytes before, which are forwarded here; a truncated stream must end with a reset instead. */
 static int
 is_whole (struct flow *flow)
 {

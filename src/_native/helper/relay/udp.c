@@ -1,4 +1,4 @@
-/* UDP through the relay: datagrams of each client go by a socket of its own, and come back to it alone. */
+/* UDP sessions of the relay: each client has an upstream socket of its own. */
 #include "parts.h"
 
 #include <linux/errno.h>
@@ -32,7 +32,7 @@ pc_udp_prepare (const struct pc_listener *listener)
   sys_setsockopt (listener->fd, level, six ? IPV6_RECVPKTINFO : IP_PKTINFO, &one, sizeof one);
 }
 
-/* To which address a datagram came: the answer must come from there. */
+/* Read the address to which a datagram was sent: the answer must come from it. */
 static void
 read_local (const struct pc_message *message, const struct control *control, u8 local[16])
 {
@@ -40,7 +40,7 @@ read_local (const struct pc_message *message, const struct control *control, u8 
     return;
   if (control->header.level == IPPROTO_IP && control->header.type == IP_PKTINFO)
     memcpy (local, &control->local.four.ipi_spec_dst, sizeof control->local.four.ipi_spec_dst);
-  /* Nobody is at a group's address. */
+  /* A multicast address is no source address. */
   else if (control->header.level == IPPROTO_IPV6 && control->header.type == IPV6_PKTINFO
            && control->local.six.ipi6_addr.in6_u.u6_addr8[0] != 0xff)
     memcpy (local, &control->local.six.ipi6_addr, 16);
@@ -94,7 +94,7 @@ receive (int fd, struct pc_session_key *key)
   return got;
 }
 
-/* A datagram for which there is no room just now is lost, as on any way. */
+/* Forward a datagram.  Without room in the socket it is lost, as UDP permits. */
 static void
 hand_on (const struct pc_session *session, usize size)
 {
@@ -151,7 +151,7 @@ pc_udp_event (u32 place, u32 generation)
       word got = receive (session->fd, NULL);
       if (got == -EAGAIN)
         return;
-      /* Nobody listens in the container: the client may ask again. */
+      /* Connection refused: no socket listens in the container yet. */
       if (got < 0)
         continue;
       pc_refresh_session (session);

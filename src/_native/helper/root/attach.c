@@ -5,7 +5,8 @@
 #include <linux/magic.h>
 #include <linux/stat.h>
 
-/* A link of the image may lead a mount that the caller asked for onto one of the engine's own. */
+/* Return 1 if the target is a mount of the engine.  A link of the image may point there, and a mount of the caller's
+   would then hide /proc, /dev or /sys. */
 static int
 is_engines (const struct builder *b, int fd, const struct statx *seen)
 {

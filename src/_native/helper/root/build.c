@@ -61,7 +61,8 @@ attach_dev (struct builder *b, const struct pc_op *op)
   return pc_attach (b, op, b->fds->dev);
 }
 
-/* What is mounted in the old root goes on in the new one; what lay below another has come along with it. */
+/* Move a mount of the old root to the new one.  Mounts below it move with it, so their targets are no mount points of
+   the old root any more. */
 static int
 do_move (struct builder *b, const struct pc_op *op)
 {
@@ -81,8 +82,8 @@ do_move (struct builder *b, const struct pc_op *op)
   return to < 0 ? to : (int) sys_move_mount (from, to);
 }
 
-/* A place that the image's configuration names and no layer holds.  Below what is mounted read-only, or of another
-   owner, it stays missing: the command that wants it says so. */
+/* Make a directory that the image's configuration names and no layer has.  It stays missing below a read-only
+   mount or one of another owner; a command that needs it reports that itself. */
 static int
 do_directory (struct builder *b, const struct pc_op *op)
 {
@@ -100,7 +101,7 @@ do_directory (struct builder *b, const struct pc_op *op)
   return (int) error;
 }
 
-/* A parameter of the container's own namespaces: the files below /proc/sys show those of who opens them. */
+/* Set a sysctl.  Files below /proc/sys are those of the namespaces of the process that opens them. */
 static int
 do_sysctl (struct builder *b, const struct pc_op *op)
 {

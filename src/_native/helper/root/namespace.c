@@ -1,4 +1,4 @@
-/* The launcher's own mount namespace: a tmpfs with /proc, so that a clone copies next to nothing. */
+/* The launcher's own mount namespace: a tmpfs with /proc, so that a clone copies few mounts. */
 #include "helper/root.h"
 #include "mountapi.h"
 
@@ -18,7 +18,7 @@ write_own_map (const char *path, word id)
   return pc_write_file (AT_FDCWD_, path, text, n + 3);
 }
 
-/* A user namespace of the plain user's own, mapped by the caller's newuidmap or to the one id. */
+/* Enter a user namespace for an unprivileged user.  The caller maps it with newuidmap, or else it maps one id. */
 static int
 enter_user_namespace (struct pc_launcher *launcher, struct pc_record *failure)
 {
@@ -119,7 +119,7 @@ build_dev (struct pc_launcher *launcher, int host_dev)
   return 0;
 }
 
-/* What covers a masked path: a mount with its attributes set, so that a clone is all that a cover takes. */
+/* Make a mount that hides a masked path.  Its attributes are set once, so that a child only has to clone it. */
 static int
 make_cover (const char *path)
 {
@@ -158,7 +158,7 @@ fill_root (int root)
   return mask < 0 ? mask : 0;
 }
 
-/* Does overlay take a detached mount as a layer, by fd (6.15 and later)? */
+/* Return 1 if overlay takes a detached mount as a layer, by fd (Linux 6.15). */
 static int
 takes_detached_layers (void)
 {
@@ -192,7 +192,8 @@ move_into_small_root (struct pc_launcher *launcher)
   error = fill_root (root);
   if (error < 0)
     return (int) error;
-  /* The host's devices are needed attached until the template stands: hang them below the new root. */
+  /* Not every kernel can clone from a detached tree, so the host's devices stay attached until the template is
+     made. */
   cleanup_fd int slot = (int) sys_openat (root, "s", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
   error = slot < 0 ? slot : sys_move_mount (devices_tree, slot);
   if (error < 0)
@@ -217,18 +218,18 @@ move_into_small_root (struct pc_launcher *launcher)
 }
 
 int
-pc_prepare_namespace (struct pc_launcher *launcher, int plain_user, struct pc_record *failure)
+pc_prepare_namespace (struct pc_launcher *launcher, int rootless, struct pc_record *failure)
 {
-  if (plain_user && enter_user_namespace (launcher, failure) < 0)
+  if (rootless && enter_user_namespace (launcher, failure) < 0)
     return -1;
   word error = sys_unshare (CLONE_NEWNS);
   if (error < 0)
     return pc_failed (failure, PC_STEP_LAUNCHER, error, PC_STAGE_MOUNT_NAMESPACE);
-  /* Slave, not private: what the host unmounts must not stay pinned here. */
+  /* Slave, not private: with private mounts, an unmount on the host would leave the file system busy here. */
   error = sys_mount ("", "/", 0, MS_REC | MS_SLAVE, 0);
   if (error < 0)
     return pc_failed (failure, PC_STEP_LAUNCHER, error, PC_STAGE_PROPAGATION);
-  if (plain_user)
+  if (rootless)
     {
       launcher->host_mounts = (int) sys_openat (AT_FDCWD_, "/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC, 0);
       if (launcher->host_mounts < 0)

@@ -1,12 +1,12 @@
-/* The overlay of a root: its upper directory, the files that stand there from the beginning, its layers. */
+/* The overlay of a root: its upper directory, the files written there in advance, its layers. */
 #include "builder.h"
 
 #include <linux/errno.h>
 
 static char scratch[4096];
 
-/* Overlay takes its directories only from mounts of a namespace that the child's own user namespace
-   owns; the launcher's detached mounts belong to the host's. */
+/* Attach a mount in the child's mount namespace.  Overlay takes directories only from mounts of a namespace that the
+   child's user namespace owns, and the launcher's detached mounts belong to the host's. */
 static int
 attach_aside (int mount, const char *place)
 {
@@ -241,12 +241,12 @@ pc_do_overlay (struct builder *b, const struct pc_op *op)
   word error = b->launcher->old_layers ? add_layers_by_name (b, fs, op) : add_layers_by_fd (b, fs, op);
   if (error == 0)
     error = sys_fsconfig (fs, FSCONFIG_SET_FLAG, "userxattr", NULL, 0);
-  /* An upper directory is used by one container alone, which is gone after a crash: nothing to sync. */
+  /* One container uses the upper directory, and none outlives a crash of the machine: nothing has to be synced. */
   if (error == 0 && b->upper >= 0)
     error = sys_fsconfig (fs, FSCONFIG_SET_FLAG, "volatile", NULL, 0);
   if (error == 0)
     error = sys_fsconfig (fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0);
-  /* The host's trees may lie on as many overlays as the kernel stacks: they are shown as they are then. */
+  /* EINVAL: the host's tree is on as many overlays as the kernel stacks already.  Mount it as it is. */
   if (error == -EINVAL && op->target.size > 0)
     return pc_attach (b, op, b->fds->sources[op->source]);
   if (error < 0)

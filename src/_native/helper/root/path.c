@@ -58,7 +58,7 @@ pc_make_path (int root, const char *path, int nofollow, int as_file)
         {
           int error = create_component (parent, scratch + at, as_file && end == size);
           if (error < 0)
-            return error == -EEXIST ? -ELOOP : error; /* a dangling link stands there */
+            return error == -EEXIST ? -ELOOP : error; /* a dangling link */
           next = pc_resolve (root, scratch, nofollow, O_PATH);
         }
       if (next < 0)

@@ -1,7 +1,7 @@
-/* /sys of a container: processors, memory nodes and its own cgroups, read-only, and nothing else of the host's.
+/* /sys of a container: processors, memory nodes and its own cgroups, read-only, and nothing else of the host.
 
-   The launcher makes one tree that every container gets a copy of, and keeps the directories of the owner's
-   cgroups attached, from which a child takes those of its own container. */
+   The launcher makes one tree, which is copied to every container.  The cgroup directories of the engine stay
+   attached beside it; a child takes those of its own container from there. */
 #include "builder.h"
 
 #include <linux/errno.h>
@@ -13,7 +13,7 @@ static struct mount_attr sealed = {
   .propagation = MS_PRIVATE,
 };
 
-/* Children are born where their launcher is, so that it takes a group once instead of each of them. */
+/* Join a v1 cgroup by its `tasks` file, once, in place of a join by each child: a clone inherits it. */
 static int
 join_group (const struct pc_fds *fds, u32 at)
 {
@@ -21,7 +21,8 @@ join_group (const struct pc_fds *fds, u32 at)
   return written < 0 ? (int) written : 0;
 }
 
-/* A mount of the caller's: sent by root, opened in the caller's namespace for an unprivileged user. */
+/* Return a mount of the caller: the fd that root has sent, or, for an unprivileged user, the path as it resolves
+   in the caller's mount namespace. */
 static int
 open_view (const struct pc_launcher *launcher, const char *path, const struct pc_fds *fds, u32 at)
 {
@@ -45,7 +46,8 @@ attach_view (int at, int mount)
   return error < 0 ? (int) error : (int) sys_move_mount (mount, at);
 }
 
-/* Attached while it is filled, then taken off where the kernel can clone detached trees, as /dev is. */
+/* Seal the tree.  It is attached while it is filled, as /dev is, and detached where the kernel can clone
+   detached trees. */
 static int
 finish_tree (struct pc_launcher *launcher, int sys)
 {
@@ -66,15 +68,16 @@ finish_tree (struct pc_launcher *launcher, int sys)
   return 0;
 }
 
-/* Entries: 's' for a place in the tree or 'c' for one beside it, the place, and what of the host is mounted there,
-   if anything is; 't' for a group of v1 to join by its `tasks`. */
+/* Each entry is a letter and two strings: 's' a path in the tree, or 'c' a path beside it, and the host's path
+   to mount there, or "" for a directory; 't' a v1 cgroup to join, whose `tasks` file was sent. */
 int
 pc_make_sys (struct pc_launcher *launcher, const char *entries, usize size, const struct pc_fds *fds)
 {
   const char *end = entries + size;
   cleanup_fd int root = (int) sys_openat (AT_FDCWD_, "/", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
   cleanup_fd int at = root < 0 ? root : pc_make_path (root, "sys", 1, 0);
-  cleanup_fd int sys = pc_new_filesystem ("tmpfs", "size=64k,mode=755", 17, sealed.attr_set & ~(u64) MOUNT_ATTR_RDONLY);
+  u64 attributes = sealed.attr_set & ~(u64) MOUNT_ATTR_RDONLY;
+  cleanup_fd int sys = pc_new_filesystem ("tmpfs", "size=64k,mode=755", 17, attributes);
   if (launcher->has_sys || size == 0 || end[-1] != '\0')
     return -EINVAL;
   word error = at < 0 ? at : sys < 0 ? sys : sys_move_mount (sys, at);
@@ -93,7 +96,8 @@ pc_make_sys (struct pc_launcher *launcher, const char *entries, usize size, cons
       int below = *entries == 'c' ? root : sys;
       cleanup_fd int directory = pc_make_path (below, place, 1, 0);
       cleanup_fd int mount = *path != '\0' ? open_view (launcher, path, fds, next++) : -EBADF;
-      /* An unprivileged user may not clone what the host has covered in parts: then it is not shown. */
+      /* EINVAL: an unprivileged user may not clone a tree of which the host has covered a part (locked mounts, see
+         mount_namespaces(7)).  The container does not see it then. */
       if (directory < 0)
         error = directory;
       else if (mount >= 0)
@@ -113,7 +117,8 @@ attach_group (int sys, const char *source, const char *place)
   return at < 0 ? at : (int) sys_move_mount (group, at);
 }
 
-/* Data: pairs of a group's path beside the root and its place in the tree. */
+/* Attach the tree, then the container's cgroups: the operation's data are pairs of a path beside the root and a
+   path in the tree. */
 int
 pc_do_sys (struct builder *b, const struct pc_op *op)
 {

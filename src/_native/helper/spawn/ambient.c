@@ -1,5 +1,5 @@
-/* Attributes that a process inherits from its parent, set to defined values once per launcher: a container's
-   must not depend on the caller's.  Best effort where only privilege can give back what a caller lacks. */
+/* Attributes that a process inherits from its parent.  They are set to defined values once per launcher, so that a
+   container's do not depend on the caller's.  Best effort where raising one needs privileges. */
 #include "helper/spawn.h"
 
 #include <linux/fcntl.h>
@@ -11,7 +11,8 @@
 #define TIMER_SLACK 50000       /* nanoseconds: that of init_task */
 #define NICE_ZERO 20            /* as getpriority(2) of the kernel has it */
 
-/* Kernel memory and counters that are shared with the host's user: never above the caller's own hard limit. */
+/* Return 1 for limits of kernel memory and counters that the caller's user shares: the caller's hard limit is
+   kept. */
 static int
 is_shared (u32 resource)
 {
@@ -25,8 +26,8 @@ soft_limit (u32 resource, u64 hard)
   return resource == RLIMIT_STACK && hard > STACK_SIZE ? STACK_SIZE : hard;
 }
 
-/* A hard limit is raised only by CAP_SYS_RESOURCE of the host; without it the soft one follows the caller's hard
-   one.  Guests get what their security settings say beyond that. */
+/* Raising a hard limit needs CAP_SYS_RESOURCE on the host.  Without it, the soft limit becomes the caller's hard
+   limit.  Guest processes get the limits of their security settings later. */
 static void
 reset_rlimits (void)
 {

@@ -1,4 +1,4 @@
-/* The child: the ordered controls from clone to the agent's execve.  Any failure ends it. */
+/* The child: the ordered controls from clone to the agent's execve.  It exits on any failure. */
 #include "child.h"
 #include "helper/netns.h"
 #include "mountapi.h"
@@ -20,7 +20,8 @@ pc_die (int control, u32 step, word error, i32 op)
   sys_exit (127);
 }
 
-/* A task that moves itself waits for no grace period; `tasks` of each v1 hierarchy was opened ahead. */
+/* Enter the v1 cgroups by writing 0 to their `tasks` files, which the caller has opened.  The kernel moves the
+   writing task itself without waiting for an RCU grace period, as it must to move another. */
 static int
 enter_v1_cgroups (const struct pc_plan *plan, const struct pc_fds *fds)
 {
@@ -57,7 +58,7 @@ pc_receive_sources (int control, int sync, struct pc_child_fds *out)
     {
       word got = pc_receive (sync, &head, sizeof head, &fds, 0);
       if (got != (word) sizeof head)
-        sys_exit (127); /* the launcher has reported why */
+        sys_exit (127); /* the launcher reports the reason */
       if (fds.truncated)
         pc_die (control, PC_STEP_SYNC, -EMFILE, -1);
       u32 next = 0;
@@ -86,12 +87,14 @@ pc_become_root_inside (const struct pc_plan *plan, int control)
       CHECK (PC_STEP_IDENTITY, sys_setresuid (0, 0, 0));
     }
   CHECK (PC_STEP_IDENTITY, sys_prctl (PR_SET_DUMPABLE, 0, 0));
-  /* The launcher has one thread, so its death is the caller's, and the guest must not outlive it. */
+  /* The signal is bound to the thread that cloned this child.  The launcher has one thread, which exits with the
+     caller, so the guest cannot outlive the caller. */
   CHECK (PC_STEP_IDENTITY, sys_prctl (PR_SET_PDEATHSIG, SIGKILL_, 0));
   sys_umask (0);
 }
 
-/* What the kernel counts per user is charged to the caller too: the container gets a share. */
+/* Limit the objects that the kernel counts per user (user_namespaces(7), /proc/sys/user): they are charged to the
+   caller as well, and a container must not use up the caller's limits. */
 static int
 bound_counters (const char *line)
 {
@@ -131,7 +134,7 @@ open_null_stdio (int control)
   return pc_set_stdio (fds);
 }
 
-/* What the agent needs to give each guest process its user and its last controls, and no more. */
+/* Return the capabilities of the agent: those that it needs to apply the last controls to each guest process. */
 static u64
 agent_capabilities (const struct pc_security *security)
 {
@@ -196,7 +199,7 @@ pc_enter (int root)
   return error < 0 ? (int) error : (int) sys_chroot (".");
 }
 
-/* From the plan on: what a child does, spare or not. */
+/* Apply the controls that need the plan, and execute the agent or the command. */
 _Noreturn static void
 become_container (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds,
                   int control, int sync)
@@ -225,7 +228,7 @@ become_container (const struct pc_launcher *launcher, const struct pc_plan *plan
     CHECK (PC_STEP_KEYRING, raw2 (__NR_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0));
   if (security->landlock_abi > 0)
     {
-      /* CAP_SYS_ADMIN stands in for no_new_privs, which would outlive this step. */
+      /* Landlock needs CAP_SYS_ADMIN or no_new_privs.  The latter would stay set, and the plan may not want it. */
       CHECK (PC_STEP_LANDLOCK, pc_apply_landlock (security, root.base));
     }
   if (plan->flags & PC_PLAN_COMMAND_IS_INIT)
@@ -251,13 +254,13 @@ pc_spare_child (const struct pc_launcher *launcher, const struct pc_plan *plan, 
 {
   const struct pc_plan *own = (const struct pc_plan *) (const void *) claimed;
   struct pc_fds received;
-  /* No container's control socket yet: who claims this one reads of a failure on sync. */
+  /* There is no control socket before a plan: failures are sent over sync to the launcher. */
   int control = sync;
   int kept[] = { sync, launcher->agent };
 
   CHECK (PC_STEP_CGROUP, enter_v1_cgroups (plan, fds));
   private_namespaces (plan, control);
-  /* It may wait for long: what other containers' sockets end in must not end here. */
+  /* A spare may wait for long.  Copies of other containers' sockets would keep their ends open, so close them. */
   CHECK (PC_STEP_SPARE, pc_close_all_but (kept, COUNT (kept)));
   CHECK (PC_STEP_SPARE, sys_prctl (PR_SET_PDEATHSIG, SIGKILL_, 0));
   word got = pc_receive (sync, claimed, sizeof claimed, &received, 0);

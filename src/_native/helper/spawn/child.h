@@ -17,11 +17,11 @@ struct pc_sources_head
 
 /* Clone a child and write its id maps.  0, or -1 and the reply. */
 int pc_clone_child (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fds *fds, int spare,
-                    struct pc_born *born, struct pc_record *reply);
-void pc_kill_and_reap (struct pc_born *born);
-/* Hand the plan to the child that waits.  0 and *born, or -1 and the reply. */
+                    struct pc_child_handle *child, struct pc_record *reply);
+void pc_kill_and_reap (struct pc_child_handle *child);
+/* Hand the plan to the child that waits.  0 and *child, or -1 and the reply. */
 int pc_claim_spare (struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds,
-                    struct pc_born *born, struct pc_record *reply);
+                    struct pc_child_handle *child, struct pc_record *reply);
 /* Return 1 if every fd that the plan names came with it. */
 int pc_has_fds (const struct pc_plan *plan, const struct pc_fds *fds);
 /* Write the id maps of the user namespace of `pid`.  0 or a negative errno. */

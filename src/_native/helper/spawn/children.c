@@ -25,7 +25,8 @@ pc_watch_child (i32 pid, int exit_fd)
   children[child_count++] = (struct child){ .pid = pid, .exit_fd = exit_fd };
 }
 
-/* A command that is PID 1 has no agent to hear of its caller's end, and may refuse PR_SET_PDEATHSIG. */
+/* Kill all children.  A command that is PID 1 has no agent that sees the caller's end, and may clear
+   PR_SET_PDEATHSIG. */
 void
 pc_end_children (void)
 {

@@ -8,7 +8,8 @@
 #define CLONED_NAMESPACES                                                                          \
   (CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS)
 
-/* Namespaces of others are joined here, by the one thread that has privilege over them. */
+/* Join namespaces of other containers, before the clone: the launcher has privileges over them, the child has
+   none. */
 static int
 join (const struct pc_plan *plan, const struct pc_fds *fds, int own[4])
 {
@@ -25,7 +26,7 @@ join (const struct pc_plan *plan, const struct pc_fds *fds, int own[4])
           if (joins[i].fd >= fds->count || own[kind] >= 0)
             return -EBADF;
           own[kind] = (int) sys_openat (AT_FDCWD_, names[kind], O_RDONLY | O_CLOEXEC, 0);
-          /* Into its own first: where it could not come back, it must not go. */
+          /* Join the own namespace first: if setns(2) fails here, returning would fail as well. */
           word error = own[kind] < 0 ? own[kind] : sys_setns (own[kind], (int) types[kind]);
           if (error < 0)
             {
@@ -46,7 +47,7 @@ leave (int own[4])
   for (u32 i = 0; i < 3; i++)
     if (own[i] >= 0)
       {
-        /* A launcher that stays in a guest's namespace is worse than none. */
+        /* A launcher that stays in the namespace of a guest would clone later containers into it. */
         if (sys_setns (own[i], 0) < 0)
           sys_exit (1);
         pc_close_fd (&own[i]);
@@ -72,31 +73,31 @@ clone_namespaces (const struct pc_launcher *launcher, const struct pc_plan *plan
 }
 
 void
-pc_kill_and_reap (struct pc_born *born)
+pc_kill_and_reap (struct pc_child_handle *child)
 {
-  if (born->pid == 0)
+  if (child->pid == 0)
     return;
-  sys_pidfd_send_signal (born->pidfd, SIGKILL_, 0, 0);
-  pc_close_fd (&born->pidfd);
-  pc_close_fd (&born->sync);
-  sys_wait4 (born->pid, 0, 0, 0);
-  born->pid = 0;
+  sys_pidfd_send_signal (child->pidfd, SIGKILL_, 0, 0);
+  pc_close_fd (&child->pidfd);
+  pc_close_fd (&child->sync);
+  sys_wait4 (child->pid, 0, 0, 0);
+  child->pid = 0;
 }
 
 /* Clone a child and give it its ids; 0, or -1 and the reply. */
 int
 pc_clone_child (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fds *fds, int spare,
-                struct pc_born *born, struct pc_record *reply)
+                struct pc_child_handle *child, struct pc_record *reply)
 {
   int sync[2];
   int own[4] = { -1, -1, -1, -1 };
 
-  born->pidfd = -1;
+  child->pidfd = -1;
   word error = sys_socketpair (AF_UNIX_, SOCK_SEQPACKET_ | SOCK_CLOEXEC_, 0, sync);
   if (error < 0)
     return pc_failed (reply, PC_STEP_LAUNCHER, error, -1);
   error = join (plan, fds, own);
-  word pid = error < 0 ? error : clone_namespaces (launcher, plan, fds, &born->pidfd);
+  word pid = error < 0 ? error : clone_namespaces (launcher, plan, fds, &child->pidfd);
   if (pid == 0)
     {
       sys_close (sync[0]);
@@ -111,12 +112,12 @@ pc_clone_child (struct pc_launcher *launcher, const struct pc_plan *plan, struct
       sys_close (sync[0]);
       return pc_failed (reply, error < 0 ? PC_STEP_JOIN : PC_STEP_CLONE, pid, -1);
     }
-  born->pid = (i32) pid;
-  born->sync = sync[0];
+  child->pid = (i32) pid;
+  child->sync = sync[0];
   error = plan->namespaces & CLONE_NEWUSER ? pc_write_maps (plan, pid) : 0;
   if (error < 0)
     {
-      pc_kill_and_reap (born);
+      pc_kill_and_reap (child);
       return pc_failed (reply, PC_STEP_IDMAP, error, -1);
     }
   return 0;

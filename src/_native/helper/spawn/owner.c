@@ -1,9 +1,9 @@
-/* A user namespace that belongs to an id of its container: what the kernel counts per user is counted apart. */
+/* Ownership of user namespaces: one that belongs to an id of its container has counters and limits of its own. */
 #include "child.h"
 
 #include <linux/sched.h>
 
-/* The id of the host that the container's 0 is, or 0. */
+/* Return the host id of the container's id 0, or 0. */
 static u64
 first_id (const struct pc_plan *plan)
 {
@@ -17,8 +17,8 @@ first_id (const struct pc_plan *plan)
   return id;
 }
 
-/* A user namespace keeps the limits that its creator has then, for all of its ids together.  They hold for what the
-   creator's id is charged with, so only an id that one container has can carry them. */
+/* Set the rlimits that a user namespace takes over from its creator.  They bound all ids of the namespace
+   together, and are charged to the creator's id, so they are exact only for an id that belongs to one container. */
 static int
 take_counted_limits (const struct pc_plan *plan)
 {
@@ -59,8 +59,9 @@ pc_clone_owned (const struct pc_plan *plan, const struct clone_args *args)
 
   if (error < 0)
     return error;
-  /* The kernel charges what a user namespace holds (inotify, timers, namespaces) to its creator as well.  An id
-     of the container's own block keeps that apart from the host's root and from other containers. */
+  /* The kernel charges the objects of a user namespace (inotify watches, timers, namespaces) to its creator as
+     well.  An id of the container's own block separates them from those of the host's root and of other
+     containers. */
   if (id == 0)
     return sys_clone3 (args, sizeof *args);
   error = sys_setresuid (-1, id, -1);

@@ -1,4 +1,4 @@
-/* File operations below directories that were sent: how the groups of a spare come to be. */
+/* Scripts of file operations below directories that were sent, for the cgroups of a spare. */
 #include "helper/spawn.h"
 
 #include <linux/errno.h>

@@ -13,7 +13,7 @@ struct outgoing
   struct pc_fds fds;
 };
 
-/* The caller's path must still be what the caller saw: its mounts may have changed since. */
+/* Check that a path leads to the file that the caller saw: mounts may have changed since.  -ESTALE if not. */
 static int
 same_file (int fd, const struct pc_source *source)
 {
@@ -51,8 +51,8 @@ open_source (const struct pc_launcher *launcher, const struct pc_plan *plan,
   return fd;
 }
 
-/* Never a peer of the host's mount, which would show it what the guest mounts.
-   Return 1 where the source goes on without the id map that it should have. */
+/* Set attributes, id map and propagation.  A copy must not stay a peer of the host's mount, to which mounts of
+   the guest would propagate.  Returns 1 if the source is mounted without the id map that it should have. */
 static int
 set_attributes (const struct pc_plan *plan, int fd, const struct pc_source *source, int user_namespace)
 {
@@ -79,7 +79,7 @@ set_attributes (const struct pc_plan *plan, int fd, const struct pc_source *sour
       attributes.attr_set = source->attributes;
       attributes.userns_fd = 0;
       error = sys_mount_setattr (fd, AT_RECURSIVE_, &attributes);
-      /* One mount below that has no id maps does not take them from the others. */
+      /* A mount below may be on a file system without id maps; the top mount gets its map nevertheless. */
       if (error == 0 && source->flags & PC_OP_RECURSIVE)
         (void) sys_mount_setattr (fd, 0, &map);
       if (error == 0)
@@ -88,7 +88,7 @@ set_attributes (const struct pc_plan *plan, int fd, const struct pc_source *sour
   return (int) error;
 }
 
-/* A copy of what the launcher made: it is detached, or attached at path where such trees cannot be cloned. */
+/* Clone a template, which is detached, or attached at path where the kernel cannot clone detached trees. */
 static int
 copy_tree (int detached, const char *path)
 {

@@ -6,16 +6,16 @@
 /* The child that waits takes the plan. */
 int
 pc_claim_spare (struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds,
-                struct pc_born *born, struct pc_record *reply)
+                struct pc_child_handle *child, struct pc_record *reply)
 {
   if (launcher->spare.pid == 0)
     return pc_failed (reply, PC_STEP_SPARE, -ESRCH, -1);
-  *born = launcher->spare;
+  *child = launcher->spare;
   launcher->spare.pid = 0;
-  int error = pc_send (born->sync, plan, plan->size, &fds->fd[plan->control_fd], 1, 0);
+  int error = pc_send (child->sync, plan, plan->size, &fds->fd[plan->control_fd], 1, 0);
   if (error < 0)
     {
-      pc_kill_and_reap (born);
+      pc_kill_and_reap (child);
       return pc_failed (reply, PC_STEP_SPARE, error, -1);
     }
   return 0;

@@ -6,7 +6,7 @@
 #include "wire.h"
 
 /* A child that was cloned and waits for its sources, or for a plan. */
-struct pc_born
+struct pc_child_handle
 {
   i32 pid;   /* 0: none */
   int pidfd;
@@ -23,7 +23,7 @@ struct pc_launcher
   int sys;         /* detached /sys template, or -1 when it stays attached at /sys */
   int has_sys;
   int privileged;  /* root: each container gets ids of its own */
-  struct pc_born spare;
+  struct pc_child_handle spare;
   int old_layers;  /* overlay takes no detached mounts here: layers are attached, then named by path */
 };
 

@@ -6,7 +6,7 @@
 #include "wire.h"
 
 /* Enter a new network namespace, in which the bridges of an unprivileged user are made.  0, or -1 and *failure. */
-int pc_make_hub (struct pc_record *failure);
+int pc_enter_rootless_netns (struct pc_record *failure);
 /* Set the loopback interface up.  0 or a negative errno. */
 int pc_raise_loopback (void);
 /* Set sysctls and open sockets in a network namespace (include/network.h).  0, or -1 and the reply. */

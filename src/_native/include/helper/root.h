@@ -25,7 +25,7 @@ struct pc_child_fds
 
 /* Enter the launcher's own mount namespace (for an unprivileged caller, user namespace first) and make the templates
    in it.  0, or -1 and *failure. */
-int pc_prepare_namespace (struct pc_launcher *launcher, int plain_user, struct pc_record *failure);
+int pc_prepare_namespace (struct pc_launcher *launcher, int rootless, struct pc_record *failure);
 /* Make the /sys template, once.  0 or a negative errno. */
 int pc_make_sys (struct pc_launcher *launcher, const char *entries, usize size, const struct pc_fds *fds);
 /* Carry out the plan's operations.  0 and *made, or -1 with the number of the operation and *failure. */

@@ -14,8 +14,8 @@ void pc_prepare_spare (struct pc_launcher *launcher, const struct pc_plan *plan,
 void pc_spare_ended (struct pc_launcher *launcher, i32 pid);
 /* Replace the root of a container that runs nothing but its agent.  The reply says whether the child that does it
    was started and the container lives; the outcome follows on the plan's control socket. */
-void pc_restack (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds,
-                 i32 pid, struct pc_record *reply);
+void pc_replace_root (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds,
+                      i32 pid, struct pc_record *reply);
 /* Run file operations, each a letter, the index in fds of a directory, a path below it, and for some a text; strings
    end with NUL.  m makes a cgroup, c changes an owner, w writes, d and t open a directory or file and append it to
    fds.  Returns 0 or a negative errno. */

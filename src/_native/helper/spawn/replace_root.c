@@ -1,5 +1,6 @@
-/* Another root below a container that goes on: what it has written so far becomes a layer, and is not written
-   any more.  Its agent is alone then, so nobody is there to see or to meet the child that does it. */
+/* Replacement of the root of a running container: its upper directory becomes a read-only layer of the new root.
+
+   The container runs only its agent meanwhile, so no guest process can observe or trace the child that does it. */
 #include "child.h"
 #include "mountapi.h"
 
@@ -7,7 +8,7 @@
 #include <linux/errno.h>
 #include <linux/sched.h>
 
-/* Directories to attach aside, as the launcher's own namespace has them. */
+/* Make the directories in which mounts are attached, as the launcher's own namespace has them. */
 static int
 make_scaffold (const struct pc_root *root, u32 layers)
 {
@@ -23,27 +24,27 @@ make_scaffold (const struct pc_root *root, u32 layers)
       pc_decimal (name + 2, i);
       error = sys_mkdirat (scaffold, name, 0700);
     }
-  /* Upon the old root, with which it goes. */
+  /* On top of the old root, with which it is detached. */
   if (error == 0)
     error = sys_move_mount (scaffold, root->old);
   return error < 0 ? (int) error : (int) sys_fchdir (scaffold);
 }
 
-/* pivot_root(2) takes everybody along whose root was the old one. */
+/* Make the new root the root of the container: pivot_root(2) moves every process whose root is the old one. */
 static int
 take_place (const struct pc_root *root)
 {
   word error = sys_fchdir (root->root);
   if (error == 0)
     error = sys_pivot_root (".", ".");
-  /* On the new root lies the old one now, and on that the scaffold. */
+  /* On top of the new root is the old one now, and on top of that the scaffold. */
   for (u32 i = 0; error == 0 && i < 2; i++)
     error = sys_umount2 (".", MNT_DETACH_);
   return (int) error;
 }
 
-/* Make a mount read-only, or writable again.  The kernel refuses the first with EBUSY while a file is open to
-   be written through that mount, and a count of such files is all that it looks at. */
+/* Make a mount read-only, or writable again.  The kernel refuses the former with EBUSY while a file is open for
+   writing through the mount; it only compares a counter. */
 static int
 set_mount_access (int at, int read_only)
 {
@@ -56,8 +57,8 @@ set_mount_access (int at, int read_only)
   return (int) sys_mount_setattr (at, 0, &change);
 }
 
-/* The same for a whole file system, through every mount of it.  The kernel drops the caches of all its names,
-   which takes the longer the more were used. */
+/* The same for the file system, and so for every mount of it.  The kernel drops its dentry cache, which takes longer
+   the more names were used. */
 static int
 set_filesystem_access (int at, int read_only)
 {
@@ -66,8 +67,9 @@ set_filesystem_access (int at, int read_only)
   return error < 0 ? (int) error : (int) sys_fsconfig (fs, FSCONFIG_CMD_RECONFIGURE, NULL, NULL, 0);
 }
 
-/* A guest that cannot leave its chroot(2) gets no user namespace (user_namespaces(7)), and so no mount namespace
-   with copies of its mounts: there is one mount of its root.  Elsewhere a descriptor may belong to a copy. */
+/* A chrooted process cannot create a user namespace (user_namespaces(7)), and so no mount namespace with copies
+   of its mounts.  If a guest cannot leave its chroot(2) either, its root has one mount, and changing that is
+   enough.  Otherwise a descriptor may belong to a copy, so the file system itself is changed. */
 static int
 set_access (const struct pc_security *security, const struct pc_root *root, int read_only)
 {
@@ -79,7 +81,8 @@ set_access (const struct pc_security *security, const struct pc_root *root, int 
 }
 
 _Noreturn static void
-restack_child (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds, int sync)
+replace_root_child (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds,
+                    int sync)
 {
   static struct pc_child_fds sources;
   struct pc_failure failure = { 0, 0 };
@@ -95,8 +98,9 @@ restack_child (const struct pc_launcher *launcher, const struct pc_plan *plan, c
   const char *place = security->landlock_abi > 0 ? "/r" : "/";
   CHECK (PC_STEP_PIVOT, root.old = (int) sys_openat (AT_FDCWD_, place, O_PATH | O_DIRECTORY | O_CLOEXEC, 0));
   CHECK (PC_STEP_PIVOT, pc_enter (root.old));
-  /* A descriptor may have left the container: in another process, a socket's queue, a mapping.  One that can
-     write makes this fail; directories and files that were opened to read give no way to write afterwards. */
+  /* A descriptor of the old root may exist outside the container's processes: in a socket's queue, in another
+     process, as a mapping.  A writable one makes this step fail.  Others cannot be used to write to the layer
+     afterwards. */
   CHECK (PC_STEP_SEAL, set_access (security, &root, 1));
   word error = make_scaffold (&root, sources.source_count);
   if (error < 0)
@@ -107,11 +111,11 @@ restack_child (const struct pc_launcher *launcher, const struct pc_plan *plan, c
     failure = (struct pc_failure){ PC_STEP_PIVOT, (i32) -error };
   if (error < 0)
     {
-      /* The container goes on with its old root. */
+      /* The container continues with its old root. */
       (void) set_access (security, &root, 0);
       pc_die (control, failure.step, -failure.error, op);
     }
-  /* The old root's caches are torn down when its last fd, ours, is closed: after the answer. */
+  /* Closing the last fd of the old root frees its caches, which takes time: at exit, after the answer. */
   (void) pc_send_record (control, &ready, -1);
   sys_exit (0);
 }
@@ -123,8 +127,8 @@ is_alive (int pidfd)
 }
 
 void
-pc_restack (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds, i32 pid,
-            struct pc_record *reply)
+pc_replace_root (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds, i32 pid,
+                 struct pc_record *reply)
 {
   struct clone_args args = { .exit_signal = SIGCHLD_ };
   int sync[2];
@@ -144,12 +148,12 @@ pc_restack (const struct pc_launcher *launcher, const struct pc_plan *plan, cons
   if (child == 0)
     {
       sys_close (sync[0]);
-      restack_child (launcher, plan, fds, sync[1]);
+      replace_root_child (launcher, plan, fds, sync[1]);
     }
   sys_close (sync[1]);
   if (child < 0)
     (void) pc_failed (reply, PC_STEP_CLONE, child, -1);
-  /* The pid is PID 1's as long as it lives: what was opened by it is its own if it lives now. */
+  /* A pid is not reused while its process lives.  So if PID 1 is alive now, the pid named it all the time before. */
   else if (pc_send_sources (launcher, plan, fds, pid, sync[0], reply) == 0)
     {
       reply->kind = PC_RECORD_STARTED;
