@@ -388,9 +388,13 @@ class Container(RootFilesystem):
     def port(self, inner: int | str) -> int:
         """Return the host port of a published container port.
 
+        Args:
+            inner: Container port, or text such as '53/udp'.
+
         Raises:
             NotFound: The port is not published.
             StateError: The container is not running.
+            ValueError: The port is malformed.
         """
         wanted = port_of(inner)
         networks = self._live().networks
@@ -438,8 +442,18 @@ class Container(RootFilesystem):
     ) -> T:
         """Call a function in the container and return its result.
 
-        The function runs in a fork of an interpreter that the container keeps; see `Zygote.run` for
-        arguments, results and errors.
+        The function runs in a fork of an interpreter that the container keeps.  See `Zygote.run` for the
+        functions and results that can be sent, and for the errors.
+
+        Args:
+            function: The function.
+            *args: Positional arguments of the function.
+            timeout: Seconds until all processes of the call are killed.
+            limits: Resource limits of this call.
+            max_output: Maximum number of bytes of standard output, of standard error and of the encoded
+                result.
+            types: Further classes of which the result may have instances.
+            **keywords: Keyword arguments of the function.
         """
         from pycontain._objects.zygote import default
 

@@ -69,6 +69,9 @@ class Egress(ClosingContextManager):
     def permit(self, *targets: str) -> None:
         """Permit further targets, effective at once.
 
+        Args:
+            *targets: Names, addresses or ranges, as in `allow`.
+
         Raises:
             ValueError: A target is malformed.
             TypeError: A target is not a string.
@@ -84,6 +87,9 @@ class Egress(ClosingContextManager):
 
     def revoke(self, *targets: str) -> None:
         """Remove targets and cut off their connections, effective at once.
+
+        Args:
+            *targets: Permitted targets, as they were written.
 
         Raises:
             ValueError: A target is not permitted.

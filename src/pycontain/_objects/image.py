@@ -335,6 +335,9 @@ class Image(LocalImage):
     def tag(self, name: str) -> Image:
         """Add a name to the image; it is taken from another image that has it.
 
+        Args:
+            name: The name.
+
         Returns:
             The image under its new name.
 

@@ -249,6 +249,9 @@ class Lifecycle:
     def kill(self, signal: int = signals.SIGKILL) -> None:
         """Send a signal to the command; SIGKILL ends the whole container.
 
+        Args:
+            signal: Number of the signal.
+
         Raises:
             StateError: The container is not running or has no command.
             ValueError: The signal does not exist.

@@ -59,9 +59,17 @@ class ContainerPath(PureContainerPath):
         Only regular files can be opened: pipes, sockets, devices and files of /proc and /sys are refused.  No
         file is created through a dangling link.
 
+        Args:
+            mode: As in `open`.
+            buffering: As in `open`.
+            encoding: As in `open`.
+            errors: As in `open`.
+            newline: As in `open`.
+
         Raises:
             PathError: The file cannot be opened.
             StateError: The container is not running.
+            ValueError: The mode is malformed.
         """
         running = self._container._awake()
         with running.in_use():
@@ -134,10 +142,13 @@ class ContainerPath(PureContainerPath):
     ) -> Iterator[tuple[ContainerPath, list[str], list[str]]]:
         """Iterate over a tree as `pathlib.Path.walk` does; directories that cannot be read are skipped.
 
-        With `top_down`, the caller may change the list of directories.
+        Args:
+            top_down: Yield a directory before its subdirectories; the caller may then change the list of
+                these.
+            follow_symlinks: Must be False; links are never followed.
 
         Raises:
-            ValueError: `follow_symlinks` is True; links are never followed.
+            ValueError: `follow_symlinks` is True.
         """
         if follow_symlinks:
             raise ValueError("follow_symlinks must be False, got True: links of a guest may form a loop")
@@ -203,7 +214,11 @@ class ContainerPath(PureContainerPath):
         return self._with(text) if text.is_absolute() else text
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        """Return the result of stat(2), with ids as the container has them; unmapped ids are 65534."""
+        """Return the result of stat(2), with ids as the container has them; unmapped ids are 65534.
+
+        Args:
+            follow_symlinks: Follow a link at the end of the path.
+        """
         fd = self._fd(os.O_PATH | (0 if follow_symlinks else os.O_NOFOLLOW))
         try:
             return seen_inside(self._container._awake(), os.fstat(fd))
@@ -215,7 +230,11 @@ class ContainerPath(PureContainerPath):
         return self.stat(follow_symlinks=False)
 
     def exists(self, *, follow_symlinks: bool = True) -> bool:
-        """Return whether the path exists."""
+        """Return whether the path exists.
+
+        Args:
+            follow_symlinks: Follow a link at the end of the path.
+        """
         return self._mode(follow_symlinks) is not None
 
     def is_file(self) -> bool:
@@ -249,7 +268,14 @@ class ContainerPath(PureContainerPath):
     def write_text(
         self, data: str, encoding: str = "utf-8", errors: str = "strict", newline: str | None = None
     ) -> int:
-        """Write the file, creating or truncating it, and return the number of characters."""
+        """Write the file, creating or truncating it, and return the number of characters.
+
+        Args:
+            data: The text.
+            encoding: Encoding of the file.
+            errors: Handling of encoding errors, as in `str.encode`.
+            newline: Translation of newlines, as in `open`.
+        """
         if not isinstance(data, str):
             raise TypeError(f"data must be text, got {type(data).__name__}")
         with self.open("w", encoding=encoding, errors=errors, newline=newline) as file:
@@ -275,7 +301,12 @@ class ContainerPath(PureContainerPath):
                 raise
 
     def symlink_to(self, target: Other, target_is_directory: bool = False) -> None:
-        """Create a symbolic link to `target`, which need not exist."""
+        """Create a symbolic link.
+
+        Args:
+            target: Target of the link, which need not exist.
+            target_is_directory: Ignored, as pathlib does on Linux.
+        """
         del target_is_directory  # of other systems
         self._ask(Verb.SYMLINK, str(target))
 
@@ -284,7 +315,12 @@ class ContainerPath(PureContainerPath):
         self._ask(Verb.LINK, str(self._with(pure_path(target))))
 
     def touch(self, mode: int = 0o666, exist_ok: bool = True) -> None:
-        """Create the file, or set its times to the current time."""
+        """Create the file, or set its times to the current time.
+
+        Args:
+            mode: Permissions of a new file, limited by the umask 022.
+            exist_ok: Accept an existing file.
+        """
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         try:
             os.close(self._fd(flags, mode=mode & ~SET_ID))
@@ -295,6 +331,10 @@ class ContainerPath(PureContainerPath):
 
     def chmod(self, mode: int, *, follow_symlinks: bool = True) -> None:
         """Set the permissions of a file or directory.
+
+        Args:
+            mode: The permissions.
+            follow_symlinks: Follow a link at the end of the path.
 
         Raises:
             PathError: With EPERM, for a set-user-ID or set-group-ID bit of a file in a bind, volume or tmpfs,
@@ -307,7 +347,11 @@ class ContainerPath(PureContainerPath):
         self._ask(Verb.SET, change=SET_MODE, mode=mode & 0o7777, flags=flags)
 
     def unlink(self, missing_ok: bool = False) -> None:
-        """Delete the file or link."""
+        """Delete the file or link.
+
+        Args:
+            missing_ok: Accept a path that does not exist.
+        """
         try:
             self._ask(Verb.UNLINK)
         except PathNotFound:
@@ -320,6 +364,9 @@ class ContainerPath(PureContainerPath):
 
     def rename(self, target: Other) -> ContainerPath:
         """Move to another path of the container, replacing a file there, as rename(2) does.
+
+        Args:
+            target: The new absolute path.
 
         Returns:
             The new path.

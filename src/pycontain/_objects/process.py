@@ -375,6 +375,9 @@ class Process:
     def send_signal(self, number: int) -> None:
         """Send a signal to the command, or do nothing if it has ended.
 
+        Args:
+            number: Number of the signal.
+
         Raises:
             ValueError: The signal does not exist.
         """
@@ -405,6 +408,10 @@ class Process:
 
     def resize(self, rows: int, columns: int) -> None:
         """Set the size of the terminal (TIOCSWINSZ).
+
+        Args:
+            rows: Height.
+            columns: Width.
 
         Raises:
             StateError: The command has no terminal.

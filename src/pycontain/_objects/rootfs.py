@@ -158,6 +158,9 @@ class RootFilesystem(Lifecycle):
 
         Its command, if it has one, starts again; tmpfs mounts are empty afterwards, volumes are unchanged.
 
+        Args:
+            snapshot: A snapshot of a container of the same image.
+
         Raises:
             ValueError: The snapshot is of another image.
             StateError: The container is removed.

@@ -47,6 +47,10 @@ class Snapshot:
     def get(cls, id: str, *, engine: Engine | None = None) -> Snapshot:
         """Return a snapshot of the store.
 
+        Args:
+            id: Id of the snapshot.
+            engine: The engine to use; the default one of this process without it.
+
         Raises:
             NotFound: The snapshot does not exist.
             ImageError: The image or a layer of the snapshot is missing.

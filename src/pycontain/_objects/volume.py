@@ -78,6 +78,10 @@ class Volume:
     def get(cls, name: str, *, engine: Engine | None = None) -> Volume:
         """Return an existing volume.
 
+        Args:
+            name: Name of the volume.
+            engine: The engine to use; the default one of this process without it.
+
         Raises:
             NotFound: The volume does not exist.
         """

@@ -115,7 +115,7 @@ class Zygote(ClosingContextManager):
         types: Sequence[type] = (),
         **keywords: Any,
     ) -> T:
-        """Call a function and return its result; see `run` for arguments and errors."""
+        """Call a function and return its result; the arguments and errors are those of `run`."""
         options = CallOptions.of(timeout, limits, max_output, types)
         return self._run(function, args, keywords, options).value
 
