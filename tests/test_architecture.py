@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,6 +85,13 @@ def test_engine_has_only_the_documented_members() -> None:
     }
     with Engine() as engine:
         assert {name for name in vars(engine) if not name.startswith("_")} == set()
+
+
+def test_sql_is_only_in_the_room_of_the_records() -> None:
+    statement = re.compile(r"""["'](SELECT|INSERT|UPDATE|DELETE FROM|CREATE TABLE) """)
+    found = [path for path in MODULES if statement.search(path.read_text())]
+    assert found
+    assert {_room(path) for path in found} == {"_state"}
 
 
 def test_c_files_are_small() -> None:

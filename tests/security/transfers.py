@@ -13,10 +13,10 @@ from pycontain import Engine
 from pycontain._images.progress import Meter
 from pycontain._images.pull import Pull
 from pycontain._images.push import Push
-from pycontain._images.store import Record
 from pycontain._registry import client, http
 from pycontain._registry.credentials import Credentials
 from pycontain._registry.endpoint import Patience
+from pycontain._state.tables.images import ImageRecord
 from pycontain.oci import Digest, Platform, Reference
 from tests.support.registry import Made, make_image
 
@@ -38,7 +38,7 @@ def pull(
     auth: Credentials | None = None,
     insecure: bool = False,
     patience: Patience = QUICK,
-) -> Record:
+) -> ImageRecord:
     parsed = Reference.parse(reference)
     platform, meter = Platform.host(), _quiet(parsed)
     return Pull(

@@ -16,11 +16,14 @@ from pycontain._images.layers import LayerBuild, discard, feed_verified
 from pycontain._images.rebuild import rebuild
 from pycontain._images.write import same_tree
 from pycontain._state.locks import exclusive, is_locked
+from pycontain._state.tables import images as tables
+from pycontain._state.tables import leases
 from pycontain.errors import ImageError
 from pycontain.oci import Digest, ImageConfig, Manifest
 
 if TYPE_CHECKING:
-    from pycontain._images.store import Record, Store
+    from pycontain._images.store import Store
+    from pycontain._state.tables.images import ImageRecord
 
 Kind: TypeAlias = Literal["records", "blob", "layer", "image", "snapshot", "permissions"]
 
@@ -100,7 +103,7 @@ def _permissions(store: Store) -> Iterator[Damage]:
             yield Damage(kind="permissions", name=path, problem=f"open to others: {found.st_mode & 0o777:o}")
 
 
-def _image(store: Store, record: Record) -> Iterator[Damage]:
+def _image(store: Store, record: ImageRecord) -> Iterator[Damage]:
     images = (record.digest,)
     documents: tuple[Manifest, ImageConfig] | None = None
     for digest in (record.digest, record.config_digest):
@@ -184,10 +187,9 @@ def _forget_layer(store: Store, chain: Digest) -> bool:
         return False
     with exclusive(lock):
         with store.database.writing(durable=True) as records:
-            leased = "SELECT 1 FROM pin WHERE kind = 'layer' AND key = ?"
-            if records.execute(leased, (chain,)).fetchone():
+            if leases.sessions(records, "layer", chain):
                 return False
-            records.execute("DELETE FROM layer WHERE chain = ?", (chain,))
+            tables.remove_layer(records, chain)
         path = os.path.dirname(store.layer_path(chain))
         if os.path.lexists(path):
             _put_away(store, path)

@@ -19,10 +19,11 @@ from pycontain._kernel import hostpath
 from pycontain.oci import Digest, History, ImageConfig, Platform
 
 if TYPE_CHECKING:
-    from pycontain._images.store import Record, Store
+    from pycontain._images.store import Store
+    from pycontain._state.tables.images import ImageRecord
 
 
-def import_archive(store: Store, path: str, tag: str | None) -> Record:
+def import_archive(store: Store, path: str, tag: str | None) -> ImageRecord:
     """Import a tar archive, compressed or not, as an image of one layer.
 
     Raises:
@@ -34,7 +35,7 @@ def import_archive(store: Store, path: str, tag: str | None) -> Record:
         return _compose(store, written, names, None)
 
 
-def import_tree(store: Store, path: str, tag: str | None) -> Record:
+def import_tree(store: Store, path: str, tag: str | None) -> ImageRecord:
     """Import a directory, with owners, times and extended attributes, as an image of one layer."""
     names = [tag_name(tag)] if tag is not None else []
 
@@ -50,7 +51,7 @@ def import_tree(store: Store, path: str, tag: str | None) -> Record:
         os.close(top)
 
 
-def _compose(store: Store, written: Written, names: list[str], source: str | None) -> Record:
+def _compose(store: Store, written: Written, names: list[str], source: str | None) -> ImageRecord:
     # Without a creation time, so that equal content gives equal digests.
     history = History(created_by=f"pycontain import {source}" if source else "pycontain import")
     config = ImageConfig(

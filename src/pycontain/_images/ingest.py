@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 from pycontain._images.defaults import defaults_of
 from pycontain._images.layers import LayerBuild, discard, feed_verified
-from pycontain._images.store import LayerRecord, Lease, Record, sync_directory
+from pycontain._images.store import Lease, sync_directory
 from pycontain._state.locks import PATIENCE, exclusive
+from pycontain._state.tables import images as tables
+from pycontain._state.tables.images import ImageRecord, LayerRecord
 from pycontain.errors import ImageError, StateError
 from pycontain.oci import ImageConfig, Manifest
 
@@ -121,7 +123,7 @@ class Ingest:
                 break
         return result
 
-    def conclude(self, names: Sequence[str] = (), origin: tuple[str, str] | None = None) -> Record:
+    def conclude(self, names: Sequence[str] = (), origin: tuple[str, str] | None = None) -> ImageRecord:
         """Move the layers into the store and record the image.
 
         Args:
@@ -161,7 +163,7 @@ class Ingest:
             discard(store, stale)
         os.rename(build.directory, target)
 
-    def _record(self, names: Sequence[str], origin: tuple[str, str] | None) -> Record:
+    def _record(self, names: Sequence[str], origin: tuple[str, str] | None) -> ImageRecord:
         digest, now = self.manifest.digest, time.time()
         size = 0
         with self._store.database.writing(durable=True) as records:
@@ -169,43 +171,19 @@ class Ingest:
                 known = self._there[at]
                 report = None if known is not None else self._builds[at].report
                 if report is not None:
-                    parent = self._chains[at - 1] if at else None
-                    records.execute(
-                        "INSERT OR REPLACE INTO layer VALUES (?, ?, ?, ?, ?, ?, ?)",
-                        (
-                            chain,
-                            self.config.diff_ids[at],
-                            parent,
-                            report.size,
-                            report.entries,
-                            report.root_opaque,
-                            now,
-                        ),
+                    layer = LayerRecord(
+                        chain, self.config.diff_ids[at], report.size, report.entries, report.root_opaque
                     )
+                    tables.put_layer(records, layer, self._chains[at - 1] if at else None, now)
                 size += known.size if known is not None else report.size if report is not None else 0
-            records.execute(
-                "INSERT OR IGNORE INTO image VALUES (?, ?, ?, ?)",
-                (digest, self.manifest.config.digest, size, now),
-            )
-            records.executemany(
-                "INSERT OR IGNORE INTO part VALUES (?, ?, ?, ?)",
-                [
-                    (digest, at, chain, layer.digest)
-                    for at, (chain, layer) in enumerate(zip(self._chains, self.manifest.layers, strict=True))
-                ],
-            )
-            records.executemany(
-                "INSERT INTO tag VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
-                " SET digest = excluded.digest, changed = excluded.changed",
-                [(name, digest, now) for name in names],
-            )
+            blobs = [layer.digest for layer in self.manifest.layers]
+            record = ImageRecord(digest, self.manifest.config.digest, size, now)
+            tables.add_image(records, record, zip(self._chains, blobs, strict=True))
+            tables.set_tags(records, names, digest, now)
             if origin is not None:
-                records.executemany(
-                    "INSERT OR IGNORE INTO origin VALUES (?, ?, ?)",
-                    [(layer.digest, *origin) for layer in self.manifest.layers],
-                )
+                tables.add_origins(records, blobs, *origin)
         self._builds.clear()
-        return Record(digest, self.manifest.config.digest, size, now)
+        return record
 
     def abandon(self) -> None:
         """Remove the builds that were not concluded."""

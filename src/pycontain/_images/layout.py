@@ -30,7 +30,8 @@ from pycontain.oci import (
 from pycontain.oci.document import CONFIG_MOST, MANIFEST_MOST, Fields, parse_list
 
 if TYPE_CHECKING:
-    from pycontain._images.store import Record, Store
+    from pycontain._images.store import Store
+    from pycontain._state.tables.images import ImageRecord
 
 _IN_ROOT = 0x10 | 0x02  # RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -210,7 +211,7 @@ class Layout:
 
     # ---- into the store -----------------------------------------------------------------------------------
 
-    def keep(self, store: Store, found: Found, names: Sequence[str]) -> Record:
+    def keep(self, store: Store, found: Found, names: Sequence[str]) -> ImageRecord:
         """Add one image to the store, verified like one from a registry."""
         manifest = found.manifest
         with store.leasing() as lease:

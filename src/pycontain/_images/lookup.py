@@ -10,12 +10,13 @@ from pycontain.errors import Conflict, ImageError, InvalidReference, NotFound
 from pycontain.oci import Digest, Reference
 
 if TYPE_CHECKING:
-    from pycontain._images.store import Record, Store
+    from pycontain._images.store import Store
+    from pycontain._state.tables.images import ImageRecord
 
 _ID = re.compile(r"(?:sha256:)?([a-f0-9]{4,64})")
 
 
-def find(store: Store, name: str) -> tuple[Record, str]:
+def find(store: Store, name: str) -> tuple[ImageRecord, str]:
     """Find an image by reference, digest, id or prefix of an id; return it with its display name.
 
     Raises:
@@ -89,7 +90,7 @@ def tag_name(name: str) -> str:
     return str(reference)
 
 
-def check_there(store: Store, record: Record) -> None:
+def check_there(store: Store, record: ImageRecord) -> None:
     """Check that every layer of an image is unpacked.
 
     Raises:

@@ -31,8 +31,9 @@ from pycontain.oci import (
 from pycontain.oci.document import CONFIG_MOST
 
 if TYPE_CHECKING:
-    from pycontain._images.store import Lease, Record, Store
+    from pycontain._images.store import Lease, Store
     from pycontain._registry.credentials import Credentials
+    from pycontain._state.tables.images import ImageRecord
 
 _AT_ONCE = 3
 _INDEXES_DEEP = 2
@@ -58,7 +59,7 @@ class Pull:
         self._auth, self._insecure = auth, insecure
         self._patience = patience or Patience()
 
-    def run(self) -> Record:
+    def run(self) -> ImageRecord:
         """Fetch it, from a mirror where one has it."""
         ours = RegistryEndpoint.of(self._reference.registry, insecure=self._insecure, patience=self._patience)
         for mirror in mirrors(self._reference.registry):
@@ -72,7 +73,7 @@ class Pull:
         with Registry(ours, self._reference.repository, auth=self._auth) as registry:
             return self._from(registry)
 
-    def _from(self, registry: Registry) -> Record:
+    def _from(self, registry: Registry) -> ImageRecord:
         with self._store.leasing() as lease:
             manifest = self._resolve(registry)
             config = self._configuration(registry, lease, manifest)

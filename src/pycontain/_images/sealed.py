@@ -3,44 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Literal
-
-from attrs import frozen
+from typing import TYPE_CHECKING
 
 from pycontain._state.paths import private_directory
+from pycontain._state.tables import leases
+from pycontain._state.tables import snapshots as tables
+from pycontain._state.tables.snapshots import Kind, SnapshotRecord
 from pycontain.errors import NotFound
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from pycontain._images.store import Store
-
-Kind = Literal["sealed", "copied"]
-KEPT = ""
-"""Owner of leases that end with their snapshot instead of with a process."""
-
-
-@frozen(kw_only=True)
-class Record:
-    """Record of a snapshot.
-
-    Attributes:
-        id: Unique id.
-        kind: Whether its own layer was moved or copied.
-        created: Seconds since the epoch.
-        base: The image below it, as JSON.
-        sealed: Its layers, the uppermost first.
-    """
-
-    id: str
-    kind: Kind
-    created: float
-    base: str
-    sealed: tuple[str, ...]
 
 
 def new_layer(first_id: int) -> str:
@@ -69,39 +44,29 @@ def make_place(store: Store, layer: str) -> str:
     return path_of(store, layer)
 
 
-def keep(store: Store, record: Record, leased: Collection[tuple[str, str]]) -> None:
+def keep(store: Store, record: SnapshotRecord, leased: Collection[tuple[str, str]]) -> None:
     """Record a snapshot with leases on everything it needs, before its layer exists."""
+    session = f"snapshot-{record.id}"
     with store.database.writing() as records:
-        records.execute(
-            "INSERT INTO snapshot VALUES (?, ?, ?, ?, ?)",
-            (record.id, record.kind, record.created, record.base, json.dumps(record.sealed)),
-        )
-        records.executemany(
-            "INSERT OR IGNORE INTO pin VALUES (?, ?, ?, ?)",
-            [
-                (f"snapshot-{record.id}", kind, key, KEPT)
-                for kind, key in (*leased, *(("sealed", layer) for layer in record.sealed))
-            ],
-        )
+        tables.add(records, record)
+        for kind, key in leased:
+            leases.add(records, session, kind, [key], leases.PERMANENT)
+        leases.add(records, session, "sealed", record.sealed, leases.PERMANENT)
 
 
-def new_record(base: str, kind: Kind, sealed: Sequence[str]) -> Record:
+def new_record(base: str, kind: Kind, sealed: Sequence[str]) -> SnapshotRecord:
     """Return a record with a new id and the current time."""
-    return Record(id=os.urandom(8).hex(), kind=kind, created=time.time(), base=base, sealed=tuple(sealed))
-
-
-def records(store: Store) -> list[Record]:
-    """Return all snapshots, the newest first."""
-    rows = store.database.rows(
-        "SELECT id, kind, created, base, sealed FROM snapshot ORDER BY created DESC, id"
+    return SnapshotRecord(
+        id=os.urandom(8).hex(), kind=kind, created=time.time(), base=base, sealed=tuple(sealed)
     )
-    return [
-        Record(id=row[0], kind=row[1], created=row[2], base=row[3], sealed=tuple(json.loads(row[4])))
-        for row in rows
-    ]
 
 
-def record(store: Store, name: str) -> Record:
+def records(store: Store) -> list[SnapshotRecord]:
+    """Return all snapshots, the newest first."""
+    return tables.snapshots(store.database)
+
+
+def record(store: Store, name: str) -> SnapshotRecord:
     """Return a snapshot by its id.
 
     Raises:
@@ -116,14 +81,14 @@ def record(store: Store, name: str) -> Record:
 def mark_copied(store: Store, name: str) -> None:
     """Record that the layer of a snapshot was copied."""
     with store.database.writing() as rows:
-        rows.execute("UPDATE snapshot SET kind = 'copied' WHERE id = ?", (name,))
+        tables.set_kind(rows, name, "copied")
 
 
 def forget(store: Store, name: str) -> bool:
     """Delete the record of a snapshot; return whether there was one.  `sweep_sealed` removes its layers."""
     with store.database.writing() as rows:
-        rows.execute("DELETE FROM pin WHERE session = ?", (f"snapshot-{name}",))
-        return rows.execute("DELETE FROM snapshot WHERE id = ?", (name,)).rowcount > 0
+        leases.release(rows, f"snapshot-{name}")
+        return tables.remove(rows, name)
 
 
 def sweep_sealed(store: Store, discard: Callable[[str], None]) -> None:
@@ -138,7 +103,7 @@ def sweep_sealed(store: Store, discard: Callable[[str], None]) -> None:
     doomed = []
     with store.database.writing() as rows:
         store.release_dead(rows)
-        kept = _leased(rows)
+        kept = leases.leased(rows, "sealed")
         for layer in os.listdir(home(store)):
             if layer in kept:
                 continue
@@ -149,11 +114,7 @@ def sweep_sealed(store: Store, discard: Callable[[str], None]) -> None:
         discard(name)
 
 
-def _leased(rows: sqlite3.Connection) -> set[str]:
-    return {row[0] for row in rows.execute("SELECT key FROM pin WHERE kind = 'sealed'")}
-
-
-def missing(store: Store, one: Record) -> str | None:
+def missing(store: Store, one: SnapshotRecord) -> str | None:
     """Return a layer of a snapshot that is missing on disk, or None."""
     for layer in one.sealed:
         with contextlib.suppress(OSError):

@@ -22,13 +22,13 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING
 
-from attrs import frozen
-
 from pycontain._images.bounds import LayerLimits
 from pycontain._kernel.native import checked, lib
 from pycontain._state.database import Database
 from pycontain._state.owner import is_alive
 from pycontain._state.paths import Roots, private_directory
+from pycontain._state.tables import images as tables
+from pycontain._state.tables import leases
 from pycontain.errors import DigestMismatch, ImageError, NotFound, StateError
 from pycontain.oci import Digest, ImageConfig, Manifest, parse_manifest
 from pycontain.oci.document import CONFIG_MOST, MANIFEST_MOST
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from pycontain._kernel.launcher import Launcher
     from pycontain._state.owner import Owner
+    from pycontain._state.tables.images import ImageRecord, LayerRecord
 
 ALGORITHMS = ("sha256", "sha512")
 """Digest algorithms of blobs."""
@@ -45,42 +46,6 @@ ALGORITHMS = ("sha256", "sha512")
 
 _PATIENCE = 30.0
 """Seconds to wait for the work of other threads when the engine closes."""
-
-
-@frozen
-class Record:
-    """The record of an image.
-
-    Attributes:
-        digest: The digest of the manifest.
-        config_digest: The digest of the configuration.
-        size: Bytes of the unpacked layers.
-        added: Seconds since the epoch.
-    """
-
-    digest: Digest
-    config_digest: Digest
-    size: int
-    added: float
-
-
-@frozen
-class LayerRecord:
-    """The record of an unpacked layer.
-
-    Attributes:
-        chain: The chain id.
-        diff: The diff id.
-        size: Bytes of content.
-        entries: Number of files, directories and links.
-        root_opaque: Whether the layer hides all layers below it.
-    """
-
-    chain: Digest
-    diff: Digest
-    size: int
-    entries: int
-    root_opaque: bool
 
 
 def sync_directory(path: str) -> None:
@@ -196,13 +161,8 @@ class Store:
 
     def layer(self, chain: Digest) -> LayerRecord | None:
         """Return the record of an unpacked layer, or None."""
-        rows = self.database.rows(
-            "SELECT diff, size, entries, root_opaque FROM layer WHERE chain = ?", (chain,)
-        )
-        if not rows or not os.path.isdir(self.layer_path(chain)):
-            return None
-        diff, size, entries, opaque = rows[0]
-        return LayerRecord(chain, Digest(diff), size, entries, bool(opaque))
+        found = tables.layer(self.database, chain)
+        return found if found is not None and os.path.isdir(self.layer_path(chain)) else None
 
     def empty(self) -> str:
         """Return an empty directory, for images without layers."""
@@ -227,20 +187,17 @@ class Store:
 
     # ---- records ------------------------------------------------------------------------------------------
 
-    def images(self) -> list[Record]:
+    def images(self) -> list[ImageRecord]:
         """Return the records of all images, the newest first."""
-        rows = self.database.rows("SELECT digest, config, size, added FROM image ORDER BY added DESC, digest")
-        return [Record(Digest(row[0]), Digest(row[1]), row[2], row[3]) for row in rows]
+        return tables.images(self.database)
 
-    def record(self, digest: Digest) -> Record | None:
+    def record(self, digest: Digest) -> ImageRecord | None:
         """Return the record of an image, or None."""
-        rows = self.database.rows("SELECT config, size, added FROM image WHERE digest = ?", (digest,))
-        return Record(digest, Digest(rows[0][0]), rows[0][1], rows[0][2]) if rows else None
+        return tables.image(self.database, digest)
 
     def tags(self, digest: Digest | None = None) -> dict[str, Digest]:
         """Return names with their digests, of one image if one is given."""
-        rows = self.database.rows("SELECT name, digest FROM tag ORDER BY name")
-        return {name: Digest(found) for name, found in rows if digest in (None, found)}
+        return tables.tags(self.database, digest)
 
     def set_tag(self, name: str, digest: Digest) -> None:
         """Give an image a name, which another image loses.
@@ -249,48 +206,38 @@ class Store:
             NotFound: The store has no such image.
         """
         with self.database.writing(durable=True) as records:
-            if not records.execute("SELECT 1 FROM image WHERE digest = ?", (digest,)).fetchone():
+            if not tables.has_image(records, digest):
                 raise NotFound(f"no image {digest} in the store")
-            records.execute(
-                "INSERT INTO tag VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
-                " SET digest = excluded.digest, changed = excluded.changed",
-                (name, digest, time.time()),
-            )
+            tables.set_tags(records, [name], digest, time.time())
 
     def remove_tag(self, name: str) -> bool:
         """Remove a name; return whether it existed."""
         with self.database.writing(durable=True) as records:
-            return records.execute("DELETE FROM tag WHERE name = ?", (name,)).rowcount > 0
+            return tables.remove_tag(records, name)
 
     def remove_image(self, digest: Digest) -> bool:
         """Remove an image and its names; the next sweep removes its content."""
         with self.database.writing(durable=True) as records:
-            records.execute("DELETE FROM tag WHERE digest = ?", (digest,))
-            return records.execute("DELETE FROM image WHERE digest = ?", (digest,)).rowcount > 0
+            return tables.remove_image(records, digest)
 
     def parts(self, digest: Digest) -> list[tuple[Digest, Digest]]:
         """Return chain id and blob of each layer, the lowest first."""
-        rows = self.database.rows("SELECT chain, blob FROM part WHERE image = ? ORDER BY position", (digest,))
-        return [(Digest(chain), Digest(blob)) for chain, blob in rows]
+        return tables.parts(self.database, digest)
 
     def origins(self, blob: Digest, registry: str) -> list[str]:
         """Return the repositories of a registry that are known to have a blob."""
-        rows = self.database.rows(
-            "SELECT repository FROM origin WHERE blob = ? AND registry = ? ORDER BY repository",
-            (blob, registry),
-        )
-        return [row[0] for row in rows]
+        return tables.origins(self.database, blob, registry)
 
     def add_origin(self, blob: Digest, registry: str, repository: str) -> None:
         """Record that a repository has a blob."""
         with self.database.writing() as records:
-            records.execute("INSERT OR IGNORE INTO origin VALUES (?, ?, ?)", (blob, registry, repository))
+            tables.add_origins(records, [blob], registry, repository)
 
     def release_dead(self, records: sqlite3.Connection) -> None:
         """Remove the leases of dead processes."""
-        for (owner,) in records.execute("SELECT DISTINCT owner FROM pin WHERE owner != ''").fetchall():
+        for owner in leases.owners(records):
             if owner != self.owner.name and not is_alive(self.roots, owner):
-                records.execute("DELETE FROM pin WHERE owner = ?", (owner,))
+                leases.release_owner(records, owner)
 
     # ---- leases -------------------------------------------------------------------------------------------
 
@@ -330,21 +277,15 @@ class Lease:
     def add(self, kind: str, *keys: str) -> None:
         """Protect content, before checking that it exists so that it is not removed in between."""
         with self._store.database.writing() as records:
-            records.executemany(
-                "INSERT OR IGNORE INTO pin VALUES (?, ?, ?, ?)",
-                [(self.session, kind, key, self._store.owner.name) for key in keys],
-            )
+            leases.add(records, self.session, kind, keys, self._store.owner.name)
 
     def keep_only(self, keys: Collection[str]) -> None:
         """Release all content but this."""
         with self._store.database.writing() as records:
-            held = records.execute("SELECT key FROM pin WHERE session = ?", (self.session,)).fetchall()
-            records.executemany(
-                "DELETE FROM pin WHERE session = ? AND key = ?",
-                [(self.session, key) for (key,) in held if key not in keys],
-            )
+            held = leases.keys_of(records, self.session)
+            leases.release_keys(records, self.session, [key for key in held if key not in keys])
 
     def release(self) -> None:
         """Release all content."""
         with self._store.database.writing() as records:
-            records.execute("DELETE FROM pin WHERE session = ?", (self.session,))
+            leases.release(records, self.session)

@@ -10,10 +10,10 @@ from attrs import frozen
 from pycontain._images.layers import discard
 from pycontain._images.store import ALGORITHMS
 from pycontain._state.locks import is_locked, unlink_unlocked
+from pycontain._state.tables import images as tables
+from pycontain._state.tables import leases
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from pycontain._images.store import Store
 
 
@@ -42,22 +42,21 @@ def sweep(store: Store) -> Swept:
     blobs = size = 0
     with store.database.writing() as records:
         over = set(store.unreleased)
-        records.executemany("DELETE FROM pin WHERE session = ?", [(session,) for session in over])
+        for session in over:
+            leases.release(records, session)
         store.release_dead(records)
-        named = {row[0] for row in records.execute("SELECT chain FROM part")}
-        named |= _leased(records, "layer")
-        sizes = dict(records.execute("SELECT chain, size FROM layer"))
+        named = tables.chains_in_use(records) | leases.leased(records, "layer")
+        sizes = tables.layer_sizes(records)
         for name in os.listdir(store.layers):
             chain = f"{'sha256' if len(name) == 64 else 'sha512'}:{name}"
             if chain in named or is_locked(os.path.join(store.partial, f"{name}.layer")):
                 continue
-            records.execute("DELETE FROM layer WHERE chain = ?", (chain,))
+            tables.remove_layer(records, chain)
             dead = f"dead-{os.urandom(8).hex()}"
             os.rename(os.path.join(store.layers, name), os.path.join(store.owner.live, dead))
             doomed.append(dead)
             size += sizes.get(chain, 0)
-        spared = {row[0] for row in records.execute("SELECT blob FROM part UNION SELECT config FROM image")}
-        spared |= {row[0] for row in records.execute("SELECT digest FROM image")} | _leased(records, "blob")
+        spared = tables.blobs_in_use(records) | leases.leased(records, "blob")
         dead = f"dead-{os.urandom(8).hex()}"
         os.mkdir(os.path.join(store.owner.live, dead), 0o700)
         doomed.append(dead)
@@ -65,16 +64,12 @@ def sweep(store: Store) -> Swept:
             size += os.stat(path, follow_symlinks=False).st_size
             os.rename(path, os.path.join(store.owner.live, dead, str(blobs)))
             blobs += 1
-        records.execute("DELETE FROM origin WHERE blob NOT IN (SELECT blob FROM part)")
+        tables.remove_unused_origins(records)
     store.unreleased -= over
     for name in doomed:
         discard(store, name)
     _sweep_partial(store)
     return Swept(blobs=blobs, layers=len(doomed) - 1, size=size)
-
-
-def _leased(records: sqlite3.Connection, kind: str) -> set[str]:
-    return {row[0] for row in records.execute("SELECT key FROM pin WHERE kind = ?", (kind,))}
 
 
 def _garbage(store: Store, spared: set[str]) -> list[str]:

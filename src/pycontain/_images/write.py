@@ -28,7 +28,8 @@ from pycontain.oci import Descriptor, Digest, History, ImageConfig, Manifest, Me
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pycontain._images.store import Record, Store
+    from pycontain._images.store import Store
+    from pycontain._state.tables.images import ImageRecord
 
 _LEVEL = 6
 _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
@@ -155,7 +156,7 @@ def compose(
     config: ImageConfig,
     history: Sequence[History],
     names: Sequence[str],
-) -> Record:
+) -> ImageRecord:
     """Record an image of a base and further layers; layers and history of `config` are replaced.
 
     The caller has leased the content of `layers`.

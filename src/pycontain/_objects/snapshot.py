@@ -15,9 +15,9 @@ from pycontain._objects.image import Image, engine_of
 from pycontain.errors import ImageError
 
 if TYPE_CHECKING:
-    from pycontain._images.sealed import Kind, Record
     from pycontain._images.store import Store
     from pycontain._objects.engine import Engine
+    from pycontain._state.tables.snapshots import Kind, SnapshotRecord
     from pycontain.oci import ContainerConfig
 
 AnyImage = TypeVar("AnyImage", bound=LocalImage)
@@ -134,7 +134,7 @@ def pins_of(image: LocalImage) -> builtins.list[tuple[str, str]]:
     return [*(("layer", chain) for chain in image.config.chain_ids), *(("blob", blob) for blob in blobs)]
 
 
-def _known(engine: Engine, record: Record) -> Snapshot:
+def _known(engine: Engine, record: SnapshotRecord) -> Snapshot:
     """Return the snapshot of a record of the store.
 
     Raises:
@@ -151,7 +151,7 @@ def _known(engine: Engine, record: Record) -> Snapshot:
     return value(engine, record, _base(engine, json.loads(record.base)))
 
 
-def value(engine: Engine, record: Record, base: Image) -> Snapshot:
+def value(engine: Engine, record: SnapshotRecord, base: Image) -> Snapshot:
     """Return the snapshot of a record and the image below it."""
     return Snapshot(
         id=record.id,

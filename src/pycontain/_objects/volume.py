@@ -20,7 +20,7 @@ from pycontain.errors import Conflict, NotFound, UnsupportedError
 if TYPE_CHECKING:
     from pycontain._objects.engine import Engine
     from pycontain._runtime.session import Session
-    from pycontain._volumes.records import Record
+    from pycontain._state.tables.volumes import VolumeRecord
 
 
 class Volume:
@@ -121,7 +121,7 @@ class Volume:
         return gone
 
     @classmethod
-    def _of(cls, record: Record, session: Session) -> Volume:
+    def _of(cls, record: VolumeRecord, session: Session) -> Volume:
         new = cls.__new__(cls)
         new._session, new._record = session, record
         return new

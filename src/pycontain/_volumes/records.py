@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from pycontain._state.owner import STORE_BLOCK, is_alive
 from pycontain._state.paths import private_directory
+from pycontain._state.tables import leases
+from pycontain._state.tables import volumes as tables
+from pycontain._state.tables.volumes import VolumeRecord
 from pycontain._volumes import filesystem
 from pycontain.errors import Conflict, NotFound
 
@@ -25,31 +27,12 @@ _FRESH = "fresh"
 """Marker file of a volume that no container has used yet."""
 
 
-@frozen(kw_only=True)
-class Record:
-    """Record of one volume.
-
-    Attributes:
-        name: Unique in the store.
-        size: Bytes, or None for no limit.
-        created: Seconds since the epoch.
-        labels: Labels, for the caller's use.
-        owner: Engine that an unnamed volume is removed with, or an empty string.
-    """
-
-    name: str
-    size: int | None
-    created: float
-    labels: Mapping[str, str]
-    owner: str
-
-
 def home_of(store: Store, name: str) -> str:
     """Return the directory of a volume."""
     return os.path.join(store.roots.data, "volumes", name)
 
 
-def content_of(store: Store, record: Record) -> str:
+def content_of(store: Store, record: VolumeRecord) -> str:
     """Return the path to mount: a directory, or the image of a volume with a size."""
     return os.path.join(home_of(store, record.name), "data" if record.size is None else "image")
 
@@ -72,7 +55,7 @@ def used(store: Store, name: str) -> None:
         pass
 
 
-def create(store: Store, record: Record) -> Record:
+def create(store: Store, record: VolumeRecord) -> VolumeRecord:
     """Create a volume, or return the existing one of this name.
 
     Raises:
@@ -120,12 +103,12 @@ def _remove_empty(directory: str) -> None:
     os.rmdir(directory)
 
 
-def _enter(store: Store, record: Record, made: str) -> Record:
+def _enter(store: Store, record: VolumeRecord, made: str) -> VolumeRecord:
     """Record a volume and move its directory into place, unless another process did."""
     place = home_of(store, record.name)
     private_directory(os.path.dirname(place))
     with store.database.writing(durable=True) as rows:
-        there = _row(rows, record.name)
+        there = tables.find(rows, record.name)
         if there is not None:
             return there
         try:
@@ -135,15 +118,8 @@ def _enter(store: Store, record: Record, made: str) -> Record:
                 raise
             # After a crash before the record, or after the loss of all records, the content is kept.
             record = evolve(record, size=_size_of(store, record.name))
-        _insert(rows, record)
+        tables.add(rows, record)
     return record
-
-
-def _insert(rows: sqlite3.Connection, record: Record) -> None:
-    rows.execute(
-        "INSERT INTO volume VALUES (?, ?, ?, ?, ?)",
-        (record.name, record.size, record.created, json.dumps(dict(record.labels)), record.owner),
-    )
 
 
 def _size_of(store: Store, name: str) -> int | None:
@@ -162,40 +138,26 @@ def unrecorded(store: Store, *, adopt: bool) -> list[str]:
     found = []
     with store.database.writing(durable=True) as rows:
         for name in sorted(there):
-            if _row(rows, name) is None:
+            if tables.find(rows, name) is None:
                 found.append(name)
                 if adopt:
-                    _insert(rows, new(name, _size_of(store, name), {}, ""))
+                    tables.add(rows, new(name, _size_of(store, name), {}, ""))
     return found
 
 
-_COLUMNS = "name, size, created, labels, owner"
-
-
-def _read(row: tuple[str, int | None, float, str, str]) -> Record:
-    name, size, created, labels, owner = row
-    return Record(name=name, size=size, created=created, labels=json.loads(labels), owner=owner)
-
-
-def _row(rows: sqlite3.Connection, name: str) -> Record | None:
-    row = rows.execute(f"SELECT {_COLUMNS} FROM volume WHERE name = ?", (name,)).fetchone()
-    return None if row is None else _read(row)
-
-
-def get(store: Store, name: str) -> Record | None:
+def get(store: Store, name: str) -> VolumeRecord | None:
     """Return the record of a volume, or None."""
-    found = store.database.rows(f"SELECT {_COLUMNS} FROM volume WHERE name = ?", (name,))
-    return _read(found[0]) if found else None
+    return tables.volume(store.database, name)
 
 
-def every(store: Store) -> list[Record]:
+def every(store: Store) -> list[VolumeRecord]:
     """Return all records, sorted by name."""
-    return [_read(row) for row in store.database.rows(f"SELECT {_COLUMNS} FROM volume ORDER BY name")]
+    return tables.volumes(store.database)
 
 
-def new(name: str, size: int | None, labels: Mapping[str, str], owner: str) -> Record:
+def new(name: str, size: int | None, labels: Mapping[str, str], owner: str) -> VolumeRecord:
     """Return a record with the current time."""
-    return Record(name=name, size=size, created=time.time(), labels=dict(labels), owner=owner)
+    return VolumeRecord(name=name, size=size, created=time.time(), labels=dict(labels), owner=owner)
 
 
 def lease(store: Store, container: str, names: Iterable[str]) -> None:
@@ -206,24 +168,21 @@ def lease(store: Store, container: str, names: Iterable[str]) -> None:
     """
     with store.database.writing() as rows:
         for name in names:
-            if _row(rows, name) is None:
+            if tables.find(rows, name) is None:
                 raise NotFound(f"no volume {name!r}", hint="create it again, for it was removed")
-            rows.execute(
-                "INSERT OR IGNORE INTO pin VALUES (?, 'volume', ?, ?)",
-                (f"container-{container}", name, store.owner.name),
-            )
+            leases.add(rows, f"container-{container}", "volume", [name], store.owner.name)
 
 
 def release(store: Store, container: str) -> None:
     """Release the volumes of a container."""
     with store.database.writing() as rows:
-        rows.execute("DELETE FROM pin WHERE session = ? AND kind = 'volume'", (f"container-{container}",))
+        leases.release_kind(rows, f"container-{container}", "volume")
 
 
 def release_all(store: Store) -> None:
     """Release the volumes of every container of this engine."""
     with store.database.writing() as rows:
-        rows.execute("DELETE FROM pin WHERE owner = ? AND kind = 'volume'", (store.owner.name,))
+        leases.release_owner(rows, store.owner.name, "volume")
 
 
 def users(store: Store, name: str) -> list[str]:
@@ -234,8 +193,7 @@ def users(store: Store, name: str) -> list[str]:
 
 def _users(store: Store, rows: sqlite3.Connection, name: str) -> list[str]:
     store.release_dead(rows)
-    found = rows.execute("SELECT session FROM pin WHERE kind = 'volume' AND key = ?", (name,)).fetchall()
-    return sorted(session.removeprefix("container-") for (session,) in found)
+    return sorted(one.removeprefix("container-") for one in leases.sessions(rows, "volume", name))
 
 
 def remove(store: Store, name: str, discard: Callable[[str], None]) -> None:
@@ -252,7 +210,7 @@ def remove(store: Store, name: str, discard: Callable[[str], None]) -> None:
     """
     dead = f"dead-{os.urandom(8).hex()}"
     with store.database.writing(durable=True) as rows:
-        if _row(rows, name) is None:
+        if tables.find(rows, name) is None:
             raise NotFound(f"no volume {name!r}")
         having = _users(store, rows, name)
         if having:
@@ -260,7 +218,7 @@ def remove(store: Store, name: str, discard: Callable[[str], None]) -> None:
                 f"volume {name!r} is in use by container {having[0][:12]}",
                 hint="remove the container first",
             )
-        rows.execute("DELETE FROM volume WHERE name = ?", (name,))
+        tables.remove(rows, name)
         try:
             os.rename(home_of(store, name), os.path.join(store.owner.live, dead))
         except FileNotFoundError:
@@ -268,7 +226,7 @@ def remove(store: Store, name: str, discard: Callable[[str], None]) -> None:
     discard(dead)
 
 
-def unowned(store: Store, *, ended: bool) -> list[Record]:
+def unowned(store: Store, *, ended: bool) -> list[VolumeRecord]:
     """Return unnamed volumes whose engine has ended; with `ended`, also those of this engine."""
     own = store.owner.name
     return [

@@ -1,0 +1,1 @@
+"""The SQL of the store's records, one module per subject."""
