@@ -40,8 +40,6 @@ QUOTED = re.compile(r"([\"'`])nobody\1|=nobody\b|\bnobody:")
 
 EXCEPTIONS: dict[str, int] = {
     "src/pycontain/_cgroups/view.py": 1,
-    "src/pycontain/_images/pull.py": 1,
-    "src/pycontain/_images/push.py": 1,
     "src/pycontain/_kernel/features.py": 1,
     "src/pycontain/_kernel/files.py": 1,
     "src/pycontain/_kernel/netlink.py": 10,
@@ -57,7 +55,6 @@ EXCEPTIONS: dict[str, int] = {
     "src/pycontain/_python/ship.py": 2,
     "src/pycontain/_python/writer.py": 5,
     "src/pycontain/executor.py": 1,
-    "src/pycontain/oci/platform.py": 1,
 }
 
 

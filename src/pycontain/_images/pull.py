@@ -1,4 +1,4 @@
-"""From a registry into the store: resolve, fetch what is missing, unpack on the way, conclude."""
+"""Pull of an image: resolve the reference, fetch missing content, unpack while it arrives, record it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _T = TypeVar("_T")
 
 
 class Pull:
-    """One image on its way.  Raises PullError, AuthError, NotFound, DigestMismatch, ImageError."""
+    """Pull of one image."""
 
     def __init__(
         self,
@@ -60,7 +60,15 @@ class Pull:
         self._patience = patience or Patience()
 
     def run(self) -> ImageRecord:
-        """Fetch it, from a mirror where one has it."""
+        """Fetch and record the image, from the first mirror that has it or from the registry.
+
+        Raises:
+            PullError: The registry failed, or the transfer broke off.
+            AuthError: The registry denied access.
+            NotFound: The registry has no such image.
+            DigestMismatch: Content has another digest than its name.
+            ImageError: The image is invalid, exceeds a limit or is for another platform.
+        """
         ours = RegistryEndpoint.of(self._reference.registry, insecure=self._insecure, patience=self._patience)
         for mirror in mirrors(self._reference.registry):
             there = RegistryEndpoint.of(mirror, patience=self._patience)
@@ -174,7 +182,7 @@ class Pull:
         each(fetch, missing, stop)
 
     def _fetch(self, registry: Registry, ingest: Ingest, position: int, stop: threading.Event) -> None:
-        """One layer; once more from the start where what was there of it turns out to be bad."""
+        """Fetch and unpack a layer; start again if the partial download or the stored content is damaged."""
         layer = ingest.manifest.layers[position]
         for last in (False, True):
             with Partial(self._store, layer.digest, layer.size, stop.is_set) as part:
@@ -205,14 +213,14 @@ class Pull:
         stop: threading.Event,
         came: list[int],
     ) -> None:
-        """What is there of a blob, then the rest from the registry; `came` gets the sizes of its pieces."""
+        """Unpack the partial download while the rest arrives; `came` receives the sizes of new chunks."""
         layer = ingest.manifest.layers[position]
         build = ingest.build(position) if ingest.lacks_tree(position) else None
         while chunk := part.existing():
             if build is not None:
                 build.feed(chunk)
         source = self._patiently(registry, layer, lambda start: registry.blob(layer.digest, start), part.have)
-        with contextlib.closing(source):  # a failure on our side ends the transfer, not only its last reader
+        with contextlib.closing(source):  # also closes the connection if writing fails
             for chunk in source:
                 if stop.is_set():
                     raise PullError("another layer failed")
@@ -228,12 +236,12 @@ class Pull:
 
 
 def each(work: Callable[[_T], None], items: Sequence[_T], stop: threading.Event) -> None:
-    """Several at once; `stop` is set by the first failure, which is raised when all have ended."""
+    """Call `work` on items in parallel; the first failure sets `stop` and is raised when all have ended."""
     errors: list[BaseException] = []
 
     def guarded(item: _T) -> None:
         if stop.is_set():
-            return  # the reason is among the errors
+            return  # another item has failed
         try:
             work(item)
         except BaseException as error:  # noqa: BLE001  the first is raised below
@@ -251,7 +259,11 @@ def each(work: Callable[[_T], None], items: Sequence[_T], stop: threading.Event)
 
 
 def unpack_blob(store: Store, ingest: Ingest, position: int) -> None:
-    """A layer out of content that is in the store.  Raises DigestMismatch where that is damaged."""
+    """Unpack a layer from a blob in the store.
+
+    Raises:
+        DigestMismatch: The blob is damaged.
+    """
     layer = ingest.manifest.layers[position]
     build = ingest.build(position)
     feed_verified(store, layer.digest, build)

@@ -1,4 +1,4 @@
-"""From the store into a registry: content that it lacks, then the manifest that names it."""
+"""Push of an image: the content that the registry lacks, then the manifest."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from pycontain._registry.credentials import Credentials
 
 _CHUNK = 8 << 20
-"""Bytes of one request: registries behind proxies refuse larger ones, and a repeat sends no more again."""
+"""Bytes of one request: proxies of registries refuse larger ones, and a retry sends only one again."""
 
 
 class Push:
-    """One image on its way.  Raises PushError, AuthError, NotFound."""
+    """Push of one image."""
 
     def __init__(
         self,
@@ -41,7 +41,13 @@ class Push:
         self._stop = threading.Event()
 
     def run(self) -> Digest:
-        """Send what is missing; the manifest's digest there."""
+        """Send what the registry lacks; return the digest of the manifest.
+
+        Raises:
+            PushError: The registry failed.
+            AuthError: The registry denied access.
+            NotFound: Content is missing from the store.
+        """
         store = self._store
         with store.leasing() as lease:
             lease.add("blob", self._digest)
@@ -94,7 +100,7 @@ class Push:
             os.close(fd)
 
     def _mounted(self, registry: Registry, digest: Digest) -> bool:
-        """Does another repository of this registry lend it?"""
+        """Mount a blob from another repository of the registry; return whether that worked."""
         for source in self._store.origins(digest, self._endpoint.name)[:3]:
             if source == self._reference.repository:
                 continue
@@ -102,5 +108,5 @@ class Push:
                 if registry.mount(digest, source):
                     return True
             except AuthError:
-                continue  # not ours to read any more
+                continue  # the token does not cover that repository
         return False

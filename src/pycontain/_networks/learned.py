@@ -47,7 +47,7 @@ class Learned:
         return self._held.get(key)
 
     def add(self, key: Key, held: Held) -> None:
-        """Know an element as the newest one."""
+        """Add or renew an element as the newest one."""
         self.drop(key)
         self._held[key] = held
         self._of.setdefault(held.container, {})[key] = None

@@ -1,4 +1,4 @@
-"""Platforms: which of an index's manifests is meant (OCI image-index.md)."""
+"""Platforms, by which a manifest of an index is chosen (OCI image-index.md)."""
 
 from __future__ import annotations
 
@@ -55,18 +55,22 @@ class Platform:
 
     @classmethod
     def host(cls) -> Platform:
-        """This machine's."""
+        """Return the platform of this machine."""
         machine = os.uname().machine
         return cls("linux", _ARCHITECTURES.get(machine, machine), _VARIANTS.get(machine, "")).normal()
 
     @classmethod
     def parse(cls, text: str) -> Platform:
-        """'linux/arm64', 'arm64', 'linux/arm/v7' or 'x86_64'.  Raises ImageError."""
+        """Parse a platform such as 'linux/arm64', 'arm64', 'linux/arm/v7' or 'x86_64'.
+
+        Raises:
+            ImageError: The text is not a platform.
+        """
         parts = text.lower().split("/") if isinstance(text, str) else [""]
         if not 1 <= len(parts) <= 3 or not all(
             part.isascii() and part.replace("_", "").replace("-", "").isalnum() for part in parts
         ):
-            raise ImageError(f"not a platform: {shown(text)}", hint="such as 'linux/arm64'")
+            raise ImageError(f"not a platform: {shown(text)}", hint="write it like 'linux/arm64'")
         if len(parts) == 1:
             parts = ["linux", *parts]
         named = parts[1]
@@ -75,7 +79,7 @@ class Platform:
 
     @classmethod
     def of(cls, fields: Fields) -> Platform:
-        """As an index or a configuration has it."""
+        """Return the platform in a JSON object of an index or a configuration."""
         named = fields.text("architecture").lower()
         return cls(
             fields.text("os", "linux").lower(),
@@ -91,7 +95,7 @@ class Platform:
         return Platform(self.os, self.architecture, variant, self.os_version)
 
     def serves(self, wanted: Platform) -> bool:
-        """Can this be run where `wanted` is asked for?"""
+        """Return whether an image of this platform runs where `wanted` is requested."""
         if (self.os, self.architecture) != (wanted.os, wanted.architecture):
             return False
         return self.variant == wanted.variant or (
@@ -99,7 +103,7 @@ class Platform:
         )
 
     def document(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the JSON object of the platform."""
         result = {"os": self.os, "architecture": self.architecture}
         if self.variant:
             result["variant"] = self.variant
