@@ -199,6 +199,15 @@ def test_writer_beyond_the_disk_limit_is_killed(how: str, engine: Engine) -> Non
 
 
 @pytest.mark.case("L07", "U26")
+@pytest.mark.parametrize("init", [True, False])
+def test_main_command_beyond_the_disk_limit_is_killed(init: bool) -> None:
+    command = ["sh", "-c", "head -c 100M /dev/zero > /x; sleep 100"]
+    with Container(command=command, disk="8M", init=init) as container:
+        status = container.wait(timeout=60)
+    assert (status, status.reason) == (-9, "disk")
+
+
+@pytest.mark.case("L07", "U26")
 def test_disk_limit_takes_no_memory(needs_memory: None) -> None:
     with Container(disk="600M", memory="64M") as container:
         done = container.exec("head -c 400M /dev/zero > /big && stat -c %s /big", shell=True, timeout=120)

@@ -100,6 +100,15 @@ def test_a_guest_that_takes_uncounted_memory_ends_with_oom(kind: str, needs_memo
         assert container.exec(["false"]).reason == "exit"
 
 
+@pytest.mark.case("A02", "A10")
+@pytest.mark.parametrize("init", [True, False])
+def test_a_main_command_that_takes_uncounted_memory_ends_with_oom(init: bool, needs_memory: None) -> None:
+    command = [sys.executable, "-c", program("netlink", 4, seconds=30)]
+    with Container(command=command, memory="64M", init=init) as container:
+        status = container.wait(timeout=60)
+    assert (status, status.reason) == (-9, "oom")
+
+
 @pytest.mark.control("A02", "A10")
 @pytest.mark.parametrize("kind", ["record-locks", "netlink"])
 def test_without_the_watch_a_guest_holds_more(

@@ -251,7 +251,7 @@ class MainCommand:
         # Ending a container kills PID 1 and thereby the command, so its reason is the container's.
 
         if record is None or (
-            self._execution is None and self.running.ended and returncode == -signal.SIGKILL
+            self._execution is None and self.running.cause is not None and returncode == -signal.SIGKILL
         ):
             return self.running.why_ended().reason
         if self._execution is not None:

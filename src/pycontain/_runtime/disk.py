@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from attrs import define
 
 from pycontain._kernel.waiting import now
+from pycontain._runtime.running import Cause
 from pycontain._runtime.watch import BUSY_TICK, IDLE_TICK, Watch, Watched, descendants, stop
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ INODES_FLOOR = 16384
 _SHRINKS = 1 << 20
 _REGULARLY = 10.0
 """Seconds after which a container is measured in any case: other files that are freed hide what it writes."""
+_EXCEEDED = Cause("disk", "it wrote more than its disk limit allows")
 _SHARE = 10
 """Measurements of a container take at most one part in this many of the time."""
 
@@ -121,7 +123,7 @@ class DiskWatch(Watch[Written]):
             if not grown or (used <= one.most and names <= one.inodes):
                 return
             one.stops += 1
-        stop(running)
+        stop(running, _EXCEEDED)
 
 
 def _unlinked(running: Running, device: int) -> int:

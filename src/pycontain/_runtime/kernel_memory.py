@@ -13,6 +13,7 @@ from attrs import define
 
 from pycontain._kernel.waiting import now
 from pycontain._model.sizes import UNLIMITED
+from pycontain._runtime.running import Cause
 from pycontain._runtime.watch import BUSY_TICK, IDLE_TICK, Watch, Watched, stop
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ _LEAST = 16 << 20
 """Bytes that every container may hold: a listener's full backlog of 4096 connections takes 10 MiB."""
 _FAST = 4 << 20
 """Bytes by which kernel memory grows between two looks while something takes it fast."""
+_EXCEEDED = Cause("oom", "it held more kernel memory than its memory limit allows")
 _SHARE = 10
 """A measurement takes at most one part in so many of the time."""
 _NOT_KERNEL = (
@@ -92,7 +94,7 @@ class KernelMemoryWatch(Watch[Holding]):
         one.next = done + _SHARE * (done - begun)
         if grown and held > one.most:
             one.stops += 1
-            stop(one.running)
+            stop(one.running, _EXCEEDED)
 
 
 def host_kernel_memory() -> int:

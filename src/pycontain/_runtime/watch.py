@@ -18,7 +18,7 @@ from pycontain._kernel.pidfd import wait_dead
 from pycontain._kernel.plan import request
 from pycontain._kernel.protocol import RequestKind
 from pycontain._kernel.waiting import now
-from pycontain._runtime.running import kill_by
+from pycontain._runtime.running import Cause
 from pycontain.errors import PycontainError, StateError
 
 if TYPE_CHECKING:
@@ -124,10 +124,15 @@ class Watch(Generic[One]):
             return True
 
 
-def stop(running: Running) -> None:
-    """Kill every process of a container except its agent, or the container itself if it has no agent."""
+def stop(running: Running, cause: Cause) -> None:
+    """Kill every process of a container except its agent, or the container itself if it has no agent.
+
+    Args:
+        running: The container.
+        cause: Why the container ends if it has no agent.
+    """
     if not running.spec.init:
-        kill_by(running.pidfd)
+        running.kill(cause)
         return
     try:
         control = running.acquire_control()
