@@ -151,6 +151,16 @@ try:
     while True: os.write(w, b'x' * 4096)
 except BlockingIOError: pass
 """,
+    "pipes-large": """
+r, w = os.pipe(); keep.extend((r, w)); fcntl.fcntl(w, fcntl.F_SETPIPE_SZ, 1 << 20); os.set_blocking(w, False)
+try:
+    while True: os.write(w, b'x' * 65536)
+except BlockingIOError: pass
+""",
+    "huge-pages": """
+import mmap
+keep.append(mmap.mmap(-1, 1 << 21, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)); keep[-1][0] = 1
+""",
     "epoll-watches": """
 e = select.epoll(); keep.append(e)
 for fd in (keep2 := globals().setdefault('keep2', [os.eventfd(0) for _ in range(300)])): e.register(fd, 1)
