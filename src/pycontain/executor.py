@@ -81,7 +81,7 @@ class SandboxExecutor(Executor):
             max_workers: Containers, and tasks that run at the same time; the number of processors by default.
             imports: Modules that each interpreter imports once.
             python: Path of the interpreter inside.
-            initializer: Called in the process of each task before the task.  What takes long belongs in
+            initializer: Called in the process of each task before the task.  Slow work belongs in
                 `imports`, which every task shares.
             initargs: Arguments of the initializer.
             max_tasks_per_child: Tasks after which a container is replaced; None for no limit.

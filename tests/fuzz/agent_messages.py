@@ -99,7 +99,7 @@ def _ended(pidfd: int) -> bool:
     return bool(poll.poll(0))
 
 
-def _hear(socket: int) -> native.Record:
+def _receive(socket: int) -> native.Record:
     """Return the next record and close its fd.  Raises Trouble."""
     try:
         record = native.receive(socket, PATIENCE_MS)
@@ -217,7 +217,7 @@ class AgentTarget(Target):
                 _send(control, request(kind, number=_BARRIER_ID), [theirs])
             finally:
                 os.close(theirs)
-            _hear(ours)
+            _receive(ours)
         finally:
             os.close(ours)
         # Late answers to SECURITY arrive here and are discarded.
@@ -283,12 +283,12 @@ class LauncherTarget(Target):
                 RequestKind.REPLACE_ROOT,
                 RequestKind.RELAY,
             ):
-                self._end(_hear(launcher.socket))
+                self._end(_receive(launcher.socket))
             if message.kind == RequestKind.NETWORK:
-                while (record := _hear(launcher.socket)).kind == RecordKind.OPENED:
+                while (record := _receive(launcher.socket)).kind == RecordKind.OPENED:
                     os.close(record.fd)
             _send(launcher.socket, request(RequestKind.REMOVE), [])
-            barrier = _hear(launcher.socket)
+            barrier = _receive(launcher.socket)
             if barrier.kind != RecordKind.GONE:
                 raise Trouble(f"answers out of turn: {barrier}")
             make_scratch(self.scratch)
@@ -311,7 +311,7 @@ class LauncherTarget(Target):
             claim, fds = spare_claim()
             with Opened(Message(claim, fds), self.scratch) as opened:
                 _send(launcher.socket, claim, opened.sent)
-                self._end(_hear(launcher.socket))
+                self._end(_receive(launcher.socket))
         with Container(engine=self.engine) as container:
             if container.exec(["true"], timeout=PATIENCE_MS / 1000).returncode != 0:
                 raise Trouble("does not work: true failed")

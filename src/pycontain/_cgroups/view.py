@@ -26,7 +26,7 @@ _LIMITS = frozenset({"memory", "cpu"})
 
 @frozen
 class Entry:
-    """What a launcher does for the /sys of its containers.
+    """An entry of the /sys of a launcher's containers.
 
     kind: 's' to show `path` of the host at `place` below /sys, or make a directory there without a path;
     'c' to keep it at `place` beside the root; 't' to join the group whose `tasks` file is `path`.

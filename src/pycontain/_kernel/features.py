@@ -1,4 +1,4 @@
-"""What this kernel and this user can do, looked at once per process."""
+"""Features of this kernel and this user, detected once per process."""
 
 from __future__ import annotations
 

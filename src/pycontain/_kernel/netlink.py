@@ -37,13 +37,13 @@ _AT_ONCE = 1 << 16
 _INTERRUPTED, _CAPPED, _TLVS = 0x10, 0x100, 0x200
 _TEXT = 1
 _PATIENCE = 30
-"""Seconds for an answer: where one was lost, nobody waits for ever."""
+"""Seconds to wait for an answer, in case one was lost."""
 _ATTEMPTS, _PAUSE = 100, 0.001
-"""How often a dump that a change interrupted is begun anew, and seconds by which the pauses grow."""
+"""Attempts of a dump that changes interrupt, and seconds by which the pauses between them grow."""
 
 
 class NetlinkError(OSError):
-    """What the kernel refused: `at` is the place of the message in its batch."""
+    """A refusal by the kernel.  at: index of the message in its batch."""
 
     def __init__(self, number: int, text: str, at: int) -> None:
         super().__init__(number, f"{os.strerror(number)}{f': {text}' if text else ''}")
@@ -121,13 +121,13 @@ class Netlink:
         self._socket.close()
 
     def detach(self) -> int:
-        """The fd, which is the caller's from now on."""
+        """Return the fd, which the caller owns from now on."""
         return self._socket.detach()
 
     def do(self, messages: Sequence[Message]) -> None:
-        """Have every message done, in order and in one system call.
+        """Execute the messages in order, in one system call.
 
-        Raises NetlinkError of the first that was refused; those after it were tried all the same.
+        Raises NetlinkError of the first that was refused; the kernel tries those after it as well.
         """
         if not messages:
             return
@@ -135,10 +135,10 @@ class Netlink:
             first, batch = self._pack(_acknowledged(messages))
             self._send(batch)
             numbers = range(first, first + len(messages))
-            self._hear(numbers, {numbers[-1]})
+            self._receive_acks(numbers, {numbers[-1]})
 
     def do_at_once(self, messages: Sequence[Message]) -> None:
-        """Have all done or none: a transaction of nfnetlink.  Raises NetlinkError."""
+        """Execute all messages or none, as a transaction of nfnetlink.  Raises NetlinkError."""
         if not messages:
             return
         begin = Message(0x10, struct.pack("=BBH", 0, 0, socket.htons(10)))
@@ -147,10 +147,10 @@ class Netlink:
             first, batch = self._pack(_acknowledged(messages), begin, end)
             self._send(batch)
             numbers = range(first, first + len(messages))
-            self._hear(numbers, {numbers[-1]}, (numbers.start - 1, numbers.stop))
+            self._receive_acks(numbers, {numbers[-1]}, (numbers.start - 1, numbers.stop))
 
     def ask(self, message: Message) -> list[Answer]:
-        """What the kernel tells, of a dump every message.  Raises NetlinkError."""
+        """Return the kernel's answers to a request or a dump.  Raises NetlinkError."""
         dump = message.flags & DUMP == DUMP
         with self._lock:
             for attempt in range(_ATTEMPTS):
@@ -194,10 +194,11 @@ class Netlink:
         size = 16 + len(message.body)
         return _HEADER.pack(size, message.kind, REQUEST | message.flags, self._number, 0) + message.body
 
-    def _hear(self, numbers: range, waiting: set[int], frame: tuple[int, ...] = ()) -> None:
-        """Until each that is waited for is acknowledged or refused.
+    def _receive_acks(self, numbers: range, waiting: set[int], frame: tuple[int, ...] = ()) -> None:
+        """Receive until each awaited message is acknowledged or refused.
 
-        frame: what a transaction begins and ends with.  What an interrupt left unheard has lower numbers.
+        frame: numbers of the begin and the end of a transaction.  Answers that an interrupted caller left
+        unread have lower numbers and are skipped.
         """
         refused: NetlinkError | None = None
         while waiting:
@@ -250,16 +251,17 @@ class Netlink:
 
 
 def _acknowledged(messages: Sequence[Message]) -> list[Message]:
-    """With an answer to the last: what is refused of the others is told all the same, and before that.
+    """Request an acknowledgement of the last message only.
 
-    An answer to each is more than the buffer of a plain user's socket holds.
+    The kernel reports refusals of the others in any case, and earlier.  Acknowledgements of all would
+    overflow the socket buffer of an unprivileged user.
     """
     *others, last = messages
     return [*others, evolve(last, flags=last.flags | ACK)]
 
 
 def _failure(body: bytes, flags: int, at: int) -> NetlinkError | None:
-    """What an error message says; None for an acknowledgement."""
+    """Return the error of an error message; None for an acknowledgement."""
     if len(body) < 4:
         return NetlinkError(errno.EBADMSG, "the kernel's answer is cut off", at)
     number = struct.unpack_from("=i", body)[0]
@@ -267,7 +269,7 @@ def _failure(body: bytes, flags: int, at: int) -> NetlinkError | None:
         return None
     text = ""
     if flags & _TLVS and len(body) >= 8:
-        # The request that it is about comes first, or its header alone.
+        # The failed request comes first, or only its header.
         request = 16 if flags & _CAPPED else struct.unpack_from("=I", body, 4)[0]
         for kind, payload in attributes(body[4 + ((request + 3) & ~3) :]):
             if kind == _TEXT:

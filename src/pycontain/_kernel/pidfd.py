@@ -1,4 +1,4 @@
-"""What a pidfd tells of the process behind it (pidfd_open(2))."""
+"""Facts about the process behind a pidfd (pidfd_open(2))."""
 
 from __future__ import annotations
 

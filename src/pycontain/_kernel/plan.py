@@ -325,7 +325,7 @@ def request(
 
     Args:
         kind: Of RequestKind.
-        payload: What follows the header.
+        payload: The bytes after the header.
         number: The id of an exec, or of the request itself.
         value: A number whose meaning depends on the kind.
         flags: IN_MEMFD, AFTER, or flags of the kind.

@@ -71,7 +71,7 @@ class OpKind(IntEnum):
 
 
 class OpFlag(IntFlag):
-    """How a target or source is treated (plan.h)."""
+    """Treatment of a target or source (plan.h)."""
 
     NOFOLLOW = lib.PC_OP_NOFOLLOW
     IS_FILE = lib.PC_OP_IS_FILE

@@ -112,7 +112,7 @@ class Relay:
         with self._lock:
             if self._fd < 0:
                 raise ConnectionResetError(_GONE)
-            # The serial tells this command's answer from one that an interrupted caller left unread.
+            # The serial separates this command's answer from one that an interrupted caller left unread.
             self._serial = serial = (self._serial + 1) & 0xFFFFFFFF
             command = _COMMAND.pack(kind, number, protocol, family, address, port, patience, scope, serial)
             native.send(self._fd, command, fds)

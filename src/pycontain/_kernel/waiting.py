@@ -53,7 +53,7 @@ def ready(wanted: Mapping[int, int], seconds: float | None = None) -> list[int]:
 
 
 def is_ready(fd: int, seconds: float | None = None) -> bool:
-    """Can this descriptor be read, or has it ended?  False at the timeout."""
+    """Return whether this descriptor can be read or has ended; False at the timeout."""
     return bool(ready({fd: IN}, seconds))
 
 
@@ -66,7 +66,7 @@ def _by_poll(wanted: Mapping[int, int], seconds: float | None, kind: Any = None)
 
 def _by_gevent(wanted: Mapping[int, int], seconds: float | None) -> list[int]:
     hub, current = _attributes("gevent", "get_hub", "getcurrent")
-    # The hub itself cannot wait for the hub: what a finalizer does there blocks.
+    # The hub itself cannot wait for the hub, so a finalizer that runs in it blocks.
     if current() is hub():
         (original,) = _attributes("gevent.monkey", "get_original")
         return _by_poll(wanted, seconds, original("select", "poll"))

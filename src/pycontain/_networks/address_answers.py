@@ -152,7 +152,7 @@ def write(question: bytes, flags: bytes, records: Iterable[Record], *, limit: in
         flags: The two bytes of its flags.
         records: Of its answer section.  Those that do not fit are left out, and the message says so.
         limit: Bytes of the longest message.
-        payload: Bytes of the longest datagram that we accept, which EDNS tells; 0 for a message without EDNS.
+        payload: Bytes of the longest accepted datagram, announced by EDNS; 0 for a message without EDNS.
     """
     ident, section = question[:2], question[2:]
     extra = _ROOT + _FIXED.pack(_OPT, payload, 0, 0) if payload else b""

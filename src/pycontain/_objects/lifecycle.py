@@ -301,7 +301,7 @@ class Lifecycle:
         """Reason for the end of the container's command, as in ExecResult; None while it runs.
 
         'timeout' when its lifetime passed, 'cancelled' when it was stopped by force or removed or its engine
-        was closed.  Without a command: why the container ended.
+        was closed.  Without a command it is the reason of the container's end.
         """
         if self._main is not None:
             return self._main.reason

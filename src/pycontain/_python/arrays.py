@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SIMPLE_KINDS = "biufcSUmMV"
 """Kinds of numpy's types whose values are bytes in place."""
 WRAPPERS = ("NumpyExtensionArray", "PandasArray")
-"""What pandas calls its array of one of numpy, by version."""
+"""Names of pandas' array class for numpy arrays, by version."""
 
 
 def handler(kind: type) -> Callable[..., None] | None:

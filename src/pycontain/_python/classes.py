@@ -38,7 +38,7 @@ class Known:
 
     @property
     def name(self) -> tuple[str, str]:
-        """Its module and its qualified name, by which the other side knows it."""
+        """Module and qualified name, by which the other side identifies the class."""
         return self.kind.__module__, self.kind.__qualname__
 
     def member(self, names: Sequence[Any]) -> Any:

@@ -40,8 +40,8 @@ PARTS = "_pycontain_call"
 """The package as which the writer of answers is installed (ship.py)."""
 
 
-def told(error: BaseException) -> list[str]:
-    """An exception as text; nothing that its own methods raise gets in the way."""
+def described(error: BaseException) -> list[str]:
+    """Return an exception as text, even if its own methods raise."""
     kind = type(error)
     try:
         message = str(error)
@@ -64,7 +64,7 @@ def record(kind: int, value: int = 0, error: int = 0, usage: Any = None) -> byte
 
 
 class Zygote:
-    """The loop: a request is a fork, an end of a child is told on the socket of that child."""
+    """The fork server: it forks for each request, and reports the end of a child on the child's socket."""
 
     def __init__(self, control: socket.socket) -> None:
         self.control = control
@@ -101,7 +101,7 @@ class Zygote:
             for name in request["imports"]:
                 importlib.import_module(name)
         except BaseException as error:  # noqa: BLE001  the caller gets it
-            self.say(error=told(error))
+            self.say(error=described(error))
             return False
         return True
 
@@ -154,7 +154,7 @@ class Zygote:
             os.close(fd)
 
     def become_child(self) -> None:
-        """Let go of all by which the zygote hears and speaks."""
+        """Close the sockets and signal handling of the zygote."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for one in (self.control, self.awake, self.waker):
@@ -164,7 +164,7 @@ class Zygote:
         self.ends.clear()
 
     def reap(self) -> None:
-        """Tell of the children that ended."""
+        """Report the children that ended."""
         try:
             while self.awake.recv(256):
                 pass
@@ -175,7 +175,7 @@ class Zygote:
             if ended is None:
                 return
             try:
-                # Before it is reaped: its number is nobody else's yet.
+                # Before it is reaped, so that its number is not reused yet.
                 os.killpg(ended.si_pid, signal.SIGKILL)
             except OSError:
                 pass
@@ -219,8 +219,8 @@ class Child:
             cap, size = HEADER.unpack(source.read(HEADER.size) or bytes(HEADER.size))
             payload = source.read() if size else b""
         if not size or len(payload) != size:
-            return 0  # nobody wants this child any more
-        # From here on it may be hostile: it holds nothing but what is its own.
+            return 0  # the caller has dropped this child
+        # From here on it may be hostile, so it has no descriptor of the zygote.
         os.pwrite(self.result, HEADER.pack(TAKEN, 0), 0)
         os.close(self.end)
         answer, status = self.answer(payload, cap)
@@ -255,7 +255,7 @@ class Child:
                 initializer()
             value = function(*arguments, **keywords)
         except BaseException as error:  # noqa: BLE001  the caller gets it
-            return writer.encode_error(*told(error)), 1
+            return writer.encode_error(*described(error)), 1
         try:
             return writer.encode(value, names, most), 0
         except writer.TooLong as error:
@@ -263,7 +263,7 @@ class Child:
         except (writer.NotPlain, RecursionError, MemoryError) as error:
             return writer.encode_error("NotPlain", str(error), ""), 1
         except Exception as error:  # noqa: BLE001  a method of the caller's class, as its fields are read
-            return writer.encode_error(*told(error)), 1
+            return writer.encode_error(*described(error)), 1
 
 
 def reseed() -> None:

@@ -1,4 +1,4 @@
-"""What travels into a container: a function and its arguments, and the cloudpickle that reads them."""
+"""Data sent into a container for a call: the function, its arguments, and the cloudpickle that reads them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def payload(
     """Pickle a call; modules of its functions are included unless they are installed.
 
     Args:
-        function: What is called.
+        function: The function to call.
         arguments: Its positional arguments.
         keywords: Its keyword arguments.
         names: The classes that the result may have objects of, by module and qualified name.

@@ -1,7 +1,7 @@
 """Encode the result of a call: data of known types as tagged bytes, large buffers behind them.
 
 It runs inside the container, so it is sent there as code and imports nothing of pycontain.  codec.py reads
-what it writes; the constants of the format are declared here for both.
+the output; the constants of the format are declared here for both.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COUNT, LONG, SIZE = struct.Struct("<I"), struct.Struct("<q"), struct.Struct("<Q"
 FLOAT, COMPLEX = struct.Struct("<d"), struct.Struct("<dd")
 DATE, TIME, DELTA = struct.Struct("<HBB"), struct.Struct("<BBBIB"), struct.Struct("<iII")
 FACTORIES: list[Any] = [None, int, float, str, bytes, bool, list, dict, set, tuple, complex, frozenset]
-"""What a defaultdict may have to make its values; another one is left out."""
+"""Factories of a defaultdict that are kept; another one is left out."""
 PATHS: list[Any] = [pathlib.PurePosixPath, pathlib.PosixPath, pathlib.PureWindowsPath]
 CONTAINERS = {list: b"l", tuple: b"t", set: b"e", frozenset: b"z"}
 INTEGERS = (("B", 0, 255), ("h", -(1 << 15), (1 << 15) - 1), ("i", -(1 << 31), (1 << 31) - 1))
@@ -97,7 +97,7 @@ class Writer:
         self.shapes: dict[tuple[str, ...], int] = {}
 
     def parts(self, kind: bytes) -> list[Any]:
-        """What is written one after the other."""
+        """Return the parts to write in order."""
         self.check()
         return [kind + SIZE.pack(len(self.head)) + bytes(self.head), *self.buffers]
 
@@ -118,7 +118,7 @@ class Writer:
         handler(self, value, depth)
 
     def find(self, kind: type) -> Callable[..., None]:
-        """How a class is written that is no type of the format itself."""
+        """Return the handler of a class that is no type of the format itself."""
         root = kind.__module__.partition(".")[0]
         if root in ("numpy", "pandas") and root in sys.modules:
             from .arrays import handler
@@ -201,7 +201,7 @@ def described(kind: type) -> str:
 
 
 def hint_for(kind: type) -> str:
-    """How to return such a value as data."""
+    """Return a hint about returning such a value as data."""
     if issubclass(kind, int | float | str | bytes | list | dict | set | tuple):
         base = next(one for one in kind.__mro__ if one.__module__ == "builtins")
         return f"return {base.__name__}(value)"
