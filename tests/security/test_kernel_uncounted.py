@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 
@@ -98,6 +99,19 @@ def test_a_guest_that_takes_uncounted_memory_ends_with_oom(kind: str, needs_memo
         assert reason == "oom", said
         assert container.exec(["echo", "on"]).stdout == "on\n"
         assert container.exec(["false"]).reason == "exit"
+
+
+@pytest.mark.case("A02", "A10")
+def test_a_command_that_ended_by_itself_is_not_blamed_for_another(needs_memory: None) -> None:
+    with Container(memory="64M", pids=64) as container:
+        running = container._running
+        assert running is not None
+        other = container.popen(["sh", "-c", "read line; exit 3"], stdin=subprocess.PIPE)
+        assert other.stdin is not None
+        running.session.kernel_memory._watched[container.id].stops += 1  # as by a kill that came too late
+        other.stdin.write("\n")
+        other.stdin.close()
+        assert (other.wait(), other.reason) == (3, "exit")
 
 
 @pytest.mark.case("A02", "A10")

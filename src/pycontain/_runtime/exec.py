@@ -313,10 +313,11 @@ class Execution:
         return usage_of(self.begun, record, counters)
 
     def reason(self, returncode: int, counters: Counters, usage: Usage) -> Reason:
-        """Return why the command ended, only by counters of the kernel: it is never a guess."""
+        """Return why the command ended, by the kernel's counters and measured limits: never a guess."""
         if self.running.session.disk.exceeded(self.running, self.stops):
             return "disk"
-        if returncode and self.running.session.kernel_memory.stopped_since(self.running, self.memory_stops):
+        stopped = self.running.session.kernel_memory.stopped_since(self.running, self.memory_stops)
+        if returncode == -signal.SIGKILL and stopped:
             return "oom"
         if returncode == 0 or counters.oom_kills or counters.pids_refused:
             return reason_of(self.running.spec, returncode, counters, usage)
