@@ -199,27 +199,31 @@ class Process:
         # Serializes kill() with the reuse of the exec cgroup, so a late kill cannot hit the next command.
         self._ending = threading.RLock()
         _release_exec_cgroups()
-        try:
-            # Wait first: before its fork, the supervisor has no child that an error below could kill.
-            self.pid, self._terminal = wait_executed(execution)
-            if text:
-                check_text(encoding, errors)
-            if execution.command.terminal is not None:
-                check_terminal(*execution.command.terminal)
-            self._open_streams(ours)
-        except BaseException:
-            abandon(execution)
-            self.close()
-            for fd in ours:
-                if fd >= 0:
-                    os.close(fd)
-            raise
+        self._wait_and_open(ours)
         self._whole = True
         execution.running.processes.add(self)
         if timeout is not None:
             self._timer = threading.Timer(timeout, self._kill_for, ("timeout",))
             self._timer.daemon = True
             self._timer.start()
+
+    def _wait_and_open(self, ours: list[int]) -> None:
+        """Wait until the command is executed and open the streams, or end it and close `ours`."""
+        try:
+            # Wait first: before its fork, the supervisor has no child that an error below could kill.
+            self.pid, self._terminal = wait_executed(self._execution)
+            if self._codec is not None:
+                check_text(*self._codec)
+            if self._execution.command.terminal is not None:
+                check_terminal(*self._execution.command.terminal)
+            self._open_streams(ours)
+        except BaseException:
+            abandon(self._execution)
+            self.close()
+            for fd in ours:
+                if fd >= 0:
+                    os.close(fd)
+            raise
 
     def _open_streams(self, ours: list[int]) -> None:
         if self._terminal >= 0:
