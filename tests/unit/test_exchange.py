@@ -7,7 +7,7 @@ import os
 import pytest
 
 from pycontain._objects import exchange
-from pycontain._objects.buffered import Kept
+from pycontain._objects.buffered import StreamBuffer
 from pycontain._objects.exchange import Exchange, open_stream
 
 
@@ -28,7 +28,7 @@ def test_single_bytes_are_joined() -> None:
 
 def test_single_bytes_that_are_kept_are_joined() -> None:
     read, write = os.pipe()
-    kept = Kept(read, 3000)
+    kept = StreamBuffer(read, 3000)
     try:
         for at in range(5000):
             os.write(write, b"%d" % (at % 10))

@@ -22,7 +22,7 @@ _PAUSE = 0.002
 """Seconds between two discarded chunks, to limit the processor time for commands with much output."""
 
 
-class Kept:
+class StreamBuffer:
     """Unread bytes of one stream, at most `limit`; the oldest are dropped first.
 
     Args:
@@ -130,7 +130,7 @@ class BufferedOutput(io.RawIOBase):
     end when no bytes are kept.
     """
 
-    def __init__(self, kept: Kept) -> None:
+    def __init__(self, kept: StreamBuffer) -> None:
         self.kept = kept
         self.idle = False
         self._claimed: int | None = None
@@ -186,7 +186,7 @@ class BufferedOutput(io.RawIOBase):
         self._dropped = True
 
 
-def empty_in_background(kept: list[Kept], ended: int) -> threading.Thread:
+def empty_in_background(kept: list[StreamBuffer], ended: int) -> threading.Thread:
     """Start the thread that reads streams until their last writer is gone or the container has ended.
 
     Args:
@@ -202,7 +202,7 @@ def empty_in_background(kept: list[Kept], ended: int) -> threading.Thread:
     return target
 
 
-def _empty(kept: tuple[Kept, ...], ended: int) -> None:
+def _empty(kept: tuple[StreamBuffer, ...], ended: int) -> None:
     left = {one.fd: one for one in kept}
     try:
         while left:

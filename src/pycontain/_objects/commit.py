@@ -49,7 +49,7 @@ def _left_out(container: Container) -> list[str]:
 
 
 @contextlib.contextmanager
-def still(container: Container) -> Iterator[None]:
+def processes_frozen(container: Container) -> Iterator[None]:
     """Freeze all processes of a container during the block, if the host supports it.
 
     Commands that are started meanwhile wait; `Container.status` stays 'running'.
@@ -161,7 +161,7 @@ def _base(image: LocalImage, store: Store, lease: Lease) -> tuple[Manifest, Imag
 
 
 @frozen
-class Made:
+class ImageMetadata:
     """Metadata of a new image.
 
     Attributes:
@@ -177,15 +177,15 @@ class Made:
     message: str
 
 
-def commit(container: Container, made: Made) -> Image:
+def commit(container: Container, metadata: ImageMetadata) -> Image:
     """Implement `Container.commit`."""
     upper = _upper(container)
-    with still(container):
+    with processes_frozen(container):
         return commit_layers(
             container._engine,
             container.spec.image,
             [(upper, container._live().first_id)],
-            made,
+            metadata,
             _left_out(container),
         )
 
@@ -194,7 +194,7 @@ def commit_layers(
     engine: Engine,
     image: LocalImage,
     uppers: Sequence[tuple[str, int]],
-    made: Made,
+    metadata: ImageMetadata,
     left_out: Sequence[str] = _ENGINES,
 ) -> Image:
     """Add an image to the store from an image, its sealed layers, and further directories.
@@ -203,10 +203,10 @@ def commit_layers(
         engine: The engine of the store.
         image: The image below.
         uppers: Directories, each with the host id of id 0 in the container.
-        made: Metadata of the new image.
+        metadata: Metadata of the new image.
         left_out: Relative paths to leave out.
     """
-    names = [] if made.reference is None else [tag_name(made.reference)]
+    names = [] if metadata.reference is None else [tag_name(metadata.reference)]
     store = engine._session.store
     layers = [*sealed_layers(image), *uppers]
     with translate_store_errors(store.roots.data), store.leasing() as lease:
@@ -222,17 +222,17 @@ def commit_layers(
                 written.append(write_layer(store, chunks, add_lease))
         moment = now()
         history = History(
-            created=moment, created_by="pycontain commit", author=made.author, comment=made.message
+            created=moment, created_by="pycontain commit", author=metadata.author, comment=metadata.message
         )
         whole = evolve(
             below,
             platform=below.platform if manifest.layers else Platform.host(),
-            container=made.config or below.container,
+            container=metadata.config or below.container,
             created=moment,
-            author=made.author or below.author,
+            author=metadata.author or below.author,
         )
         record = compose(store, (manifest, below), written, whole, [history] * len(written), names)
-    return Image._stored(engine, record.digest, made.reference or str(record.digest))
+    return Image._stored(engine, record.digest, metadata.reference or str(record.digest))
 
 
 def export(container: Container, target: str | os.PathLike[str] | IO[bytes]) -> None:

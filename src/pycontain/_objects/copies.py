@@ -60,7 +60,7 @@ def check_report(what: str, path: str, report: Report) -> None:
     raise PathError(text, path=path, errno=report.errno or (errno.EFBIG if hint else errno.EIO), hint=hint)
 
 
-def carried(carry: Callable[[], Report]) -> Report:
+def completed_report(carry: Callable[[], Report]) -> Report:
     """Return the report of a copy.
 
     Raises:
@@ -201,7 +201,7 @@ def _fill(
             landlock=engine._session.features.landlock,
             no_set_id=not may_set_id(work, top),
         )
-        report = carried(lambda: into(spec, engine._session.make_helper, pidfd, ids, user))
+        report = completed_report(lambda: into(spec, engine._session.make_helper, pidfd, ids, user))
         check_report("copy to", name or str(work), report)
     finally:
         os.close(top)

@@ -19,7 +19,7 @@ from attrs import frozen
 from pycontain._kernel import hostpath
 from pycontain._kernel.transfer import CopySpec, out_of
 from pycontain._model.sizes import parse_size
-from pycontain._objects.copies import carried, check_report, copy_bytes, is_content, translate_errors
+from pycontain._objects.copies import check_report, completed_report, copy_bytes, is_content, translate_errors
 from pycontain._objects.path import ContainerPath
 from pycontain.errors import LimitError, PathError, PycontainError, path_error
 
@@ -159,7 +159,7 @@ def _tree_out(container: Container, fd: int, there: _Destination, bounds: _Bound
             content=not there.name,
             landlock=engine._session.features.landlock,
         )
-        report = carried(lambda: out_of(spec, engine._session.make_helper, pidfd))
+        report = completed_report(lambda: out_of(spec, engine._session.make_helper, pidfd))
         check_report("copy to", there.path, report)
         if there.name:
             os.rename(name, there.name, src_dir_fd=there.directory, dst_dir_fd=there.directory)

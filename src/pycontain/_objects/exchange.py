@@ -132,7 +132,7 @@ def text_or_bytes(binary: Any, codec: tuple[str, str] | None) -> IO[Any]:
     return binary if codec is None else TextLines(binary, *codec, None, True, True)
 
 
-def shut(stream: IO[Any]) -> None:
+def close_quietly(stream: IO[Any]) -> None:
     """Close a stream and ignore errors of its other side."""
     with contextlib.suppress(OSError):  # buffered input has no reader any more
         stream.close()
@@ -191,7 +191,7 @@ class Exchange:
                 wanted = {fd: IN if stream in self._parts else OUT for fd, stream in waiting.items()}
                 for fd in ready(wanted, left(deadline)):
                     if work[waiting[fd]]():
-                        shut(waiting.pop(fd))
+                        close_quietly(waiting.pop(fd))
                 if waiting and left(deadline) == 0:
                     return False
         return True

@@ -24,16 +24,16 @@ from typing import IO, TYPE_CHECKING, Any
 from pycontain._kernel import native
 from pycontain._kernel.protocol import RecordKind
 from pycontain._kernel.waiting import is_ready
-from pycontain._objects.buffered import BufferedOutput, Kept, empty_in_background
+from pycontain._objects.buffered import BufferedOutput, StreamBuffer, empty_in_background
 from pycontain._objects.exchange import (
     ByteLines,
     Exchange,
     OutputExceeded,
     TerminalInput,
+    close_quietly,
     deadline_of,
     left,
     open_stream,
-    shut,
     text_or_bytes,
 )
 from pycontain._runtime.exec import Execution, returncode_of
@@ -186,7 +186,7 @@ class Process:
         self.thread = threading.get_ident()
         self._codec = (encoding, errors) if text else None
         self._buffered = tuple(buffered)
-        self._kept: list[Kept] = []
+        self._kept: list[StreamBuffer] = []
         self._emptier: threading.Thread | None = None
         self._input: TerminalInput | None = None
         self._cap = max_output
@@ -245,7 +245,7 @@ class Process:
             return text_or_bytes(self._input, self._codec)
         if not self._buffered[number]:
             return open_stream(fd, number > 0, self._codec)
-        kept = Kept(fd, self._cap)
+        kept = StreamBuffer(fd, self._cap)
         self._kept.append(kept)
         return text_or_bytes(ByteLines(BufferedOutput(kept)), self._codec)
 
@@ -432,7 +432,7 @@ class Process:
             self._input.hangs_up = True
         for stream in (self.stdin, self.stdout, self.stderr):
             if stream is not None:
-                shut(stream)
+                close_quietly(stream)
         self._close_terminal()
 
     def _close_terminal(self) -> None:

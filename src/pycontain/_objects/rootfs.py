@@ -116,9 +116,9 @@ class RootFilesystem(Lifecycle):
             StateError: The container is not running.
             InvalidReference: The name is malformed.
         """
-        from pycontain._objects.commit import Made, commit
+        from pycontain._objects.commit import ImageMetadata, commit
 
-        return commit(self._whole, Made(reference, config, author, message))
+        return commit(self._whole, ImageMetadata(reference, config, author, message))
 
     def snapshot(self) -> Snapshot:
         """Save the root file system, to start containers from it, to return to it, or to commit it.

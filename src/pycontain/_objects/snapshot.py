@@ -102,13 +102,13 @@ class Snapshot:
             InvalidReference: The name is malformed.
             ImageError: The snapshot's image is not in the store.
         """
-        from pycontain._objects.commit import Made, commit_layers
+        from pycontain._objects.commit import ImageMetadata, commit_layers
 
         chosen = engine_of(self._engine)
-        return commit_layers(chosen, self.image, (), Made(reference, config, author, message))
+        return commit_layers(chosen, self.image, (), ImageMetadata(reference, config, author, message))
 
 
-def described(image: LocalImage) -> str:
+def describe_base(image: LocalImage) -> str:
     """Return a description of an image without its sealed layers, for the store."""
     base = image.base
     if base.manifest is not None:
@@ -126,7 +126,7 @@ def described(image: LocalImage) -> str:
     return json.dumps(document)
 
 
-def pins_of(image: LocalImage) -> builtins.list[tuple[str, str]]:
+def leases_of(image: LocalImage) -> builtins.list[tuple[str, str]]:
     """Return the layers and blobs of the store that a snapshot of an image needs."""
     if image.manifest is None:
         return []
@@ -148,21 +148,21 @@ def _known(engine: Engine, record: SnapshotRecord) -> Snapshot:
         raise ImageError(
             f"snapshot {record.id} is damaged: its layer {lost} is gone", hint="remove the snapshot"
         )
-    return value(engine, record, _base(engine, json.loads(record.base)))
+    return snapshot_of(engine, record, _base(engine, json.loads(record.base)))
 
 
-def value(engine: Engine, record: SnapshotRecord, base: Image) -> Snapshot:
+def snapshot_of(engine: Engine, record: SnapshotRecord, base: Image) -> Snapshot:
     """Return the snapshot of a record and the image below it."""
     return Snapshot(
         id=record.id,
         kind=record.kind,
         created=datetime.fromtimestamp(record.created, UTC),
-        image=upon(engine._session.store, base, record.sealed),
+        image=with_sealed(engine._session.store, base, record.sealed),
         engine=engine,
     )
 
 
-def upon(store: Store, base: AnyImage, layers: tuple[str, ...]) -> AnyImage:
+def with_sealed(store: Store, base: AnyImage, layers: tuple[str, ...]) -> AnyImage:
     """Return an image with sealed layers above it, the uppermost first."""
     from pycontain._images.sealed import path_of
 

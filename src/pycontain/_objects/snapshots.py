@@ -15,7 +15,7 @@ from pycontain._images.layers import LayerBuild, opened
 from pycontain._images.store_errors import translate_store_errors
 from pycontain._images.write import archive
 from pycontain._objects import snapshot as values
-from pycontain._objects.commit import sealed_layers, still
+from pycontain._objects.commit import processes_frozen, sealed_layers
 from pycontain._objects.image import Image
 from pycontain._runtime.replace_root import SEAL, replace_root
 from pycontain._runtime.spec import default_name, new_id
@@ -47,8 +47,8 @@ def snapshot(container: Container) -> Snapshot:
             lease.add("sealed", *below)
             _merge(store, image, below[0])
         chain = (layer, *below)
-        made = sealed.new_record(values.described(image), "sealed", chain)
-        sealed.keep(store, made, values.pins_of(image))
+        made = sealed.new_record(values.describe_base(image), "sealed", chain)
+        sealed.keep(store, made, values.leases_of(image))
         try:
             if not _seal(container, running, chain):
                 sealed.mark_copied(store, made.id)
@@ -59,7 +59,7 @@ def snapshot(container: Container) -> Snapshot:
             raise
     base = image.base
     assert isinstance(base, Image)
-    return values.value(engine, made, base)
+    return values.snapshot_of(engine, made, base)
 
 
 def _merge(store: Store, image: LocalImage, layer: str) -> None:
@@ -92,7 +92,7 @@ def _seal(container: Container, running: Running, chain: tuple[str, ...]) -> boo
     with running.quiesced() as quiet:
         if not quiet:
             return False
-        image = values.upon(engine._session.store, container.spec.image.base, chain)
+        image = values.with_sealed(engine._session.store, container.spec.image.base, chain)
         place = sealed.make_place(engine._session.store, chain[0])
         upper = running.upper_path
         try:
@@ -120,7 +120,7 @@ def _copy(container: Container, running: Running, layer: str) -> None:
     store = container._session.store
     build = LayerBuild(store, None, owners=store.owners, first_id=running.first_id)
     try:
-        with still(container), opened([running.upper_path]) as fds:
+        with processes_frozen(container), opened([running.upper_path]) as fds:
             for chunk in archive(store, fds[0], first_id=running.first_id, whiteouts=True, exact=True):
                 build.feed(chunk)
         build.end()
