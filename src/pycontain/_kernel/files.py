@@ -1,4 +1,4 @@
-"""Many small operations on small files in one call of C, without the interpreter's lock."""
+"""Batches of small file operations, executed by one call of C without the interpreter's lock."""
 
 from __future__ import annotations
 
@@ -11,50 +11,54 @@ from pycontain._kernel import native
 
 
 def mkdir(path: str) -> bytes:
-    """Make a directory, mode 0755 whatever the umask is."""
+    """Return the operation that makes a directory with mode 0755, whatever the umask is."""
     return b"m" + os.fsencode(path) + b"\0"
 
 
 def mkdir_private(path: str) -> bytes:
-    """Make a directory, mode 0700."""
+    """Return the operation that makes a directory with mode 0700."""
     return b"p" + os.fsencode(path) + b"\0"
 
 
 def own(path: str, owner: int) -> bytes:
-    """Give `path` to the user and group of this number."""
+    """Return the operation that changes the owner and group of a path to an id."""
     return b"c" + os.fsencode(path) + b"\0%d\0" % owner
 
 
 def write(path: str, text: str) -> bytes:
-    """One write(2) to a file that exists."""
+    """Return the operation that writes text to an existing file by one write(2)."""
     return b"w" + os.fsencode(path) + b"\0" + text.encode() + b"\0"
 
 
 def open_directory(path: str) -> bytes:
-    """Open a directory and keep it."""
+    """Return the operation that opens a directory and keeps it open."""
     return b"d" + os.fsencode(path) + b"\0"
 
 
 def open_to_write(path: str) -> bytes:
-    """Open a file for writing and keep it."""
+    """Return the operation that opens a file for writing and keeps it open."""
     return b"t" + os.fsencode(path) + b"\0"
 
 
 def read(path: str) -> bytes:
-    """Read a file's beginning; empty where it cannot be read."""
+    """Return the operation that reads a file's beginning; it gives no text if that fails."""
     return b"r" + os.fsencode(path) + b"\0"
 
 
 @frozen
 class Done:
-    """fds that were kept, and texts that were read, in order."""
+    """The opened descriptors and the texts that were read, in the order of the operations."""
 
     fds: list[int]
     texts: list[bytes]
 
 
 class Failed(OSError):
-    """An operation failed; those before it, `done` in number, are done, and nothing is kept open."""
+    """The error of the first operation that failed; the descriptors of the others are closed.
+
+    Attributes:
+        done: The number of operations that succeeded before it.
+    """
 
     def __init__(self, errno: int, done: int) -> None:
         super().__init__(errno, os.strerror(errno))
@@ -62,7 +66,7 @@ class Failed(OSError):
 
 
 def run(script: bytes | Sequence[bytes]) -> Done:
-    """Do every operation in turn.  Raises Failed at the first that fails."""
+    """Execute operations in order.  Raises Failed for the first that fails."""
     code = script if isinstance(script, bytes) else b"".join(script)
     files = native.ffi.new("struct pcx_files *")
     try:
@@ -70,7 +74,7 @@ def run(script: bytes | Sequence[bytes]) -> Done:
         fds = native.ffi.unpack(files.fds, files.fd_count) if files.fd_count else []
         size = files.text_size
         texts = native.ffi.buffer(files.text, size)[:-1].split(b"\0") if size else []
-    except BaseException:  # a signal handler's, when all was done
+    except BaseException:  # a signal handler may raise after the call
         for at in range(files.fd_count):
             os.close(files.fds[at])
         raise

@@ -1,7 +1,7 @@
-"""Paths of the host, opened with a rule for symbolic links, and files that are replaced by descriptor.
+"""Paths of the host, with a rule for symbolic links, and replacement of files by descriptor.
 
-A guest that has a directory of the host can leave links in it.  The engine works with its caller's
-rights, so it follows a link only where no guest can have made it.
+A guest with a directory of the host can make links in it.  The engine has its caller's rights, so it follows
+a link only where no guest can have made it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BENEATH, NO_SYMLINKS, NO_MAGICLINKS = 0x08, 0x04, 0x02
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _LINKS_MOST = 40
 _HINT = (
-    "name the path that the link should lead to, if it may be used; "
+    "name the target of the link, if it may be used; "
     "or remove the link, and read what guests wrote with open_beneath"
 )
 
@@ -37,7 +37,7 @@ _shared: set[Identity] = set()
 _records: list[str] = []
 """Files that name the directories of earlier processes' containers too."""
 _RECORD_MOST = 1 << 20
-"""Bytes of such a file from which on its older half is forgotten."""
+"""The size in bytes above which the older half of such a file is dropped."""
 
 
 def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
