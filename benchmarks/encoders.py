@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.measure import Case, Summary, alone, interleave, row
 from pycontain._kernel.netlink import CREATE, ROUTE, Message, Netlink, attribute
-from pycontain._networks import links
+from pycontain._networks.wire import links
 
 _MAC = b"\2\x50\1\2\3\4"
 _ADDRESS, _LENGTH = "198.18.0.1", 24

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from pycontain import Container, Engine, Network, UnsupportedError
-from pycontain._networks import links
 from pycontain._networks.rootless_uplink import problems
+from pycontain._networks.wire import links
 from tests.support.world import World
 
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import pytest
 
 from pycontain import Engine
-from pycontain._networks import netem
-from pycontain._networks.netem import NoNetem, Shape
 from pycontain._networks.netns_host import NetnsHost
+from pycontain._networks.wire import netem
+from pycontain._networks.wire.netem import NoNetem, Shape
 from tests.support.world import World
 
 

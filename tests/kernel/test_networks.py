@@ -25,8 +25,8 @@ from pycontain import (
     UnsupportedError,
 )
 from pycontain._kernel.netlink import ROUTE, Message, Netlink, NetlinkError
-from pycontain._networks import links, nft
-from pycontain._networks.zone import Client
+from pycontain._networks.dns.zone import Client
+from pycontain._networks.wire import links, nft
 from tests.kernel.networks import _network_manager, _nothing_is_left, net, root_only
 from tests.support.inside import PORT, comes_to_reach, echo, is_cut_off, query, reach, reaches, resolve
 

@@ -13,7 +13,6 @@ import pytest
 from pycontain import Container, Egress, Engine, LimitError, StateError
 from pycontain._kernel.netlink import NetlinkError
 from pycontain._model.targets import target_of
-from pycontain._networks import nft
 from pycontain._networks.egress import EgressPolicy
 from pycontain._networks.firewall import MOST_REFUSED_PER_CONTAINER, Firewall
 from pycontain._networks.learned import (
@@ -23,6 +22,7 @@ from pycontain._networks.learned import (
     MOST_PER_CONTAINER,
 )
 from pycontain._networks.rootless_uplink import problems
+from pycontain._networks.wire import nft
 from tests.kernel.networks import _network_manager, _nothing_is_left, root_only, world
 from tests.support.inside import PORT, ask, echo, is_cut_off, open_in, reach
 from tests.support.world import World

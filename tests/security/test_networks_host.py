@@ -24,7 +24,7 @@ _BY_THE_WAY_OUT = """
 import contextlib, socket, sys
 from pycontain import Container, Egress, Network
 from pycontain._kernel.netlink import ROUTE, Netlink
-from pycontain._networks import links
+from pycontain._networks.wire import links
 from pycontain._networks.firewall import Firewall
 if sys.argv[1] == "weak":
     Firewall.know_host = lambda *_: None

@@ -17,7 +17,7 @@ from tests.kernel.networks import root_only
 _VICTIM = """
 import os, sys, time
 from pycontain import Container, Egress, Network, Security
-from pycontain._networks import nft
+from pycontain._networks.wire import nft
 if sys.argv[1] == "weak":
     table = nft.table
     nft.table = lambda *given, stays=False, **named: table(*given, **named)

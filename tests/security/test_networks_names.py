@@ -12,8 +12,8 @@ import dns.message
 import pytest
 
 from pycontain import Container, Engine, Network
-from pycontain._networks import budget
 from pycontain._networks.container_networks import RESOLVER
+from pycontain._networks.dns import budget
 from tests.kernel.networks import _network_manager, _nothing_is_left, net
 from tests.support.inside import open_in, resolve
 

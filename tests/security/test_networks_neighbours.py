@@ -22,7 +22,7 @@ from pycontain import (
     Security,
     UnsupportedError,
 )
-from pycontain._networks import links
+from pycontain._networks.wire import links
 from tests.kernel.networks import _network_manager, _nothing_is_left, net, outside, root_only
 from tests.support.inside import echo, open_in, reach, resolve
 

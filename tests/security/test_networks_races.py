@@ -17,7 +17,7 @@ from pycontain import Container, Endpoint, Engine, Network, PycontainError, Stat
 from pycontain._kernel.netns import SocketSpec
 from pycontain._networks.container_networks import ContainerNetworks
 from pycontain._networks.netns_host import NetnsHost
-from pycontain._networks.publish import Publisher
+from pycontain._networks.ports import Publisher
 from tests.kernel.networks import _network_manager, _nothing_is_left, net, root_only
 from tests.security.test_networks_neighbours import _settled, _state
 

@@ -10,7 +10,8 @@ import pytest
 
 from pycontain import Container, Engine, Network
 from pycontain._kernel.netlink import attribute
-from pycontain._networks import firewall, nft
+from pycontain._networks import firewall
+from pycontain._networks.wire import nft
 from tests.kernel.networks import _network_manager, _nothing_is_left, outside, world
 from tests.support.inside import open_in
 from tests.support.world import World

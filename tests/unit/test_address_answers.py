@@ -13,7 +13,7 @@ from attrs import define, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pycontain._networks import address_answers, answers
+from pycontain._networks.dns import address_answers, answers
 
 NAMES = ("example.org", "a.example.org", "b.example.net", "EXAMPLE.org", "stray.example.com")
 RECORDS = st.lists(

@@ -28,9 +28,9 @@ from attrs import define, field
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pycontain._networks import budget, serving, streams, upstream
-from pycontain._networks.names import NameService
-from pycontain._networks.zone import Client, Entry, Zone
+from pycontain._networks.dns import budget, loop, streams, upstream
+from pycontain._networks.dns.service import NameService
+from pycontain._networks.dns.zone import Client, Entry, Zone
 from tests.support.nameserver import Asked, Nameserver, Respond, Routes, bound, records, silent
 
 _DEADLINE = 20
@@ -423,8 +423,8 @@ def test_a_connection_has_so_many_queries_on_their_way(bench: Bench) -> None:
 
 
 def test_idle_connections_are_closed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert serving.IDLE == 10
-    monkeypatch.setattr(serving, "IDLE", 0.3)
+    assert loop.IDLE == 10
+    monkeypatch.setattr(loop, "IDLE", 0.3)
     asker = bench.asker()
     with asker.connection() as idle, asker.connection() as drip:
         begun = time.monotonic()
@@ -443,7 +443,7 @@ def test_connections_are_bounded(inner: Asker) -> None:
         with inner.connection() as over:
             begun = time.monotonic()
             assert over.recv(1) == b""
-            assert time.monotonic() - begun < serving.IDLE / 2
+            assert time.monotonic() - begun < loop.IDLE / 2
         kept.pop().close()
         again = stack.enter_context(inner.connection())
         with contextlib.suppress(ConnectionError):
@@ -679,7 +679,7 @@ def test_internal_network_forwards_no_queries(bench: Bench, zone: Zone) -> None:
 
 
 def test_queries_on_their_way_are_bounded(bench: Bench) -> None:
-    assert serving.MOST_FORWARDS == 256
+    assert loop.MOST_FORWARDS == 256
     (server,) = bench.nameservers(silent)
     asker = bench.asker()
     with asker.datagrams() as sock:
@@ -693,7 +693,7 @@ def test_queries_on_their_way_are_bounded(bench: Bench) -> None:
 
 
 def test_client_with_most_pending_queries_loses_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "_SHARE", resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+    monkeypatch.setattr(loop, "_SHARE", resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
     (server,) = bench.nameservers(silent)
     greedy, modest = bench.asker(), bench.asker()
     with greedy.datagrams() as much, modest.datagrams() as little:
@@ -927,8 +927,8 @@ def _is_open(fd: int) -> bool:
 def _run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     beginning = """
 import atexit, os, socket, sys, threading
-from pycontain._networks.names import NameService
-from pycontain._networks.zone import Client, Entry
+from pycontain._networks.dns.service import NameService
+from pycontain._networks.dns.zone import Client, Entry
 def serve(service):
     tcp = socket.create_server(("127.0.0.1", 0)); udp = socket.socket(type=socket.SOCK_DGRAM)
     udp.bind(tcp.getsockname()); address = tcp.getsockname(); client = Client(Entry(("own",), ("10.0.0.1",)))

@@ -13,9 +13,9 @@ import dns.message
 import dns.query
 import pytest
 
-from pycontain._networks import serving, streams
-from pycontain._networks.names import NameService
-from pycontain._networks.zone import Client, Entry, Zone
+from pycontain._networks.dns import loop, streams
+from pycontain._networks.dns.service import NameService
+from pycontain._networks.dns.zone import Client, Entry, Zone
 from tests.support.nameserver import bound
 
 _DEADLINE = 20
@@ -125,14 +125,14 @@ def test_unwatchable_fd_stays_with_the_caller(
         raise OSError(28, "no more watches")
 
     with monkeypatch.context() as patched:
-        patched.setattr(serving.ClientState, "__init__", fail)
+        patched.setattr(loop.ClientState, "__init__", fail)
         with pytest.raises(OSError, match="watches"):
             service.serve(client, udp.fileno(), tcp.fileno())
     service.serve(client, udp.detach(), tcp.detach())
     assert _ask(port) == "10.0.0.2"
 
 
-@pytest.mark.parametrize(("kind", "name"), [(streams.Listener, "close"), (serving.Loop, "unwatch")])
+@pytest.mark.parametrize(("kind", "name"), [(streams.Listener, "close"), (loop.Loop, "unwatch")])
 def test_a_drop_that_was_interrupted_is_done_again(
     service: NameService, zone: Zone, monkeypatch: pytest.MonkeyPatch, kind: type, name: str
 ) -> None:

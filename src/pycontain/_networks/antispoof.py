@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 from pycontain._kernel.netlink import Message, Netlink, NetlinkError
-from pycontain._networks import nft
-from pycontain._networks.nft import BRIDGE, Element, Set
+from pycontain._networks.wire import nft
+from pycontain._networks.wire.nft import BRIDGE, Element, Set
 from pycontain.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from pycontain._networks.bridge import Bridge, NetworkEndpoint
+    from pycontain._networks.network import Bridge, NetworkEndpoint
 
 _ARP, _IPV4, _IPV6 = b"\x08\x06", b"\x08\x00", b"\x86\xdd"
 _ICMP6 = b"\x3a"

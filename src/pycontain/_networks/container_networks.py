@@ -17,15 +17,15 @@ from attrs import frozen
 from pycontain._kernel.netlink import ROUTE, Netlink, NetlinkError
 from pycontain._kernel.netns import SocketSpec
 from pycontain._kernel.pidfd import wait_dead
-from pycontain._networks import links
-from pycontain._networks.zone import Client, Entry
+from pycontain._networks.dns.zone import Client, Entry
+from pycontain._networks.wire import links
 from pycontain.errors import NotFound, StartError, StateError
 
 if TYPE_CHECKING:
     from pycontain._model.ports import Published
-    from pycontain._networks.bridge import Bridge, NetworkEndpoint
     from pycontain._networks.manager import NetworkManager
-    from pycontain._networks.publish import Bound
+    from pycontain._networks.network import Bridge, NetworkEndpoint
+    from pycontain._networks.ports import Bound
 
 RESOLVER = "127.0.0.11"
 """Address of the name service inside containers, the same as Docker's."""

@@ -16,15 +16,15 @@ from attrs import frozen
 
 from pycontain._kernel.netlink import Message, NetlinkError, attributes
 from pycontain._model.targets import METADATA, Target, TargetIndex, is_public
-from pycontain._networks import links, nft
 from pycontain._networks.firewall import TCP, UDP
 from pycontain._networks.learned import MOST_PER_ANSWER, Held, Key, Learned, RefusedNames
-from pycontain._networks.nft import Element
+from pycontain._networks.wire import links, nft
+from pycontain._networks.wire.nft import Element
 from pycontain.errors import StateError
 
 if TYPE_CHECKING:
-    from pycontain._networks.bridge import Bridge
     from pycontain._networks.firewall import Firewall
+    from pycontain._networks.network import Bridge
 
 _PROTOCOLS = {"tcp": (TCP,), "udp": (UDP,), "": (TCP, UDP)}
 _NAMES = {TCP: "tcp", UDP: "udp", 1: "icmp"}

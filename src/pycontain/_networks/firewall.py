@@ -17,8 +17,8 @@ from attrs import frozen
 
 from pycontain._kernel.netlink import Message, Netlink, NetlinkError
 from pycontain._model.targets import METADATA, METADATA6
-from pycontain._networks import links, nft
-from pycontain._networks.nft import Element, Set
+from pycontain._networks.wire import links, nft
+from pycontain._networks.wire.nft import Element, Set
 from pycontain.errors import UnsupportedError
 
 PREFIX = links.PREFIX.encode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 from pycontain._kernel.netlink import DUMP, Message, Netlink, NetlinkError, attributes
-from pycontain._networks import nft
+from pycontain._networks.wire import nft
 
 _GETCHAIN = 10 << 8 | 4
 _FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}

@@ -11,23 +11,23 @@ from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
 from pycontain._kernel.pidfd import pid_of
-from pycontain._networks import links
 from pycontain._networks.antispoof import AntiSpoof
-from pycontain._networks.bridge import Bridge, Options
 from pycontain._networks.container_networks import ContainerIdentity, ContainerNetworks
+from pycontain._networks.dns.service import NameService
+from pycontain._networks.dns.zone import Zone
 from pycontain._networks.firewall import Firewall, unsupported
-from pycontain._networks.names import NameService
 from pycontain._networks.netns_host import NetnsHost
-from pycontain._networks.publish import Publisher
+from pycontain._networks.network import Bridge, Options
+from pycontain._networks.ports import Publisher
 from pycontain._networks.rootless_uplink import RootlessUplink
 from pycontain._networks.subnets import Addresses, Subnets, private6
-from pycontain._networks.zone import Zone
+from pycontain._networks.wire import links
 from pycontain.errors import Conflict, NotFound
 
 if TYPE_CHECKING:
     from pycontain._kernel.launcher import LauncherPool
     from pycontain._kernel.relay import Relay
-    from pycontain._networks.bridge import NetworkEndpoint
+    from pycontain._networks.network import NetworkEndpoint
 
 DEFAULT = "bridge"
 _NUMBER_DIGITS = 4

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pycontain._kernel.netlink import NETFILTER, ROUTE, Netlink
 from pycontain._kernel.netns import SocketSpec, open_sockets
-from pycontain._networks import links
+from pycontain._networks.wire import links
 from pycontain._state.locks import lock_within
 from pycontain._state.paths import private_directory
 from pycontain.errors import StartError, UnsupportedError

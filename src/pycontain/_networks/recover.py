@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 
 from pycontain._kernel.netlink import NETFILTER, ROUTE, Netlink, NetlinkError
-from pycontain._networks import links
 from pycontain._networks.firewall import remove_tables
 from pycontain._networks.netns_host import put_forwarding_back
+from pycontain._networks.wire import links
 
 
 def remove_networks(owner: str) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from pycontain._networks import links
+from pycontain._networks.wire import links
 from pycontain.errors import UnsupportedError
 
 if TYPE_CHECKING:

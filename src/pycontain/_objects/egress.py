@@ -12,8 +12,8 @@ from pycontain._objects.context_manager import ClosingContextManager
 from pycontain.errors import LimitError, StateError
 
 if TYPE_CHECKING:
-    from pycontain._networks.bridge import Bridge
     from pycontain._networks.egress import EgressPolicy, Refused
+    from pycontain._networks.network import Bridge
     from pycontain._objects.engine import Engine
 
 
@@ -131,8 +131,8 @@ class Egress(ClosingContextManager):
 
     def bridge_of(self, engine: Engine) -> Bridge:
         """Return the network of an engine, created on first use."""
-        from pycontain._networks.bridge import Options
         from pycontain._networks.egress import EgressPolicy
+        from pycontain._networks.network import Options
 
         with self._lock:
             found = self._policies.get(engine)

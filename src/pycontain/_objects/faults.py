@@ -12,7 +12,7 @@ from pycontain._model.sizes import parse_duration, shown
 from pycontain.errors import NotFound, UnsupportedError
 
 if TYPE_CHECKING:
-    from pycontain._networks.bridge import NetworkEndpoint
+    from pycontain._networks.network import NetworkEndpoint
     from pycontain._objects.container import Container
     from pycontain._objects.network import Network
 
@@ -122,7 +122,7 @@ def shape(
     rate: int | str | None,
 ) -> None:
     """Implement `Network.shape`."""
-    from pycontain._networks.netem import NoNetem, Shape, apply
+    from pycontain._networks.wire.netem import NoNetem, Shape, apply
 
     if isinstance(loss, bool) or not isinstance(loss, int | float) or not 0 <= loss <= 1:
         raise ValueError(f"loss must be between 0 and 1, got {shown(loss)}")

@@ -21,8 +21,8 @@ from pycontain._objects.image import engine_of
 from pycontain.errors import Conflict, NotFound, StateError
 
 if TYPE_CHECKING:
-    from pycontain._networks.bridge import Bridge, NetworkEndpoint
     from pycontain._networks.container_networks import ContainerNetworks
+    from pycontain._networks.network import Bridge, NetworkEndpoint
     from pycontain._objects.container import Container
     from pycontain._objects.engine import Engine
     from pycontain._objects.faults import Partition
@@ -106,7 +106,7 @@ class Network:
             raise ValueError(f"network name {name!r} is reserved")
         four = None if subnet is None else _subnet(subnet, 4)
         six = _subnet(ipv6, 6) if isinstance(ipv6, str) else None
-        from pycontain._networks.bridge import Options
+        from pycontain._networks.network import Options
 
         self._session = engine_of(engine)._session
         options = Options(

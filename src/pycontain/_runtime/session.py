@@ -34,8 +34,8 @@ from pycontain.errors import ImageError, StateError
 if TYPE_CHECKING:
     from pycontain._images.bounds import LayerLimits
     from pycontain._images.store import Store
-    from pycontain._networks.bridge import Bridge
     from pycontain._networks.manager import NetworkManager
+    from pycontain._networks.network import Bridge
     from pycontain._runtime.network import NetworkSpec
     from pycontain._runtime.root_plan import RootPlan
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 if TYPE_CHECKING:
-    from pycontain._networks.serving import Loop
-    from pycontain._networks.upstream import OpenSocket
-    from pycontain._networks.zone import Client
+    from pycontain._networks.dns.loop import Loop
+    from pycontain._networks.dns.upstream import OpenSocket
+    from pycontain._networks.dns.zone import Client
 
 _MOST_ERRORS = 64
 
@@ -159,7 +159,7 @@ class NameService:
     def _run(self, wake: _Wake) -> None:
         try:
             # Imported in the thread, so that the start of the first container does not wait for it.
-            from pycontain._networks.serving import Loop
+            from pycontain._networks.dns.loop import Loop
 
             with self._lock:
                 loop = self._loop = Loop(self._open_socket, self._resolv_conf, self.errors)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pycontain._networks.serving import ClientState
+    from pycontain._networks.dns.loop import ClientState
 
 MOST_CONNECTIONS = 32
 _MOST_PENDING = 64

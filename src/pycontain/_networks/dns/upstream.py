@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from pycontain._networks.answers import HEADER, Query, answers, not_able
-from pycontain._networks.deadlines import Deadlines
+from pycontain._networks.dns.answers import HEADER, Query, answers, not_able
+from pycontain._networks.dns.deadlines import Deadlines
 
 if TYPE_CHECKING:
-    from pycontain._networks.serving import Payer
+    from pycontain._networks.dns.loop import Payer
 
 PATIENCE = 2.0
 """Seconds until the query goes to the next server."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from pycontain._kernel.netlink import CREATE, REPLACE, Message, NetlinkError, attribute
-from pycontain._networks import links
+from pycontain._networks.wire import links
 
 if TYPE_CHECKING:
     from pycontain._networks.netns_host import NetnsHost

@@ -18,8 +18,8 @@ import dns.rrset
 import dns.update
 from attrs import frozen
 
-from pycontain._networks import address_answers
-from pycontain._networks.zone import Client, Policy
+from pycontain._networks.dns import address_answers
+from pycontain._networks.dns.zone import Client, Policy
 
 TTL = 1
 """Seconds; short, since addresses of containers change."""

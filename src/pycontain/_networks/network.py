@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 from attrs import define, field, frozen
 
 from pycontain._kernel.netlink import NetlinkError
-from pycontain._networks import links
 from pycontain._networks.firewall import Firewall, NetworkRules
 from pycontain._networks.subnets import Addresses
+from pycontain._networks.wire import links
 from pycontain.errors import Conflict, StateError, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._networks.container_networks import AttachSpec
+    from pycontain._networks.dns.zone import Zone
     from pycontain._networks.egress import EgressPolicy
     from pycontain._networks.netns_host import NetnsHost
-    from pycontain._networks.zone import Zone
 
 MTU = 1500
 

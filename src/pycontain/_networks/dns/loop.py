@@ -13,11 +13,11 @@ import time
 from collections import deque
 from typing import Any, Protocol
 
-from pycontain._networks import answers, budget
-from pycontain._networks.deadlines import Deadlines
-from pycontain._networks.streams import Connection, Listener, Reply
-from pycontain._networks.upstream import Forward, Forwarder, OpenSocket, Server, Servers
-from pycontain._networks.zone import Client
+from pycontain._networks.dns import answers, budget
+from pycontain._networks.dns.deadlines import Deadlines
+from pycontain._networks.dns.streams import Connection, Listener, Reply
+from pycontain._networks.dns.upstream import Forward, Forwarder, OpenSocket, Server, Servers
+from pycontain._networks.dns.zone import Client
 
 MOST_FORWARDS = 256
 """Forwarded queries of one client; a further one makes the oldest fail."""

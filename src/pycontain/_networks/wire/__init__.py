@@ -1,0 +1,1 @@
+"""Kernel messages of networks: rtnetlink, nf_tables and traffic control."""
