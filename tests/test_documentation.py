@@ -109,6 +109,16 @@ def test_every_room_is_named(page: Path) -> None:
     assert [room for room in rooms if room not in words] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_exists(page: Path) -> None:
+    """Names of files are relative to the checkout, the package or the C code."""
+    names = re.findall(r"`([\w./-]+\.(?:py|c|h|md|txt))`", page.read_text(encoding="utf-8"))
+    tops = (ROOT, ROOT / "src" / "pycontain", ROOT / "src" / "_native")
+
+    assert names
+    assert [name for name in names if not any((top / name).is_file() for top in tops)] == []
+
+
 def test_a_missing_member_is_found() -> None:
     (entry,) = _entries(".. autoclass:: x.Y\n   :members: one\n\n   .. attribute:: two\n").values()
     assert [entry.shows(name, inherited=False) for name in ("one", "two", "three")] == [True, True, False]
