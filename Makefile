@@ -31,9 +31,10 @@ demo: ## sandbox untrusted Python with a memory limit, as root or not
 packages:
 	@tests/packages.sh
 
-lint: $(STAMP) ## ruff, formatting
+lint: $(STAMP) ## ruff, formatting of Python and C
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(filter %.c %.h,$(NATIVE))
 
 types: $(STAMP) ## mypy, strict
 	$(BIN)/mypy

@@ -11,10 +11,10 @@
 
 struct pc_process
 {
-  i32 pid;       /* of the command, or of its supervisor */
+  i32 pid; /* of the command, or of its supervisor */
   u32 id;
-  i32 channel;   /* where the caller waits, or -1 once answered */
-  i32 *command;  /* pid of a supervised command in shared memory: -1 before the clone, 0 after the exit; else NULL */
+  i32 channel;  /* where the caller waits, or -1 once answered */
+  i32 *command; /* pid of a supervised command in shared memory: -1 before the clone, 0 after the exit; else NULL */
 };
 
 struct pc_agent
@@ -25,7 +25,7 @@ struct pc_agent
   int terminals; /* /dev/pts of this container, or -1 */
   struct pc_process processes[PC_MAX_EXECS];
   u32 count;
-  i32 *commands; /* shared with the supervisors */
+  i32 *commands;               /* shared with the supervisors */
   int drained[PC_MAX_DRAINED]; /* read ends of pipes whose output is discarded */
   u32 drained_count;
 };

@@ -31,8 +31,7 @@ open_terminal (const struct pc_agent *agent, const struct pc_exec *exec, struct 
 
   if (agent->terminals < 0)
     return -ENODEV;
-  streams->terminal
-      = (int) sys_openat (agent->terminals, "ptmx", O_RDWR | O_NOCTTY | O_NOFOLLOW | O_CLOEXEC, 0);
+  streams->terminal = (int) sys_openat (agent->terminals, "ptmx", O_RDWR | O_NOCTTY | O_NOFOLLOW | O_CLOEXEC, 0);
   if (streams->terminal < 0)
     return streams->terminal;
   word error = sys_ioctl (streams->terminal, TIOCSPTLCK_, &unlocked);
@@ -103,8 +102,7 @@ take_streams (struct streams *streams, int pty)
 }
 
 _Noreturn static void
-run_child (const struct pc_agent *agent, const struct pc_exec *exec, struct streams *streams,
-           int channel)
+run_child (const struct pc_agent *agent, const struct pc_exec *exec, struct streams *streams, int channel)
 {
   struct pc_failure failure = { 0, 0 };
   int pty = exec->flags & PC_EXEC_PTY ? 1 : 0;
@@ -117,8 +115,7 @@ run_child (const struct pc_agent *agent, const struct pc_exec *exec, struct stre
     fail_child (channel, PC_STEP_SESSION, error);
   if (pty && (error = sys_ioctl (streams->peer, TIOCSCTTY_, 0)) < 0)
     fail_child (channel, PC_STEP_TERMINAL, error);
-  if ((error = take_streams (streams, pty)) < 0
-      || (error = pc_close_all_but (&channel, 1)) < 0)
+  if ((error = take_streams (streams, pty)) < 0 || (error = pc_close_all_but (&channel, 1)) < 0)
     fail_child (channel, PC_STEP_STDIO, error);
   pc_become_guest (agent->security, exec, &failure);
   fail_child (channel, failure.step, -failure.error);
@@ -172,8 +169,7 @@ report_started (const struct streams *streams, int channel, word pid, int outcom
    caller holds the other end.  execve(2) closes the socket, by which the caller learns that the command runs, without
    a wait in the agent. */
 static word
-start_command (struct pc_agent *agent, const struct pc_exec *exec, struct streams *streams,
-               int channel, i32 *command)
+start_command (struct pc_agent *agent, const struct pc_exec *exec, struct streams *streams, int channel, i32 *command)
 {
   int quiet = exec->flags & PC_EXEC_QUIET ? 1 : 0;
   int outcome[2] = { -1, -1 };
@@ -209,8 +205,8 @@ start_command (struct pc_agent *agent, const struct pc_exec *exec, struct stream
 }
 
 _Noreturn static void
-run_supervisor (struct pc_agent *agent, const struct pc_exec *exec, struct streams *streams,
-                int channel, i32 *command)
+run_supervisor (struct pc_agent *agent, const struct pc_exec *exec, struct streams *streams, int channel,
+                i32 *command)
 {
   /* Before the clone, so that the first orphan is already reparented to this process. */
   word error = sys_prctl (PR_SET_CHILD_SUBREAPER, 1, 0);
@@ -223,8 +219,8 @@ run_supervisor (struct pc_agent *agent, const struct pc_exec *exec, struct strea
 }
 
 static word
-start_supervisor (struct pc_agent *agent, const struct pc_exec *exec, struct streams *streams,
-                  int channel, i32 *command)
+start_supervisor (struct pc_agent *agent, const struct pc_exec *exec, struct streams *streams, int channel,
+                  i32 *command)
 {
   word pid = clone_when_reaped (agent, streams->cgroup);
   if (pid == 0)
@@ -267,7 +263,7 @@ pc_start_exec (struct pc_agent *agent, const struct pc_exec *exec, struct pc_fds
   pc_close_fd (&streams.terminal);
   if (pid < 0)
     return;
-  agent->processes[agent->count++] = (struct pc_process){
+  agent->processes[agent->count++] = (struct pc_process) {
     .pid = (i32) pid,
     .id = exec->id,
     .channel = pc_steal_fd (&fds->fd[0]),

@@ -98,7 +98,7 @@ serve_security (const struct pc_request *request, usize received)
   if (agent.signals < 0)
     answer.error = -agent.signals;
   else if (agent.security == NULL && size <= sizeof security_copy && received == sizeof *request + size
-      && pc_security_check (buffer + sizeof *request, size) == 0)
+           && pc_security_check (buffer + sizeof *request, size) == 0)
     {
       memcpy (security_copy, buffer + sizeof *request, size);
       if (confine_agent (security, &failure) < 0)
@@ -109,7 +109,7 @@ serve_security (const struct pc_request *request, usize received)
       else
         {
           agent.security = security;
-          answer = (struct pc_record){ .kind = PC_RECORD_READY };
+          answer = (struct pc_record) { .kind = PC_RECORD_READY };
         }
     }
   /* The caller waits for this answer.  If it cannot be sent, closing the socket is the only answer left. */
@@ -234,16 +234,15 @@ pc_main (word *stack)
     agent.signals = (int) sys_signalfd4 (-1, &child, 8, SFD_CLOEXEC_ | SFD_NONBLOCK_);
   sys_fcntl (PC_AGENT_CONTROL_FD, F_SETFD, FD_CLOEXEC);
   agent.proc = (int) sys_openat (AT_FDCWD_, "/proc", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
-  agent.terminals
-      = (int) sys_openat (AT_FDCWD_, "/dev/pts", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+  agent.terminals = (int) sys_openat (AT_FDCWD_, "/dev/pts", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
 
   for (;;)
     {
       u32 drained = agent.drained_count;
-      polled[0] = (struct pollfd){ .fd = PC_AGENT_CONTROL_FD, .events = POLLIN };
-      polled[1] = (struct pollfd){ .fd = agent.signals, .events = POLLIN };
+      polled[0] = (struct pollfd) { .fd = PC_AGENT_CONTROL_FD, .events = POLLIN };
+      polled[1] = (struct pollfd) { .fd = agent.signals, .events = POLLIN };
       for (u32 i = 0; i < drained; i++)
-        polled[2 + i] = (struct pollfd){ .fd = agent.drained[i], .events = POLLIN };
+        polled[2 + i] = (struct pollfd) { .fd = agent.drained[i], .events = POLLIN };
       sys_ppoll (polled, 2 + drained, 0, 0, 8);
       if (drained > 0)
         drain (polled + 2, drained);

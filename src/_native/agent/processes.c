@@ -61,8 +61,8 @@ pc_command_slot (struct pc_agent *agent)
 {
   if (agent->commands == NULL)
     {
-      word map = sys_mmap (0, PC_MAX_EXECS * sizeof (i32), PROT_READ_ | PROT_WRITE_,
-                           MAP_SHARED_ | MAP_ANONYMOUS_, -1, 0);
+      word map
+          = sys_mmap (0, PC_MAX_EXECS * sizeof (i32), PROT_READ_ | PROT_WRITE_, MAP_SHARED_ | MAP_ANONYMOUS_, -1, 0);
       if (map < 0 && map > -4096)
         sys_exit (1); /* an exec without its supervisor could not be ended: fail closed */
       agent->commands = (i32 *) map;

@@ -61,9 +61,9 @@ const char *pcx_unpack_problem (unsigned int problem);
 int pcx_syncfs (int fd);
 int pcx_compare_files (int pid, int fd, int other_pid, int other_fd);
 
-#define PCX_LAUNCHER_ROOTLESS 1 /* for a user without CAP_SYS_ADMIN */
-#define PCX_LAUNCHER_FILES 2 /* a file server, which joins a container's user namespace */
-#define PCX_LAUNCHER_ROOTLESS_NETNS 3   /* for such a user, in a network namespace of its own */
+#define PCX_LAUNCHER_ROOTLESS 1       /* for a user without CAP_SYS_ADMIN */
+#define PCX_LAUNCHER_FILES 2          /* a file server, which joins a container's user namespace */
+#define PCX_LAUNCHER_ROOTLESS_NETNS 3 /* for such a user, in a network namespace of its own */
 int pcx_start_launcher (int kind, int *socket_out, int *pidfd_out);
 int pcx_send (int socket, const char *buffer, size_t size, const int *fds, unsigned int count);
 int pcx_receive (int socket, struct pc_record_fd *out, int timeout_ms);

@@ -40,8 +40,7 @@ static int
 take_fd (struct msghdr *message)
 {
   int taken = -1;
-  for (struct cmsghdr *header = CMSG_FIRSTHDR (message); header != NULL;
-       header = CMSG_NXTHDR (message, header))
+  for (struct cmsghdr *header = CMSG_FIRSTHDR (message); header != NULL; header = CMSG_NXTHDR (message, header))
     {
       if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS)
         continue;

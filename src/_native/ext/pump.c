@@ -88,8 +88,7 @@ static void
 feed (struct pcx_pump *pump)
 {
   size_t left = pump->input_size - pump->input_done;
-  ssize_t written = left == 0 ? 0 : write (pump->fds[0], pump->input + pump->input_done,
-                                           left < CHUNK ? left : CHUNK);
+  ssize_t written = left == 0 ? 0 : write (pump->fds[0], pump->input + pump->input_done, left < CHUNK ? left : CHUNK);
   if (written > 0)
     pump->input_done += (size_t) written;
   /* A command may close its input early.  As in subprocess, that is no error. */

@@ -201,8 +201,8 @@ pcx_start_launcher (int kind, int *socket_out, int *pidfd_out)
   fds.socket = lift (pair[1]);
   fds.launcher = lift (sealed ("pycontain-launcher", pcx_launcher_start,
                                (size_t) (pcx_launcher_end - pcx_launcher_start), MFD_EXEC, 0));
-  fds.agent = lift (sealed ("pycontain-agent", pcx_agent_start,
-                            (size_t) (pcx_agent_end - pcx_agent_start), MFD_EXEC, 0111));
+  fds.agent = lift (
+      sealed ("pycontain-agent", pcx_agent_start, (size_t) (pcx_agent_end - pcx_agent_start), MFD_EXEC, 0111));
   fds.null = lift (opened ("/dev/null"));
   int worst = fds.socket < 0 ? fds.socket : fds.launcher < 0 ? fds.launcher : fds.agent < 0 ? fds.agent : fds.null;
   if (worst < 0)

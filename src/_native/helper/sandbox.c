@@ -14,8 +14,8 @@
 #include <stddef.h>
 
 #define BIT(capability) (1ull << (capability))
-#define TO_WRITE                                                                                              \
-  (BIT (CAP_CHOWN) | BIT (CAP_DAC_OVERRIDE) | BIT (CAP_FOWNER) | BIT (CAP_FSETID) | BIT (CAP_MKNOD)           \
+#define TO_WRITE                                                                                    \
+  (BIT (CAP_CHOWN) | BIT (CAP_DAC_OVERRIDE) | BIT (CAP_FOWNER) | BIT (CAP_FSETID) | BIT (CAP_MKNOD) \
    | BIT (CAP_SETFCAP))
 
 #if defined(__x86_64__)
@@ -25,17 +25,18 @@
 #endif
 
 static const u16 layer_calls[] = {
-  __NR_close, __NR_exit_group, __NR_fchdir, __NR_fchmod, __NR_fchmodat, __NR_fchownat, __NR_fgetxattr,
-  __NR_flistxattr, __NR_fremovexattr, __NR_fsetxattr, __NR_fstatfs, __NR_ftruncate, __NR_getdents64,
-  __NR_linkat, __NR_lseek, __NR_lsetxattr, __NR_mkdirat, __NR_mknodat, __NR_mmap, __NR_mremap, __NR_munmap,
-  __NR_openat, __NR_openat2, __NR_read, __NR_readlinkat, __NR_recvmsg, __NR_renameat2, __NR_sendmsg,
-  __NR_statx, __NR_symlinkat, __NR_unlinkat, __NR_utimensat, __NR_write,
+  __NR_close,      __NR_exit_group, __NR_fchdir,       __NR_fchmod,    __NR_fchmodat, __NR_fchownat,
+  __NR_fgetxattr,  __NR_flistxattr, __NR_fremovexattr, __NR_fsetxattr, __NR_fstatfs,  __NR_ftruncate,
+  __NR_getdents64, __NR_linkat,     __NR_lseek,        __NR_lsetxattr, __NR_mkdirat,  __NR_mknodat,
+  __NR_mmap,       __NR_mremap,     __NR_munmap,       __NR_openat,    __NR_openat2,  __NR_read,
+  __NR_readlinkat, __NR_recvmsg,    __NR_renameat2,    __NR_sendmsg,   __NR_statx,    __NR_symlinkat,
+  __NR_unlinkat,   __NR_utimensat,  __NR_write,
 };
 
 static const u16 server_calls[] = {
-  NR_FCHMODAT2, __NR_close, __NR_exit_group, __NR_fchmod, __NR_fchownat, __NR_fstatfs, __NR_ftruncate,
-  __NR_linkat, __NR_mkdirat, __NR_openat, __NR_openat2, __NR_recvmsg, __NR_renameat2, __NR_sendmsg,
-  __NR_setfsgid, __NR_setfsuid, __NR_setgroups, __NR_statx, __NR_symlinkat, __NR_unlinkat, __NR_utimensat,
+  NR_FCHMODAT2,  __NR_close,    __NR_exit_group, __NR_fchmod,  __NR_fchownat,  __NR_fstatfs,   __NR_ftruncate,
+  __NR_linkat,   __NR_mkdirat,  __NR_openat,     __NR_openat2, __NR_recvmsg,   __NR_renameat2, __NR_sendmsg,
+  __NR_setfsgid, __NR_setfsuid, __NR_setgroups,  __NR_statx,   __NR_symlinkat, __NR_unlinkat,  __NR_utimensat,
 };
 
 #define CALLS_MOST COUNT (layer_calls)
@@ -51,8 +52,7 @@ pc_filter_calls (const u16 *calls, u32 count)
   filter[n++] = (struct sock_filter) BPF_STMT (BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
   filter[n++] = (struct sock_filter) BPF_STMT (BPF_LD | BPF_W | BPF_ABS, offsetof (struct seccomp_data, nr));
   for (u32 i = 0; i < count; i++)
-    filter[n++]
-        = (struct sock_filter) BPF_JUMP (BPF_JMP | BPF_JEQ | BPF_K, calls[i], (u8) (count - i), 0);
+    filter[n++] = (struct sock_filter) BPF_JUMP (BPF_JMP | BPF_JEQ | BPF_K, calls[i], (u8) (count - i), 0);
   filter[n++] = (struct sock_filter) BPF_STMT (BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
   filter[n++] = (struct sock_filter) BPF_STMT (BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
   return pc_install_filter (filter, n);
@@ -115,8 +115,8 @@ word
 pc_confine_server (int root, int socket, int landlock)
 {
   int kept[] = { socket, root };
-  u64 capabilities = BIT (CAP_CHOWN) | BIT (CAP_DAC_OVERRIDE) | BIT (CAP_FOWNER) | BIT (CAP_FSETID)
-                     | BIT (CAP_SETUID) | BIT (CAP_SETGID);
+  u64 capabilities = BIT (CAP_CHOWN) | BIT (CAP_DAC_OVERRIDE) | BIT (CAP_FOWNER) | BIT (CAP_FSETID) | BIT (CAP_SETUID)
+                     | BIT (CAP_SETGID);
   word error = enclose (root, kept, COUNT (kept), capabilities);
 
   if (error == 0 && landlock)
@@ -146,10 +146,10 @@ int
 pc_is_of_kernel (int fd)
 {
   static const u32 kinds[] = {
-    0x9fa0 /* proc */,       0x62656572 /* sysfs */,      0x27e0eb /* cgroup */,      0x63677270 /* cgroup2 */,
-    0x64626720 /* debugfs */, 0x74726163 /* tracefs */,   0x73636673 /* securityfs */, 0xcafe4a11 /* bpf */,
-    0x6165676c /* pstore */, 0x19800202 /* mqueue */,     0x1cd1 /* devpts */,        0x42494e4d /* binfmt_misc */,
-    0x6e736673 /* nsfs */,   0x62656570 /* configfs */,   0xde5e81e4 /* efivarfs */,
+    0x9fa0 /* proc */,        0x62656572 /* sysfs */,    0x27e0eb /* cgroup */,       0x63677270 /* cgroup2 */,
+    0x64626720 /* debugfs */, 0x74726163 /* tracefs */,  0x73636673 /* securityfs */, 0xcafe4a11 /* bpf */,
+    0x6165676c /* pstore */,  0x19800202 /* mqueue */,   0x1cd1 /* devpts */,         0x42494e4d /* binfmt_misc */,
+    0x6e736673 /* nsfs */,    0x62656570 /* configfs */, 0xde5e81e4 /* efivarfs */,
   };
   i64 found[15] = { 0 };
 

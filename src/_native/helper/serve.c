@@ -56,15 +56,13 @@ spare_plan (const struct pc_request *request, usize received, struct pc_fds *fds
 }
 
 static void
-serve_spawn (struct pc_launcher *launcher, const struct pc_request *request, usize received,
-             struct pc_fds *fds)
+serve_spawn (struct pc_launcher *launcher, const struct pc_request *request, usize received, struct pc_fds *fds)
 {
   struct pc_record reply = { .kind = PC_RECORD_FAILED, .step = PC_STEP_PLAN, .error = EINVAL };
   int pidfd = -1;
   usize size;
   int spare = request->value > 0;
-  const void *plan
-      = spare ? spare_plan (request, received, fds, &size) : payload (request, fds, received, &size);
+  const void *plan = spare ? spare_plan (request, received, fds, &size) : payload (request, fds, received, &size);
 
   if (spare)
     reply.step = PC_STEP_SPARE;
@@ -116,8 +114,7 @@ serve_sys (struct pc_launcher *launcher, const struct pc_request *request, usize
 }
 
 static void
-serve_prepare (struct pc_launcher *launcher, const struct pc_request *request, usize received,
-               struct pc_fds *fds)
+serve_prepare (struct pc_launcher *launcher, const struct pc_request *request, usize received, struct pc_fds *fds)
 {
   const u8 *plan = buffer + sizeof *request;
   usize size = received - sizeof *request;
@@ -172,8 +169,7 @@ remove_all (const struct pc_request *request, usize received, const struct pc_fd
 }
 
 static void
-serve_remove (struct pc_launcher *launcher, const struct pc_request *request, usize received,
-              struct pc_fds *fds)
+serve_remove (struct pc_launcher *launcher, const struct pc_request *request, usize received, struct pc_fds *fds)
 {
   struct pc_record reply = { .kind = PC_RECORD_GONE, .value = (i32) request->id };
   reply.error = -remove_all (request, received, fds);
@@ -191,8 +187,8 @@ serve_measure (struct pc_launcher *launcher, usize received, const struct pc_fds
   if (received > head && received < sizeof buffer && fds->count == 1)
     {
       buffer[received] = '\0';
-      reply.error = -pc_measure_tree (fds->fd[0], (const char *) buffer + head, asked->max_bytes, asked->max_inodes,
-                                      &found);
+      reply.error
+          = -pc_measure_tree (fds->fd[0], (const char *) buffer + head, asked->max_bytes, asked->max_inodes, &found);
       reply.cpu_user = found.bytes;
       reply.cpu_system = found.inodes;
     }

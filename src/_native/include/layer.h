@@ -5,38 +5,38 @@
 #include "protocol.h"
 
 /* Reasons to refuse, declared once; Python reads the texts through the extension. */
-#define PC_UNPACK_PROBLEMS(X)                                                                     \
-  X (NONE, "nothing")                                                                             \
-  X (REQUEST, "the request is malformed")                                                         \
-  X (CONFINE, "the unpacker could not confine itself")                                            \
-  X (MEMORY, "no memory")                                                                         \
-  X (READ, "the stream could not be read")                                                        \
-  X (TRUNCATED, "the archive ends inside of an entry")                                            \
-  X (CHECKSUM, "a header's checksum is wrong")                                                    \
-  X (NUMBER, "a header has a number that cannot be meant")                                        \
-  X (EXTENDED, "an extended header is malformed")                                                 \
-  X (EXTENDED_SIZE, "an extended header is larger than 1 MiB")                                    \
-  X (SPARSE, "a sparse file's map is malformed or has more than 65536 regions")                   \
-  X (TYPE, "an entry has a type that no layer has")                                               \
-  X (NAME, "an entry's name leaves the tree, has more than 256 parts or more than 4095 bytes")                 \
-  X (LINK_NAME, "a link leads out of the tree, to nothing or further than 4095 bytes")            \
-  X (BYTES, "the archive holds more bytes than allowed")                                          \
-  X (ENTRIES, "the archive holds more entries than allowed")                                      \
-  X (WHITEOUT, "a whiteout has a name that hides nothing")                                        \
-  X (DEVICE, "the device 0/0 is overlayfs's own mark")                                            \
-  X (TARGET, "a hard link's target is not in the same layer, or is a directory")                  \
-  X (PARENT, "an entry lies below something that is no directory")                                \
-  X (BELOW, "an entry without its directory lies below a link or file of a lower layer")          \
-  X (CREATE, "cannot create")                                                                     \
-  X (REPLACE, "cannot replace")                                                                   \
-  X (WRITE, "cannot write")                                                                       \
-  X (OWNER, "cannot give away")                                                                   \
-  X (MODE, "cannot set the mode")                                                                 \
-  X (TIMES, "cannot set the times")                                                               \
-  X (ATTRIBUTE, "cannot set an extended attribute")                                               \
-  X (LOWER, "a lower layer cannot be read")                                                       \
-  X (TREE, "the tree cannot be read")                                                             \
-  X (OUTPUT, "the archive cannot be written")                                                     \
+#define PC_UNPACK_PROBLEMS(X)                                                                  \
+  X (NONE, "nothing")                                                                          \
+  X (REQUEST, "the request is malformed")                                                      \
+  X (CONFINE, "the unpacker could not confine itself")                                         \
+  X (MEMORY, "no memory")                                                                      \
+  X (READ, "the stream could not be read")                                                     \
+  X (TRUNCATED, "the archive ends inside of an entry")                                         \
+  X (CHECKSUM, "a header's checksum is wrong")                                                 \
+  X (NUMBER, "a header has a number that cannot be meant")                                     \
+  X (EXTENDED, "an extended header is malformed")                                              \
+  X (EXTENDED_SIZE, "an extended header is larger than 1 MiB")                                 \
+  X (SPARSE, "a sparse file's map is malformed or has more than 65536 regions")                \
+  X (TYPE, "an entry has a type that no layer has")                                            \
+  X (NAME, "an entry's name leaves the tree, has more than 256 parts or more than 4095 bytes") \
+  X (LINK_NAME, "a link leads out of the tree, to nothing or further than 4095 bytes")         \
+  X (BYTES, "the archive holds more bytes than allowed")                                       \
+  X (ENTRIES, "the archive holds more entries than allowed")                                   \
+  X (WHITEOUT, "a whiteout has a name that hides nothing")                                     \
+  X (DEVICE, "the device 0/0 is overlayfs's own mark")                                         \
+  X (TARGET, "a hard link's target is not in the same layer, or is a directory")               \
+  X (PARENT, "an entry lies below something that is no directory")                             \
+  X (BELOW, "an entry without its directory lies below a link or file of a lower layer")       \
+  X (CREATE, "cannot create")                                                                  \
+  X (REPLACE, "cannot replace")                                                                \
+  X (WRITE, "cannot write")                                                                    \
+  X (OWNER, "cannot give away")                                                                \
+  X (MODE, "cannot set the mode")                                                              \
+  X (TIMES, "cannot set the times")                                                            \
+  X (ATTRIBUTE, "cannot set an extended attribute")                                            \
+  X (LOWER, "a lower layer cannot be read")                                                    \
+  X (TREE, "the tree cannot be read")                                                          \
+  X (OUTPUT, "the archive cannot be written")                                                  \
   X (DEPTH, "a path of the tree is longer than 4095 bytes")
 
 enum pc_unpack_problem
@@ -44,18 +44,18 @@ enum pc_unpack_problem
 #define PC_UNPACK_ENUM(name, text) PC_UNPACK_##name,
   PC_UNPACK_PROBLEMS (PC_UNPACK_ENUM)
 #undef PC_UNPACK_ENUM
-  PC_UNPACK_PROBLEM_COUNT
+      PC_UNPACK_PROBLEM_COUNT
 };
 
-#define PC_UNPACK_OWNERS 1u   /* files get the owners that the archive names */
-#define PC_UNPACK_DEVICES 2u  /* device nodes are made, else left out */
-#define PC_UNPACK_LANDLOCK 4u /* this kernel has Landlock: it must hold */
-#define PC_UNPACK_READABLE 8u /* add read permission for the owner to every mode */
-#define PC_UNPACK_INTO_TREE 16u    /* add to an existing tree that is no layer: whiteout names have no meaning */
+#define PC_UNPACK_OWNERS 1u            /* files get the owners that the archive names */
+#define PC_UNPACK_DEVICES 2u           /* device nodes are made, else left out */
+#define PC_UNPACK_LANDLOCK 4u          /* this kernel has Landlock: it must hold */
+#define PC_UNPACK_READABLE 8u          /* add read permission for the owner to every mode */
+#define PC_UNPACK_INTO_TREE 16u        /* add to an existing tree that is no layer: whiteout names have no meaning */
 #define PC_UNPACK_NO_SPECIAL_FILES 32u /* no FIFOs, no set-id bits, no attributes but user.* */
-#define PC_UNPACK_NO_SET_ID 128u /* files get no set-id bits and no capabilities */
+#define PC_UNPACK_NO_SET_ID 128u       /* files get no set-id bits and no capabilities */
 #define PC_UNPACK_THROUGH 256u /* PC_REQUEST_FINISH precedes the stream: paths follow links of the lower layers */
-#define PC_UNPACK_MERGE 64u   /* apply to the layer in the directory: whiteouts remove its entries */
+#define PC_UNPACK_MERGE 64u    /* apply to the layer in the directory: whiteouts remove its entries */
 
 /* PC_REQUEST_UNPACK turns a launcher into an unpacker.  fds: the layer's directory, the stream of its archive,
    and for a running container a pidfd of a process whose user namespace is joined first.  Answered by one report
@@ -79,10 +79,10 @@ struct pc_unpack_request
 #define PC_PACK_WHITEOUTS 1u /* write overlayfs's marks as those of layers, else leave them out */
 #define PC_PACK_CLAMP 2u     /* no time is later than `clamp` */
 #define PC_PACK_LANDLOCK 4u
-#define PC_PACK_ONE_MOUNT 8u /* leave out mounts below the tree, but not their mount points */
-#define PC_PACK_HEADERS 16u  /* write files without content, of size 0 */
-#define PC_PACK_CONTENT 32u  /* write no entry for the tree itself */
-#define PC_PACK_OWNER 64u    /* everything belongs to `uid` and `gid` */
+#define PC_PACK_ONE_MOUNT 8u   /* leave out mounts below the tree, but not their mount points */
+#define PC_PACK_HEADERS 16u    /* write files without content, of size 0 */
+#define PC_PACK_CONTENT 32u    /* write no entry for the tree itself */
+#define PC_PACK_OWNER 64u      /* everything belongs to `uid` and `gid` */
 #define PC_PACK_NO_KERNEL 128u /* leave out mounts of kernel interfaces (/proc, /sys) below the tree */
 
 /* PC_REQUEST_PACK turns a launcher into a packer.  fds: the tree's directory, the stream to write to, and a pidfd as

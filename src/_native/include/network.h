@@ -8,12 +8,12 @@
 struct pc_socket
 {
   u16 domain;
-  u16 type;     /* with flags of socket(2); close-on-exec always */
+  u16 type; /* with flags of socket(2); close-on-exec always */
   u16 protocol;
-  u16 backlog;  /* 0: it does not listen */
-  u16 port;     /* in network order; 0: it is not bound */
+  u16 backlog; /* 0: it does not listen */
+  u16 port;    /* in network order; 0: it is not bound */
   u16 pad;
-  u32 address;  /* in network order */
+  u32 address; /* in network order */
 };
 
 /* The sockets follow, then `values` bytes of pairs of strings (path, value) and one NUL.  The answer is a record

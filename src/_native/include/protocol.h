@@ -31,7 +31,7 @@ enum pc_request_kind
   PC_REQUEST_FILE,
   PC_REQUEST_REPLACE_ROOT, /* to the launcher: a plan whose operations give the container of PID 1 `value` another root.
                          The result comes on the plan's control socket, unless the reply has failed already. */
-  PC_REQUEST_NETWORK, /* network.h */
+  PC_REQUEST_NETWORK,      /* network.h */
   PC_REQUEST_RELAY,   /* to the launcher: one fd, the SEQPACKET socket of a child that relays connections (relay.h).
                          Answered by PC_RECORD_STARTED with its pid, or PC_RECORD_FAILED. */
   PC_REQUEST_SYS,     /* to the launcher, once: the entries of its containers' /sys (helper/root/sys.c) */
@@ -47,7 +47,7 @@ enum pc_request_kind
 struct pc_request
 {
   u32 kind;
-  u32 size;  /* bytes that follow; with PC_REQUEST_IN_MEMFD they are in the first fd */
+  u32 size; /* bytes that follow; with PC_REQUEST_IN_MEMFD they are in the first fd */
   u32 flags;
   u32 id;
   i32 value;

@@ -49,10 +49,7 @@ raw6 (word nr, word a, word b, word c, word d, word e, word f)
   register word x3 __asm__ ("x3") = d;
   register word x4 __asm__ ("x4") = e;
   register word x5 __asm__ ("x5") = f;
-  __asm__ volatile ("svc 0"
-                    : "+r"(x0)
-                    : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5)
-                    : "memory");
+  __asm__ volatile ("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
   return x0;
 }
 #else

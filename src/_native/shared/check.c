@@ -39,8 +39,8 @@ pc_security_check (const void *buffer, usize size)
 {
   const struct pc_security *security = buffer;
 
-  if (size < sizeof *security || security->magic != PC_SECURITY_MAGIC
-      || security->version != PC_VERSION || security->size != size)
+  if (size < sizeof *security || security->magic != PC_SECURITY_MAGIC || security->version != PC_VERSION
+      || security->size != size)
     return -EINVAL;
   if (!ref_ok (buffer, size, security->rlimits, sizeof (struct pc_rlimit)))
     return -EINVAL;
@@ -54,16 +54,14 @@ pc_exec_check (const void *buffer, usize size)
 {
   const struct pc_exec *exec = buffer;
 
-  if (size < sizeof *exec || exec->magic != PC_EXEC_MAGIC || exec->version != PC_VERSION
-      || exec->size != size || exec->argc == 0)
+  if (size < sizeof *exec || exec->magic != PC_EXEC_MAGIC || exec->version != PC_VERSION || exec->size != size
+      || exec->argc == 0)
     return -EINVAL;
-  if (!strings_ok (buffer, size, exec->argv, exec->argc)
-      || !strings_ok (buffer, size, exec->env, exec->envc))
+  if (!strings_ok (buffer, size, exec->argv, exec->argc) || !strings_ok (buffer, size, exec->env, exec->envc))
     return -EINVAL;
   if (!ref_ok (buffer, size, exec->workdir, 0) || !ref_ok (buffer, size, exec->search, 0))
     return -EINVAL;
-  if (!ref_ok (buffer, size, exec->groups, 4)
-      || !ref_ok (buffer, size, exec->rlimits, sizeof (struct pc_rlimit)))
+  if (!ref_ok (buffer, size, exec->groups, 4) || !ref_ok (buffer, size, exec->rlimits, sizeof (struct pc_rlimit)))
     return -EINVAL;
   return 0;
 }
@@ -112,8 +110,7 @@ fds_ok (const struct pc_plan *plan)
     return 0;
   if (plan->store_fd != PC_NO_FD && plan->store_fd >= PC_MAX_FDS)
     return 0;
-  return plan->tasks_count <= 16
-         && (plan->tasks_count == 0 || plan->tasks_fd < PC_MAX_FDS - plan->tasks_count);
+  return plan->tasks_count <= 16 && (plan->tasks_count == 0 || plan->tasks_fd < PC_MAX_FDS - plan->tasks_count);
 }
 
 int
@@ -121,8 +118,8 @@ pc_plan_check (const void *buffer, usize size)
 {
   const struct pc_plan *plan = buffer;
 
-  if (size < sizeof *plan || plan->magic != PC_PLAN_MAGIC || plan->version != PC_VERSION
-      || plan->size != size || !fds_ok (plan))
+  if (size < sizeof *plan || plan->magic != PC_PLAN_MAGIC || plan->version != PC_VERSION || plan->size != size
+      || !fds_ok (plan))
     return -EINVAL;
   if (!ref_ok (buffer, size, plan->uid_map, 0) || !ref_ok (buffer, size, plan->gid_map, 0)
       || !ref_ok (buffer, size, plan->hostname, 0) || !ref_ok (buffer, size, plan->counters, 0)

@@ -139,8 +139,7 @@ enter_workdir (const char *path)
 /* Install the filter while CAP_SYS_ADMIN is left.  It may refuse the calls that enter the working directory, so that
    comes first, with the capabilities that the guest will have. */
 static int
-filter_with_capabilities (const struct pc_security *security, const struct pc_exec *exec,
-                          struct pc_failure *failure)
+filter_with_capabilities (const struct pc_security *security, const struct pc_exec *exec, struct pc_failure *failure)
 {
   word error = pc_make_effective (security->capabilities);
   if (error < 0)

@@ -38,11 +38,11 @@ int
 pc_tree_stat (int dir, const char *name, struct pc_stat *out)
 {
   struct statx found;
-  word error = sys_statx (dir, name, AT_SYMLINK_NOFOLLOW_ | (name[0] == '\0' ? AT_EMPTY_PATH_ : 0),
-                     STATX_BASIC_STATS, &found);
+  word error = sys_statx (dir, name, AT_SYMLINK_NOFOLLOW_ | (name[0] == '\0' ? AT_EMPTY_PATH_ : 0), STATX_BASIC_STATS,
+                          &found);
   if (error < 0)
     return (int) error;
-  *out = (struct pc_stat){
+  *out = (struct pc_stat) {
     .mode = found.stx_mode,
     .uid = found.stx_uid,
     .gid = found.stx_gid,

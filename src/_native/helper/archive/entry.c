@@ -34,8 +34,8 @@ set_attributes (struct pc_unpack *unpack, const struct pc_tar *tar, int fd, cons
           if (fd < 0 && !entered && (error = sys_fchdir (unpack->parent)) < 0)
             return failed (unpack, PC_UNPACK_ATTRIBUTE, error);
           entered = 1;
-          error = fd >= 0 ? sys_fsetxattr (fd, key, value, size, 0)
-                          : raw5 (__NR_lsetxattr, name, key, value, size, 0);
+          error
+              = fd >= 0 ? sys_fsetxattr (fd, key, value, size, 0) : raw5 (__NR_lsetxattr, name, key, value, size, 0);
         }
       /* The file system or kind of file has no such attribute, or this user may not set it.  EINVAL: the value
          has ids that the user namespace does not map. */
@@ -57,8 +57,7 @@ give (struct pc_unpack *unpack, int fd, const char *name, const struct pc_tar_en
     return 0;
   if (entry->uid == 0 && entry->gid == 0 && !unpack->parent_shares && unpack->first_id == 0)
     return 0;
-  word error = sys_fchownat (dir, path, pc_unpack_id (unpack, entry->uid),
-                     pc_unpack_id (unpack, entry->gid), flags);
+  word error = sys_fchownat (dir, path, pc_unpack_id (unpack, entry->uid), pc_unpack_id (unpack, entry->gid), flags);
   if (error != -EINVAL)
     return error;
   /* An id outside the user namespace becomes the overflow id. */
@@ -88,8 +87,7 @@ set_metadata (struct pc_unpack *unpack, const struct pc_tar *tar, const struct p
     }
   if (set_mode)
     {
-      error = fd >= 0 ? sys_fchmod (fd, entry->mode)
-                      : sys_fchmodat (unpack->parent, name, entry->mode);
+      error = fd >= 0 ? sys_fchmod (fd, entry->mode) : sys_fchmodat (unpack->parent, name, entry->mode);
       if (error < 0)
         return failed (unpack, PC_UNPACK_MODE, error);
     }
@@ -257,8 +255,7 @@ create_other (struct pc_unpack *unpack, const struct pc_tar_entry *entry, const 
 }
 
 static int
-make_other (struct pc_unpack *unpack, const struct pc_tar *tar, const struct pc_tar_entry *entry,
-            const char *name)
+make_other (struct pc_unpack *unpack, const struct pc_tar *tar, const struct pc_tar_entry *entry, const char *name)
 {
   word error = create_other (unpack, entry, name);
   if (error == -EEXIST)

@@ -44,8 +44,8 @@ settle_directory (struct pc_unpack *unpack, const int *lowers, u32 count, int di
   if (error < 0)
     return pc_unpack_failed (unpack, PC_UNPACK_LOWER, error);
   if (unpack->flags & PC_UNPACK_OWNERS)
-    error = sys_fchownat (dir, "", pc_unpack_id (unpack, found.uid),
-                  pc_unpack_id (unpack, found.gid), AT_EMPTY_PATH_);
+    error
+        = sys_fchownat (dir, "", pc_unpack_id (unpack, found.uid), pc_unpack_id (unpack, found.gid), AT_EMPTY_PATH_);
   if (error < 0)
     return pc_unpack_failed (unpack, PC_UNPACK_OWNER, error);
   error = sys_fchmod (dir, found.mode & 07777);

@@ -158,7 +158,10 @@ put_header (struct pc_writer *writer, const struct pc_tar_entry *entry, const ch
   put_octal (block + 124, size, 11);
   put_octal (block + 136, (u64) seconds, 11);
   block[156] = (u8) type;
-  memcpy (block + 257, "ustar\0" "00", 8);
+  memcpy (block + 257,
+          "ustar\0"
+          "00",
+          8);
   put_octal (block + 329, entry->major, 7);
   put_octal (block + 337, entry->minor, 7);
   close_header (block);
@@ -201,8 +204,8 @@ add_sparse (struct pc_writer *writer, const struct pc_tar_entry *entry, char *na
 }
 
 int
-pc_writer_entry (struct pc_writer *writer, const struct pc_tar_entry *entry,
-                 const struct pc_attribute *attributes, u32 count)
+pc_writer_entry (struct pc_writer *writer, const struct pc_tar_entry *entry, const struct pc_attribute *attributes,
+                 u32 count)
 {
   char placeholder[100];
   const char *name = entry->sparse ? placeholder : entry->name;

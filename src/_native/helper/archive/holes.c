@@ -26,13 +26,13 @@ pc_map_find (struct pc_map *map, int fd, u64 size)
         from = (word) at; /* a file system that does not know its holes */
       if (to <= from || (u64) to > size || map->count == PC_TAR_REGIONS_MOST - 2)
         to = (word) size;
-      map->regions[map->count++] = (struct pc_tar_region){ (u64) from, (u64) (to - from) };
+      map->regions[map->count++] = (struct pc_tar_region) { (u64) from, (u64) (to - from) };
       stored += (u64) (to - from);
       at = (u64) to;
     }
   /* Other readers take a file's size from the end of its last range. */
   if (at < size || size == 0)
-    map->regions[map->count++] = (struct pc_tar_region){ size, 0 };
+    map->regions[map->count++] = (struct pc_tar_region) { size, 0 };
   return stored;
 }
 

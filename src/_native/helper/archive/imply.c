@@ -17,7 +17,7 @@ copy_link (struct pc_unpack *unpack, int above, const char *path, const char *na
   error = sys_symlinkat (target, above, name);
   if (error == 0 && (unpack->flags & PC_UNPACK_OWNERS))
     error = sys_fchownat (above, name, pc_unpack_id (unpack, found.uid), pc_unpack_id (unpack, found.gid),
-                  AT_SYMLINK_NOFOLLOW_);
+                          AT_SYMLINK_NOFOLLOW_);
   if (error == 0)
     error = sys_utimensat (above, name, times, AT_SYMLINK_NOFOLLOW_);
   if (error == 0 && ++unpack->report.implied + unpack->report.entries > unpack->max_entries)

@@ -17,7 +17,7 @@ is_opaque (int dir)
 static void
 walk_begin (struct pc_walk *walk, int layer)
 {
-  *walk = (struct pc_walk){ 0 };
+  *walk = (struct pc_walk) { 0 };
   walk->dir = (int) sys_openat (layer, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
 }
 

@@ -6,10 +6,10 @@
 
 struct pc_walk
 {
-  int dir;    /* an fd, -ENOENT, or another negative errno */
-  int hidden; /* no lower layer is visible through it */
+  int dir;          /* an fd, -ENOENT, or another negative errno */
+  int hidden;       /* no lower layer is visible through it */
   int hidden_above; /* by one of the directories on the way */
-  int other;  /* a file or a link lies on the way */
+  int other;        /* a file or a link lies on the way */
 };
 
 /* Open directories of the last path in each layer. Noted paths are sorted, mostly one step apart; a walk from the

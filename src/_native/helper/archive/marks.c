@@ -29,7 +29,7 @@ pc_tree_note (struct pc_unpack *unpack, const char *path, i64 seconds, u32 nanos
       unpack->notes_room = room;
     }
   struct pc_noted *noted = (struct pc_noted *) (void *) (unpack->notes + unpack->notes_size);
-  *noted = (struct pc_noted){ seconds, nanoseconds, (u16) size, (u16) kind };
+  *noted = (struct pc_noted) { seconds, nanoseconds, (u16) size, (u16) kind };
   memcpy (noted + 1, path, pc_strlen (path) + 1);
   unpack->notes_size += wanted;
   unpack->report.implied += kind == PC_NOTED_IMPLIED;

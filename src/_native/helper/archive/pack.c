@@ -12,7 +12,7 @@
 #define IDS 65536u
 #define MOUNT_ID 0x1000u /* STATX_MNT_ID, of Linux 5.8 */
 #define WHOLE (~(u64) 0) /* not sparse */
-#define HOLES 4096u       /* bytes of holes from which a file is written as a sparse one */
+#define HOLES 4096u      /* bytes of holes from which a file is written as a sparse one */
 #define HOLES_OF_LAYERS (1u << 20)
 
 struct linked
@@ -94,7 +94,7 @@ read_attribute (int fd, const char *key, usize *used)
   /* EINVAL: an empty capability attribute, which any guest can set and no user can read. */
   if (got < 0)
     return got == -ENODATA || got == -EOPNOTSUPP || got == -EINVAL ? 0 : (int) got;
-  *out = (struct pc_attribute){ key, value, (usize) got };
+  *out = (struct pc_attribute) { key, value, (usize) got };
   if (pc_streq (key, "security.capability"))
     plain_capability (out);
   *used += ((usize) got + 7) / 8 * 8;
@@ -148,7 +148,7 @@ put_entry_of (const struct statx *found, char type, u64 size, char *link, u64 st
     .nanoseconds = found->stx_mtime.tv_nsec,
     .major = type == PC_TAR_CHARACTER || type == PC_TAR_BLOCK_DEVICE ? found->stx_rdev_major : 0,
     .minor = type == PC_TAR_CHARACTER || type == PC_TAR_BLOCK_DEVICE ? found->stx_rdev_minor : 0,
-    .name = pack.path[0] == '\0' ? (char[]){ "./" } : pack.path,
+    .name = pack.path[0] == '\0' ? (char[]) { "./" } : pack.path,
     .link = link,
   };
 

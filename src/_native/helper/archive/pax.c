@@ -115,9 +115,8 @@ apply_record (struct pc_tar *tar, const struct record *record, struct pc_tar_ent
   if (IS (record, "gid"))
     return pc_parse_decimal (record->value, record->size, &entry->gid) < 0 ? -PC_UNPACK_NUMBER : 1;
   if (IS (record, "mtime"))
-    return pc_parse_time (record->value, record->size, &entry->seconds, &entry->nanoseconds) < 0
-               ? -PC_UNPACK_NUMBER
-               : 1;
+    return pc_parse_time (record->value, record->size, &entry->seconds, &entry->nanoseconds) < 0 ? -PC_UNPACK_NUMBER
+                                                                                                 : 1;
   if (record->value - record->key > 11 && memcmp (record->key, "GNU.sparse.", 11) == 0)
     return sparse_record (tar, record, sparse, sparse_name);
   return 1;

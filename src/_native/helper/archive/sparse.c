@@ -8,7 +8,7 @@ pc_sparse_add (struct pc_tar *tar, struct pc_sparse *sparse, u64 offset, u64 siz
 {
   if (sparse->count == PC_TAR_REGIONS_MOST)
     return -PC_UNPACK_SPARSE;
-  tar->regions[sparse->count++] = (struct pc_tar_region){ offset, size };
+  tar->regions[sparse->count++] = (struct pc_tar_region) { offset, size };
   return 1;
 }
 

@@ -92,8 +92,8 @@ read_numbers (const u8 *block, struct pc_tar_entry *entry)
     return -PC_UNPACK_NUMBER;
   char type = (char) block[156];
   if ((type == PC_TAR_CHARACTER || type == PC_TAR_BLOCK_DEVICE)
-      && (pc_parse_field (block + 329, 8, &major) < 0 || pc_parse_field (block + 337, 8, &minor) < 0
-          || major > 0xfff || minor > 0xfffff))
+      && (pc_parse_field (block + 329, 8, &major) < 0 || pc_parse_field (block + 337, 8, &minor) < 0 || major > 0xfff
+          || minor > 0xfffff))
     return -PC_UNPACK_NUMBER;
   entry->type = type;
   entry->mode = (u32) mode & 07777;

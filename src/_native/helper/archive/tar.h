@@ -55,8 +55,8 @@ struct pc_tar
   u8 *buffer;
   usize start;
   usize end;
-  u64 skip;  /* unread bytes of the last entry's data and padding */
-  u64 left;  /* unread bytes of the entry's data */
+  u64 skip; /* unread bytes of the last entry's data and padding */
+  u64 left; /* unread bytes of the entry's data */
   u8 *extended;
   usize extended_size;
   struct pc_tar_region *regions;
@@ -67,7 +67,7 @@ struct pc_tar
 };
 
 /* memory: PC_TAR_MEMORY bytes, aligned to 16. */
-#define PC_TAR_MEMORY                                                                                         \
+#define PC_TAR_MEMORY \
   ((usize) PC_TAR_BUFFER + PC_TAR_EXTENDED_MOST + 8 + PC_TAR_REGIONS_MOST * sizeof (struct pc_tar_region))
 void pc_tar_open (struct pc_tar *tar, int fd, void *memory);
 /* Read the next entry: 1, 0 at the archive's end, or a negated pc_unpack_problem. */

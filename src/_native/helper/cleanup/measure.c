@@ -76,7 +76,7 @@ pc_measure_tree (int dir, const char *name, u64 most_bytes, u64 most_inodes, str
   u32 depth = 0;
   int error = 0;
 
-  *out = (struct pc_measured){ 0, 0 };
+  *out = (struct pc_measured) { 0, 0 };
   levels[0].fd = (int) sys_openat (dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
   levels[0].at = levels[0].size = 0;
   if (levels[0].fd < 0)

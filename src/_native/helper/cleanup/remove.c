@@ -159,8 +159,8 @@ remove_groups_in (int group, u32 depth)
       {
         struct pc_entry *entry = (struct pc_entry *) (void *) (names + at);
         at += entry->size;
-        if (entry->type != DT_DIR_ || is_dots (entry->name)
-            || sys_unlinkat (group, entry->name, AT_REMOVEDIR_) == 0 || depth == GROUP_DEPTH)
+        if (entry->type != DT_DIR_ || is_dots (entry->name) || sys_unlinkat (group, entry->name, AT_REMOVEDIR_) == 0
+            || depth == GROUP_DEPTH)
           continue;
         cleanup_fd int inner = (int) sys_openat (group, entry->name, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
         if (inner >= 0)

@@ -115,8 +115,7 @@ make (const struct pc_file_request *request, char *path, const char *text)
 
   if (parent < 0)
     return parent == -EBUSY ? -EEXIST : parent;
-  word error = directory ? sys_mkdirat (parent, last, request->mode & 07777)
-                         : sys_symlinkat (text, parent, last);
+  word error = directory ? sys_mkdirat (parent, last, request->mode & 07777) : sys_symlinkat (text, parent, last);
   if (error < 0)
     return (int) error;
   return (int) error;

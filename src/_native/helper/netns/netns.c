@@ -132,8 +132,7 @@ is_whole (const struct pc_network_request *request, usize received)
   if (received < sizeof *request || request->sockets > MOST_SOCKETS)
     return 0;
   usize size = sizeof *request + request->sockets * sizeof (struct pc_socket);
-  return received > size && received - size == request->values + 1u
-         && ((const char *) request)[received - 1] == '\0';
+  return received > size && received - size == request->values + 1u && ((const char *) request)[received - 1] == '\0';
 }
 
 int

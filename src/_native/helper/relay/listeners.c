@@ -13,7 +13,7 @@ static i64 stalled_since; /* in seconds */
 static struct epoll_event
 event_of (enum pc_end end, u32 place, u32 generation, u32 events)
 {
-  return (struct epoll_event){ .events = events, .data = (u64) generation << 32 | (u64) end << 24 | place };
+  return (struct epoll_event) { .events = events, .data = (u64) generation << 32 | (u64) end << 24 | place };
 }
 
 int

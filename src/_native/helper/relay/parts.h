@@ -56,9 +56,9 @@ struct pc_half
   u32 waiting; /* bytes in the pipe */
   u8 readable; /* until a read returns EAGAIN */
   u8 writable;
-  u8 ended;    /* end of the stream, or an error */
-  u8 passed;   /* and the end was passed on to the other socket */
-  u8 broken;   /* reset, which is passed on as well */
+  u8 ended;  /* end of the stream, or an error */
+  u8 passed; /* and the end was passed on to the other socket */
+  u8 broken; /* reset, which is passed on as well */
 };
 
 /* Move bytes from one socket to the other, for a bounded number of rounds. */

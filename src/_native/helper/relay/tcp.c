@@ -11,8 +11,8 @@
 struct flow
 {
   struct pc_half half[2]; /* client, upstream */
-  u32 listener;        /* the id */
-  u32 place;           /* of the listener, for its share */
+  u32 listener;           /* the id */
+  u32 place;              /* of the listener, for its share */
   u32 generation;
   u32 next; /* that is free, or that has a turn */
   u8 used;
@@ -125,7 +125,7 @@ start_flow (const struct pc_listener *listener, int client)
       sys_close (client);
       return;
     }
-  flow->half[0] = flow->half[1] = (struct pc_half){ .fd = -1, .pipe = { -1, -1 } };
+  flow->half[0] = flow->half[1] = (struct pc_half) { .fd = -1, .pipe = { -1, -1 } };
   flow->half[0].fd = client;
   flow->half[1].fd = pc_dial (listener, SOCK_STREAM_);
   flow->listener = listener->id;

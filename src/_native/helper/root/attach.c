@@ -28,8 +28,7 @@ pc_open_target (const struct builder *b, const struct pc_op *op)
 {
   struct statx seen;
   int want_file = op->flags & PC_OP_IS_FILE ? 1 : 0;
-  cleanup_fd int fd
-      = pc_make_path (b->root, pc_at (b->plan, op->target), op->flags & PC_OP_NOFOLLOW, want_file);
+  cleanup_fd int fd = pc_make_path (b->root, pc_at (b->plan, op->target), op->flags & PC_OP_NOFOLLOW, want_file);
   if (fd < 0)
     return fd;
   word error = sys_statx (fd, "", AT_EMPTY_PATH, STATX_TYPE | STATX_MNT_ID, &seen);
@@ -79,8 +78,7 @@ pc_attach (struct builder *b, const struct pc_op *op, int mount)
     {
       int made = pc_make_base (b);
       const char *place = pc_place_of_root (b);
-      cleanup_fd int at
-          = made < 0 ? made : (int) sys_openat (AT_FDCWD_, place, O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+      cleanup_fd int at = made < 0 ? made : (int) sys_openat (AT_FDCWD_, place, O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
       word error = at < 0 ? at : sys_move_mount (mount, at);
       if (error < 0)
         return (int) error;

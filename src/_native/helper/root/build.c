@@ -67,8 +67,7 @@ static int
 do_move (struct builder *b, const struct pc_op *op)
 {
   struct statx seen, root;
-  cleanup_fd int from
-      = pc_resolve (b->made->old, pc_at (b->plan, op->target), op->flags & PC_OP_NOFOLLOW, O_PATH);
+  cleanup_fd int from = pc_resolve (b->made->old, pc_at (b->plan, op->target), op->flags & PC_OP_NOFOLLOW, O_PATH);
   if (from < 0)
     return from == -ENOENT ? 0 : from;
   word error = sys_statx (from, "", AT_EMPTY_PATH, STATX_MNT_ID, &seen);
@@ -178,8 +177,8 @@ step_of (u16 kind)
 }
 
 int
-pc_build_root (const struct pc_launcher *launcher, const struct pc_plan *plan,
-               struct pc_child_fds *fds, struct pc_root *made, i32 *op, struct pc_failure *failure)
+pc_build_root (const struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_child_fds *fds,
+               struct pc_root *made, i32 *op, struct pc_failure *failure)
 {
   struct builder builder = {
     .launcher = launcher,

@@ -11,12 +11,12 @@ struct builder
   const struct pc_plan *plan;
   struct pc_child_fds *fds;
   struct pc_root *made;
-  int root;         /* the new root, once an overlay or source is attached at "/" */
-  int upper;        /* the upper directory being prepared, or -1 */
+  int root;  /* the new root, once an overlay or source is attached at "/" */
+  int upper; /* the upper directory being prepared, or -1 */
   int work;
-  u64 dev;          /* mount ids of /dev and /sys */
+  u64 dev; /* mount ids of /dev and /sys */
   u64 sys;
-  u32 uppers;       /* number of upper directories made; it names the next one */
+  u32 uppers; /* number of upper directories made; it names the next one */
   char upper_path[48];
   char work_path[48];
 };

@@ -72,8 +72,7 @@ fill_dev (int dev)
 static int
 bind_device (int host_dev, int dev, const char *name)
 {
-  struct mount_attr guarded
-      = { .attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, .propagation = MS_PRIVATE };
+  struct mount_attr guarded = { .attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, .propagation = MS_PRIVATE };
   cleanup_fd int source = (int) sys_open_tree (host_dev, name, CLONE_TREE);
   if (source < 0)
     return source;
@@ -92,8 +91,7 @@ static int
 build_dev (struct pc_launcher *launcher, int host_dev)
 {
   struct mount_attr read_only = { .attr_set = MOUNT_ATTR_RDONLY };
-  cleanup_fd int dev
-      = pc_new_filesystem ("tmpfs", "size=64k,mode=755", 17, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
+  cleanup_fd int dev = pc_new_filesystem ("tmpfs", "size=64k,mode=755", 17, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
   if (dev < 0)
     return dev;
   cleanup_fd int at = (int) sys_openat (AT_FDCWD_, "/dev", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
@@ -243,5 +241,6 @@ pc_prepare_namespace (struct pc_launcher *launcher, int rootless, struct pc_reco
     return pc_failed (failure, PC_STEP_LAUNCHER, error, PC_STAGE_SMALL_ROOT);
   launcher->own_mounts = (int) sys_openat (AT_FDCWD_, "/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC, 0);
   launcher->old_layers = !takes_detached_layers ();
-  return launcher->own_mounts < 0 ? pc_failed (failure, PC_STEP_LAUNCHER, launcher->own_mounts, PC_STAGE_OWN_MOUNTS) : 0;
+  return launcher->own_mounts < 0 ? pc_failed (failure, PC_STEP_LAUNCHER, launcher->own_mounts, PC_STAGE_OWN_MOUNTS)
+                                  : 0;
 }

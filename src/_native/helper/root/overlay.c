@@ -61,8 +61,8 @@ pc_do_upper (struct builder *b, const struct pc_op *op)
         }
       return make_upper_directories (b, b->fds->store, "s");
     }
-  int base = pc_new_filesystem ("tmpfs", pc_at (b->plan, op->data), op->data.size,
-                                MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
+  int base
+      = pc_new_filesystem ("tmpfs", pc_at (b->plan, op->data), op->data.size, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
   if (base < 0)
     return base;
   int error = attach_aside (base, "t");
@@ -220,8 +220,7 @@ mount_by_path (struct builder *b, const struct pc_op *op)
   /* MS_NOSUID and MS_NODEV have the values of their MOUNT_ATTR_ namesakes. */
   int made = pc_make_base (b);
   const char *at = pc_place_of_root (b);
-  word error
-      = made < 0 ? made : sys_mount ("overlay", at, "overlay", op->attributes & 6, scratch);
+  word error = made < 0 ? made : sys_mount ("overlay", at, "overlay", op->attributes & 6, scratch);
   if (error < 0)
     return (int) error;
   b->root = (int) sys_openat (AT_FDCWD_, at, O_PATH | O_DIRECTORY | O_CLOEXEC, 0);

@@ -138,8 +138,8 @@ open_null_stdio (int control)
 static u64
 agent_capabilities (const struct pc_security *security)
 {
-  u64 keep = security->capabilities | CAP (CAP_SETUID) | CAP (CAP_SETGID) | CAP (CAP_SETPCAP)
-             | CAP (CAP_KILL) | CAP (CAP_DAC_READ_SEARCH);
+  u64 keep = security->capabilities | CAP (CAP_SETUID) | CAP (CAP_SETGID) | CAP (CAP_SETPCAP) | CAP (CAP_KILL)
+             | CAP (CAP_DAC_READ_SEARCH);
   if (!(security->flags & PC_SECURITY_NO_NEW_PRIVS))
     keep |= CAP (CAP_SYS_ADMIN);
   return keep;
@@ -169,8 +169,7 @@ start_agent (const struct pc_launcher *launcher, const struct pc_security *secur
 }
 
 _Noreturn static void
-start_command (const struct pc_plan *plan, const struct pc_security *security,
-               const struct pc_fds *fds, int control)
+start_command (const struct pc_plan *plan, const struct pc_security *security, const struct pc_fds *fds, int control)
 {
   struct pc_failure failure = { 0, 0 };
   const struct pc_exec *command = pc_at (plan, plan->command);
@@ -211,8 +210,7 @@ become_container (const struct pc_launcher *launcher, const struct pc_plan *plan
   i32 op = -1;
 
   if (plan->hostname.size > 0)
-    CHECK (PC_STEP_HOSTNAME,
-           raw2 (__NR_sethostname, pc_at (plan, plan->hostname), plan->hostname.size));
+    CHECK (PC_STEP_HOSTNAME, raw2 (__NR_sethostname, pc_at (plan, plan->hostname), plan->hostname.size));
   pc_receive_sources (control, sync, &sources);
   pc_become_root_inside (plan, control);
   CHECK (PC_STEP_COUNTERS, bound_counters (pc_at (plan, plan->counters)));
@@ -238,8 +236,8 @@ become_container (const struct pc_launcher *launcher, const struct pc_plan *plan
 }
 
 _Noreturn void
-pc_child (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds,
-          int control, int sync)
+pc_child (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds, int control,
+          int sync)
 {
   CHECK (PC_STEP_CGROUP, enter_v1_cgroups (plan, fds));
   private_namespaces (plan, control);
@@ -249,8 +247,7 @@ pc_child (const struct pc_launcher *launcher, const struct pc_plan *plan, const 
 static u8 claimed[PC_MAX_MESSAGE] __attribute__ ((aligned (16)));
 
 _Noreturn void
-pc_spare_child (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds,
-                int sync)
+pc_spare_child (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds, int sync)
 {
   const struct pc_plan *own = (const struct pc_plan *) (const void *) claimed;
   struct pc_fds received;

@@ -34,8 +34,8 @@ struct clone_args;
 /* As root, clone a container so that its user namespace belongs to its own first id. */
 word pc_clone_owned (const struct pc_plan *plan, const struct clone_args *args);
 /* Apply the plan's controls in order and execute the agent, or the command that is PID 1. */
-_Noreturn void pc_child (const struct pc_launcher *launcher, const struct pc_plan *plan,
-                         const struct pc_fds *fds, int control, int sync);
+_Noreturn void pc_child (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds,
+                         int control, int sync);
 /* The same for a child that was cloned ahead and receives its plan over sync. */
 _Noreturn void pc_spare_child (const struct pc_launcher *launcher, const struct pc_plan *plan,
                                const struct pc_fds *fds, int sync);
@@ -49,13 +49,13 @@ int pc_send_sources (const struct pc_launcher *launcher, const struct pc_plan *p
 /* Make an fd's directory the root: fchdir and chroot.  0 or a negative errno. */
 int pc_enter (int root);
 
-#define CHECK(step, expression)                                                                    \
-  do                                                                                               \
-    {                                                                                              \
-      word check_error = (expression);                                                             \
-      if (check_error < 0)                                                                         \
-        pc_die (control, step, check_error, -1);                                                   \
-    }                                                                                              \
+#define CHECK(step, expression)                  \
+  do                                             \
+    {                                            \
+      word check_error = (expression);           \
+      if (check_error < 0)                       \
+        pc_die (control, step, check_error, -1); \
+    }                                            \
   while (0)
 
 #endif

@@ -22,7 +22,7 @@ pc_watch_child (i32 pid, int exit_fd)
       sys_close (exit_fd);
       return;
     }
-  children[child_count++] = (struct child){ .pid = pid, .exit_fd = exit_fd };
+  children[child_count++] = (struct child) { .pid = pid, .exit_fd = exit_fd };
 }
 
 /* Kill all children.  A command that is PID 1 has no agent that sees the caller's end, and may clear

@@ -5,8 +5,7 @@
 #include <linux/errno.h>
 #include <linux/sched.h>
 
-#define CLONED_NAMESPACES                                                                          \
-  (CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS)
+#define CLONED_NAMESPACES (CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS)
 
 /* Join namespaces of other containers, before the clone: the launcher has privileges over them, the child has
    none. */

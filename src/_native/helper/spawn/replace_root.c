@@ -76,8 +76,7 @@ set_access (const struct pc_security *security, const struct pc_root *root, int 
   u64 escapes = 1ull << CAP_SYS_CHROOT | 1ull << CAP_SYS_ADMIN;
   int has_one_mount = security->landlock_abi > 0 && (security->capabilities & escapes) == 0;
 
-  return has_one_mount ? set_mount_access (root->old, read_only)
-                       : set_filesystem_access (root->old, read_only);
+  return has_one_mount ? set_mount_access (root->old, read_only) : set_filesystem_access (root->old, read_only);
 }
 
 _Noreturn static void
@@ -104,11 +103,11 @@ replace_root_child (const struct pc_launcher *launcher, const struct pc_plan *pl
   CHECK (PC_STEP_SEAL, set_access (security, &root, 1));
   word error = make_scaffold (&root, sources.source_count);
   if (error < 0)
-    failure = (struct pc_failure){ PC_STEP_PIVOT, (i32) -error };
+    failure = (struct pc_failure) { PC_STEP_PIVOT, (i32) -error };
   if (error == 0)
     error = pc_build_root (launcher, plan, &sources, &root, &op, &failure);
   if (error == 0 && (error = take_place (&root)) < 0)
-    failure = (struct pc_failure){ PC_STEP_PIVOT, (i32) -error };
+    failure = (struct pc_failure) { PC_STEP_PIVOT, (i32) -error };
   if (error < 0)
     {
       /* The container continues with its old root. */

@@ -26,8 +26,8 @@ same_file (int fd, const struct pc_source *source)
 }
 
 static int
-open_source (const struct pc_launcher *launcher, const struct pc_plan *plan,
-             const struct pc_source *source, const struct pc_fds *fds)
+open_source (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_source *source,
+             const struct pc_fds *fds)
 {
   u32 recursive = source->flags & PC_OP_RECURSIVE ? AT_RECURSIVE_ : 0;
   if (source->fd != PC_NO_FD)
@@ -102,7 +102,7 @@ send_part (int sync, struct outgoing *out, u32 more)
 {
   out->head.more = more;
   int result = pc_send (sync, &out->head, sizeof out->head, out->fds.fd, out->fds.count, 0);
-  out->head = (struct pc_sources_head){ 0 };
+  out->head = (struct pc_sources_head) { 0 };
   pc_close_fds (&out->fds);
   return result;
 }
@@ -170,8 +170,8 @@ send_sources (const struct pc_launcher *launcher, const struct pc_plan *plan, co
 }
 
 int
-pc_send_sources (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds,
-                 word pid, int sync, struct pc_record *reply)
+pc_send_sources (const struct pc_launcher *launcher, const struct pc_plan *plan, const struct pc_fds *fds, word pid,
+                 int sync, struct pc_record *reply)
 {
   struct outgoing out = { .fds = { .count = 0 } };
   cleanup_fd int user = plan->namespaces & CLONE_NEWUSER ? pc_open_user_namespace (pid) : -1;

@@ -37,7 +37,6 @@ pc_prepare_spare (struct pc_launcher *launcher, const struct pc_plan *plan, stru
   struct pc_record unsaid = { .kind = 0 };
 
   pc_kill_and_reap (&launcher->spare);
-  if (!pc_has_fds (plan, fds)
-      || pc_clone_child (launcher, plan, fds, 1, &launcher->spare, &unsaid) < 0)
+  if (!pc_has_fds (plan, fds) || pc_clone_child (launcher, plan, fds, 1, &launcher->spare, &unsaid) < 0)
     launcher->spare.pid = 0;
 }

@@ -4,8 +4,7 @@
 #include <linux/errno.h>
 
 int
-pc_spawn (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fds *fds,
-          struct pc_record *reply)
+pc_spawn (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fds *fds, struct pc_record *reply)
 {
   struct pc_child_handle child = { 0, -1, -1 };
 

@@ -8,9 +8,9 @@
 /* A child that was cloned and waits for its sources, or for a plan. */
 struct pc_child_handle
 {
-  i32 pid;   /* 0: none */
+  i32 pid; /* 0: none */
   int pidfd;
-  int sync;  /* socket over which the sources, or the plan, are sent */
+  int sync; /* socket over which the sources, or the plan, are sent */
 };
 
 struct pc_launcher
@@ -19,12 +19,12 @@ struct pc_launcher
   int agent;       /* image of the agent */
   int host_mounts; /* mount namespace in which the paths of an unprivileged caller resolve, or -1 */
   int own_mounts;
-  int dev;         /* detached /dev template, or -1 when it stays attached at /dev */
-  int sys;         /* detached /sys template, or -1 when it stays attached at /sys */
+  int dev; /* detached /dev template, or -1 when it stays attached at /dev */
+  int sys; /* detached /sys template, or -1 when it stays attached at /sys */
   int has_sys;
-  int privileged;  /* root: each container gets ids of its own */
+  int privileged; /* root: each container gets ids of its own */
   struct pc_child_handle spare;
-  int old_layers;  /* overlay takes no detached mounts here: layers are attached, then named by path */
+  int old_layers; /* overlay takes no detached mounts here: layers are attached, then named by path */
 };
 
 #endif

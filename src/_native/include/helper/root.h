@@ -29,7 +29,7 @@ int pc_prepare_namespace (struct pc_launcher *launcher, int rootless, struct pc_
 /* Make the /sys template, once.  0 or a negative errno. */
 int pc_make_sys (struct pc_launcher *launcher, const char *entries, usize size, const struct pc_fds *fds);
 /* Carry out the plan's operations.  0 and *made, or -1 with the number of the operation and *failure. */
-int pc_build_root (const struct pc_launcher *launcher, const struct pc_plan *plan,
-                   struct pc_child_fds *fds, struct pc_root *made, i32 *op, struct pc_failure *failure);
+int pc_build_root (const struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_child_fds *fds,
+                   struct pc_root *made, i32 *op, struct pc_failure *failure);
 
 #endif

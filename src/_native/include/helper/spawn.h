@@ -6,8 +6,7 @@
 
 /* Start the container of a plan.  Returns the pidfd of its PID 1 and fills the reply with the pid, or returns -1
    with the step that failed. */
-int pc_spawn (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fds *fds,
-              struct pc_record *reply);
+int pc_spawn (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fds *fds, struct pc_record *reply);
 /* Clone a child ahead of its plan, in place of the one that waits already. */
 void pc_prepare_spare (struct pc_launcher *launcher, const struct pc_plan *plan, struct pc_fds *fds);
 /* Forget the waiting child if it is the one that was reaped. */
