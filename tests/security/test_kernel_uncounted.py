@@ -9,7 +9,7 @@ import time
 import pytest
 
 from benchmarks.kernel_resources import program
-from pycontain import Container
+from pycontain import CommandFailed, Container
 from pycontain._kernel import record_locks
 from pycontain._runtime import kernel_memory, uncounted
 
@@ -112,6 +112,29 @@ def test_a_command_that_ended_by_itself_is_not_blamed_for_another(needs_memory: 
         other.stdin.write("\n")
         other.stdin.close()
         assert (other.wait(), other.reason) == (3, "exit")
+
+
+def _queue_answers() -> None:
+    import socket
+    import time
+
+    keep = []
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        route = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+        route.bind((0, 0))
+        keep.append(route)
+        for number in range(200):
+            route.send((32).to_bytes(4, "little") + b"\x12\x00\x01\x03" + bytes([number]) + bytes(23))
+
+
+@pytest.mark.case("A02", "A10")
+def test_a_call_that_takes_uncounted_memory_fails_with_oom(needs_memory: None) -> None:
+    with Container(memory="64M") as container:
+        with pytest.raises(CommandFailed) as failed:
+            container.call(_queue_answers, timeout=60)
+        assert failed.value.reason == "oom"
+        assert container.call(abs, -3) == 3
 
 
 @pytest.mark.case("A02", "A10")

@@ -324,6 +324,8 @@ class _Run:
                     record = pump.record
             except StateError:
                 if child.is_taken() and not prepared.running.dead:
+                    if execution.was_stopped:  # the zygote was killed with the call
+                        return self._result(child, "exit", None, ["", ""])
                     raise StateError(f"the zygote ended while it ran {self._name}") from None
                 if prepared.running.dead:
                     raise

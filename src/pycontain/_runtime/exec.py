@@ -312,6 +312,14 @@ class Execution:
         """Return what the command used: by its cgroup, or else by wait4(2) of its first process."""
         return usage_of(self.begun, record, counters)
 
+    @property
+    def was_stopped(self) -> bool:
+        """Whether the container was stopped at its limit of disk or kernel memory since the command began."""
+        session = self.running.session
+        return session.disk.stopped_since(self.running, self.stops) or session.kernel_memory.stopped_since(
+            self.running, self.memory_stops
+        )
+
     def reason(self, returncode: int, counters: Counters, usage: Usage) -> Reason:
         """Return why the command ended, by the kernel's counters and measured limits: never a guess."""
         if self.running.session.disk.exceeded(self.running, self.stops):
