@@ -27,7 +27,7 @@ from pycontain import (
     StateError,
     Tmpfs,
 )
-from pycontain._images import sealed
+from pycontain._images import snapshot_layers
 
 WRITTEN = """
 mkdir -p /made/deep && echo one > /made/deep/file && ln -s file /made/deep/link
@@ -485,11 +485,11 @@ def test_kills_leave_snapshots_complete(engine: Engine) -> None:
         with Container(snapshot) as one:
             lines = _sh(one, "cat /file").split()
             assert lines[0] == "base"
-    for record in sealed.records(engine._session.store):
-        sealed.forget(
+    for record in snapshot_layers.records(engine._session.store):
+        snapshot_layers.forget(
             engine._session.store, record.id
         )  # a kill between record and layer leaves one that is damaged
-    engine._session.leases.sweep_sealed()
+    engine._session.leases.sweep_snapshot_layers()
     engine.settle()
     assert os.listdir(os.path.join(engine._session.roots.data, "sealed")) == []
     assert len(os.listdir(os.path.join(engine._session.roots.data, "live"))) == 1

@@ -368,7 +368,7 @@ def test_wall_clock_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     dated = {
         "_images/store.py",
         "_images/ingest.py",
-        "_images/sealed.py",
+        "_images/snapshot_layers.py",
         "_objects/log.py",
         "_registry/http.py",
         "_volumes/records.py",

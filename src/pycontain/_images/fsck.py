@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from attrs import evolve, frozen
 
-from pycontain._images import sealed
+from pycontain._images import snapshot_layers
 from pycontain._images.blobs import blob_problem
 from pycontain._images.layers import LayerBuild, discard, feed_verified
 from pycontain._images.rebuild import rebuild
@@ -74,8 +74,8 @@ def check(store: Store, *, repair: bool = False) -> list[Damage]:
 
 
 def _snapshots(store: Store) -> Iterator[Damage]:
-    for record in sealed.records(store):
-        lost = sealed.missing(store, record)
+    for record in snapshot_layers.records(store):
+        lost = snapshot_layers.missing(store, record)
         if lost is not None:
             yield Damage(kind="snapshot", name=record.id, problem=f"its layer {lost} is gone")
 
@@ -165,7 +165,7 @@ def _repaired(store: Store, damage: Damage) -> Damage:
     if damage.kind == "permissions":
         return damage
     if damage.kind == "snapshot":
-        sealed.forget(store, damage.name)
+        snapshot_layers.forget(store, damage.name)
     elif damage.kind == "image":
         store.remove_image(Digest(damage.name))
     elif damage.kind == "blob":

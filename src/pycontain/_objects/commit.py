@@ -16,7 +16,7 @@ from pycontain._images.image import LocalImage
 from pycontain._images.imports import import_tree
 from pycontain._images.layers import opened
 from pycontain._images.lookup import tag_name
-from pycontain._images.sealed import first_id_of
+from pycontain._images.snapshot_layers import first_id_of
 from pycontain._images.store_errors import translate_store_errors
 from pycontain._images.write import archive, compose, now, write_layer
 from pycontain._kernel import native
@@ -95,7 +95,7 @@ def diff(container: Container) -> list[Change]:
 
 
 def sealed_layers(image: LocalImage) -> list[tuple[str, int]]:
-    """Return the sealed layers, the lowest first: directory, and host id of id 0 in the container."""
+    """Return the snapshot layers, the lowest first: directory, and host id of id 0 in the container."""
     paths = image.directories[: len(image.sealed)]
     return [(path, first_id_of(layer)) for path, layer in zip(paths, image.sealed, strict=True)][::-1]
 
@@ -197,7 +197,7 @@ def commit_layers(
     metadata: ImageMetadata,
     left_out: Sequence[str] = _ENGINES,
 ) -> Image:
-    """Add an image to the store from an image, its sealed layers, and further directories.
+    """Add an image to the store from an image, its snapshot layers, and further directories.
 
     Args:
         engine: The engine of the store.

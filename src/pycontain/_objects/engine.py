@@ -123,7 +123,7 @@ class Engine:
         from pycontain._images.sweep import sweep
 
         self._session.leases.prune()
-        self._session.leases.sweep_sealed()
+        self._session.leases.sweep_snapshot_layers()
         with translate_store_errors(self._session.roots.data):
             return sweep(self._session.store)
 

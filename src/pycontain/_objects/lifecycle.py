@@ -225,7 +225,7 @@ class Lifecycle:
                     one.remove()
         if self.spec.image.sealed and not self._session.closed:
             self._session.leases.prune()
-            self._session.leases.sweep_sealed()
+            self._session.leases.sweep_snapshot_layers()
 
     def stop(self, timeout: float | timedelta | None = None) -> None:
         """Send the image's stop signal, or SIGTERM, to the command, and end the container after a timeout.

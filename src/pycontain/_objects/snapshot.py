@@ -55,19 +55,19 @@ class Snapshot:
             NotFound: The snapshot does not exist.
             ImageError: The image or a layer of the snapshot is missing.
         """
-        from pycontain._images import sealed
+        from pycontain._images import snapshot_layers
 
         chosen = engine_of(engine)
-        return _known(chosen, sealed.record(chosen._session.store, id))
+        return _known(chosen, snapshot_layers.record(chosen._session.store, id))
 
     @classmethod
     def list(cls, *, engine: Engine | None = None) -> builtins.list[Snapshot]:
         """Return the snapshots of the store, the newest first, without damaged ones."""
-        from pycontain._images import sealed
+        from pycontain._images import snapshot_layers
 
         chosen = engine_of(engine)
         found = []
-        for record in sealed.records(chosen._session.store):
+        for record in snapshot_layers.records(chosen._session.store):
             try:
                 found.append(_known(chosen, record))
             except ImageError:
@@ -76,11 +76,11 @@ class Snapshot:
 
     def remove(self) -> None:
         """Remove the snapshot and those of its layers that nothing else uses.  Idempotent."""
-        from pycontain._images import sealed
+        from pycontain._images import snapshot_layers
 
         chosen = engine_of(self._engine)
-        sealed.forget(chosen._session.store, self.id)
-        chosen._session.leases.sweep_sealed()
+        snapshot_layers.forget(chosen._session.store, self.id)
+        chosen._session.leases.sweep_snapshot_layers()
 
     def commit(
         self,
@@ -109,7 +109,7 @@ class Snapshot:
 
 
 def describe_base(image: LocalImage) -> str:
-    """Return a description of an image without its sealed layers, for the store."""
+    """Return a description of an image without its snapshot layers, for the store."""
     base = image.base
     if base.manifest is not None:
         document: dict[str, Any] = {"digest": str(base.manifest.digest), "name": base.name}
@@ -140,10 +140,10 @@ def _known(engine: Engine, record: SnapshotRecord) -> Snapshot:
     Raises:
         ImageError: A layer of the snapshot is missing.
     """
-    from pycontain._images import sealed
+    from pycontain._images import snapshot_layers
 
     store = engine._session.store
-    lost = sealed.missing(store, record)
+    lost = snapshot_layers.missing(store, record)
     if lost is not None:
         raise ImageError(
             f"snapshot {record.id} is damaged: its layer {lost} is gone", hint="remove the snapshot"
@@ -163,8 +163,8 @@ def snapshot_of(engine: Engine, record: SnapshotRecord, base: Image) -> Snapshot
 
 
 def with_sealed(store: Store, base: AnyImage, layers: tuple[str, ...]) -> AnyImage:
-    """Return an image with sealed layers above it, the uppermost first."""
-    from pycontain._images.sealed import path_of
+    """Return an image with snapshot layers above it, the uppermost first."""
+    from pycontain._images.snapshot_layers import path_of
 
     paths = tuple(path_of(store, layer) for layer in layers)
     return evolve(base, directories=(*paths, *base.directories), sealed=layers)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve
 
-from pycontain._images import sealed
+from pycontain._images import snapshot_layers
 from pycontain._images.extract import extract
 from pycontain._images.layers import LayerBuild, opened
 from pycontain._images.store_errors import translate_store_errors
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pycontain._runtime.running import Running
 
 MOST_LAYERS = 48
-"""Number of layers of a root at which a snapshot first merges the sealed layers."""
+"""Number of layers of a root at which a snapshot first merges the snapshot layers."""
 _SYS_ADMIN = "SYS_ADMIN"
 
 
@@ -39,23 +39,23 @@ def snapshot(container: Container) -> Snapshot:
     store = engine._session.store
     with translate_store_errors(store.roots.data), container._lock, store.leasing() as lease:
         image = container.spec.image
-        layer = sealed.new_layer(running.first_id)
+        layer = snapshot_layers.new_layer(running.first_id)
         below = image.sealed
         lease.add("sealed", layer, *below)
         if len(image.directories) >= MOST_LAYERS and len(below) > 1:
-            below = (sealed.new_layer(running.first_id),)
+            below = (snapshot_layers.new_layer(running.first_id),)
             lease.add("sealed", *below)
             _merge(store, image, below[0])
         chain = (layer, *below)
-        made = sealed.new_record(values.describe_base(image), "sealed", chain)
-        sealed.keep(store, made, values.leases_of(image))
+        made = snapshot_layers.new_record(values.describe_base(image), "sealed", chain)
+        snapshot_layers.keep(store, made, values.leases_of(image))
         try:
             if not _seal(container, running, chain):
-                sealed.mark_copied(store, made.id)
+                snapshot_layers.mark_copied(store, made.id)
                 made = evolve(made, kind="copied")
                 _copy(container, running, layer)
         except BaseException:
-            sealed.forget(store, made.id)
+            snapshot_layers.forget(store, made.id)
             raise
     base = image.base
     assert isinstance(base, Image)
@@ -63,8 +63,8 @@ def snapshot(container: Container) -> Snapshot:
 
 
 def _merge(store: Store, image: LocalImage, layer: str) -> None:
-    """Merge all sealed layers of an image into one, because every layer is a mount of every root."""
-    place = sealed.make_place(store, layer)
+    """Merge all snapshot layers of an image into one, because every layer is a mount of every root."""
+    place = snapshot_layers.make_place(store, layer)
     os.mkdir(place, 0o755)
     os.chmod(place, 0o755)
     with opened([place]) as (root,):
@@ -74,7 +74,7 @@ def _merge(store: Store, image: LocalImage, layer: str) -> None:
                     store,
                     root,
                     archive(store, fd, first_id=first_id, whiteouts=True, exact=True),
-                    first_id=sealed.first_id_of(layer),
+                    first_id=snapshot_layers.first_id_of(layer),
                     lowers=image.base.directories,
                 )
 
@@ -93,7 +93,7 @@ def _seal(container: Container, running: Running, chain: tuple[str, ...]) -> boo
         if not quiet:
             return False
         image = values.with_sealed(engine._session.store, container.spec.image.base, chain)
-        place = sealed.make_place(engine._session.store, chain[0])
+        place = snapshot_layers.make_place(engine._session.store, chain[0])
         upper = running.upper_path
         try:
             os.rename(upper, place)
@@ -125,7 +125,7 @@ def _copy(container: Container, running: Running, layer: str) -> None:
                 build.feed(chunk)
         build.end()
         build.finish(container.spec.image.directories)
-        os.rename(build.tree, sealed.make_place(store, layer))
+        os.rename(build.tree, snapshot_layers.make_place(store, layer))
     finally:
         build.abandon()
 
@@ -154,7 +154,7 @@ def fork(container: Container, count: int) -> list[Container]:
                 one.remove()
         raise
     finally:
-        sealed.forget(container._session.store, base.id)  # the containers hold its layers
+        snapshot_layers.forget(container._session.store, base.id)  # the containers hold its layers
     return made
 
 
@@ -183,7 +183,7 @@ def rollback(container: Container, to: Snapshot) -> None:
             if aside is not None:
                 container._session.cleanup.discard(aside)
     container._session.leases.prune()
-    container._session.leases.sweep_sealed()
+    container._session.leases.sweep_snapshot_layers()
 
 
 def _put_aside(container: Container) -> str | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from pycontain._cgroups import view
-from pycontain._images.sealed import first_id_of
+from pycontain._images.snapshot_layers import first_id_of
 from pycontain._kernel.namespaces import Namespace
 from pycontain._kernel.plan import Op, Source, request
 from pycontain._kernel.protocol import MountAttr, OpFlag, PlanFlag, RequestKind

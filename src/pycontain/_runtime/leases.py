@@ -98,11 +98,11 @@ class Leases:
 
         records.release(self._store(), container)
 
-    def sweep_sealed(self) -> None:
+    def sweep_snapshot_layers(self) -> None:
         """Remove snapshot layers that no snapshot and no container uses, in the background."""
-        from pycontain._images import sealed
+        from pycontain._images import snapshot_layers
 
-        sealed.sweep_sealed(self._store(), self._cleanup.discard)
+        snapshot_layers.sweep(self._store(), self._cleanup.discard)
 
     def remove_anonymous_volumes(self) -> None:
         """Remove volumes without a name whose engine no longer exists."""

@@ -255,7 +255,7 @@ class Session:
         if any(os.path.isdir(os.path.join(self.roots.data, name)) for name in ("sealed", "volumes")):
             with contextlib.suppress(ImageError):
                 self.leases.remove_anonymous_volumes()
-                self.leases.sweep_sealed()
+                self.leases.sweep_snapshot_layers()
 
     def end_all(self, cause: Cause) -> None:
         """End every container; running commands raise ContainerEnded in their threads."""

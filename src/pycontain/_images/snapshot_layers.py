@@ -85,13 +85,13 @@ def mark_copied(store: Store, name: str) -> None:
 
 
 def forget(store: Store, name: str) -> bool:
-    """Delete the record of a snapshot; return whether there was one.  `sweep_sealed` removes its layers."""
+    """Delete the record of a snapshot; return whether there was one.  `sweep` removes its layers."""
     with store.database.writing() as rows:
         leases.release(rows, f"snapshot-{name}")
         return tables.remove(rows, name)
 
 
-def sweep_sealed(store: Store, discard: Callable[[str], None]) -> None:
+def sweep(store: Store, discard: Callable[[str], None]) -> None:
     """Remove the layers that no snapshot and no live container uses.
 
     Args:
