@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -150,6 +151,42 @@ def test_fields_are_documented(name: str) -> None:
     described = {word for word in re.findall(r"\w+", doc)} | entry.attributes
 
     assert [one for one in _fields(CLASSES[name]) if one not in described] == []
+
+
+PROSE = re.compile(r"(?:^|(?<=\.  ))([a-z_]\w*(?:, [a-z_]\w*)*): ", re.MULTILINE)
+"""'name: text' at the start of a line, or after a sentence, instead of a section Args or Attributes."""
+
+
+def _in_prose(thing: object) -> list[str]:
+    """Return parameters and fields that a docstring describes outside of its sections."""
+    names = set(inspect.get_annotations(thing)) if isinstance(thing, type) else set()
+    if callable(thing):
+        with contextlib.suppress(TypeError, ValueError):  # builtins have no signature
+            names |= set(inspect.signature(thing).parameters)
+    doc = inspect.getdoc(thing) or ""
+    return [match[1] for match in PROSE.finditer(doc) if set(match[1].split(", ")) <= names]
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_arguments_are_in_sections(name: str) -> None:
+    thing = EXPORTS[name]
+    members = [getattr(thing, one) for one, _ in _members(thing)] if isinstance(thing, type) else []
+
+    assert [one for each in (thing, *members) for one in _in_prose(each)] == []
+
+
+def test_an_argument_in_prose_is_found() -> None:
+    def plain(size: int) -> None:
+        """Do it.  size: in bytes."""
+
+    def sections(size: int) -> None:
+        """Do it.
+
+        Args:
+            size: Bytes.
+        """
+
+    assert (_in_prose(plain), _in_prose(sections)) == (["size"], [])
 
 
 def test_the_reference_has_no_other_names() -> None:
