@@ -167,7 +167,7 @@ class NewBlob:
 
     @property
     def digest(self) -> Digest:
-        """The digest of the bytes written so far."""
+        """Return the digest of the bytes written so far."""
         return Digest(f"{self._algorithm}:{self._hasher.hexdigest()}")
 
     def commit(self, expected: Digest | None = None) -> Digest:

@@ -65,19 +65,19 @@ class LocalImage:
 
     @property
     def base(self) -> Self:
-        """The image without the layers that snapshots have added."""
+        """Return the image without the layers that snapshots have added."""
         if not self.sealed:
             return self
         return evolve(self, directories=self.directories[len(self.sealed) :], sealed=())
 
     @property
     def layers(self) -> tuple[Descriptor, ...]:
-        """Descriptors of the layers, the lowest first, as in the manifest."""
+        """Return the descriptors of the layers, the lowest first, as in the manifest."""
         return () if self.manifest is None else self.manifest.layers
 
     @property
     def config(self) -> ImageConfig:
-        """OCI image configuration; for a directory that is used in place, one with its defaults."""
+        """Return the OCI image configuration; for a directory used in place, its defaults."""
         from pycontain.oci import ContainerConfig, ImageConfig, Platform
 
         if self._config is not None:

@@ -44,11 +44,11 @@ class _Member(Protocol):
 
     @property
     def eof(self) -> bool:
-        """Whether the member has ended."""
+        """Return whether the member has ended."""
 
     @property
     def unused_data(self) -> bytes:
-        """The input after the member's end."""
+        """Return the input after the member's end."""
 
 
 class _Deflate:

@@ -74,7 +74,7 @@ class Ingest:
 
     @property
     def missing(self) -> list[int]:
-        """Positions of the layers whose tree or content is missing."""
+        """Return the positions of the layers whose tree or content is missing."""
         return [at for at in range(len(self._chains)) if self.lacks_tree(at) or self.lacks_blob(at)]
 
     def build(self, position: int) -> LayerBuild:

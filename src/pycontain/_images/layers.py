@@ -116,19 +116,19 @@ class LayerBuild:
 
     @property
     def tree(self) -> str:
-        """The directory that overlayfs mounts."""
+        """Return the directory that overlayfs mounts."""
         return os.path.join(self.directory, "fs")
 
     @property
     def diff_id(self) -> Digest:
-        """The digest of the unpacked stream so far."""
+        """Return the digest of the unpacked stream so far."""
         return Digest(
             f"{'sha256' if self._expected is None else self._expected.algorithm}:{self._hasher.hexdigest()}"
         )
 
     @property
     def compression(self) -> str:
-        """The compression of the stream."""
+        """Return the compression of the stream."""
         return self._inflater.kind
 
     def feed(self, data: bytes) -> None:

@@ -245,7 +245,7 @@ class ImageConfig:
 
     @property
     def chain_ids(self) -> tuple[Digest, ...]:
-        """The chain id of each layer, the lowest first."""
+        """Return the chain id of each layer, the lowest first."""
         chain: list[Digest] = []
         for diff_id in self.diff_ids:
             chain.append(chain_id(chain[-1] if chain else None, diff_id))

@@ -34,12 +34,12 @@ class Digest(str):
 
     @property
     def algorithm(self) -> str:
-        """The hash algorithm, 'sha256' or 'sha512'."""
+        """Return the hash algorithm, 'sha256' or 'sha512'."""
         return self.partition(":")[0]
 
     @property
     def hex(self) -> str:
-        """The hexadecimal digits without the algorithm."""
+        """Return the hexadecimal digits without the algorithm."""
         return self.partition(":")[2]
 
     @classmethod

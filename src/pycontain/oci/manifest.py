@@ -89,7 +89,7 @@ class Manifest:
 
     @property
     def digest(self) -> Digest:
-        """The sha256 digest of the original bytes."""
+        """Return the sha256 digest of the original bytes."""
         return Digest.of(self.raw)
 
     @classmethod

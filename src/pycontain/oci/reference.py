@@ -71,12 +71,12 @@ class Reference:
 
     @property
     def name(self) -> str:
-        """The registry and the repository, joined by a slash."""
+        """Return the registry and the repository, joined by a slash."""
         return f"{self.registry}/{self.repository}"
 
     @property
     def familiar(self) -> str:
-        """The shortest form that parses to this reference."""
+        """Return the shortest form that parses to this reference."""
         for short in (self.repository.removeprefix(_HUB_SPACE), self.repository):
             if _split(short) == (self.registry, self.repository) and not _ID.fullmatch(short):
                 return self._with(short)

@@ -46,7 +46,7 @@ class Record:
 
     @property
     def address(self) -> str:
-        """The address as text, in the spelling of `ipaddress`."""
+        """Return the address as text, in the spelling of `ipaddress`."""
         if self.kind == A:
             return socket.inet_ntoa(self.data)
         return str(ipaddress.IPv6Address(self.data))
