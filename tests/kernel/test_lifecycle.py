@@ -15,6 +15,9 @@ import pytest
 
 from pycontain import PIPE, Conflict, Container, Engine, StateError
 from pycontain._objects.engine import default_engine
+from pycontain._objects.main_command import MainCommand
+from pycontain._runtime import start as starting
+from pycontain._runtime.running import Running
 from tests.support.descriptors import open_descriptors
 
 
@@ -31,6 +34,52 @@ def test_states() -> None:
     container.remove()
     with pytest.raises(StateError):
         container.start()
+
+
+def test_status_while_another_thread_starts_and_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    container = Container()
+    begin, end = starting.start, Running.end
+
+    def started(*args: Any) -> Running:
+        seen.append(container.status)
+        return begin(*args)
+
+    def ended(running: Running, *args: Any) -> None:
+        seen.append(container.status)
+        end(running, *args)
+
+    monkeypatch.setattr("pycontain._objects.lifecycle.start", started)
+    monkeypatch.setattr(Running, "end", ended)
+    with container:
+        seen.append(container.status)
+    assert (seen, container.status) == (["starting", "running", "stopping"], "removed")
+
+
+def test_a_container_that_is_removed_cannot_be_started_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    container = Container(command=["true"])
+    close, errors = MainCommand.close, []
+
+    def closed(main: MainCommand) -> None:
+        try:
+            container.start()
+        except StateError as error:
+            errors.append(str(error))
+        close(main)
+
+    container.start()
+    monkeypatch.setattr(MainCommand, "close", closed)
+    container.remove()
+    assert errors == [f"container {container.name} is removed"]
+    assert container.status == "removed"
+
+
+def test_a_container_that_its_engine_ended_starts_again(engine: Engine) -> None:
+    with Container() as container:
+        engine.kill_all()
+        assert container.status == "exited"
+        container.start()
+        assert container.exec(["true"]).returncode == 0
 
 
 def test_command_and_logs() -> None:

@@ -23,6 +23,7 @@ from pycontain._runtime.network import LINKED, attach
 from pycontain._runtime.running import KILLED, REMOVED, STOPPED, Cause, Running
 from pycontain._runtime.signals import shielded
 from pycontain._runtime.start import start
+from pycontain._runtime.state import ContainerState, StateMachine
 from pycontain._runtime.stats import Stats, stats_of
 from pycontain.errors import Conflict, NotFound, StateError, UnsupportedError
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from pycontain._runtime.session import Session
 
     # Not at run time: jedi 0.20 completes nothing on a property whose annotation is a Literal.
-    Status: TypeAlias = Literal["created", "running", "paused", "exited", "removed"]
+    Status: TypeAlias = Literal["created", "starting", "running", "paused", "stopping", "exited", "removed"]
 
 
 class Lifecycle:
@@ -43,11 +44,10 @@ class Lifecycle:
     spec: specs.ContainerSpec
     _engine: Engine
     _session: Session
-    _removed: bool
     _anonymous: Sequence[Volume] = ()
 
     def _adopt(self, engine: Engine) -> None:
-        self._engine, self._session, self._removed = engine, engine._session, False
+        self._engine, self._session, self._state = engine, engine._session, StateMachine()
         self._session.check_open()
 
     def _begin(self, spec: specs.ContainerSpec) -> None:
@@ -59,11 +59,8 @@ class Lifecycle:
         self._running: Running | None = None
         self._main: MainCommand | None = None
         self._timer: threading.Timer | None = None
-        self._paused = False
-        self._started = False
         self._timings: Mapping[str, float] | None = None
         self._cause: Cause | None = None
-        self._lock = threading.RLock()
 
     @classmethod
     def _of(cls, spec: specs.ContainerSpec, engine: Engine) -> Self:
@@ -85,14 +82,15 @@ class Lifecycle:
 
     @property
     def status(self) -> Status:
-        """State of the container, one of 'created', 'running', 'paused', 'exited' and 'removed'."""
-        if self._removed:
-            return "removed"
-        if self._main is not None and self._main.poll() is not None:
-            return "exited"
-        if self._running is None or self._running.dead:
-            return "exited" if self._started else "created"
-        return "paused" if self._paused else "running"
+        """State of the container, one of 'created', 'starting', 'running', 'paused', 'stopping', 'exited'
+        and 'removed'.
+        """
+        state = self._state.current
+        if state in (ContainerState.RUNNING, ContainerState.PAUSED, ContainerState.STOPPING):
+            main, running = self._main, self._running
+            if (main is not None and main.poll() is not None) or running is None or running.dead:
+                state = ContainerState.EXITED
+        return state.value
 
     @property
     def pid(self) -> int:
@@ -130,7 +128,7 @@ class Lifecycle:
 
     def _awake(self) -> Running:
         running = self._live()
-        if self._paused:
+        if self._state.current is ContainerState.PAUSED:
             raise StateError(f"container {self.name} is paused", hint="call unpause() first")
         return running
 
@@ -144,7 +142,7 @@ class Lifecycle:
         """
         begun = False
         try:
-            with self._lock:
+            with self._state.lock:
                 self._check_startable()
                 begun = True
                 self._start()
@@ -156,21 +154,24 @@ class Lifecycle:
         return self
 
     def _check_startable(self) -> None:
-        if self._removed:
+        if self._state.current is ContainerState.REMOVED:
             raise StateError(f"container {self.name} is removed")
-        if self._running is not None and not self._running.ended:
-            raise StateError(f"container {self.name} is already running")
+        if self._running is not None:
+            if not self._running.ended:
+                raise StateError(f"container {self.name} is already running")
+            self._end()  # the engine has ended it
         self._session.check_open()
 
     def _start(self) -> None:
-        if self._started:
+        if self._state.current is ContainerState.EXITED:
             self._session.cleanup.settle()  # releases the names of the last run
         self._session.registry.claim(self.spec)
         if self._volumes:
             from pycontain._objects.copyup import copy_up
 
             copy_up(self._whole)
-        self._paused, self._cause, self._started = False, None, True
+        self._state.change(ContainerState.STARTING)
+        self._cause = None
         if self.spec.init:
             self._running = start(self._session, self.spec)
         else:
@@ -188,15 +189,17 @@ class Lifecycle:
             self._timer = threading.Timer(self.spec.lifetime, self._end, (cause,))
             self._timer.daemon = True
             self._timer.start()
+        self._state.change(ContainerState.RUNNING)
 
     def _end(self, cause: Cause = REMOVED) -> None:
-        with self._lock:
+        with self._state.lock:
             timer, self._timer = self._timer, None
             if timer is not None:
                 timer.cancel()
             # Under the lock, so that a concurrent call returns only when the container has ended.
             running = self._running or self._session.registry.get(self.id)
             if running is not None:
+                self._state.change(ContainerState.STOPPING)
                 networks = running.networks
                 running.end(cause)
                 self._cause = running.cause
@@ -204,12 +207,16 @@ class Lifecycle:
                     network_spec = self.spec.network_spec.kept(*networks.used())
                     self.spec = evolve(self.spec, network_spec=network_spec)
             self._running = None
+            if self._state.current in (ContainerState.STARTING, ContainerState.STOPPING):
+                self._state.change(ContainerState.EXITED)
             self._session.registry.release(self.spec)
 
     def remove(self) -> None:
         """Kill all processes of the container and delete its files.  Idempotent."""
         try:
-            self._end()
+            with self._state.lock:
+                self._end()
+                self._state.change(ContainerState.REMOVED)
         except BaseException:
             shielded(self._end)
             raise
@@ -217,7 +224,6 @@ class Lifecycle:
         if main is not None:
             main.close()
         self._session.leases.release_image(self._whole)
-        self._removed = True
         if self._volumes and not self._session.closed:
             self._session.leases.release_volumes(self.id)
             for one in self._anonymous:
@@ -284,12 +290,14 @@ class Lifecycle:
         self._freeze(False)
 
     def _freeze(self, frozen: bool) -> None:
-        running = self._live()
-        group = running.group
-        if group is None or not group.freezable:
-            raise UnsupportedError("pausing", hint="delegate a cgroup v2 subtree to this user")
-        group.freeze(frozen)
-        self._paused = running.frozen = frozen
+        with self._state.lock:
+            running = self._live()
+            group = running.group
+            if group is None or not group.freezable:
+                raise UnsupportedError("pausing", hint="delegate a cgroup v2 subtree to this user")
+            group.freeze(frozen)
+            running.frozen = frozen
+            self._state.change(ContainerState.PAUSED if frozen else ContainerState.RUNNING)
 
     @property
     def returncode(self) -> int | None:

@@ -19,6 +19,7 @@ from pycontain._objects.commit import processes_frozen, sealed_layers
 from pycontain._objects.image import Image
 from pycontain._runtime.replace_root import SEAL, replace_root
 from pycontain._runtime.spec import default_name, new_id
+from pycontain._runtime.state import ContainerState
 from pycontain.errors import PathError, StartError, StateError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def snapshot(container: Container) -> Snapshot:
     """Implement `Container.snapshot`."""
     engine, running = container._engine, container._live()
     store = engine._session.store
-    with translate_store_errors(store.roots.data), container._lock, store.leasing() as lease:
+    with translate_store_errors(store.roots.data), container._state.lock, store.leasing() as lease:
         image = container.spec.image
         layer = snapshot_layers.new_layer(running.first_id)
         below = image.sealed
@@ -166,8 +167,8 @@ def rollback(container: Container, to: Snapshot) -> None:
         raise ValueError(
             f"snapshot must be of image {container.spec.image.name}, got {to.id} of {image.name}"
         )
-    with container._lock:
-        if container._removed:
+    with container._state.lock:
+        if container._state.current is ContainerState.REMOVED:
             raise StateError(f"container {container.name} is removed")
         container._session.leases.lease_image(image, container)
         aside = _put_aside(container)
