@@ -22,6 +22,7 @@ import pytest
 from pycontain import (
     DEVNULL,
     PIPE,
+    CancelToken,
     CgroupLimits,
     CommandNotExecutable,
     CommandNotFound,
@@ -276,7 +277,7 @@ def test_input_of_the_wrong_kind_is_refused_before_anything_happens(container: C
         assert process.communicate(b"bytes") == (b"bytes", b"")
     with container.popen(["cat"], stdin=PIPE) as process:
         with pytest.raises(TypeError):
-            process.communicate(b"bytes")
+            process.communicate(b"bytes")  # type: ignore[arg-type]
         assert process.communicate("text") == ("text", "")
     with container.popen(["cat"], stdin=PIPE, text=False) as process:
         assert process.communicate(bytearray(b"array"))[0] == b"array"  # type: ignore[arg-type]
@@ -405,15 +406,15 @@ def test_a_wrong_encoding_leaves_no_command(either: Container, options: dict[str
     either.exec(["true"])
     before = _fds()
     with pytest.raises(LookupError):
-        either.popen(["sleep", "4711"], pty=pty, **options)  # type: ignore[arg-type]
+        either.popen(["sleep", "4711"], pty=pty, **options)  # type: ignore[call-overload]
     assert _fds() == before
     script = "for f in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $f; echo; done"
     lines = either.exec(["sh", "-c", script]).stdout.splitlines()
     assert "sleep 4711 " not in lines
 
 
-def _forget(container: Container, *args: str, pty: bool = False) -> None:
-    process = container.popen(args, stdout=DEVNULL, stderr=DEVNULL, pty=pty)
+def _forget(container: Container, *args: str, pty: bool = False, cancel: CancelToken | None = None) -> None:
+    process = container.popen(args, stdout=DEVNULL, stderr=DEVNULL, pty=pty, cancel=cancel)
     for stream in (process.stdin, process.stdout):
         if stream is not None:
             stream.close()
@@ -443,6 +444,34 @@ def test_dropped_process_handle_leaves_no_fd(container: Container, pty: bool) ->
     del process
     gc.collect()
     assert _fds() == before
+
+
+def test_token_cancels_processes(container: Container) -> None:
+    token = CancelToken()
+    with container.popen(["sleep", "100"], cancel=token) as process:
+        token.cancel()
+        assert process.wait(SOON) == -signal.SIGKILL
+        assert process.reason == "cancelled"
+    with container.popen(["sleep", "100"], cancel=token) as late:
+        assert late.wait(SOON) == -signal.SIGKILL
+        assert late.reason == "cancelled"
+
+
+def test_token_does_not_keep_a_dropped_process(container: Container) -> None:
+    token = CancelToken()
+    with pytest.warns(ResourceWarning, match="still running"):
+        _forget(container, "sleep", "100", cancel=token)
+    token.cancel()
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_orphans_of_a_process_end_with_it(container: Container, kill: bool) -> None:
+    command = "sleep 4712 & exit 3"
+    with container.popen(command, shell=True, kill_orphans=kill) as process:
+        assert process.wait(SOON) == 3
+        assert process.reason == "exit"
+    script = "for f in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $f; echo; done"
+    assert ("sleep 4712 " in container.exec(["sh", "-c", script]).stdout.splitlines()) is not kill
 
 
 def test_streams_outlive_the_process_object(container: Container) -> None:

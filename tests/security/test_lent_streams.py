@@ -104,7 +104,7 @@ def test_a_directory_is_no_stream(tmp_path: Path, name: str) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
     with Container() as c:
         with pytest.raises(PathError, match=f"{name} must be a file"):
-            c.popen(["cat"], **{name: fd})  # type: ignore[arg-type]
+            c.popen(["cat"], **{name: fd})  # type: ignore[call-overload]
         assert c.exec("true", shell=True).returncode == 0
     os.close(fd)
 

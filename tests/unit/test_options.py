@@ -39,7 +39,7 @@ def test_an_unknown_option_of_a_command() -> None:
     with pytest.raises(TypeError, match=r"^exec\(\) got .* 'cwd' \(hint: workdir='/place'\)"):
         container.exec(["true"], cwd="/")  # type: ignore[call-overload]
     with pytest.raises(TypeError, match=r"^popen\(\) got .* 'tty' \(hint: popen\(\.\.\., pty=True\)\)"):
-        container.popen(["true"], tty=True)  # type: ignore[call-arg]
+        container.popen(["true"], tty=True)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match=r"^exec\(\) missing 1 required positional argument: 'args'"):
         container.exec()  # type: ignore[call-overload]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, assert_type
+from typing import IO, Any, assert_type
 
 from pycontain import (
     PIPE,
@@ -91,7 +91,11 @@ def calls(container: Container) -> int:
 
 def processes(container: Container) -> int:
     with container.popen(["cat"], stdin=PIPE, stdout=PIPE) as process:
-        assert_type(process, Process)
+        assert_type(process, Process[str])
+        assert_type(process.communicate("x"), tuple[str, str])
+    with container.popen(["cat"], text=False) as raw:
+        assert_type(raw, Process[bytes])
+        assert_type(raw.stdout, IO[bytes] | None)
         process.communicate("x", timeout=1)
         return process.wait()
 

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     import typing_extensions
 
     S = typing_extensions.TypeVar("S", bound=str | bytes, default=str)
+    Chars = typing_extensions.TypeVar("Chars", str, bytes, default=str)
 else:  # typing has no defaults before Python 3.13
     S = TypeVar("S", bound=str | bytes)
+    Chars = TypeVar("Chars", str, bytes)
 Output: TypeAlias = str | bytes | None
 Reason: TypeAlias = Literal[
     "exit", "signal", "timeout", "oom", "pids", "disk", "output", "seccomp", "cpu", "cancelled"

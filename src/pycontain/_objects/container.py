@@ -42,7 +42,7 @@ from pycontain.errors import Args, NotFound, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontain._objects.engine import Engine
-    from pycontain._objects.signatures import ExecOptions
+    from pycontain._objects.signatures import ExecOptions, PopenOptions
     from pycontain._objects.snapshot import Snapshot
     from pycontain._objects.zygote import Zygote
     from pycontain._runtime.cancel import CancelToken
@@ -288,6 +288,19 @@ class Container(RootFilesystem):
         what = Invocation.of(args, shell, env, workdir, user, limits)
         return execution.run(self._awake(), what, check=check)
 
+    @overload
+    def popen(
+        self, args: Args, *, text: Literal[True] = True, **options: Unpack[PopenOptions]
+    ) -> Process[str]: ...
+
+    @overload
+    def popen(
+        self, args: Args, *, text: Literal[False], **options: Unpack[PopenOptions]
+    ) -> Process[bytes]: ...
+
+    @overload
+    def popen(self, args: Args, *, text: bool, **options: Unpack[PopenOptions]) -> Process[Any]: ...
+
     @explains_options("popen")
     def popen(
         self,
@@ -309,7 +322,9 @@ class Container(RootFilesystem):
         columns: int = 80,
         timeout: float | timedelta | None = None,
         max_output: int | str | None = "16M",
-    ) -> Process:
+        kill_orphans: bool = False,
+        cancel: CancelToken | None = None,
+    ) -> Process[Any]:
         """Start a command and return a `Process`, which resembles subprocess.Popen.
 
         With BUFFER, the default, a command whose output is not read never blocks: the last `max_output` bytes
@@ -336,6 +351,8 @@ class Container(RootFilesystem):
             timeout: Seconds after which every process of the command is killed, with reason 'timeout'.
             max_output: Bytes per stream that are kept, and above which `communicate` kills the command with
                 reason 'output'; None for no maximum.
+            kill_orphans: Kill processes that the command left running, when `wait` or `poll` reports its end.
+            cancel: A token by which another thread ends the command, with reason 'cancelled'.
 
         Raises:
             CommandNotFound: As `exec`; so are the other errors.
@@ -361,6 +378,8 @@ class Container(RootFilesystem):
             buffered=buffered,
             timeout=seconds,
             max_output=cap,
+            kill_orphans=kill_orphans,
+            cancel=cancel,
         )
 
     def cancel(self) -> None:

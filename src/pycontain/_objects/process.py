@@ -16,14 +16,15 @@ import subprocess
 import termios
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Generic, Self
 
 from pycontain._kernel import native
 from pycontain._kernel.protocol import RecordKind
 from pycontain._kernel.waiting import is_ready
+from pycontain._model.process import Chars
 from pycontain._objects.buffered import BufferedOutput, StreamBuffer, empty_in_background
 from pycontain._objects.exchange import (
     ByteLines,
@@ -44,6 +45,7 @@ from pycontain.errors import Args, StateError
 if TYPE_CHECKING:
     from pycontain._cgroups.exec_cgroup import Counters
     from pycontain._model.process import Reason, Usage
+    from pycontain._runtime.cancel import CancelToken
 
 _EMPTIED_WITHIN = 5.0
 """Seconds to wait for the thread of buffered streams after the command has ended."""
@@ -145,7 +147,7 @@ def _release_exec_cgroups() -> None:
                 one.running.group.release(one.exec_cgroup, reusable=False)
 
 
-class Process:
+class Process(Generic[Chars]):
     """A running command, with the methods and streams of subprocess.Popen.
 
     With `pty=True`, `stdin` and `stdout` are both the terminal, and closing `stdin` sends its end-of-file
@@ -173,15 +175,17 @@ class Process:
         buffered: Sequence[bool] = (False, False, False),
         timeout: float | None = None,
         max_output: int | None = None,
+        kill_orphans: bool = False,
+        cancel: CancelToken | None = None,
     ) -> None:
         self.args = args
         self.returncode: int | None = None
         self.reason: Reason | None = None
         self.usage: Usage | None = None
         self.pid = 0
-        self.stdin: IO[Any] | None = None
-        self.stdout: IO[Any] | None = None
-        self.stderr: IO[Any] | None = None
+        self.stdin: IO[Chars] | None = None
+        self.stdout: IO[Chars] | None = None
+        self.stderr: IO[Chars] | None = None
         self._execution = execution
         self.thread = threading.get_ident()
         self._codec = (encoding, errors) if text else None
@@ -190,6 +194,7 @@ class Process:
         self._emptier: threading.Thread | None = None
         self._input: TerminalInput | None = None
         self._cap = max_output
+        self._kill_orphans = kill_orphans
         self._timer: threading.Timer | None = None
         self._killed_for: Reason | None = None
         self._terminal = -1
@@ -206,6 +211,8 @@ class Process:
             self._timer = threading.Timer(timeout, self._kill_for, ("timeout",))
             self._timer.daemon = True
             self._timer.start()
+        if cancel is not None:
+            cancel.add(self)
 
     def _wait_and_open(self, ours: list[int]) -> None:
         """Wait until the command is executed and open the streams, or end it and close `ours`."""
@@ -277,6 +284,9 @@ class Process:
     def _end(self, returncode: int, record: native.Record | None) -> None:
         execution = self._execution
         with self._ending:
+            if self._kill_orphans:
+                with contextlib.suppress(StateError):
+                    execution.kill()
             counters: Counters = execution.finish()
             self.usage = execution.usage(record, counters)
             try:
@@ -331,8 +341,8 @@ class Process:
         return self.returncode
 
     def communicate(
-        self, input: str | bytes | None = None, timeout: float | timedelta | None = None
-    ) -> tuple[Any, Any]:
+        self, input: Chars | None = None, timeout: float | timedelta | None = None
+    ) -> tuple[Chars, Chars]:
         """Send input, read both streams to the end, wait for the command, and close the streams.
 
         Args:
@@ -367,7 +377,7 @@ class Process:
         self.close()
         if self._emptier is not None:
             self._emptier.join(_EMPTIED_WITHIN)  # ends soon: every writer is gone
-        decode = decoder(self._codec is not None, *(self._codec or ("", "")))
+        decode: Callable[[bytes | None], Any] = decoder(self._codec is not None, *(self._codec or ("", "")))
         return decode(out), decode(err)
 
     def _encoded(self, data: str | bytes | None) -> Any:
@@ -440,7 +450,7 @@ class Process:
         if fd >= 0:
             os.close(fd)
 
-    def __enter__(self) -> Process:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -27,6 +27,28 @@ class CommandOptions(TypedDict, total=False):
     cancel: CancelToken | None
 
 
+class PopenOptions(TypedDict, total=False):
+    """Options of `Container.popen`, except `text`."""
+
+    stdin: Stream
+    stdout: Stream
+    stderr: Stream
+    pty: bool
+    encoding: str
+    errors: str
+    env: Mapping[str, str] | None
+    workdir: str | None
+    user: str | int | None
+    limits: CgroupLimits | None
+    shell: bool
+    rows: int
+    columns: int
+    timeout: float | timedelta | None
+    max_output: int | str | None
+    kill_orphans: bool
+    cancel: CancelToken | None
+
+
 class ExecOptions(CommandOptions, total=False):
     """Options of `Container.exec`, except `text`."""
 

@@ -36,13 +36,14 @@ class Cancellable(Protocol):
 class CancelToken:
     """Handle that ends commands from another thread.
 
-    Pass one to `exec` or `run`, and call `cancel` from anywhere.  A token may be shared by many commands.
+    Pass one to `exec`, `popen` or `run`, and call `cancel` from anywhere.  Many commands may share a token.
     It stays cancelled: a command that starts with it later is ended at once.
     """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._commands: set[Cancellable] = set()
+        # Weak: a process that the caller drops is reported by its finalizer.
+        self._commands: weakref.WeakSet[Cancellable] = weakref.WeakSet()
         self._cancelled = False
 
     @property
@@ -64,16 +65,24 @@ class CancelToken:
     @contextlib.contextmanager
     def covering(self, command: Cancellable) -> Iterator[None]:
         """End this command too if `cancel` is called meanwhile, or was called before."""
-        with self._lock:
-            self._commands.add(command)
-            late = self._cancelled
         try:
-            if late:
-                command.cancel()
+            self.add(command)
             yield
         finally:
             with self._lock:
                 self._commands.discard(command)
+
+    def add(self, command: Cancellable) -> None:
+        """End this command too when `cancel` is called, or now if it was called before.
+
+        Args:
+            command: The command; the token does not keep it alive.
+        """
+        with self._lock:
+            self._commands.add(command)
+            late = self._cancelled
+        if late:
+            command.cancel()
 
 
 def cancel_all(running: Running, thread_other_than: int | None = None) -> None:
