@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pycontain import Container, Security, run
 from pycontain._model.options import explains_options
+from pycontain._networks import rootless_uplink
+from pycontain._objects import network_spec
 from pycontain._objects.options import mounts_of
 
 
@@ -72,3 +75,17 @@ def test_volumes_as_docker_py_writes_them(volumes: Any, hint: str) -> None:
     with pytest.raises(TypeError) as error:
         mounts_of(engine, volumes, None)
     assert str(error.value).endswith(f"(hint: write {hint})")
+
+
+@pytest.mark.parametrize("privileged", [True, False])
+def test_ports_on_internal_networks_name_the_cause_and_the_way_out(
+    privileged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rootless_uplink, "problems", lambda: "/dev/net/tun does not exist")
+    monkeypatch.setattr(rootless_uplink, "remedy", lambda _: "load the tun module")
+    engine: Any = SimpleNamespace(_session=SimpleNamespace(features=SimpleNamespace(privileged=privileged)))
+    hint = network_spec._ports_hint(engine)
+    assert hint.startswith(
+        "leave internal=True out" if privileged else "/dev/net/tun does not exist: load the"
+    )
+    assert ("network='host'" in hint) is not privileged

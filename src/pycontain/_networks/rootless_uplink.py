@@ -60,7 +60,7 @@ def problems() -> str:
     return ""
 
 
-def _remedy(problem: str) -> str:
+def remedy(problem: str) -> str:
     """Return a hint for a problem."""
     if problem.startswith(_TUN):
         return (
@@ -106,7 +106,7 @@ class RootlessUplink:
             problem = f"{name} set no default route"
         self._refusal = (
             f"networks with a route outside in a rootless engine ({problem})",
-            f"{_remedy(problem)}, or use Network(internal=True)",
+            f"{remedy(problem)}, or use Network(internal=True) without ports, or network='host'",
         )
         raise UnsupportedError(*self._refusal)
 

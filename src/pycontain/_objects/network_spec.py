@@ -114,9 +114,21 @@ def _network_spec_of(
         raise ValueError("an Egress cannot be combined with other networks")
     if ports and all(attachment.bridge.options.internal for attachment in attachments):
         raise ValueError(
-            "ports must come with a network that has a route outside, got internal networks only"
+            "ports must come with a network that has a route outside, got only internal ones "
+            f"({', '.join(names)}) (hint: {_ports_hint(engine)})"
         )
     return NetworkSpec(kind=LINKED, attachments=tuple(attachments), ports=tuple(ports)), ",".join(names)
+
+
+def _ports_hint(engine: Engine) -> str:
+    """Return how ports can be published on this host."""
+    from pycontain._networks.rootless_uplink import problems, remedy
+
+    problem = "" if engine._session.features.privileged else problems()
+    if not problem:
+        return "leave internal=True out"
+    way = f"{remedy(problem)} and leave internal=True out"
+    return f"{problem}: {way}, or use network='host' without ports"
 
 
 def _no_ports(network: str, ports: Sequence[Published]) -> None:
