@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 import signal
 import stat
 import sys
@@ -307,6 +308,17 @@ def test_copy_in_where_no_directory_can_be_renamed(
     container.copy_out("/tmp/there", tmp_path / "back")
     assert _state(tmp_path / "back") == _state(tree)
     assert container.exec(["ls", "-A", "/tmp"]).stdout.split() == ["there"]
+
+
+def test_closed_directories_come_out_removable(container: Container, tmp_path: Path) -> None:
+    """A caller without privilege cannot remove a directory that it may not list; modes stay for root."""
+    script = "mkdir -p /tmp/a/b/c && touch /tmp/a/b/c/x && chmod 000 /tmp/a/b/c && chmod 050 /tmp/a/b"
+    container.exec(script, shell=True, check=True)
+    container.copy_out("/tmp/a", tmp_path / "a")
+    privileged = container._engine._session.features.privileged
+    assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == (0o050 if privileged else 0o750)
+    assert stat.S_IMODE((tmp_path / "a" / "b" / "c").stat().st_mode) == (0o000 if privileged else 0o700)
+    shutil.rmtree(tmp_path / "a")
 
 
 def test_the_places_that_cp_has(container: Container, tree: Path, tmp_path: Path) -> None:

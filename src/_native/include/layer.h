@@ -56,6 +56,7 @@ enum pc_unpack_problem
 #define PC_UNPACK_NO_SET_ID 128u       /* files get no set-id bits and no capabilities */
 #define PC_UNPACK_THROUGH 256u /* PC_REQUEST_FINISH precedes the stream: paths follow links of the lower layers */
 #define PC_UNPACK_MERGE 64u    /* apply to the layer in the directory: whiteouts remove its entries */
+#define PC_UNPACK_OPEN_DIRECTORIES 512u /* add all permissions for the owner to the modes of directories */
 
 /* PC_REQUEST_UNPACK turns a launcher into an unpacker.  fds: the layer's directory, the stream of its archive,
    and for a running container a pidfd of a process whose user namespace is joined first.  Answered by one report

@@ -27,6 +27,7 @@ class CopySpec:
         content: Copy the content of the source, without an entry for the source itself.
         landlock: The Landlock ABI of the kernel.
         no_set_id: Set no set-id bits and no capabilities in the container.
+        open_directories: On the host, let the caller use and remove directories, whatever their mode is.
     """
 
     source: int
@@ -36,6 +37,7 @@ class CopySpec:
     content: bool
     landlock: int
     no_set_id: bool = False
+    open_directories: bool = False
 
 
 def into(
@@ -90,6 +92,7 @@ def out_of(spec: CopySpec, host: Callable[[], Launcher], pidfd: int) -> Report:
         owners=False,
         tree=True,
         no_special_files=True,
+        open_directories=spec.open_directories,
         landlock=spec.landlock,
         size=spec.size,
         entries=spec.entries,

@@ -113,6 +113,7 @@ class Unpacker:
         entries: Most entries.
         devices: Make device nodes; they are left out otherwise.
         readable: Make files readable by their owner, whatever their mode in the archive is.
+        open_directories: Let the owner of a directory use and remove it, whatever its mode is.
         tree: Add to a tree, which is no layer: whiteouts have no meaning.
         no_special_files: Make no FIFOs, set-id bits and attributes but user.*.
         merge: Apply the layer to the one in the directory.
@@ -138,6 +139,7 @@ class Unpacker:
         entries: int,
         devices: bool = False,
         readable: bool = False,
+        open_directories: bool = False,
         tree: bool = False,
         no_special_files: bool = False,
         merge: bool = False,
@@ -152,6 +154,7 @@ class Unpacker:
             | devices * UnpackFlag.DEVICES
             | (landlock >= LANDLOCK_LEAST) * UnpackFlag.LANDLOCK
             | readable * UnpackFlag.READABLE
+            | open_directories * UnpackFlag.OPEN_DIRECTORIES
             | tree * UnpackFlag.INTO_TREE
             | no_special_files * UnpackFlag.NO_SPECIAL_FILES
             | merge * UnpackFlag.MERGE

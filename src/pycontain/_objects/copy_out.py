@@ -158,6 +158,8 @@ def _tree_out(container: Container, fd: int, there: _Destination, bounds: _Bound
             entries=bounds.entries,
             content=not there.name,
             landlock=engine._session.features.landlock,
+            # Root can remove every directory.
+            open_directories=not engine._session.features.privileged,
         )
         report = completed_report(lambda: out_of(spec, engine._session.make_helper, pidfd))
         check_report("copy to", there.path, report)

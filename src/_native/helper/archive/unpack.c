@@ -36,6 +36,8 @@ unpack_stream (int stream)
       pc_report_name (&unpack.report, entry.name);
       if (unpack.flags & PC_UNPACK_READABLE)
         entry.mode |= entry.type == PC_TAR_DIRECTORY ? 0700 : 0600;
+      if ((unpack.flags & PC_UNPACK_OPEN_DIRECTORIES) && entry.type == PC_TAR_DIRECTORY)
+        entry.mode |= 0700;
       if (unpack.flags & PC_UNPACK_NO_SPECIAL_FILES)
         entry.mode &= ~06000u;
       if ((unpack.flags & PC_UNPACK_NO_SET_ID) && entry.type != PC_TAR_DIRECTORY)
