@@ -497,15 +497,3 @@ class Container(RootFilesystem):
 
     def __repr__(self) -> str:
         return f"<Container {self.name} {self.status} image={self.spec.image.name}>"
-
-    def _repr_html_(self) -> str:
-        from pycontain._model.html import table
-
-        command = "" if self.spec.command is None else str(list(self.spec.command))
-        rows = [
-            ("name", self.name),
-            ("id", self.id[:12]),
-            ("status", self.status),
-            ("image", self.spec.image.name),
-        ]
-        return table([*rows, ("command", command)] if command else rows)

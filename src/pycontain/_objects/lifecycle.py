@@ -409,3 +409,15 @@ class Lifecycle:
             UnsupportedError: The host has no cgroup for the container.
         """
         return stats_of(self._live())
+
+    def _repr_html_(self) -> str:
+        from pycontain._model.html import table
+
+        command = "" if self.spec.command is None else str(list(self.spec.command))
+        rows = [
+            ("name", self.name),
+            ("id", self.id[:12]),
+            ("status", self.status),
+            ("image", self.spec.image.name),
+        ]
+        return table([*rows, ("command", command)] if command else rows)
