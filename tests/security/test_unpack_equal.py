@@ -233,7 +233,7 @@ def test_special_entries_by_the_policy(shop: Engine, tmp_path: Path) -> None:
 @pytest.mark.case("P08")
 @pytest.mark.parametrize("kind", [b"8", b"A", b"M", b"s", b"\xff"])
 def test_types_that_no_layer_has_are_refused(kind: bytes, shop: Engine, tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="a type that no layer has"):
+    with pytest.raises(ImageError, match="an entry has an unsupported type"):
         _bring(shop, tmp_path, [Entry(name="a", kind=kind)])
 
 

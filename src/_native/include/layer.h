@@ -5,38 +5,38 @@
 #include "protocol.h"
 
 /* Reasons to refuse, declared once; Python reads the texts through the extension. */
-#define PC_UNPACK_PROBLEMS(X)                                                                  \
-  X (NONE, "nothing")                                                                          \
-  X (REQUEST, "the request is malformed")                                                      \
-  X (CONFINE, "the unpacker could not confine itself")                                         \
-  X (MEMORY, "no memory")                                                                      \
-  X (READ, "the stream could not be read")                                                     \
-  X (TRUNCATED, "the archive ends inside of an entry")                                         \
-  X (CHECKSUM, "a header's checksum is wrong")                                                 \
-  X (NUMBER, "a header has a number that cannot be meant")                                     \
-  X (EXTENDED, "an extended header is malformed")                                              \
-  X (EXTENDED_SIZE, "an extended header is larger than 1 MiB")                                 \
-  X (SPARSE, "a sparse file's map is malformed or has more than 65536 regions")                \
-  X (TYPE, "an entry has a type that no layer has")                                            \
-  X (NAME, "an entry's name leaves the tree, has more than 256 parts or more than 4095 bytes") \
-  X (LINK_NAME, "a link leads out of the tree, to nothing or further than 4095 bytes")         \
-  X (BYTES, "the archive holds more bytes than allowed")                                       \
-  X (ENTRIES, "the archive holds more entries than allowed")                                   \
-  X (WHITEOUT, "a whiteout has a name that hides nothing")                                     \
-  X (DEVICE, "the device 0/0 is overlayfs's own mark")                                         \
-  X (TARGET, "a hard link's target is not in the same layer, or is a directory")               \
-  X (PARENT, "an entry lies below something that is no directory")                             \
-  X (BELOW, "an entry without its directory lies below a link or file of a lower layer")       \
-  X (CREATE, "cannot create")                                                                  \
-  X (REPLACE, "cannot replace")                                                                \
-  X (WRITE, "cannot write")                                                                    \
-  X (OWNER, "cannot give away")                                                                \
-  X (MODE, "cannot set the mode")                                                              \
-  X (TIMES, "cannot set the times")                                                            \
-  X (ATTRIBUTE, "cannot set an extended attribute")                                            \
-  X (LOWER, "a lower layer cannot be read")                                                    \
-  X (TREE, "the tree cannot be read")                                                          \
-  X (OUTPUT, "the archive cannot be written")                                                  \
+#define PC_UNPACK_PROBLEMS(X)                                                                            \
+  X (NONE, "nothing")                                                                                    \
+  X (REQUEST, "the request is malformed")                                                                \
+  X (CONFINE, "the unpacker could not apply its own sandbox")                                            \
+  X (MEMORY, "no memory")                                                                                \
+  X (READ, "the stream could not be read")                                                               \
+  X (TRUNCATED, "the archive is truncated inside an entry")                                              \
+  X (CHECKSUM, "a header's checksum is wrong")                                                           \
+  X (NUMBER, "a header has an invalid number")                                                           \
+  X (EXTENDED, "an extended header is malformed")                                                        \
+  X (EXTENDED_SIZE, "an extended header is larger than 1 MiB")                                           \
+  X (SPARSE, "a sparse file's map is malformed or has more than 65536 regions")                          \
+  X (TYPE, "an entry has an unsupported type")                                                           \
+  X (NAME, "an entry's name points out of the tree, has more than 256 parts or more than 4095 bytes")    \
+  X (LINK_NAME, "a link's target is empty, outside the tree or longer than 4095 bytes")                  \
+  X (BYTES, "the archive holds more bytes than allowed")                                                 \
+  X (ENTRIES, "the archive holds more entries than allowed")                                             \
+  X (WHITEOUT, "a whiteout has an invalid name")                                                         \
+  X (DEVICE, "device 0/0 is reserved for the whiteouts of overlayfs")                                    \
+  X (TARGET, "a hard link's target is not in the same layer, or is a directory")                         \
+  X (PARENT, "an entry is below a file that is not a directory")                                         \
+  X (BELOW, "an entry, whose directory is not in the archive, is below a link or file of a lower layer") \
+  X (CREATE, "cannot create")                                                                            \
+  X (REPLACE, "cannot replace")                                                                          \
+  X (WRITE, "cannot write")                                                                              \
+  X (OWNER, "cannot change the owner")                                                                   \
+  X (MODE, "cannot set the mode")                                                                        \
+  X (TIMES, "cannot set the times")                                                                      \
+  X (ATTRIBUTE, "cannot set an extended attribute")                                                      \
+  X (LOWER, "a lower layer cannot be read")                                                              \
+  X (TREE, "the tree cannot be read")                                                                    \
+  X (OUTPUT, "the archive cannot be written")                                                            \
   X (DEPTH, "a path of the tree is longer than 4095 bytes")
 
 enum pc_unpack_problem
