@@ -35,7 +35,7 @@ def waiting(engine: Engine) -> dict[str, int]:
     """Return id and PID 1 of all warm containers, the oldest first."""
     found = {}
     for one in engine._session.warm._stock:
-        one.launch.hear()
+        one.launch.receive_answers()
         found[one.launch.spec.id] = one.launch._exchange.reply.record.value
     return found
 

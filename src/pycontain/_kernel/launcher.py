@@ -46,8 +46,8 @@ class Launcher:
         socket: The socket for requests, or -1 once closed.
         pidfd: The process, or -1 once closed.
         precloned: The pre-cloned child that waits in it, or None.
-        owed: Starts that were requested and not answered yet, in the order of the answers.
-        listening: Held while a request is sent and its answer received.
+        unanswered: Starts whose answers were not received yet, in their order.
+        receiving: Held while a request is sent and its answer received.
         old_layers: The kernel's overlayfs takes no detached mounts as layers (before Linux 6.15).
 
     Raises:
@@ -84,8 +84,8 @@ class Launcher:
         self.socket: int = socket[0]
         self.pidfd: int = pidfd[0]
         self.precloned: Any = None
-        self.owed: collections.deque[Any] = collections.deque()
-        self.listening = threading.Lock()
+        self.unanswered: collections.deque[Any] = collections.deque()
+        self.receiving = threading.Lock()
         try:
             self.old_layers = self._receive_ready(maps)
             if views:
@@ -134,11 +134,11 @@ class Launcher:
                 hint="check that /sys is mounted on the host",
             )
 
-    def hear_owed(self) -> None:
-        """Receive the answers to all starts that were requested before, with `listening` held."""
-        while self.owed:
-            self.owed[0].listen(self.socket)
-            self.owed.popleft()
+    def receive_unanswered(self) -> None:
+        """Receive the answers to all starts that were requested before, with `receiving` held."""
+        while self.unanswered:
+            self.unanswered[0].receive_answer(self.socket)
+            self.unanswered.popleft()
 
     def measure(self, directory: int, name: str, most: tuple[int, int]) -> tuple[int, int]:
         """Count the content of a tree.
@@ -156,8 +156,8 @@ class Launcher:
             ConnectionResetError: The launcher has ended.
         """
         message = request(RequestKind.MEASURE, _MEASURE.pack(*most) + os.fsencode(name) + b"\0")
-        with self.listening:
-            self.hear_owed()
+        with self.receiving:
+            self.receive_unanswered()
             native.send(self.socket, message, [directory])
             record = native.receive_uninterrupted(self.socket)
         if record is None:

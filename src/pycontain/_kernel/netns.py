@@ -76,8 +76,8 @@ def open_sockets(
     body = b"".join([_COUNTS.pack(len(wanted), len(text)), *(one.packed() for one in wanted), text, b"\0"])
     opened: list[int] = []
     try:
-        with launcher.listening:
-            launcher.hear_owed()
+        with launcher.receiving:
+            launcher.receive_unanswered()
             native.send(launcher.socket, request(RequestKind.NETWORK, body), [pidfd] if pidfd >= 0 else [])
             record = _receive_all(launcher, opened)
     except BaseException:

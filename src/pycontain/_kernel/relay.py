@@ -36,8 +36,8 @@ class Relay:
         """Start a relay; it has dropped its rights when this returns.  Raises OSError."""
         ours, theirs = native.pair()
         try:
-            with launcher.listening:
-                launcher.hear_owed()
+            with launcher.receiving:
+                launcher.receive_unanswered()
                 native.send(launcher.socket, request(RequestKind.RELAY), [theirs])
                 record = native.receive_uninterrupted(launcher.socket)
             if record is None:

@@ -337,7 +337,7 @@ class _Run:
             return self._result(child, ending, record, outputs)
         finally:
             child.abandon()
-            prepared.fork_ahead()
+            prepared.fork_next()
 
     def _wait(self, child: Child) -> None:
         try:

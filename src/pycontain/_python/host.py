@@ -167,7 +167,7 @@ class Prepared:
     running: Running
     execution: Execution
     control: int
-    standby: Child | None = None
+    next_child: Child | None = None
     closed: bool = False
     lock: threading.RLock = field(factory=threading.RLock)
 
@@ -240,17 +240,17 @@ class Prepared:
             UnsupportedError: The host does not support a limit.
         """
         with self.lock:
-            if limits is None and self.standby is not None:
-                child, self.standby = self.standby, None
+            if limits is None and self.next_child is not None:
+                child, self.next_child = self.next_child, None
                 return child
             return self._fork(limits)
 
-    def fork_ahead(self) -> None:
+    def fork_next(self) -> None:
         """Fork a child for the next call, or do nothing if that fails."""
         with self.lock:
-            if self.standby is None and self.alive:
+            if self.next_child is None and self.alive:
                 with contextlib.suppress(OSError, StateError):
-                    self.standby = self._fork(None)
+                    self.next_child = self._fork(None)
 
     def _fork(self, limits: CgroupLimits | None) -> Child:
         if self.closed:
@@ -297,13 +297,13 @@ class Prepared:
                 return
             self.closed = True
             os.close(self.control)
-            standby, self.standby = self.standby, None
+            next_child, self.next_child = self.next_child, None
             with self.running.lock:
                 if self in self.running.dependents:
                     self.running.dependents.remove(self)
         self.execution.kill()
-        if standby is not None:
-            standby.abandon()
+        if next_child is not None:
+            next_child.abandon()
         self.execution.finish()
 
     def container_ended(self) -> None:
@@ -318,9 +318,9 @@ class Prepared:
         control, self.control, self.closed = self.control, -1, True
         if control >= 0:
             os.close(control)
-        if self.standby is not None:
-            self.standby.forget()
-            self.standby = None
+        if self.next_child is not None:
+            self.next_child.forget()
+            self.next_child = None
         if not self.execution.ended:
             self.execution.ended = True
             os.close(self.execution.channel)

@@ -206,7 +206,8 @@ class Launch:
         for at in range(0, len(more), MAX_FDS):
             part = more[at : at + MAX_FDS]
             native.send(launcher.socket, request(RequestKind.FDS, value=int(at == 0)), part)
-        launcher.owed.append(self)  # first, so that after an interrupt the next reader skips this answer
+        # First, so that after an interrupt the next reader skips this answer.
+        launcher.unanswered.append(self)
         native.checked(
             native.lib.pcx_send_plan(
                 launcher.socket,
@@ -221,17 +222,17 @@ class Launch:
             "launcher",
         )
 
-    def hear(self) -> None:
+    def receive_answers(self) -> None:
         """Wait for the answers of agent and launcher; meanwhile create the first exec cgroup.  Idempotent."""
         launcher = self._launcher
         if launcher is None:
             return
-        with launcher.listening:
-            while self in launcher.owed:
-                launcher.owed[0].listen(launcher.socket)
-                launcher.owed.popleft()
+        with launcher.receiving:
+            while self in launcher.unanswered:
+                launcher.unanswered[0].receive_answer(launcher.socket)
+                launcher.unanswered.popleft()
 
-    def listen(self, socket: int) -> None:
+    def receive_answer(self, socket: int) -> None:
         """Read the next answer of a launcher, which is the one to this request."""
         made = native.ffi.new("struct pcx_files *")
         script = self._exec_cgroup_script
@@ -250,7 +251,7 @@ class Launch:
         if spec is not None:
             self.spec, self.begun = spec, time.perf_counter()
             self._prepared = self._encoded = self.begun
-        self.hear()
+        self.receive_answers()
         exchange, group = self._exchange, self._group
         if exchange.reply_result != 1:
             raise ConnectionResetError("the launcher has died")
@@ -294,7 +295,7 @@ class Launch:
         if self._running is not None:
             self._running.end()
             return
-        self.hear()
+        self.receive_answers()
         for fd in (*self._fds, *self._given, self._control, self._exit_socket):
             if fd >= 0:
                 os.close(fd)

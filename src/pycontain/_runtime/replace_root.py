@@ -60,9 +60,9 @@ def replace_root(running: Running, image: LocalImage) -> None:
         plan = _plan(running, places)
         with (
             running.session.launchers_for(running.spec.network_spec).borrow() as launcher,
-            launcher.listening,
+            launcher.receiving,
         ):
-            launcher.hear_owed()
+            launcher.receive_unanswered()
             native.send(
                 launcher.socket, request(RequestKind.REPLACE_ROOT, plan, value=running.pid), [*fds, *opened]
             )
