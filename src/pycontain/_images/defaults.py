@@ -9,6 +9,7 @@ import signal
 from typing import TYPE_CHECKING, TypedDict
 
 from pycontain._kernel import native
+from pycontain._kernel.hostpath import BENEATH_WITHOUT_LINKS
 from pycontain._model.sizes import shown
 from pycontain._model.user import check_user
 from pycontain.errors import ImageError
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from pycontain._images.store import Store
     from pycontain.oci import ImageConfig
 
-_BENEATH = 0x08 | 0x04 | 0x02  # RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_MAGICLINKS
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -105,7 +105,7 @@ def is_empty_place(directories: Sequence[str], place: str) -> bool:
         top = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             below = place.lstrip("/").encode("utf-8", "surrogateescape")
-            fd = int(native.lib.pcx_openat2(top, below, flags, _BENEATH, 0))
+            fd = int(native.lib.pcx_openat2(top, below, flags, BENEATH_WITHOUT_LINKS, 0))
         finally:
             os.close(top)
         if fd == -errno.ENOENT:

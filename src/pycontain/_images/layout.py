@@ -15,6 +15,7 @@ from pycontain._images.inflate import HEAD, compression_of
 from pycontain._images.ingest import ingesting
 from pycontain._images.pull import unpack_blob
 from pycontain._kernel import hostpath, native
+from pycontain._kernel.hostpath import IN_ROOT, NO_MAGICLINKS
 from pycontain._model.sizes import shown
 from pycontain.errors import DigestMismatch, ImageError, InvalidReference, NotFound, PathError
 from pycontain.oci import (
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from pycontain._images.store import Store
     from pycontain._state.tables.images import ImageRecord
 
-_IN_ROOT = 0x10 | 0x02  # RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
+_IN_ROOT = IN_ROOT | NO_MAGICLINKS
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _INDEXES_DEEP = 3
 _IMAGES_MOST = 1000

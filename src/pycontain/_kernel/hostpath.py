@@ -20,8 +20,9 @@ from pycontain._kernel import native
 from pycontain.errors import PathError
 
 AT_FDCWD = -100
-BENEATH, NO_SYMLINKS, NO_MAGICLINKS = 0x08, 0x04, 0x02
+BENEATH, NO_SYMLINKS, NO_MAGICLINKS, IN_ROOT = 0x08, 0x04, 0x02, 0x10
 """RESOLVE_* of openat2(2)."""
+BENEATH_WITHOUT_LINKS = BENEATH | NO_SYMLINKS | NO_MAGICLINKS
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _LINKS_MOST = 40
 _HINT = (

@@ -20,6 +20,7 @@ from pycontain._images.snapshot_layers import first_id_of
 from pycontain._images.store_errors import translate_store_errors
 from pycontain._images.write import archive, compose, now, write_layer
 from pycontain._kernel import native
+from pycontain._kernel.hostpath import BENEATH_WITHOUT_LINKS
 from pycontain._model.change import Change
 from pycontain._objects.image import Image
 from pycontain._runtime.users import open_inside
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from pycontain._objects.engine import Engine
 
 _ENGINES = ("etc/hostname", "etc/hosts", "etc/resolv.conf", "proc", "dev", "tmp", "sys")
-_BENEATH = 0x08 | 0x04 | 0x02  # RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_MAGICLINKS
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 
 
@@ -137,7 +137,11 @@ def _forget_below(found: dict[str, Change], before: Sequence[str], directory: st
 
 def _is_there(lower: int, path: str) -> bool:
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = int(native.lib.pcx_openat2(lower, path.encode("utf-8", "surrogateescape"), flags, _BENEATH, 0))
+    fd = int(
+        native.lib.pcx_openat2(
+            lower, path.encode("utf-8", "surrogateescape"), flags, BENEATH_WITHOUT_LINKS, 0
+        )
+    )
     if fd < 0:
         return False
     os.close(fd)

@@ -7,6 +7,7 @@ its standard input.  It never runs or unpickles what a caller sent: the child of
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import importlib
 import importlib.machinery
@@ -138,7 +139,7 @@ class Zygote:
             pid = os.fork()
         except OSError as error:
             with socket.socket(fileno=fds[4]) as end:
-                end.send(record(FAILED, error=error.errno or 11))
+                end.send(record(FAILED, error=error.errno or errno.EAGAIN))
             for fd in fds[:4] + fds[5:]:
                 os.close(fd)
             return
@@ -211,7 +212,7 @@ class Child:
                 os.close(fd)
             self.confine()
         except OSError as error:
-            os.write(self.end, record(FAILED, error=error.errno or 5))
+            os.write(self.end, record(FAILED, error=error.errno or errno.EIO))
             return 125
         reseed()
         os.write(self.end, record(STARTED, os.getpid()))

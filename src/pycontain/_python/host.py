@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -117,7 +118,7 @@ class Child:
         if record.fd >= 0:
             os.close(record.fd)
         if record.kind == RecordKind.FAILED:
-            hint = "raise the limit of processes (pids)" if record.errno == 11 else None
+            hint = "raise the limit of processes (pids)" if record.errno == errno.EAGAIN else None
             raise StartError("cannot fork for a call", step="clone", errno=record.errno, hint=hint)
         exec_cgroup, group = self.execution.exec_cgroup, self.execution.running.group
         if exec_cgroup is not None and group is not None:

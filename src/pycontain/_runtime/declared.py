@@ -9,6 +9,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from pycontain._kernel import native
+from pycontain._kernel.hostpath import BENEATH_WITHOUT_LINKS
 from pycontain._model.user import split_user
 from pycontain._rootfs.layout import DirectorySpec
 from pycontain._runtime.users import MOST_READ, find_entry
@@ -16,7 +17,6 @@ from pycontain._runtime.users import MOST_READ, find_entry
 if TYPE_CHECKING:
     from pycontain._runtime.spec import ContainerSpec
 
-_BENEATH = 0x08 | 0x04 | 0x02  # RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_MAGICLINKS
 _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -42,7 +42,7 @@ def _open(layer: str, path: str, flags: int) -> int:
     top = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         encoded = path.lstrip("/").encode("utf-8", "surrogateescape")
-        return int(native.lib.pcx_openat2(top, encoded, flags, _BENEATH, 0))
+        return int(native.lib.pcx_openat2(top, encoded, flags, BENEATH_WITHOUT_LINKS, 0))
     finally:
         os.close(top)
 

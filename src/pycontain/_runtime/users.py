@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from attrs import evolve, frozen
 
 from pycontain._kernel import native
+from pycontain._kernel.hostpath import BENEATH_WITHOUT_LINKS
 from pycontain._kernel.plan import request
 from pycontain._kernel.protocol import RequestKind
 from pycontain._model.user import LAST_ID, is_number, split_user
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from pycontain._images.image import LocalImage
     from pycontain._runtime.running import Running
 
-_BENEATH = 0x08 | 0x04 | 0x02  # RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_MAGICLINKS
 MOST_READ = 1 << 20
 """Bytes of passwd or group that are read; reading without a limit exhausts memory (CVE-2026-47262)."""
 _GROUPS_MOST = 64
@@ -170,7 +170,9 @@ def _lines_of_layers(directories: Sequence[str], path: str) -> Iterable[list[str
             return None
         flags = os.O_PATH | os.O_CLOEXEC
         try:
-            fd = int(native.lib.pcx_openat2(top, os.fsencode(path.lstrip("/")), flags, _BENEATH, 0))
+            fd = int(
+                native.lib.pcx_openat2(top, os.fsencode(path.lstrip("/")), flags, BENEATH_WITHOUT_LINKS, 0)
+            )
         finally:
             os.close(top)
         if fd in (-errno.ENOENT, -errno.ENOTDIR):
