@@ -50,7 +50,7 @@ class Record:
 
     @property
     def step_name(self) -> str:
-        """The name of the control that failed (steps.h)."""
+        """Return the name of the failed control (steps.h)."""
         return step_name(self.step)
 
 

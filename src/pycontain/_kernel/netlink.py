@@ -59,7 +59,7 @@ class Answer:
 
 
 def attribute(kind: int, payload: bytes | int | str) -> bytes:
-    """One attribute, padded; a number is 32 bits in the host's order, text ends in a NUL."""
+    """Return a padded attribute; a number has 32 bits in host order, text ends in a NUL."""
     if isinstance(payload, int):
         payload = struct.pack("=I", payload)
     elif isinstance(payload, str):
@@ -69,12 +69,12 @@ def attribute(kind: int, payload: bytes | int | str) -> bytes:
 
 
 def nested(kind: int, *attributes: bytes) -> bytes:
-    """An attribute of attributes."""
+    """Return an attribute that contains attributes."""
     return attribute(kind | _NESTED, b"".join(attributes))
 
 
 def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Every attribute in data: kind without its flags, and payload."""
+    """Yield every attribute in data: its kind without flags, and its payload."""
     at = 0
     while at + 4 <= len(data):
         size, kind = _ATTRIBUTE.unpack_from(data, at)

@@ -23,7 +23,7 @@ def wait_dead(pidfd: int, timeout: float | None = None) -> bool:
 
 
 def pid_of(pidfd: int) -> int:
-    """The process behind a pidfd, -1 where it is gone (proc_pid_fdinfo(5))."""
+    """Return the process behind a pidfd, -1 if it is gone (proc_pid_fdinfo(5))."""
     with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as info:
         return next(int(line.split()[1]) for line in info if line.startswith("Pid:"))
 

@@ -24,12 +24,12 @@ _LONGEST_POLL = 2_000_000
 
 
 def now() -> float:
-    """CLOCK_MONOTONIC in seconds, also where a test has frozen `time`."""
+    """Return CLOCK_MONOTONIC in seconds, even if a test has frozen `time`."""
     return now_ns() / 1e9
 
 
 def now_ns() -> int:
-    """CLOCK_MONOTONIC in nanoseconds."""
+    """Return CLOCK_MONOTONIC in nanoseconds."""
     return int(native.lib.pcx_clock())
 
 

@@ -1,4 +1,4 @@
-"""Encode what numpy and pandas return; the second part of writer.py, which names it when it meets them."""
+"""Encode objects of numpy and pandas: the second part of writer.py, loaded with the first such object."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WRAPPERS = ("NumpyExtensionArray", "PandasArray")
 
 
 def handler(kind: type) -> Callable[..., None] | None:
-    """The writer of a class of numpy or pandas, None for one that is not carried."""
+    """Return the writer of a class of numpy or pandas, None for an unsupported one."""
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         if kind is numpy.ndarray:
@@ -50,7 +50,7 @@ def handler(kind: type) -> Callable[..., None] | None:
 
 
 def type_name(dtype: Any) -> Any:
-    """A type of numpy as data: its name, or the fields of a structure.  Raises NotPlain for others."""
+    """Return a dtype as data: its name, or the fields of a structure.  Raises NotPlain for others."""
     is_simple = dtype.kind in SIMPLE_KINDS and not dtype.hasobject and dtype.isbuiltin != 2
     if not is_simple or dtype.subdtype is not None:
         raise NotPlain(f"a numpy array of type {str(dtype)[:100]}")
@@ -142,7 +142,7 @@ def put_multi_index(writer: Writer, value: Any, depth: int) -> None:
 
 
 def as_array(value: Any) -> Any:
-    """The numpy array of a sequence."""
+    """Return the numpy array of a sequence."""
     return sys.modules["numpy"].asarray(value)
 
 
@@ -166,7 +166,7 @@ def put_frame(writer: Writer, value: Any, depth: int) -> None:
 
 
 def put_column(writer: Writer, value: Any, depth: int) -> None:
-    """The array of a Series or of an Index."""
+    """Append the array of a Series or an Index."""
     pandas = sys.modules["pandas"]
     dtype = value.dtype
     if isinstance(dtype, pandas.CategoricalDtype):

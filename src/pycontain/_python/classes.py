@@ -42,7 +42,7 @@ class Known:
         return self.kind.__module__, self.kind.__qualname__
 
     def member(self, names: Sequence[Any]) -> Any:
-        """The member of an enumeration with this name, or a flag of these.  Raises Malformed."""
+        """Return the enumeration member of this name, or the flag of these names.  Raises Malformed."""
         if not issubclass(self.kind, enum.Enum):
             raise Malformed("it holds a member of what is no enumeration")
         try:
@@ -56,7 +56,7 @@ class Known:
         return members[0]
 
     def record(self, values: Sequence[Any]) -> Any:
-        """A namedtuple, dataclass or attrs object with these fields.  Raises Malformed."""
+        """Return a namedtuple, dataclass or attrs object with these fields.  Raises Malformed."""
         names = _fields(self.kind)
         if names is None or len(names) != len(values):
             raise Malformed(f"it holds a {self.kind.__qualname__} with other fields")
@@ -69,7 +69,7 @@ class Known:
 
 
 def exception(known: Any, arguments: tuple[Any, ...], attributes: Mapping[Any, Any]) -> BaseException:
-    """An exception of the language or of the caller.  Raises Malformed."""
+    """Return an exception of the language or of the caller.  Raises Malformed."""
     if isinstance(known, str) and known in _BUILTIN_EXCEPTIONS:
         made = _BUILTIN_EXCEPTIONS[known](*arguments)
     elif isinstance(known, Known) and issubclass(known.kind, BaseException):
@@ -86,7 +86,7 @@ def exception(known: Any, arguments: tuple[Any, ...], attributes: Mapping[Any, A
 
 
 def _fields(kind: type) -> list[str] | None:
-    """The fields of a class that is a record, None for another."""
+    """Return the fields of a record class, None for another class."""
     if issubclass(kind, tuple):
         return list(kind._fields) if hasattr(kind, "_fields") else None
     if dataclasses.is_dataclass(kind):
@@ -167,7 +167,7 @@ def _reachable(function: Any, values: Iterable[Any]) -> Iterator[Any]:
 
 
 def _parts(function: Any) -> Iterator[Any]:
-    """The functions and classes that a callable is made of."""
+    """Return the functions and classes that a callable consists of."""
     while isinstance(function, functools.partial):
         for value in (*function.args, *function.keywords.values()):
             yield from map(type, _elements(value))
@@ -183,7 +183,7 @@ def _parts(function: Any) -> Iterator[Any]:
 
 
 def _elements(value: Any) -> Iterator[Any]:
-    """A value and what it holds directly."""
+    """Return a value and its direct elements."""
     yield value
     if type(value) in (list, tuple, set, frozenset, dict):
         inner: Callable[[], Iterable[Any]] = value.values if type(value) is dict else value.__iter__

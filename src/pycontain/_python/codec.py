@@ -107,13 +107,13 @@ class Reader:
             raise Malformed("it goes on after its end")
 
     def charge(self, size: int) -> None:
-        """Count memory before it is taken."""
+        """Count memory before it is allocated."""
         self.left -= size
         if self.left < 0:
             raise TooLarge(f"the result takes more than {self.budget >> 20} MiB of memory when it is read")
 
     def take(self, count: int) -> bytes:
-        """The next bytes of the head."""
+        """Return the next bytes of the head."""
         at = self.at
         if count > len(self.head) - at:
             raise Malformed("it ends too early")
@@ -121,7 +121,7 @@ class Reader:
         return self.head[at : at + count]
 
     def unpack(self, form: struct.Struct) -> tuple[Any, ...]:
-        """The next numbers of the head."""
+        """Return the next numbers of the head."""
         at = self.at
         self.at = at + form.size
         return form.unpack_from(self.head, at)
@@ -132,14 +132,14 @@ class Reader:
         return int(number)
 
     def text(self) -> str:
-        """A text without a tag."""
+        """Return a text without a tag."""
         data = self.take(self.count())
         # A text of wide characters takes four bytes for each; one of ASCII as many as it has.
         self.charge(56 + (0 if data.isascii() else 4 * len(data)))
         return data.decode("utf-8", "surrogatepass")
 
     def value(self, depth: int) -> Any:
-        """The next value."""
+        """Return the next value."""
         if depth > DEEPEST + 1:
             raise Malformed(f"it is nested deeper than {DEEPEST}")
         tag = self.head[self.at]
@@ -205,7 +205,7 @@ class Reader:
         return size, fill
 
     def bytes(self) -> bytes:
-        """The next buffer, as bytes."""
+        """Return the next buffer as bytes."""
         place = self.take(1)
         (size,) = self.unpack(SIZE)
         self.charge(64)
@@ -222,7 +222,7 @@ class Reader:
         return values if is_vector else hashable(values)  # numbers of 64 bits have few equal hashes
 
     def pairs(self, depth: int) -> Iterable[tuple[Hashable, Any]]:
-        """The keys and values of a mapping."""
+        """Return the keys and values of a mapping."""
         keys = self.keys(depth)
         self.charge(64 + 104 * len(keys))
         values = self.body(depth)

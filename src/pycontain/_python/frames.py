@@ -104,7 +104,7 @@ def _array(numpy: Any, reader: Reader, depth: int) -> Any:
 
 
 def _view(numpy: Any, array: Any) -> Any:
-    """The bytes of an array, in the order of memory."""
+    """Return the bytes of an array in memory order."""
     flat = array.reshape(-1, order="A") if array.ndim else array.reshape(1)
     return flat.view("u1") if array.nbytes else numpy.empty(0, "u1")
 
@@ -203,7 +203,7 @@ def _of_length(pandas: Any, values: Any, index: Any) -> Any:
 
 
 def _column(pandas: Any, reader: Reader, depth: int) -> Any:
-    """The array of a Series or of an Index."""
+    """Return the array of a Series or an Index."""
     kind = reader.take(1)
     reader.charge(1000)
     if kind == b"p":

@@ -56,7 +56,7 @@ def reader() -> bytes:
 
 @functools.cache
 def program() -> str:
-    """The text of the zygote (fork_server.py)."""
+    """Return the source of the zygote (fork_server.py)."""
     spec = importlib.util.find_spec("pycontain._python.fork_server")
     get_source = getattr(spec and spec.loader, "get_source", None)
     source = get_source("pycontain._python.fork_server") if get_source is not None else None

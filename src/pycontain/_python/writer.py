@@ -78,7 +78,7 @@ def encode(value: Any, names: Sequence[tuple[str, str]], most: int) -> list[Any]
 
 
 def encode_error(kind: str, message: str, trace: str) -> list[Any]:
-    """The parts of an answer that says why there is no result."""
+    """Return the parts of an answer that reports an error."""
     writer = Writer({}, 1 << 40)
     writer.body([kind, message, trace], 0, str)
     return writer.parts(b"!")
@@ -145,7 +145,7 @@ class Writer:
         raise NotPlain(described(kind), hint_for(kind))
 
     def known(self, kind: type, number: int | None) -> int:
-        """The number of a class that the caller rebuilds."""
+        """Return the number of a class that the caller rebuilds."""
         if number is None:
             hint = "its module is not that of the function or of an argument; name the class in types=[...]"
             raise NotPlain(described(kind), hint)
@@ -195,7 +195,7 @@ class Writer:
 
 
 def described(kind: type) -> str:
-    """Say of what type a value is."""
+    """Return the type of a value as text."""
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     return f"of type {name}"[:300]
 
@@ -213,12 +213,12 @@ def hint_for(kind: type) -> str:
 
 
 def at_index(number: int) -> str:
-    """The step to an element."""
+    """Return the path step to an element."""
     return f"[{number}]"
 
 
 def shown(value: Any) -> str:
-    """A key in an error's path."""
+    """Return a key for the path in an error."""
     try:
         return repr(value)[:60]
     except Exception:  # noqa: BLE001  it is the caller's class
