@@ -210,7 +210,7 @@ def test_a_directory_of_another_user(name: str, root: Path, engine: Engine) -> N
     if os.geteuid() != 0:
         pytest.skip("only root gives files away")
     os.chown(root / "data" / name, 12345, 12345)
-    with Engine(root) as own, pytest.raises(PathError, match="not a directory of this user") as caught:
+    with Engine(root) as own, pytest.raises(PathError, match="directory that this user owns") as caught:
         own.fsck()
     assert caught.value.path == f"{root}/data/{name}"
 
