@@ -24,13 +24,10 @@ from pycontain import (
     WorkdirError,
 )
 from pycontain._objects.log import OutputLog
+from tests.support.descriptors import left_open, open_descriptors
 
 SOON = 5.0
 """Seconds: far below the sleeps of the commands."""
-
-
-def _fds() -> list[str]:
-    return sorted(os.listdir("/proc/self/fd"))
 
 
 def _followers() -> int:
@@ -100,13 +97,13 @@ def test_removal_ends_the_follower_and_its_fds(init: bool) -> None:
     gc.collect()
     with Engine(warm=0) as engine:
         Container(engine=engine).start().remove()  # launcher and cleanup helper exist before the count
-        before, followers = _fds(), _followers()
+        before, followers = open_descriptors(), _followers()
         for _ in range(3):
             command = ["sh", "-c", "sleep 100 & exec sleep 100"]
             Container(command=command, init=init, engine=engine).start().remove()
             engine.settle()
         assert _followers() == followers
-        assert len(_fds()) <= len(before)
+        assert not left_open(before)
 
 
 def test_forked_child_of_the_caller_does_not_delay_remove() -> None:
@@ -162,11 +159,11 @@ def test_a_command_that_cannot_start_fails_the_start(
 ) -> None:
     engine._session.warm.discard()
     container = Container(command=command, workdir=workdir, init=init)
-    before = _fds()
+    before = open_descriptors()
     with pytest.raises(kind):
         container.start()
     engine._session.warm.discard()
-    assert len(_fds()) <= len(before)
+    assert not left_open(before)
     assert container.status != "running"
     container.remove()
 

@@ -33,6 +33,7 @@ from pycontain import (
     WorkdirError,
 )
 from pycontain._objects.process import Process
+from tests.support.descriptors import left_open, open_descriptors
 
 SOON = 5.0
 """Seconds in which what must not block has to be back; far below the sleeps of the commands."""
@@ -52,10 +53,6 @@ def either(request: pytest.FixtureRequest) -> Container:
     """Return the default container, then a supervised one."""
     found: Container = request.getfixturevalue(request.param)
     return found
-
-
-def _fds() -> list[str]:
-    return sorted(os.listdir("/proc/self/fd"))
 
 
 @contextlib.contextmanager
@@ -156,11 +153,11 @@ def test_a_command_that_cannot_start_says_so_at_once(
     either: Container, args: list[str], options: dict[str, str], kind: type[StartError], pty: bool
 ) -> None:
     either.exec(["true"])
-    before = _fds()
+    before = open_descriptors()
     for _ in range(5):
         with pytest.raises(kind):
             either.popen(args, stdin=PIPE, pty=pty, workdir=options.get("workdir"))
-    assert _fds() == before
+    assert not left_open(before)
     assert either.exec(["echo", "on"]).stdout == "on\n"
 
 
@@ -284,7 +281,7 @@ def test_input_of_the_wrong_kind_is_refused_before_anything_happens(container: C
 
 
 def test_communicate_closes_its_streams(container: Container) -> None:
-    before = _fds()
+    before = open_descriptors()
     threads = threading.active_count()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -296,7 +293,7 @@ def test_communicate_closes_its_streams(container: Container) -> None:
                 assert stream is None or stream.closed
             del process, stream
             gc.collect()
-    assert _fds() == before
+    assert not left_open(before)
 
 
 def test_communicate_with_a_terminal(container: Container) -> None:
@@ -386,11 +383,11 @@ def test_signal_to_a_process_that_ended_with_its_container() -> None:
 
 @pytest.mark.parametrize("size", [(0, 80), (24, 0), (65536, 80), (24, -1)])
 def test_sizes_of_terminals(container: Container, size: tuple[int, int]) -> None:
-    before = _fds()
+    before = open_descriptors()
     if min(size) == 0:  # others do not reach the Process
         with pytest.raises(ValueError, match="between 1 and 65535"):
             container.popen(["sleep", "100"], pty=True, rows=size[0], columns=size[1])
-    assert _fds() == before
+    assert not left_open(before)
     with container.popen(["sleep", "100"], pty=True) as process:
         with pytest.raises(ValueError, match="between 1 and 65535"):
             process.resize(*size)
@@ -404,10 +401,10 @@ def test_sizes_of_terminals(container: Container, size: tuple[int, int]) -> None
 @pytest.mark.parametrize("pty", [False, True])
 def test_a_wrong_encoding_leaves_no_command(either: Container, options: dict[str, str], pty: bool) -> None:
     either.exec(["true"])
-    before = _fds()
+    before = open_descriptors()
     with pytest.raises(LookupError):
         either.popen(["sleep", "4711"], pty=pty, **options)  # type: ignore[call-overload]
-    assert _fds() == before
+    assert not left_open(before)
     script = "for f in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $f; echo; done"
     lines = either.exec(["sh", "-c", script]).stdout.splitlines()
     assert "sleep 4711 " not in lines
@@ -432,10 +429,10 @@ def _output_of_a_forgotten_one(container: Container) -> IO[Any]:
 @pytest.mark.parametrize("pty", [False, True])
 def test_dropped_process_handle_leaves_no_fd(container: Container, pty: bool) -> None:
     container.exec(["true"])
-    before = _fds()
+    before = open_descriptors()
     with pytest.warns(ResourceWarning, match="still running"):
         _forget(container, "sleep", "100", pty=pty)
-    assert _fds() == before
+    assert not left_open(before)
     with contextlib.closing(container.popen(["true"], stdout=DEVNULL, stderr=DEVNULL, pty=pty)) as process:
         process.wait()
         terminal = process._terminal
@@ -443,7 +440,7 @@ def test_dropped_process_handle_leaves_no_fd(container: Container, pty: bool) ->
     process._terminal = terminal
     del process
     gc.collect()
-    assert _fds() == before
+    assert not left_open(before)
 
 
 def test_token_cancels_processes(container: Container) -> None:

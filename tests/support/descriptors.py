@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections import Counter
+
+_PATIENCE = 5.0
+"""Seconds in which a descriptor may be open that a thread of the engine closes again."""
 
 
 def open_descriptors() -> Counter[str]:
@@ -21,3 +25,14 @@ def open_descriptors() -> Counter[str]:
             continue
         kinds[re.sub(r"[0-9a-f]{12,}|\d+", "N", target)] += 1
     return kinds
+
+
+def left_open(before: Counter[str]) -> Counter[str]:
+    """Return the descriptors that are open now and were not before, by kind.
+
+    The engine's threads open files of /proc for a moment, so a descriptor counts only if it stays open.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while (left := open_descriptors() - before) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return left
