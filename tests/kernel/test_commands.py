@@ -325,8 +325,10 @@ with ThreadPoolExecutor(2) as pool:
 
 
 def test_one_interrupt_ends_a_pool_of_threads() -> None:
+    # A shell starts background jobs with SIGINT ignored, which the tests may be part of.
+    source = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + _POOL
     process = subprocess.Popen(
-        [sys.executable, "-c", _POOL],
+        [sys.executable, "-c", source],
         stdout=PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

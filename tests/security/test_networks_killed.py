@@ -26,7 +26,7 @@ out, inner = Network("pyc-dead", ipv6=True), Network("pyc-inner", internal=True)
 egress = Egress.allow("203.0.113.1")
 one = Container(network=[out, inner], ports={80: None, "81/udp": None}, security=raw).start()
 two = Container(network=egress).start()
-print(out._engine._session.owner.name, out._engine._session.network_manager.firewall.stays, out.subnet, one.port(80), flush=True)
+print(out._session.owner.name, out._session.network_manager.firewall.stays, out.subnet, one.port(80), flush=True)
 time.sleep(600)
 """
 

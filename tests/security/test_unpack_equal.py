@@ -105,7 +105,7 @@ REFUSED: dict[str, list[list[Entry]]] = {
 @pytest.mark.case("P07")
 @pytest.mark.parametrize("name", list(REFUSED))
 def test_entry_below_a_non_directory_is_refused(name: str, shop: Engine, tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="lies below"):
+    with pytest.raises(ImageError, match="is below a file that is not a directory"):
         _bring(shop, tmp_path, *REFUSED[name])
 
 
