@@ -60,7 +60,7 @@ def _own(top: Path, name: str) -> Case:
     root = top / "own"
 
     def pull() -> None:
-        with Engine(root, warm=0) as engine:
+        with Engine(root, ahead=0) as engine:
             Image.pull(name, insecure=True, progress=False, engine=engine)
 
     return Case("pycontain", _timed(pull, lambda: shutil.rmtree(root)))
@@ -183,7 +183,7 @@ def _second(top: Path, engine: Engine, image: Image, registry: str) -> list[dict
         more = container.commit()
     more.push(f"{registry}/pyc/bench:2", insecure=True, progress=False)
     totals: list[int] = []
-    with Engine(top / "second", warm=0) as other:
+    with Engine(top / "second", ahead=0) as other:
         Image.pull(f"{registry}/pyc/bench:1", insecure=True, progress=False, engine=other)
         begun = time.perf_counter()
         Image.pull(
@@ -203,7 +203,7 @@ def _second(top: Path, engine: Engine, image: Image, registry: str) -> list[dict
 _MEMORY = """
 import resource, sys
 from pycontain import Engine, Image
-with Engine(sys.argv[1], warm=0) as engine:
+with Engine(sys.argv[1], ahead=0) as engine:
     Image.pull(sys.argv[2], insecure=True, progress=False, engine=engine)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
 """
@@ -228,7 +228,7 @@ def images(quick: bool) -> list[dict[str, object]]:
         top = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pyc-", dir=where)))
         tree = _debian(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pyc-debian-"))))
         served = stack.enter_context(programs.registry(top / "r"))
-        engine = stack.enter_context(Engine(top / "made", warm=0))
+        engine = stack.enter_context(Engine(top / "made", ahead=0))
         image = Image.from_rootfs(tree, copy=True, engine=engine)
         name = f"{served.name}/pyc/bench:1"
         image.push(name, insecure=True, progress=False)

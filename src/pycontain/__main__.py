@@ -15,7 +15,7 @@ from pycontain._objects.doctor import Check, examine
 
 def _doctor(as_json: bool) -> int:
     try:
-        with Engine(warm=0) as engine:
+        with Engine(ahead=0) as engine:
             checks = examine(engine)
     except (PycontainError, OSError) as error:
         checks = [Check("engine", False, f"does not start: {error}")]

@@ -66,7 +66,7 @@ def access(served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> S
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Iterator[Engine]:
     """Provide a store that has nothing yet."""
-    with Engine(tmp_path / "elsewhere", warm=0) as engine:
+    with Engine(tmp_path / "elsewhere", ahead=0) as engine:
         yield engine
 
 

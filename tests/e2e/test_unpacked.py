@@ -22,7 +22,7 @@ FILES = 20_000
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
     """Provide a store of this test's own."""
-    with Engine(tmp_path / "store", warm=0) as one:
+    with Engine(tmp_path / "store", ahead=0) as one:
         yield one
 
 

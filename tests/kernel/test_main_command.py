@@ -95,7 +95,7 @@ def test_closed_output_is_not_the_end() -> None:
 @pytest.mark.parametrize("init", [True, False])
 def test_removal_ends_the_follower_and_its_fds(init: bool) -> None:
     gc.collect()
-    with Engine(warm=0) as engine:
+    with Engine(ahead=0) as engine:
         Container(engine=engine).start().remove()  # launcher and cleanup helper exist before the count
         before, followers = open_descriptors(), _followers()
         for _ in range(3):

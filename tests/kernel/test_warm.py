@@ -139,7 +139,7 @@ def test_dead_warm_container_is_replaced(busy: Engine) -> None:
 
 
 def test_none_is_made_where_none_is_wanted() -> None:
-    with Engine(warm=0) as engine:
+    with Engine(ahead=0) as engine:
         for _ in range(4):
             with Container(engine=engine) as container:
                 container.exec(["true"])

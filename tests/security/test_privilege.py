@@ -135,7 +135,7 @@ def test_program_would_run_without_both_controls(
         no_new_privs=False, seccomp=None, landlock=False, capabilities={"SETUID", "CHOWN"}
     )
     with (
-        Engine(warm=0) as engine,
+        Engine(ahead=0) as engine,
         Container(Image.from_rootfs(root), security=relaxed, engine=engine) as container,
     ):
         assert "uid 0" in container.exec(["/bin/suid"], user="1000:1000").stdout
@@ -221,7 +221,7 @@ def test_without_nodev_a_device_would_be_opened(monkeypatch: pytest.MonkeyPatch,
     from pycontain._runtime import compile as compiling
 
     monkeypatch.setattr(compiling, "MountAttr", types.SimpleNamespace(NOSUID=2, NODEV=0, RDONLY=1))
-    with Engine(warm=0) as own:
+    with Engine(ahead=0) as own:
         assert "open /v/full" in _devices(engine=own)
 
 

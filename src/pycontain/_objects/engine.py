@@ -28,25 +28,25 @@ class Engine:
     Args:
         root: The directory for all state; without one PYCONTAIN_ROOT, or else the directories of the system
             (as root) or of the user.
-        warm: How many warm containers of one kind may wait for the next start; 0 for none.
+        ahead: How many warm containers of one kind may wait for the next start; 0 for none.
         layer_limits: Limits of what an image's layer may contain.
 
     Raises:
         PathError: The root cannot be used.
         StartError: A helper process does not start.
-        ValueError: `warm` is negative.
+        ValueError: `ahead` is negative.
     """
 
     def __init__(
         self,
         root: str | os.PathLike[str] | None = None,
         *,
-        warm: int = 2,
+        ahead: int = 2,
         layer_limits: LayerLimits | None = None,
     ) -> None:
-        if warm < 0:
-            raise ValueError(f"warm must be 0 or a number of containers, got {shown(warm)}")
-        self._session = Session(root, warm, layer_limits)
+        if ahead < 0:
+            raise ValueError(f"ahead must be 0 or a number of containers, got {shown(ahead)}")
+        self._session = Session(root, ahead, layer_limits)
         self._lock = threading.Lock()
         self._host: Image | None = None
 

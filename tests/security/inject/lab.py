@@ -28,7 +28,7 @@ class Lab:
         from pycontain import Engine, Image
 
         libc.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: adopt the children of a dead launcher
-        self._engine: Engine = Engine(top / "store", warm=0)
+        self._engine: Engine = Engine(top / "store", ahead=0)
         self._image: Image = Image.from_rootfs(top / "rootfs", engine=self._engine)
         self._top = top
         self._namespaces = [f"{name}:{os.stat(f'/proc/self/ns/{name}').st_ino}" for name in namespaces()]
