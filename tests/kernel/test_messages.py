@@ -29,7 +29,7 @@ def test_starts_and_ends_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-def test_memory_limit_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_memory_limit_is_logged(caplog: pytest.LogCaptureFixture, needs_memory: None) -> None:
     caplog.set_level(logging.DEBUG, logger="pycontain")
     with Container(memory="32M") as container:
         if container.exec(["python3", "-c", "bytearray(1 << 30)"]).reason != "oom":
