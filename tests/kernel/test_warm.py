@@ -15,6 +15,12 @@ import pytest
 from pycontain import Bind, Container, Engine
 
 
+@pytest.fixture(autouse=True)
+def _any_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let starts count as a succession however slow the machine is."""
+    monkeypatch.setattr("pycontain._runtime.warm._SUCCESSION", 300.0)
+
+
 @pytest.fixture
 def busy(tmp_path: Path) -> Iterator[Engine]:
     """Provide an engine of its own, in which containers of the default options have followed each other."""
