@@ -65,9 +65,9 @@ class Plumbing:
     """Pipes of one command.
 
     Args:
-        stdin, stdout, stderr: PIPE, DEVNULL, BUFFER, STDOUT for stderr, a file, a descriptor, a `Descriptor`,
-        or
-            None for the caller's own stream.
+        stdin: PIPE, DEVNULL, a file, a descriptor, a `Descriptor`, or None for the caller's own stream.
+        stdout: The same, or BUFFER.
+        stderr: The same as `stdout`, or STDOUT.
 
     Raises:
         ValueError: A stream is not open, or not for this direction.
